@@ -1,0 +1,157 @@
+"""Settings of a run: data, optimizer, parallelism, checkpoints, sampling, telemetry."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from diffmoe_scale.config.check import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where samples come from and how they are read."""
+
+    train: tuple[str, ...] = ()
+    """WebDataset tar shards: paths, globs or brace lists."""
+    validation: tuple[str, ...] = ()
+    """Shards of the held-out samples; empty switches validation off."""
+    shuffle_block: int = 64
+    """Shards that are shuffled together."""
+    workers: int = 0
+    """Reading processes a rank; 0 reads in the training process."""
+    caption_dropout: float = 0.1
+    """Probability of training on the empty caption (or null class), for guidance."""
+    horizontal_flip: bool = False
+    """Mirror half of the images; wrong for captions with 'left' and 'right'."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """RGB that shows through transparent pixels."""
+    max_bad_fraction: float = 0.05
+    """Samples that may fail to decode before the run stops."""
+
+    def __post_init__(self) -> None:
+        require(self.shuffle_block >= 1, "data.shuffle_block", self.shuffle_block, "at least 1")
+        require(self.workers >= 0, "data.workers", self.workers, "0 or more")
+        require(0 <= self.caption_dropout < 1, "data.caption_dropout", self.caption_dropout, "in [0, 1)")
+        require(0 <= self.max_bad_fraction <= 1, "data.max_bad_fraction", self.max_bad_fraction, "in [0, 1]")
+        require(all(0 <= value <= 255 for value in self.background), "data.background", self.background, "three values in 0..255")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW, its schedule and the weight average."""
+
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+    router_learning_rate_ratio: float = 1.0
+    """Learning rate of routers and capacity predictors over the peak."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.999
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay on matrices; norms, biases and embeddings have none."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    decay_fraction: float = 0.0
+    """Last part of the run in which the rate falls linearly to 0."""
+    clip_norm: float = 1.0
+    """Largest global gradient norm; 0 switches clipping off."""
+    ema_decay: float = 0.9999
+    """Decay of the weight average, per step."""
+    ema_warmup: bool = True
+    """Use min(decay, (1 + n) / (10 + n)) at step n."""
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "above 0")
+        require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
+        require(0 <= self.decay_fraction <= 1, "optimizer.decay_fraction", self.decay_fraction, "in [0, 1]")
+        require(self.clip_norm >= 0, "optimizer.clip_norm", self.clip_norm, "0 (off) or more")
+        require(0 <= self.ema_decay < 1, "optimizer.ema_decay", self.ema_decay, "in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How work is laid over ranks."""
+
+    expert_parallel: int = 1
+    """Ranks that share one set of experts; divides the world size and moe.num_experts."""
+    zero_stage: Literal[1, 2] = 1
+    """DeepSpeed ZeRO stage: 1 shards optimizer state, 2 also gradients."""
+    offload_optimizer: bool = False
+    """Keep optimizer state in host memory."""
+    timeout_s: int = 300
+    """Seconds after which a collective that a dead or stuck rank left open ends the run."""
+
+    def __post_init__(self) -> None:
+        require(self.expert_parallel >= 1, "parallel.expert_parallel", self.expert_parallel, "at least 1")
+        require(self.timeout_s >= 5, "parallel.timeout_s", self.timeout_s, "at least 5")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When checkpoints are written and which are kept."""
+
+    every: int = 500
+    """Steps between checkpoints; the last step always writes one."""
+    keep_last: int = 2
+    """Newest checkpoints kept."""
+    keep_every: int = 0
+    """Checkpoints at multiples of this step are kept for good; 0 keeps none."""
+    on_write_error: Literal["stop", "continue"] = "stop"
+    """What a failed save (a full disk) does to training; earlier checkpoints survive either way."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 1, "checkpoint.every", self.every, "at least 1")
+        require(self.keep_last >= 1, "checkpoint.keep_last", self.keep_last, "at least 1")
+        require(self.keep_every >= 0, "checkpoint.keep_every", self.keep_every, "0 (off) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How pictures are drawn from the model."""
+
+    steps: int = 20
+    """Euler steps from noise to data."""
+    guidance: float = 3.0
+    """Classifier-free guidance scale; 1 is none."""
+    guidance_end: float = 0.0
+    """Guidance is off at times t below this."""
+    selection: Literal["threshold", "threshold_count", "interval", "static"] = "threshold"
+    """How experts choose tokens: predictor over dynamic threshold (DiffMoE eq. 14), its count by gate score (the reference implementation's), predictor over one gamma, top K as in training."""
+    gamma: float = 0.5
+    """The constant threshold of `interval`."""
+    batch: int = 64
+    """Images drawn at once."""
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "sampling.steps", self.steps, "at least 1")
+        require(self.batch >= 1, "sampling.batch", self.batch, "at least 1")
+        require(0 <= self.gamma <= 1, "sampling.gamma", self.gamma, "in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TelemetryConfig:
+    """What a run reports, and where to."""
+
+    log_every: int = 20
+    """Steps between lines of metrics.jsonl."""
+    validate_every: int = 0
+    """Steps between validation losses; 0 is never."""
+    validation_samples: int = 256
+    """Samples of one validation."""
+    sample_every: int = 0
+    """Steps between sample grids; 0 is never."""
+    sample_prompts: tuple[str, ...] = ()
+    """Captions of the sample grids; empty takes the first validation captions."""
+    tensorboard: bool = True
+    """Write TensorBoard events into RUN/tensorboard."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Weights & Biases; `offline` writes into RUN/wandb."""
+    wandb_project: str = "diffmoe_scale"
+    """Project name on Weights & Biases."""
+
+    def __post_init__(self) -> None:
+        require(self.log_every >= 1, "telemetry.log_every", self.log_every, "at least 1")
+        require(self.validate_every >= 0, "telemetry.validate_every", self.validate_every, "0 (never) or more")
+        require(self.sample_every >= 0, "telemetry.sample_every", self.sample_every, "0 (never) or more")

@@ -1,0 +1,41 @@
+"""Package metadata; `make setup` installs it into the project's own virtual environment."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="diffmoe_scale",
+    version="0.1.0",
+    description="Training stack for text-to-image diffusion transformers with dynamic mixture-of-experts layers",
+    long_description=Path(__file__).with_name("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["diffmoe_scale", "diffmoe_scale.*"]),
+    install_requires=[
+        "torch>=2.11",
+        "torchvision",
+        "deepspeed==0.19.8",
+        "megatron-core==0.16.1",
+        "webdataset>=1.0.2",
+        "sentencepiece",
+        "open-clip-torch",
+        "diffusers",
+        "safetensors",
+        "wandb",
+        "tensorboard",
+        "matplotlib",
+        "numpy",
+        "pillow",
+        "pydantic>=2",
+        "pyyaml",
+        "tqdm",
+        "ninja",
+        "setuptools",
+    ],
+    extras_require={
+        "gpu": ["transformer-engine[pytorch]==2.20.2"],
+        "dev": ["hypothesis", "mypy", "pytest", "pytest-timeout", "ruff", "scipy", "types-PyYAML", "types-tqdm"],
+    },
+)
