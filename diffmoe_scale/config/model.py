@@ -78,7 +78,7 @@ class MoEConfig:
     expert_width_ratio: float = 4.0
     """Expert width over model width; below 4 gives fine-grained experts."""
     activation: Literal["gelu", "swiglu"] = "gelu"
-    """GELU(tanh) with biases, or SwiGLU without."""
+    """Of experts, and of the dense networks in the other blocks: GELU(tanh) with biases, or SwiGLU without."""
     router_init_std: float = 0.006
     """Standard deviation of the router's initial weight."""
     predictor_weight: float = 1.0
@@ -123,8 +123,8 @@ class ModelConfig:
     """Token width D."""
     heads: int = 4
     """Attention heads."""
-    time_scale: float = 1000.0
-    """Factor on t in [0, 1] before its sinusoidal embedding; the reference implementation's flow models use 1."""
+    feed_forward_ratio: float = 4.0
+    """Hidden width of dense feed-forward networks over the token width."""
     activation_checkpointing: Literal["none", "blocks", "experts"] = "none"
     """What is recomputed in the backward pass instead of being stored."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -152,6 +152,8 @@ class DiffusionConfig:
     """Mean of logit(t); negative favours little noise."""
     logit_std: float = 1.0
     """Standard deviation of logit(t)."""
+    time_scale: float = 1000.0
+    """For `flow`: factor on t in [0, 1] before its sinusoidal embedding; the reference implementation's flow models use 1."""
     min_time: float = 0.05
     """Smallest t that a velocity is divided by, for prediction `sample`."""
 

@@ -1,6 +1,7 @@
 """The root of a run's settings, and the checks that cross sections."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from diffmoe_scale.config.check import require
 from diffmoe_scale.config.model import AutoencoderConfig, DiffusionConfig, ModelConfig, MoEConfig, TextConfig
@@ -21,6 +22,8 @@ class RunConfig:
     """Samples an optimizer step, over all ranks."""
     micro_batch: int = 32
     """Samples a rank computes at once; the rest of the global batch is accumulated."""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """Of fp32 matrix products (torch.set_float32_matmul_precision): `high` allows TF32 on a GPU, `medium` bf16 where the hardware has it."""
     deterministic: bool = True
     """Choose deterministic kernels where torch has them."""
 

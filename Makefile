@@ -1,0 +1,49 @@
+# Two commands do all set-up by themselves: `make demo` trains and judges a small model, `make test` runs the tests.
+# PYTHON picks the interpreter of the virtual environment (3.11 or newer); RUN and DATA are where the demo writes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+RUN ?= runs/demo
+DATA ?= runs/data/scenes
+NPROC ?= 2
+
+.PHONY: help setup demo test lint format clean
+
+help:
+	@echo "make setup   virtual environment with all packages"
+	@echo "make demo    scenes, training on $(NPROC) processes, samples, scores, report ($(RUN))"
+	@echo "make test    all tests that need no GPU"
+	@echo "make lint    format and type checks"
+
+setup: $(READY)
+
+# Stamped, so that a second call costs nothing; made anew when the package list changes.
+$(READY): setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed; {sys.executable} is {sys.version.split()[0]}. Set PYTHON=..." or 0)'
+	@command -v g++ >/dev/null || { echo "error: g++ is needed (Debian: apt-get install g++)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/python tools/make_scenes.py --output $(DATA)
+	LOCAL_SIZE=$(NPROC) $(BIN)/deepspeed --num_gpus $(NPROC) launch/pretrain_t2i.sh --config configs/demo.yaml run.directory=$(RUN) 'data.train=[$(DATA)/train-*.tar]' 'data.validation=[$(DATA)/validation-*.tar]'
+	$(BIN)/python -m diffmoe_scale.sample --checkpoint $(RUN) --prompt "a red circle" --prompt "three green triangles" --prompt "a blue square left of a yellow circle" --prompt "a purple triangle and a green square"
+	$(BIN)/python -m diffmoe_scale.evaluate --checkpoint $(RUN)
+	@echo "report: $(RUN)/report.html"
+
+test: $(READY) lint
+	$(BIN)/python -m pytest -m "not gpu and not te"
+
+lint: $(READY)
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --quiet --check .
+	$(BIN)/mypy --no-error-summary
+
+format: $(READY)
+	$(BIN)/ruff check --quiet --fix .
+	$(BIN)/ruff format --quiet .
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,119 @@
+"""Config from YAML files and `key.sub=value` words, back to YAML, and its help text. pydantic's and yaml's only door."""
+
+import ast
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any  # YAML trees before validation
+
+import pydantic
+import yaml
+
+from diffmoe_scale.config.schema import Config
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """The Config of a YAML file (None: all defaults) with `key.sub=value` overrides, values written as in YAML.
+
+    Raises: ValueError naming the dotted path, what was got and what was expected; an unknown key names the nearest right one.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        if not path.is_file():
+            raise ValueError(f"config file {path} does not exist")
+        try:
+            loaded = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"config file {path} is not valid YAML: {error}") from error
+        if not isinstance(loaded, dict | None):
+            raise ValueError(f"config file {path} holds a {type(loaded).__name__}; expected sections such as 'run:' and 'data:'")
+        tree = loaded or {}
+        _check_keys(tree, Config, "")
+    for override in overrides:
+        _apply_override(tree, override)
+    try:
+        return pydantic.TypeAdapter(Config).validate_python(tree)
+    except pydantic.ValidationError as error:
+        raise ValueError("\n".join(_sentence(entry) for entry in error.errors())) from error
+
+
+def config_tree(config: Config) -> dict[str, Any]:
+    """The config as plain dictionaries, lists and scalars."""
+    tree: dict[str, Any] = pydantic.TypeAdapter(Config).dump_python(config, mode="json")
+    return tree
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML; `load_config` of it gives the same Config."""
+    return yaml.safe_dump(config_tree(config), sort_keys=False, allow_unicode=True)
+
+
+def describe_config() -> str:
+    """Every setting with its type, default and meaning, for `--help`."""
+    lines = []
+    for section in dataclasses.fields(Config):
+        lines.append(f"\n{section.name}:")
+        kind = section.type
+        assert inspect.isclass(kind)
+        meanings = _field_docstrings(kind)
+        for field in dataclasses.fields(kind):
+            default = yaml.safe_dump(list(field.default) if isinstance(field.default, tuple) else field.default, default_flow_style=True).splitlines()[0]
+            lines.append(f"  {section.name}.{field.name}={default}\n      {meanings[field.name]}")
+    return "\n".join(lines)
+
+
+def _field_docstrings(kind: type) -> dict[str, str]:
+    """The string literal below each field of a dataclass."""
+    (definition,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(definition, ast.ClassDef)
+    meanings = {}
+    for statement, after in zip(definition.body, definition.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant), f"{kind.__name__}.{statement.target.id} has no docstring"
+            meanings[statement.target.id] = str(after.value.value)
+    return meanings
+
+
+def _check_keys(tree: dict[str, Any], kind: type, prefix: str) -> None:
+    fields = {field.name: field.type for field in dataclasses.fields(kind)}
+    for key, value in tree.items():
+        if key not in fields:
+            raise ValueError(_unknown_key(f"{prefix}{key}", known=[f"{prefix}{name}" for name in fields]))
+        field_type = fields[key]
+        if inspect.isclass(field_type) and dataclasses.is_dataclass(field_type):
+            if not isinstance(value, dict):
+                raise ValueError(f"{prefix}{key} is {value!r}; expected a section with keys such as {dataclasses.fields(field_type)[0].name!r}")
+            _check_keys(value, field_type, f"{prefix}{key}.")
+
+
+def _unknown_key(path: str, *, known: Sequence[str]) -> str:
+    every_path = [f"{section.name}.{field.name}" for section in dataclasses.fields(Config) for field in dataclasses.fields(section.type)]  # type: ignore[arg-type]  # sections are dataclasses
+    near = difflib.get_close_matches(path, [*known, *every_path], n=1, cutoff=0.5)
+    # A right name in the wrong section is the commonest slip.
+    near = near or [candidate for candidate in every_path if candidate.split(".")[-1] == path.split(".")[-1]][:1]
+    return f"{path} is no setting" + (f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(known)}")
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    path, is_assignment, text = override.partition("=")
+    if not is_assignment:
+        raise ValueError(f"argument {override!r} is no assignment; expected key.sub=value, for example run.steps=100")
+    section, _, key = path.partition(".")
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is {text!r}, which is not a YAML value: {error}") from error
+    _check_keys({section: {key: value}} if key else {section: value}, Config, "")
+    tree.setdefault(section, {})[key] = value
+
+
+def _sentence(error: Any) -> str:  # pydantic's ErrorDetails
+    path = ".".join(str(part) for part in error["loc"])
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return message  # our own sentences name their path
+    if error["type"] == "tuple_type":
+        message = f"expected a list, for example [{error['input']}]"
+    return f"{path} is {error['input']!r}; {message[0].lower()}{message[1:]}"

@@ -1,0 +1,49 @@
+"""`python -m diffmoe_scale.evaluate --checkpoint RUN`: scores of a trained model, and the run's report."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffmoe_scale.sample import add_sampling_arguments, chosen_sampling
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="evaluate", description="Score a model on the compositional suites and write RUN/evaluation.json and RUN/report.html.")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="run directory (its newest complete checkpoint) or one checkpoints/step_N folder")
+    parser.add_argument("--prompts", type=int, default=96, help="prompts a suite (default: 96)")
+    parser.add_argument("--seed", type=int, default=0, help="source of prompts and initial noise (default: 0)")
+    parser.add_argument("--weights", choices=("ema", "master"), default="ema", help="averaged or last weights (default: ema)")
+    add_sampling_arguments(parser)
+    parsed = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        run(parsed)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(parsed: argparse.Namespace) -> None:
+    # Imported here: `--help` and wrong arguments answer at once.
+    from diffmoe_scale.evaluation.harness import evaluate
+    from diffmoe_scale.evaluation.pipeline import load_pipeline
+    from diffmoe_scale.evaluation.report import format_scores, write_report
+
+    if parsed.prompts < 2:
+        raise ValueError(f"--prompts is {parsed.prompts}; expected at least 2, since captions are also shuffled")
+    loaded = load_pipeline(parsed.checkpoint, weights=parsed.weights)
+    result = evaluate(loaded, chosen_sampling(loaded.config.sampling, parsed), prompts_per_suite=parsed.prompts, seed=parsed.seed)
+    temporary = loaded.directory.evaluation.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=1))
+    os.replace(temporary, loaded.directory.evaluation)
+    print(format_scores(result))
+    print(write_report(loaded.directory.path))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

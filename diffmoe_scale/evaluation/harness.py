@@ -1,0 +1,57 @@
+"""All suites over one model: pictures, scores, chance, and what the experts did."""
+
+import logging
+
+import torch
+
+from diffmoe_scale.config.load import config_tree
+from diffmoe_scale.config.train import SamplingConfig
+from diffmoe_scale.diffusion.sampler import sampling_times
+from diffmoe_scale.evaluation.pipeline import LoadedModel, draw
+from diffmoe_scale.evaluation.suites import SUITES, build_suite, score_images, shuffled
+from diffmoe_scale.telemetry.plots import save_image_grid
+
+logger = logging.getLogger(__name__)
+
+NUM_SHOWN = 24
+GRID_COLUMNS = 8
+
+
+def evaluate(model: LoadedModel, sampling: SamplingConfig, *, prompts_per_suite: int, seed: int) -> dict[str, object]:
+    """What goes into RUN/evaluation.json; a grid of pictures for each suite goes into RUN/samples."""
+    if model.config.model.conditioning != "text":
+        raise ValueError("the compositional suites need captions, but this model is class-conditional (model.conditioning=class)")
+    scores: dict[str, dict[str, float]] = {}
+    loads = []
+    model.directory.samples.mkdir(exist_ok=True)
+    for name in SUITES:
+        prompts = build_suite(name, num_prompts=prompts_per_suite, seed=seed)
+        generated = draw(model.pipeline, [prompt.text for prompt in prompts], sampling, seed=seed, title=name)
+        passed = score_images(generated.images_BCHW, prompts)
+        by_chance = score_images(generated.images_BCHW, shuffled(prompts))
+        scores[name] = {"score": sum(passed) / len(passed), "shuffled": sum(by_chance) / len(by_chance), "prompts": len(prompts)}
+        loads.append(generated.load_TLE)
+        save_image_grid(
+            generated.images_BCHW[:NUM_SHOWN],
+            [prompt.text for prompt in prompts[:NUM_SHOWN]],
+            model.directory.samples / f"evaluation-{name}.png",
+            columns=GRID_COLUMNS,
+            passed=passed[:NUM_SHOWN],
+        )
+        logger.info("%s %.2f (captions shuffled: %.2f)", name, scores[name]["score"], scores[name]["shuffled"])
+    load_TLE = torch.stack(loads).mean(0)
+    has_experts = load_TLE.numel() > 0
+    return {
+        "checkpoint": str(model.checkpoint),
+        "step": model.step,
+        "prompts_per_suite": prompts_per_suite,
+        "sampling": config_tree(model.config)["sampling"] | {"steps": sampling.steps, "guidance": sampling.guidance, "selection": sampling.selection, "gamma": sampling.gamma},
+        "scores": scores,
+        "capacity": {
+            "average": float(load_TLE.mean()) if has_experts else 1.0,
+            "times": sampling_times(sampling.steps)[:-1].tolist(),
+            "by_time": load_TLE.mean(dim=(1, 2)).tolist() if has_experts else [],
+            "layers": [layer.layer_index for layer in model.pipeline.denoiser.moe_layers()],
+            "load_TLE": load_TLE.tolist(),
+        },
+    }

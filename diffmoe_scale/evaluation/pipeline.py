@@ -1,0 +1,62 @@
+"""A trained model from its run directory, on one process whatever layout it was trained on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from diffmoe_scale.checkpoint.store import load_weights, newest_checkpoint
+from diffmoe_scale.config.load import load_config
+from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.config.schema import Config
+from diffmoe_scale.config.train import SamplingConfig
+from diffmoe_scale.model.pipeline import Generated, Pipeline, build_pipeline
+from diffmoe_scale.parallel.context import initialize
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A pipeline with the weights of a checkpoint, and where they came from."""
+
+    pipeline: Pipeline
+    config: Config
+    directory: RunDirectory
+    checkpoint: Path
+    step: int
+
+
+def load_pipeline(path: Path, *, weights: str) -> LoadedModel:
+    """The model of a run directory (newest complete checkpoint) or of one of its `checkpoints/step_N` folders.
+
+    Raises: ValueError if there is no complete checkpoint or it does not fit RUN/config.yaml.
+    """
+    is_checkpoint = path.parent.name == "checkpoints"
+    directory = RunDirectory(path.parent.parent if is_checkpoint else path)
+    if not directory.config.is_file():
+        raise ValueError(f"{path} is no run: {directory.config} does not exist; give a run directory or one of its checkpoints/step_N folders")
+    config = load_config(directory.config, ["parallel.expert_parallel=1"])
+    checkpoint = path if is_checkpoint else newest_checkpoint(directory.checkpoints)
+    if checkpoint is None:
+        raise ValueError(f"{directory.checkpoints} holds no complete checkpoint; train first")
+    context = initialize(expert_parallel=1, timeout_s=config.parallel.timeout_s)
+    pipeline = build_pipeline(config, tokenizer_path=directory.tokenizer, groups=context.megatron_groups, device=context.device)
+    manifest = load_weights(checkpoint, pipeline.denoiser, family=weights)
+    return LoadedModel(pipeline=pipeline, config=config, directory=directory, checkpoint=checkpoint, step=manifest.step)
+
+
+def draw(pipeline: Pipeline, prompts: Sequence[str] | Sequence[int], sampling: SamplingConfig, *, seed: int, title: str = "sampling") -> Generated:
+    """`pipeline.generate` in batches of `sampling.batch`, with a progress bar; loads are averaged over batches by their size."""
+    parts: list[Generated] = []
+    with tqdm(total=len(prompts), desc=title, unit="image", disable=None) as progress:
+        for first in range(0, len(prompts), sampling.batch):
+            batch = prompts[first : first + sampling.batch]
+            parts.append(pipeline.generate(batch, sampling, seed=seed, first_index=first))
+            progress.update(len(batch))
+    counts = torch.tensor([part.images_BCHW.shape[0] for part in parts], dtype=torch.float32)
+    loads = torch.stack([part.load_TLE for part in parts])
+    return Generated(
+        images_BCHW=torch.cat([part.images_BCHW for part in parts]),
+        load_TLE=(loads * counts[:, None, None, None]).sum(0) / counts.sum(),
+    )

@@ -1,0 +1,66 @@
+"""The loss of a micro-batch, and what a step wants to know of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffmoe_scale.data.batch import Batch
+from diffmoe_scale.diffusion.noise import sample_noise
+from diffmoe_scale.diffusion.objective import Objective
+from diffmoe_scale.model.denoiser import Condition
+from diffmoe_scale.model.transformer import Prediction
+from diffmoe_scale.moe.routing import Routing, Selection
+
+NUM_TIME_BINS = 10
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """`total` is what is differentiated; `parts` are its detached terms, means over the micro-batch."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    routings: list[Routing]
+
+
+def denoising_loss(
+    predict: Callable[..., Prediction],
+    objective: Objective,
+    batch: Batch,
+    latents_BCHW: Tensor,
+    *,
+    seed: int,
+    selection: Selection,
+) -> StepLoss:
+    """Noise the latents, predict, compare. `predict` is the engine or a plain Denoiser.
+
+    Noise and time come from (seed, global sample number): the same for every layout of ranks. Samples that failed to
+    decode have weight 0 and still count in the mean, so that the loss does not depend on how they fall on ranks.
+    """
+    device = latents_BCHW.device
+    uniform_B, noise_BCHW = sample_noise(seed, batch.indices_B.tolist(), latents_BCHW.shape[1:], device)
+    t_B = objective.sample_time(uniform_B)
+    x_t_BCHW = objective.add_noise(latents_BCHW, noise_BCHW, t_B)
+    condition = Condition(captions=batch.captions, labels_B=batch.labels_B.to(device), dropped_B=batch.dropped_B.to(device))
+    prediction = predict(x_t_BCHW, objective.embedding_time(t_B), condition, selection)
+    loss_B = objective.loss(prediction.value_BCHW, x_t_BCHW, latents_BCHW, noise_BCHW, t_B) * batch.weight_B.to(device)
+    diffusion = loss_B.mean()
+    auxiliary = mean_auxiliary_losses(prediction.routings)
+    parts = {"loss/diffusion": diffusion.detach()} | {f"loss/{name}": value.detach() for name, value in auxiliary.items()}
+    parts |= _loss_by_time(loss_B.detach(), t_B)
+    return StepLoss(total=diffusion + sum(auxiliary.values(), start=torch.zeros((), device=device)), parts=parts, routings=prediction.routings)
+
+
+def mean_auxiliary_losses(routings: list[Routing]) -> dict[str, Tensor]:
+    """Weighted losses of the routers by name, averaged over MoE layers (DiffMoE eq. 13)."""
+    names = routings[0].aux_losses if routings else {}
+    return {name: torch.stack([routing.aux_losses[name] for routing in routings]).mean() for name in names}
+
+
+def _loss_by_time(loss_B: Tensor, t_B: Tensor) -> dict[str, Tensor]:
+    """Sums and counts of the loss in each tenth of the time axis; empty tenths are common, so the mean is taken later."""
+    bins_B = (t_B * NUM_TIME_BINS).long().clamp(max=NUM_TIME_BINS - 1)
+    one_hot = torch.nn.functional.one_hot(bins_B, NUM_TIME_BINS).float()
+    return {"time_bin_sum": one_hot.T @ loss_B.float(), "time_bin_count": one_hot.sum(0)}

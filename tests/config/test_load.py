@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+
+from diffmoe_scale.config.load import describe_config, dump_config, load_config
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/**/*.yaml")), ids=lambda path: path.name)
+def test_every_recipe_loads_and_begins_with_its_command(path: Path) -> None:
+    load_config(path)
+    assert path.read_text().startswith("# ") and "launch/pretrain_t2i.sh --config" in path.read_text().splitlines()[0]
+
+
+def test_resolved_config_alone_gives_the_same_config(tmp_path: Path) -> None:
+    config = load_config(None, ["run.steps=20", "data.train=[a.tar, b.tar]", "optimizer.learning_rate=1e-3"])
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_command_line_wins_over_file_and_file_over_default(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("run: {steps: 7, seed: 3}")
+    config = load_config(tmp_path / "c.yaml", ["run.steps=9"])
+    assert (config.run.steps, config.run.seed, config.run.global_batch) == (9, 3, 64)
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("run.stpes=3", "run.stpes is no setting; did you mean run.steps?"),
+        ("rum.steps=3", "rum is no setting; did you mean run?"),
+        ("steps=3", "steps is no setting; did you mean run.steps?"),
+        ("run.steps=abc", "run.steps is 'abc'"),
+        ("run.steps=1.5", "run.steps is 1.5"),
+        ("run=3", "run is 3; expected a section"),
+        ("run.steps", "is no assignment"),
+        ("data.train=x.tar", "data.train is 'x.tar'; expected a list, for example [x.tar]"),
+        ("moe.pool=everywhere", "moe.pool is 'everywhere'; input should be 'rank'"),
+        ("model.width=130", "model.width is 130; expected a multiple of model.heads (4)"),
+        ("model.patch_size=5", "model.image_size is 32; expected a multiple of model.patch_size (5)"),
+        ("parallel.expert_parallel=3", "moe.num_experts is 8; expected a multiple of parallel.expert_parallel (3)"),
+        ("run.micro_batch=48", "run.global_batch is 64; expected a multiple of run.micro_batch (48)"),
+        ("moe.precision=fp8_current", "moe.precision is 'fp8_current'; expected 'model' unless moe.backend is 'transformer_engine'"),
+    ],
+)
+def test_wrong_setting_is_named_by_its_path(setting: str, sentence: str) -> None:
+    with pytest.raises(ValueError) as error:
+        load_config(None, [setting])
+    assert sentence in str(error.value)
+
+
+def test_unknown_key_in_a_file_is_named_with_the_nearest_right_one(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("moe: {num_expert: 8}")
+    with pytest.raises(ValueError, match=r"moe.num_expert is no setting; did you mean moe.num_experts\?"):
+        load_config(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("text", ["run: [", "- 1", "3"])
+def test_file_that_is_no_config_is_an_error_with_its_name(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"c\.yaml"):
+        load_config(tmp_path / "c.yaml")
+
+
+def test_help_describes_every_setting() -> None:
+    assert "run.steps=1000" in describe_config() and "Optimizer steps." in describe_config()
