@@ -18,6 +18,8 @@ class DataConfig:
     """Shards that are shuffled together."""
     workers: int = 0
     """Reading processes a rank; 0 reads in the training process."""
+    index_folder: str = ""
+    """Folder for the indexes of shards that lie in a read-only folder; empty keeps those in memory, made anew at each start."""
     caption_dropout: float = 0.1
     """Probability of training on the empty caption (or null class), for guidance."""
     horizontal_flip: bool = False
@@ -25,7 +27,7 @@ class DataConfig:
     background: tuple[int, int, int] = (255, 255, 255)
     """RGB that shows through transparent pixels."""
     max_bad_fraction: float = 0.05
-    """Samples that may fail to decode before the run stops."""
+    """Share of a rank's samples that may be unusable (no picture, no label) before the run stops."""
 
     def __post_init__(self) -> None:
         require(self.shuffle_block >= 1, "data.shuffle_block", self.shuffle_block, "at least 1")

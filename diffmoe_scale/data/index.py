@@ -1,0 +1,275 @@
+"""Where each sample of a tar shard lies: made by one scan, kept in a file beside the shard."""
+
+import contextlib
+import errno
+import glob
+import io
+import json
+import logging
+import os
+import random
+import re
+import uuid
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any  # JSON headers and numpy's open archives
+
+import numpy as np
+from webdataset.shardlists import expand_urls
+from webdataset.tariterators import base_plus_ext
+
+from diffmoe_scale.data.archive import Problem, iterate_members
+from diffmoe_scale.data.recent import RecentlyUsed
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm", "jp2")
+INDEX_SUFFIX = ".index.npz"
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+REMEMBERED_INDEXES = 128
+NAMED_PROBLEMS = 20
+# Of webdataset's reader (tariterators.tar_file_iterator): such members belong to no sample.
+META_NAME = re.compile(r"__[^/]*__($|/)")
+
+
+@dataclass(frozen=True)
+class Span:
+    """`size` bytes of a shard from `offset` on."""
+
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """The samples of one shard by row: sample r has members first_member[r] to first_member[r + 1]."""
+
+    keys: np.ndarray
+    suffixes: list[str]
+    first_member: np.ndarray
+    suffix: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
+    problems: list[Problem]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def key(self, row: int) -> str:
+        return bytes(self.keys[row]).decode("utf-8", "replace")
+
+    def members(self, row: int) -> dict[str, Span]:
+        """Suffix (lower case, no dot) to place."""
+        first, last = int(self.first_member[row]), int(self.first_member[row + 1])
+        return {self.suffixes[self.suffix[m]]: Span(int(self.offset[m]), int(self.size[m])) for m in range(first, last)}
+
+
+class ShardCatalog:
+    """All shards of a data set with the number of samples in each; an index is read when it is needed."""
+
+    def __init__(self, paths: Sequence[Path], *, index_folder: Path | None = None) -> None:
+        """Raises: ValueError if no shard holds a sample, or one cannot be indexed at all."""
+        self.paths = list(paths)
+        self.index_folder = index_folder
+        self.counts = [0] * len(paths)
+        self.problems: Counter[str] = Counter()
+        self._recent: RecentlyUsed[int, ShardIndex] = RecentlyUsed(REMEMBERED_INDEXES)
+        self._kept: dict[int, ShardIndex] = {}
+        # Ranks that start together take the shards in different orders, so each scans some and reads the others' indexes.
+        for shard in random.SystemRandom().sample(range(len(paths)), len(paths)):
+            self._register(shard)
+        for path, count in zip(self.paths, self.counts, strict=True):
+            if count == 0:
+                logger.warning("shard %s holds no sample", path)
+        if sum(self.counts) == 0:
+            raise ValueError(f"no sample in {len(self.paths)} shards, the first is {self.paths[0]}; problems found: {dict(self.problems) or 'none, they are empty'}")
+
+    def index(self, shard: int) -> ShardIndex:
+        return self._kept[shard] if shard in self._kept else self._recent.get(shard, self._load)
+
+    def _register(self, shard: int) -> None:
+        path = self.paths[shard]
+        for place in index_places(path, self.index_folder):
+            header = read_header(place, path)
+            if header is not None:
+                self.counts[shard] = header["samples"]
+                self.problems.update(problem["kind"] for problem in header["problems"])
+                return
+        index = scan_shard(path)
+        self.counts[shard] = len(index)
+        self.problems.update(problem.kind for problem in index.problems)
+        if write_index(index, path, self.index_folder) is None:
+            self._kept[shard] = index
+
+    def _load(self, shard: int) -> ShardIndex:
+        path = self.paths[shard]
+        for place in index_places(path, self.index_folder):
+            index = read_index(place, path)
+            if index is not None and len(index) == self.counts[shard]:
+                return index
+        # Its index was removed or the shard was touched since the start: look again, but never go on with other samples.
+        index = scan_shard(path)
+        if len(index) != self.counts[shard]:
+            raise RuntimeError(f"shard {path} held {self.counts[shard]} samples when the run started and holds {len(index)} now; shards must not change during a run")
+        return index
+
+
+def expand_patterns(patterns: Sequence[str]) -> list[Path]:
+    """Shard files of paths, globs and brace lists (webdataset's notation), in the order given and sorted within a glob.
+
+    Raises: ValueError for a pattern without a file, and for what is no local file.
+    """
+    if not patterns:
+        raise ValueError("no shards are given; set data.train to tar files, for example [shards/train-*.tar] or ['shards/train-{000..099}.tar']")
+    paths: list[Path] = []
+    for pattern in patterns:
+        for name in expand_urls(pattern):
+            if re.match(r"(pipe|[a-z0-9]{2,}):", name):
+                raise ValueError(f"shard {name!r} is no local file; samples are read by offset, so copy or mount it first")
+            found = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else [name]
+            if not found:
+                raise ValueError(f"shard pattern {name!r} matches no file (working directory {os.getcwd()})")
+            paths += map(Path, found)
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise ValueError(f"{len(missing)} of {len(paths)} shards do not exist or are no files: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}")
+    unique = list(dict.fromkeys(paths))
+    if len(unique) < len(paths):
+        logger.info("%d shards are matched by more than one pattern and read once", len(paths) - len(unique))
+    return unique
+
+
+def scan_shard(path: Path) -> ShardIndex:
+    """The index of a shard from its headers. Samples without an image are left out; each loss is a Problem, and logged.
+
+    Members that follow each other with the same name up to the first dot are one sample, as in webdataset.
+    """
+    samples: list[tuple[str, dict[str, Span]]] = []
+    problems = []
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        _refuse_compressed(path, os.pread(descriptor, 8, 0))
+        for item in iterate_members(descriptor):
+            if isinstance(item, Problem):
+                problems.append(item)
+                continue
+            key, suffix = base_plus_ext(item.name)
+            if key is None or META_NAME.match(item.name):
+                continue
+            if not samples or samples[-1][0] != key:
+                samples.append((key, {}))
+            if samples[-1][1].setdefault(suffix.lower(), span := Span(item.offset, item.size)) is not span:
+                problems.append(Problem("member twice", item.name))
+    finally:
+        os.close(descriptor)
+    problems += [Problem("no image", f"{key} (has {', '.join(sorted(members))})") for key, members in samples if not has_image(members)]
+    for problem in problems[:NAMED_PROBLEMS]:
+        logger.warning("shard %s: %s: %s", path, problem.kind, problem.name)
+    if len(problems) > NAMED_PROBLEMS:
+        logger.warning("shard %s: %d more problems, in all %s", path, len(problems) - NAMED_PROBLEMS, dict(Counter(problem.kind for problem in problems)))
+    return _pack([(key, members) for key, members in samples if has_image(members)], problems)
+
+
+def has_image(members: dict[str, Span]) -> bool:
+    return any(suffix in members for suffix in IMAGE_SUFFIXES)
+
+
+def _refuse_compressed(path: Path, beginning: bytes) -> None:
+    for mark, name in COMPRESSED.items():
+        if beginning.startswith(mark):
+            raise ValueError(f"shard {path} is compressed ({name}); samples are read by offset, so unpack it to a plain tar file")
+
+
+def _pack(samples: list[tuple[str, dict[str, Span]]], problems: list[Problem]) -> ShardIndex:
+    suffixes = sorted({suffix for _, members in samples for suffix in members})
+    number = {suffix: n for n, suffix in enumerate(suffixes)}
+    flat = [(number[suffix], span.offset, span.size) for _, members in samples for suffix, span in members.items()]
+    columns = np.array(flat, dtype=np.int64).reshape(-1, 3).T
+    return ShardIndex(
+        keys=np.array([key.encode("utf-8", "surrogateescape") for key, _ in samples], dtype=np.bytes_),
+        suffixes=suffixes,
+        first_member=np.cumsum([0] + [len(members) for _, members in samples], dtype=np.int64),
+        suffix=columns[0].astype(np.int32),
+        offset=columns[1].copy(),
+        size=columns[2].copy(),
+        problems=problems,
+    )
+
+
+def index_places(path: Path, index_folder: Path | None) -> list[Path]:
+    """Files an index may be in: beside the shard, then in the folder for shards that cannot be written beside."""
+    beside = path.with_name(path.name + INDEX_SUFFIX)
+    if index_folder is None:
+        return [beside]
+    mark = blake2b(str(path.resolve()).encode(), digest_size=8).hexdigest()
+    return [beside, index_folder / f"{path.name}.{mark}{INDEX_SUFFIX}"]
+
+
+def _stamp(path: Path) -> dict[str, int]:
+    """What an index is compared with to find out that its shard has changed."""
+    status = path.stat()
+    return {"format": FORMAT, "shard_size": status.st_size, "shard_mtime_ns": status.st_mtime_ns}
+
+
+def write_index(index: ShardIndex, path: Path, index_folder: Path | None) -> Path | None:
+    """Write an index so that it appears complete or not at all; the place, or None where nothing could be written."""
+    header = _stamp(path) | {"samples": len(index), "suffixes": index.suffixes, "problems": [asdict(problem) for problem in index.problems]}
+    arrays = {name: getattr(index, name) for name in ("keys", "first_member", "suffix", "offset", "size")}
+    buffer = io.BytesIO()
+    np.savez(buffer, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
+    reasons = []
+    for place in index_places(path, index_folder):
+        temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _respect_mode(place.parent)
+            temporary.write_bytes(buffer.getvalue())
+            os.replace(temporary, place)
+            return place
+        except OSError as error:
+            reasons.append(str(error))
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+    logger.info("the index of shard %s is kept in memory and made anew at each start (%s); data.index_folder names a folder for it", path, "; ".join(reasons))
+    return None
+
+
+def _respect_mode(folder: Path) -> None:
+    """Raises: PermissionError for a folder that nobody may write into. Root, usual in containers, could all the same."""
+    if folder.stat().st_mode & 0o222 == 0:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
+def _open_index(place: Path, path: Path) -> Any | None:
+    """numpy's lazy archive and header of an index that belongs to the shard as it is now, or None."""
+    try:
+        archive = np.load(place, allow_pickle=False)
+        header = json.loads(archive["header"].tobytes())
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        # Absent or damaged: the scan makes it anew.
+        return None
+    return (archive, header) if _stamp(path).items() <= header.items() else None
+
+
+def read_header(place: Path, path: Path) -> dict[str, Any] | None:
+    """The header of an index file alone, or None if it is absent, damaged or older than its shard."""
+    opened = _open_index(place, path)
+    return None if opened is None else opened[1]
+
+
+def read_index(place: Path, path: Path) -> ShardIndex | None:
+    """The index in a file, or None if it is absent, damaged or older than its shard."""
+    opened = _open_index(place, path)
+    if opened is None:
+        return None
+    archive, header = opened
+    try:
+        arrays = {name: archive[name] for name in ("keys", "first_member", "suffix", "offset", "size")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return ShardIndex(suffixes=header["suffixes"], problems=[Problem(**problem) for problem in header["problems"]], **arrays)

@@ -1,0 +1,92 @@
+"""Tokens to the ranks of their experts and back: Megatron's all-to-all dispatcher, also without CUDA."""
+
+from typing import Any  # autograd's context object has no public type
+
+import torch
+import torch.distributed as dist
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+
+class _AllToAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, group: dist.ProcessGroup, received: list[int] | None, sent: list[int] | None) -> Tensor:
+        ctx.arguments = group, sent, received
+        rows = rows.contiguous()
+        answer = rows.new_empty(rows.shape[0] if received is None else sum(received), *rows.shape[1:])
+        dist.all_to_all_single(answer, rows, received, sent, group=group)
+        return answer
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return _AllToAll.apply(grads[0], *ctx.arguments), None, None, None
+
+
+def all_to_all(rows: Tensor, group: dist.ProcessGroup | None, received: list[int] | None, sent: list[int] | None) -> Tensor:
+    """Rows from every rank of `group`, in rank order; None splits evenly. Differentiable. Collective over `group`."""
+    if group is None or group.size() == 1:
+        return rows
+    return _AllToAll.apply(rows, group, received, sent)
+
+
+class TokenDispatcher(MoEAlltoAllTokenDispatcher):
+    """Megatron's dispatcher with two changes: it runs on CPU, where every override stands in for code that names CUDA (on
+    CUDA it calls the parent), and `expect_rows` lets one object take the static path of training and the dynamic one of
+    threshold inference."""
+
+    def __init__(self, *, local_experts: list[int], config: TransformerConfig, groups: ProcessGroupCollection) -> None:
+        if not torch.cuda.is_available():
+            # megatron-core 0.16.1 makes a CUDA stream unless the class holds one; no method of this subclass uses it on CPU.
+            MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = "no CUDA device"
+        super().__init__(len(local_experts), local_experts, config, pg_collection=groups)
+        self.is_cuda = False
+
+    def expect_rows(self, rows_per_expert: int | None) -> None:
+        """Before each dispatch: every expert takes this many of every rank's tokens (even splits, known shapes, no exchange
+        of counts and no wait for the device), or None where the mask alone tells."""
+        self.drop_and_pad = rows_per_expert is not None
+        self.capacity = rows_per_expert
+
+    def preprocess(self, routing_map: Tensor) -> Tensor:
+        """Rows of each local expert, and the splits of the two all-to-alls. Collective over the expert-parallel group."""
+        self.is_cuda = routing_map.is_cuda
+        if self.drop_and_pad:
+            # The parent computes its own capacity, rounding up; DiffMoE rounds down.
+            self.num_out_tokens = self.capacity * self.num_experts
+            self.input_splits = self.output_splits = None
+            return torch.full((self.num_local_experts,), self.capacity * self.ep_size)
+        if self.is_cuda:
+            return super().preprocess(routing_map)
+        rows_E = routing_map.sum(dim=0)
+        self.num_out_tokens = int(rows_E.sum())
+        rows_GE = rows_E.new_empty(self.ep_size, self.num_experts)
+        if self.ep_size > 1:
+            dist.all_gather_into_tensor(rows_GE, rows_E, group=self.ep_group)
+        else:
+            rows_GE[0] = rows_E
+        first = self.local_expert_indices[0]
+        rows_Ge = rows_GE[:, first : first + self.num_local_experts].contiguous()
+        self.input_splits = rows_E.view(self.ep_size, -1).sum(dim=1).tolist()
+        self.output_splits = rows_Ge.sum(dim=1).tolist()
+        self.num_global_tokens_per_local_expert = rows_Ge
+        return rows_Ge.sum(dim=0)
+
+    def token_dispatch(self, rows_RD: Tensor, gate_R: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and their gates to the ranks of their experts. Collective over the expert-parallel group."""
+        if self.is_cuda:
+            return super().token_dispatch(rows_RD, gate_R)
+        splits = self.output_splits, self.input_splits
+        return all_to_all(rows_RD, self.ep_group, *splits), all_to_all(gate_R, self.ep_group, *splits)
+
+    def token_combine(self, rows_RD: Tensor) -> Tensor:
+        """Rows back to the ranks of their tokens. Collective over the expert-parallel group."""
+        if self.is_cuda:
+            return super().token_combine(rows_RD)
+        return all_to_all(rows_RD, self.ep_group, self.input_splits, self.output_splits)
+
+    def _maybe_dtoh_and_synchronize(self, point: str, tokens_per_expert: Tensor | None = None) -> Tensor | None:
+        if self.is_cuda:
+            return super()._maybe_dtoh_and_synchronize(point, tokens_per_expert)
+        return tokens_per_expert

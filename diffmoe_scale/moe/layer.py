@@ -1,0 +1,101 @@
+"""The mixture-of-experts layer: route, dispatch, experts, combine."""
+
+from collections.abc import Iterator
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.moe.moe_layer import BaseMoELayer
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+from diffmoe_scale.config.model import MoEConfig
+from diffmoe_scale.moe.dispatch import TokenDispatcher
+from diffmoe_scale.moe.experts import SharedExperts, build_experts
+from diffmoe_scale.moe.generator import named_generator
+from diffmoe_scale.moe.routing import Routing, RoutingContext, build_router
+
+
+class MoELayer(BaseMoELayer):
+    """y_s = sum over the experts i that took token s of gate[s, i] * E_i(x_s) (DiffMoE eq. 7), plus the shared experts.
+
+    A token that no expert took gets 0: the block's residual carries it. An expert's gradient is that of the sum of the
+    losses of all ranks of the expert-parallel group; scaling it is the engine's.
+    """
+
+    def __init__(self, config: MoEConfig, *, width: int, layer_index: int, seed: int, groups: ProcessGroupCollection) -> None:
+        expert_parallel = 1 if groups.ep is None else groups.ep.size()
+        if config.num_experts % expert_parallel != 0:
+            raise ValueError(
+                f"moe.num_experts is {config.num_experts} but parallel.expert_parallel is {expert_parallel}; choose a multiple of {expert_parallel}"
+            )
+        megatron = megatron_config(config, width=width, expert_parallel=expert_parallel)
+        super().__init__(megatron, layer_number=layer_index, pg_collection=groups)
+        self.router = build_router(config, megatron=megatron, groups=groups, layer_index=layer_index, seed=seed)
+        self.token_dispatcher = TokenDispatcher(local_experts=self.local_expert_indices, config=megatron, groups=groups)
+        self.experts = build_experts(
+            config, megatron=megatron, local_experts=self.local_expert_indices, groups=groups, layer_index=layer_index, seed=seed
+        )
+        if config.shared_experts > 0:
+            self.shared_experts = SharedExperts(
+                width=width,
+                hidden_width=config.shared_experts * megatron.moe_ffn_hidden_size,
+                is_gated=megatron.gated_linear_unit,
+                generator=named_generator(seed, layer_index, "shared"),
+            )
+
+    def forward(self, x_SD: Tensor, context: RoutingContext) -> tuple[Tensor, Routing]:
+        """Output [S, D] and the router's decision. Collective over the expert-parallel group, and the pool's in training."""
+        routing = self.router(x_SD, context)
+        dispatcher = self.token_dispatcher
+        dispatcher.expect_rows(routing.rows_per_expert)
+
+        rows_RD, gate_R = dispatcher.dispatch_preprocess(x_SD, routing.mask_SE, routing.gate_SE)
+        rows_RD, gate_R = dispatcher.token_dispatch(rows_RD, gate_R)
+        rows_RD, rows_per_expert, gate_R = dispatcher.dispatch_postprocess(rows_RD, gate_R)
+
+        rows_RD, _ = self.experts(rows_RD, rows_per_expert, gate_R)
+
+        rows_RD = dispatcher.combine_preprocess(rows_RD)
+        rows_RD = dispatcher.token_combine(rows_RD)
+        y_SD = dispatcher.combine_postprocess(rows_RD)
+
+        if self.shared_experts is not None:
+            y_SD = y_SD + self.shared_experts(x_SD)
+        return y_SD, routing
+
+    def expert_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Canonical name (`experts.<global index>.w_in`, `.b_in`, `.w_out`, `.b_out`) and parameter of this rank's experts."""
+        return self.experts.expert_parameters()
+
+
+def megatron_config(config: MoEConfig, *, width: int, expert_parallel: int) -> TransformerConfig:
+    """What Megatron's parts of the layer read; everything else stays at its default and is not used."""
+    is_gated = config.activation == "swiglu"
+    expert_width = round(config.expert_width_ratio * width)
+    multiple = 8
+    if config.backend == "grouped" and (width % multiple or expert_width % multiple):
+        raise ValueError(
+            f"model.width is {width} and the expert width {expert_width} (moe.expert_width_ratio {config.expert_width_ratio}); "
+            f"moe.backend 'grouped' needs multiples of {multiple}: change them or set moe.backend to 'loop'"
+        )
+    return TransformerConfig(
+        num_layers=1,
+        hidden_size=width,
+        num_attention_heads=1,
+        num_moe_experts=config.num_experts,
+        moe_ffn_hidden_size=expert_width,
+        expert_model_parallel_size=expert_parallel,
+        gated_linear_unit=is_gated,
+        add_bias_linear=not is_gated,
+        moe_router_load_balancing_type="none",
+        # Tells the dispatcher that rows are not tokens x top-k: experts choose.
+        moe_expert_capacity_factor=config.capacity,
+        moe_token_dispatcher_type="alltoall",
+        perform_initialization=False,
+        params_dtype=torch.float32,
+    )
+
+
+def build_moe_layer(config: MoEConfig, *, width: int, layer_index: int, seed: int, groups: ProcessGroupCollection) -> MoELayer:
+    """The MoE layer of block `layer_index`, in fp32 on CPU; its weights depend on (seed, layer_index) only, not on `groups`."""
+    return MoELayer(config, width=width, layer_index=layer_index, seed=seed, groups=groups)

@@ -1,0 +1,272 @@
+"""Which expert takes which token, and with what weight.
+
+Legend beyond the house's: P tokens of a pool, X any leading dimensions (experts, or samples and experts).
+"""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.moe.router import Router
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+from diffmoe_scale.config.model import MoEConfig
+from diffmoe_scale.moe.capacity import CapacityPredictor, predictor_loss
+from diffmoe_scale.moe.generator import named_generator
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How experts choose: `train` as in training; at inference by the predictor over its dynamic threshold (`threshold`),
+    by that count and the gate score (`threshold_count`), by the predictor over `gamma` (`interval`), or the top K of this
+    rank's tokens (`static`)."""
+
+    rule: Literal["train", "threshold", "threshold_count", "interval", "static"] = "train"
+    gamma: float = 0.5
+
+
+@dataclass(frozen=True)
+class RoutingContext:
+    """What a router may read beside its tokens: tokens before adaLN modulation, the timestep embedding and the mask of
+    dropped captions of each sample. Tokens are ordered by sample: S = num_samples * N."""
+
+    num_samples: int
+    unmodulated_SD: Tensor
+    time_BD: Tensor
+    dropped_B: Tensor | None
+    selection: Selection
+
+
+@dataclass(frozen=True)
+class Routing:
+    """A router's decision. `aux_losses` are weighted already; `kth_probability_E` feeds the thresholds and is empty
+    outside of training; `rows_per_expert` is set where every expert takes the same known number of this rank's tokens."""
+
+    mask_SE: Tensor
+    gate_SE: Tensor
+    aux_losses: dict[str, Tensor] = field(default_factory=dict)
+    kth_probability_E: Tensor = field(default_factory=lambda: torch.empty(0))
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    rows_per_expert: int | None = None
+
+
+def kth_largest(values_XP: Tensor, k: int) -> Tensor:
+    """The k-th largest value along the last dimension, [X]."""
+    return values_XP.topk(k, dim=-1, sorted=False).values.amin(dim=-1)
+
+
+def select_best(scores_XP: Tensor, count_X1: Tensor | int, kth_X1: Tensor) -> Tensor:
+    """Mask [X, P] of the `count` largest scores, `kth` the smallest of them; of equal scores the first in the pool win."""
+    above_XP = scores_XP > kth_X1
+    tied_XP = scores_XP == kth_X1
+    room_X1 = count_X1 - above_XP.sum(dim=-1, keepdim=True)
+    return above_XP | (tied_XP & (tied_XP.cumsum(dim=-1) <= room_X1))
+
+
+def select_top(scores_XP: Tensor, k: int) -> Tensor:
+    """Mask [X, P]: the k largest of each row (DiffMoE eq. 6)."""
+    return select_best(scores_XP, k, kth_largest(scores_XP, k).unsqueeze(-1))
+
+
+def select_counted(scores_XP: Tensor, count_X: Tensor) -> Tensor:
+    """Mask [X, P]: the count_X largest of each row, a number of its own for every row, 0 included."""
+    ordered_XP = scores_XP.sort(dim=-1, descending=True).values
+    kth_X1 = ordered_XP.gather(-1, (count_X - 1).clamp_min(0).unsqueeze(-1))
+    return select_best(scores_XP, count_X.unsqueeze(-1), kth_X1)
+
+
+def select_experts(scores_SE: Tensor, k: int) -> Tensor:
+    """Mask [S, E]: the k best experts of each token; of equal scores the first experts win."""
+    best_Sk = scores_SE.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    return torch.zeros_like(scores_SE, dtype=torch.bool).scatter_(1, best_Sk, True)
+
+
+def tokens_per_expert(capacity: float, num_tokens: int, num_experts: int) -> int:
+    """K = floor(C * P / E), the tokens an expert takes of a pool. Raises ValueError where the pool is too small."""
+    k = math.floor(capacity * num_tokens / num_experts)
+    if k < 1 or num_tokens < num_experts:
+        raise ValueError(
+            f"{num_tokens} tokens compete for moe.num_experts {num_experts} at moe.capacity {capacity}: {k} tokens an expert; "
+            f"expected at least one token an expert: enlarge run.micro_batch, the image or moe.capacity, or use fewer experts"
+        )
+    return k
+
+
+def gather_pool(values_SX: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Values of all ranks' tokens [X, P], in rank order, without gradient. Collective over `group` (None: this rank's own)."""
+    values_XS = values_SX.detach().t().contiguous()
+    if group is None or group.size() == 1:
+        return values_XS
+    values_GXS = values_XS.new_empty(group.size(), *values_XS.shape)
+    dist.all_gather_into_tensor(values_GXS, values_XS, group=group)
+    return values_GXS.transpose(0, 1).flatten(1)
+
+
+class ExpertRouter(Router):
+    """Logits and scores; what becomes of them is `routing`'s, in a subclass. Megatron's router without its bias, in fp32 on
+    any device, and with the input that the config names."""
+
+    def __init__(self, config: MoEConfig, *, megatron: TransformerConfig, groups: ProcessGroupCollection, layer_index: int, seed: int) -> None:
+        super().__init__(megatron, pg_collection=groups)
+        self.moe = config
+        self.layer_index = layer_index
+        self.bias = None
+        generator = named_generator(seed, layer_index, "router")
+        nn.init.normal_(self.weight, std=config.router_init_std, generator=generator)
+        if config.router_input == "decoupled":
+            self.time_weight = nn.Parameter(torch.empty_like(self.weight))
+            nn.init.normal_(self.time_weight, std=config.router_init_std, generator=generator)
+
+    def gating(self, x_SD: Tensor, context: RoutingContext) -> Tensor:
+        """Router logits [S, E] in fp32. `decoupled` is one linear map of (token before modulation, timestep embedding)."""
+        if self.moe.router_input == "modulated":
+            return F.linear(x_SD.float(), self.weight.float())
+        time_BE = F.linear(context.time_BD.float(), self.time_weight.float())
+        token_SE = F.linear(context.unmodulated_SD.float(), self.weight.float())
+        return (token_SE.unflatten(0, (context.num_samples, -1)) + time_BE.unsqueeze(1)).flatten(0, 1)
+
+    def scores(self, logits_SE: Tensor) -> Tensor:
+        """What experts choose by, and the weight of their output (M of DiffMoE eq. 5; the identity is Expert Race's)."""
+        match self.moe.gate:
+            case "softmax":
+                return logits_SE.softmax(dim=-1)
+            case "sigmoid":
+                return logits_SE.sigmoid()
+            case "identity":
+                return logits_SE
+
+    def forward(self, x_SD: Tensor, context: RoutingContext) -> Routing:
+        """Route the tokens x_SD of this rank. Collective over the pool's group in training, else local."""
+        return self.routing(self.gating(x_SD, context), x_SD, context)
+
+    @abstractmethod
+    def routing(self, logits_SE: Tensor, x_SD: Tensor, context: RoutingContext) -> Routing:
+        """The decision, from logits [S, E], tokens [S, D] and context."""
+
+    def refuse_nan(self, scores: Tensor) -> None:
+        """Raise if a score is NaN: a selection among NaN is arbitrary and would hide the cause. On CUDA without waiting."""
+        message = f"the router of block {self.layer_index} got NaN scores: its input or its weights are not finite; look for the first step with a NaN loss"
+        is_good = ~scores.isnan().any()
+        if scores.is_cuda:
+            torch._assert_async(is_good, message)
+        elif not is_good:
+            raise RuntimeError(message)
+
+    def refuse_predictor_rules(self, selection: Selection) -> None:
+        if selection.rule not in ("train", "static"):
+            raise ValueError(f"sampling.selection is {selection.rule!r} but moe.router {self.moe.router!r} has no capacity predictor; choose 'static'")
+
+
+def load_metrics(mask_SE: Tensor) -> dict[str, Tensor]:
+    """Share of this rank's tokens that each expert took, times E (1 = a fair share), and its mean (DiffMoE eq. 8)."""
+    load_E = mask_SE.float().mean(dim=0) * mask_SE.shape[1]
+    return {"load_E": load_E, "capacity": load_E.mean()}
+
+
+class DiffMoERouter(ExpertRouter):
+    """Each expert takes the top K of a global pool; a predictor learns what it took, and decides alone at inference."""
+
+    def __init__(self, config: MoEConfig, *, megatron: TransformerConfig, groups: ProcessGroupCollection, layer_index: int, seed: int) -> None:
+        super().__init__(config, megatron=megatron, groups=groups, layer_index=layer_index, seed=seed)
+        match config.pool:
+            case "rank":
+                self.pool_group = None
+            case "expert_parallel":
+                self.pool_group = groups.ep
+            case "data_parallel":
+                self.pool_group = groups.dp
+        self.predictor = CapacityPredictor(
+            width=megatron.hidden_size,
+            num_experts=config.num_experts,
+            decay=config.threshold_decay,
+            is_bias_corrected=config.threshold_bias_correction,
+            seed=seed,
+            layer_index=layer_index,
+        )
+
+    def routing(self, logits_SE: Tensor, x_SD: Tensor, context: RoutingContext) -> Routing:
+        scores_SE = self.scores(logits_SE)
+        if context.selection.rule == "train":
+            return self.train_routing(scores_SE, x_SD)
+        self.refuse_nan(scores_SE)
+        mask_SE, rows_per_expert = self.select_for_inference(scores_SE, x_SD, context.selection)
+        return Routing(mask_SE, scores_SE.where(mask_SE, 0.0), metrics=load_metrics(mask_SE), rows_per_expert=rows_per_expert)
+
+    def train_routing(self, scores_SE: Tensor, x_SD: Tensor) -> Routing:
+        """Top K of the pool. Only scores and predictions travel; every rank of the pool finds the same selection."""
+        num_tokens, num_experts = scores_SE.shape
+        prediction_SE = self.predictor(x_SD)
+        pool_XP = gather_pool(torch.cat([scores_SE, prediction_SE], dim=1), self.pool_group)
+        scores_EP, prediction_EP = pool_XP.split(num_experts)
+        self.refuse_nan(scores_EP)
+        k = tokens_per_expert(self.moe.capacity, scores_EP.shape[1], num_experts)
+        first = 0 if self.pool_group is None else self.pool_group.rank() * num_tokens
+        mask_SE = select_top(scores_EP, k)[:, first : first + num_tokens].t()
+        return Routing(
+            mask_SE,
+            scores_SE.where(mask_SE, 0.0),
+            aux_losses={"predictor": self.moe.predictor_weight * predictor_loss(prediction_SE, mask_SE)},
+            kth_probability_E=kth_largest(prediction_EP, k).sigmoid(),
+            metrics=load_metrics(mask_SE),
+            rows_per_expert=k if scores_EP.shape[1] == num_tokens else None,
+        )
+
+    def select_for_inference(self, scores_SE: Tensor, x_SD: Tensor, selection: Selection) -> tuple[Tensor, int | None]:
+        """Mask [S, E], and the rows of every expert where they are equal and known."""
+        if selection.rule == "static":
+            k = tokens_per_expert(self.moe.capacity, *scores_SE.shape)
+            return select_top(scores_SE.t().contiguous(), k).t(), k
+        probability_SE = self.predictor(x_SD).sigmoid()
+        if selection.rule == "interval":
+            return probability_SE > selection.gamma, None
+        over_SE = probability_SE > self.predictor.threshold()
+        if selection.rule == "threshold":
+            return over_SE, None
+        return select_counted(scores_SE.t().contiguous(), over_SE.sum(dim=0)).t(), None
+
+
+class ExpertChoiceRouter(ExpertRouter):
+    """Each expert takes the top K of every sample (EC-DiT): the pool is a sample, in training and at inference."""
+
+    def routing(self, logits_SE: Tensor, x_SD: Tensor, context: RoutingContext) -> Routing:
+        self.refuse_predictor_rules(context.selection)
+        scores_SE = self.scores(logits_SE)
+        self.refuse_nan(scores_SE)
+        scores_BEN = scores_SE.unflatten(0, (context.num_samples, -1)).transpose(1, 2).contiguous().detach()
+        k = tokens_per_expert(self.moe.capacity, scores_BEN.shape[2], scores_BEN.shape[1])
+        mask_SE = select_top(scores_BEN, k).transpose(1, 2).flatten(0, 1)
+        return Routing(mask_SE, scores_SE.where(mask_SE, 0.0), metrics=load_metrics(mask_SE), rows_per_expert=k * context.num_samples)
+
+
+class TokenChoiceRouter(ExpertRouter):
+    """Each token takes its top k experts (TC-DiT), held in balance by the loss of Switch Transformer (eq. 4)."""
+
+    def routing(self, logits_SE: Tensor, x_SD: Tensor, context: RoutingContext) -> Routing:
+        self.refuse_predictor_rules(context.selection)
+        scores_SE = self.scores(logits_SE)
+        self.refuse_nan(scores_SE)
+        mask_SE = select_experts(scores_SE.detach(), self.moe.top_k)
+        metrics = load_metrics(mask_SE)
+        aux_losses = {}
+        if context.selection.rule == "train":
+            share_E = metrics["load_E"] / self.moe.top_k
+            aux_losses["balance"] = self.moe.balance_weight * (share_E * logits_SE.softmax(dim=-1).mean(dim=0)).sum()
+        return Routing(mask_SE, scores_SE.where(mask_SE, 0.0), aux_losses=aux_losses, metrics=metrics)
+
+
+def build_router(config: MoEConfig, *, megatron: TransformerConfig, groups: ProcessGroupCollection, layer_index: int, seed: int) -> ExpertRouter:
+    """The router that `moe.router` names."""
+    match config.router:
+        case "diffmoe":
+            kind: type[ExpertRouter] = DiffMoERouter
+        case "expert_choice":
+            kind = ExpertChoiceRouter
+        case "token_choice":
+            kind = TokenChoiceRouter
+    return kind(config, megatron=megatron, groups=groups, layer_index=layer_index, seed=seed)

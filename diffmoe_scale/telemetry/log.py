@@ -1,0 +1,61 @@
+"""Where log lines go: the console, and RUN/log.txt for the main rank."""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+from tqdm import tqdm
+
+OWN_LOGGERS = ("diffmoe_scale", "__main__")
+
+
+class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]  # generic in the stubs only
+    """Writes to stderr above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except (ValueError, OSError):  # a closed console
+            self.handleError(record)
+
+
+def setup_logging(run_directory: Path, *, rank: int) -> None:
+    """Send our INFO and others' WARNING lines of rank 0 to console and RUN/log.txt, and of other ranks WARNING with their rank to the console.
+
+    Replaces earlier handlers, so a second call changes the place and doubles nothing. Python warnings become log lines,
+    on rank 0 only, since the other ranks repeat them.
+    """
+    is_main = rank == 0
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        root.removeHandler(handler)
+        handler.close()
+    console = ConsoleHandler()
+    console.setFormatter(logging.Formatter("%(asctime)s %(levelname)s " + ("" if is_main else f"rank {rank} ") + "%(message)s", "%H:%M:%S"))
+    root.addHandler(console)
+    if is_main:
+        run_directory.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(run_directory / "log.txt", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S"))
+        root.addHandler(file)
+    root.setLevel(logging.WARNING)
+    for name in OWN_LOGGERS:
+        logging.getLogger(name).setLevel(logging.INFO if is_main else logging.WARNING)
+    _adopt_deepspeed_logger()
+    warnings.formatwarning = _format_warning
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").setLevel(logging.WARNING if is_main else logging.ERROR)
+
+
+def _adopt_deepspeed_logger() -> None:
+    """DeepSpeed's logger comes with a handler on stdout and does not propagate, so its warnings would miss log.txt."""
+    logger = logging.getLogger("DeepSpeed")
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.WARNING)
+
+
+def _format_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """One line, without the source line that Python adds."""
+    return f"{category.__name__}: {message} ({filename}:{lineno})"

@@ -1,0 +1,166 @@
+"""RUN/metrics.jsonl: one JSON object a logged step; and means of device values between two log steps."""
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self  # Any: JSON objects as they were read
+
+import torch
+import torch.distributed as dist
+
+logger = logging.getLogger(__name__)
+
+MetricValue = float | list[float]
+
+
+class MetricsWriter:
+    """Appends lines to metrics.jsonl, each flushed when written. For the main rank only.
+
+    A failing write (a full disk) is said once and does not stop the run.
+    """
+
+    def __init__(self, path: Path, *, resume_step: int) -> None:
+        """Continue the file after `resume_step` (0: from the start): later lines are dropped, so that each step is there once."""
+        self._path = path
+        self._has_failed = False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_later_lines(path, resume_step)
+        self._file = path.open("ab")
+
+    def write(self, step: int, samples: int, metrics: Mapping[str, MetricValue]) -> None:
+        """Append `metrics` of this step, and how many samples were seen so far."""
+        values = {name: _to_json(value) for name, value in metrics.items()}
+        line = json.dumps({"step": step, "samples": samples, "time": round(time.time(), 3), **values}, allow_nan=False)
+        try:
+            # What a failed flush could not write stays in the buffer and comes first next time, so no line is torn.
+            self._file.write(line.encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            self._say_failure(error)
+
+    def close(self) -> None:
+        try:
+            self._file.close()
+        except OSError as error:
+            self._say_failure(error)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def _say_failure(self, error: OSError) -> None:
+        if not self._has_failed:
+            logger.warning("%s cannot be written (%s); training goes on, its lines may be lost", self._path, error)
+        self._has_failed = True
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl as dictionaries, non-finite numbers as floats again; empty without the file.
+
+    A torn last line (the run is writing, or was killed) is left out; a broken line before it also, with a warning.
+    """
+    if not path.is_file():
+        return []
+    texts = path.read_bytes().splitlines()
+    records = []
+    for number, text in enumerate(texts, start=1):
+        record = _parse(text)
+        if record is not None:
+            records.append({name: _from_json(value) for name, value in record.items()})
+        elif number < len(texts):
+            logger.warning("%s line %d is no JSON object with a step and was left out", path, number)
+    return records
+
+
+class Meter:
+    """Weighted means of named values (scalars or vectors) between two log steps, over micro-batches and ranks.
+
+    Adding never waits for the device. Every rank of the group must add the same names with the same shapes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._sums: dict[str, torch.Tensor | float] = {}
+        self._weights: dict[str, torch.Tensor | float] = {}
+
+    def add(self, name: str, value: torch.Tensor | float, weight: torch.Tensor | float = 1.0) -> None:
+        """Take one more value; `weight` is a number, or has the shape of `value`, such as the samples of each time decile."""
+        self._sums[name] = self._sums.get(name, 0.0) + _detached(value) * _detached(weight)
+        self._weights[name] = self._weights.get(name, 0.0) + _detached(weight)
+
+    def means(self, group: dist.ProcessGroup | None = None) -> dict[str, MetricValue]:
+        """Means since the last call, then start anew. Collective over `group` (one all-reduce), and the one wait for the device.
+
+        A scalar whose weights sum to 0 has no mean and is left out; such an element of a vector is NaN.
+        """
+        names = sorted(self._sums)
+        if not names:
+            return {}
+        sums = [torch.as_tensor(self._sums[name], dtype=torch.float32, device=self._device) for name in names]
+        weights = [
+            torch.as_tensor(self._weights[name], dtype=torch.float32, device=self._device).expand_as(total)
+            for name, total in zip(names, sums, strict=True)
+        ]
+        self._sums, self._weights = {}, {}
+        flat = torch.stack([torch.cat([part.reshape(-1) for part in parts]) for parts in (sums, weights)])
+        if group is not None:
+            dist.all_reduce(flat, group=group)
+        means = (flat[0] / flat[1]).tolist()
+        has_weight = (flat[1] != 0).tolist()
+        result: dict[str, MetricValue] = {}
+        first = 0
+        for name, total in zip(names, sums, strict=True):
+            last = first + total.numel()
+            if total.dim() > 0:
+                result[name] = means[first:last]
+            elif has_weight[first]:
+                result[name] = means[first]
+            first = last
+        return result
+
+
+def _detached(value: torch.Tensor | float) -> torch.Tensor | float:
+    return value.detach().float() if isinstance(value, torch.Tensor) else float(value)
+
+
+def _drop_later_lines(path: Path, resume_step: int) -> None:
+    if not path.is_file():
+        return
+    texts = path.read_bytes().splitlines(keepends=True)
+    kept = [text for text in texts if text.endswith(b"\n") and (record := _parse(text)) is not None and record["step"] <= resume_step]
+    if kept == texts:
+        return
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.writelines(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    logger.info("%s: %d lines after step %d were dropped", path, len(texts) - len(kept), resume_step)
+
+
+def _parse(text: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(text)
+    except ValueError:  # no JSON, or no UTF-8
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def _to_json(value: MetricValue) -> Any:  # JSON has no NaN: the strings "nan", "inf" and "-inf" are what float() reads
+    if isinstance(value, list):
+        return [_to_json(element) for element in value]
+    return value if math.isfinite(value) else str(value)
+
+
+def _from_json(value: Any) -> Any:  # any JSON value
+    if isinstance(value, list):
+        return [_from_json(element) for element in value]
+    return float(value) if value in ("nan", "inf", "-inf") else value

@@ -1,0 +1,100 @@
+"""Training, read top to bottom: set-up, resume, the step, and what happens between steps."""
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+
+from diffmoe_scale.checkpoint.store import CheckpointStore
+from diffmoe_scale.config.load import dump_config
+from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.config.schema import Config
+from diffmoe_scale.data.batch import Batch
+from diffmoe_scale.data.shards import Reader, build_reader, iterate_captions
+from diffmoe_scale.encoders.text import train_tokenizer
+from diffmoe_scale.model.pipeline import Pipeline, build_pipeline
+from diffmoe_scale.moe.capacity import update_thresholds
+from diffmoe_scale.moe.routing import Selection
+from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.train.engine import Engine, build_engine
+from diffmoe_scale.train.loss import StepLoss, denoising_loss
+from diffmoe_scale.train.optim import learning_rate
+from diffmoe_scale.train.reporter import Reporter
+from diffmoe_scale.train.validation import draw_samples, validation_loss
+
+logger = logging.getLogger(__name__)
+
+TOKENIZER_CAPTIONS = 100_000
+
+
+def train(config: Config, context: ParallelContext, directory: RunDirectory) -> None:
+    """Train to `run.steps` from the newest complete checkpoint of the directory, or from the start. Collective over the world."""
+    torch.set_float32_matmul_precision(config.run.matmul_precision)
+    torch.use_deterministic_algorithms(config.run.deterministic, warn_only=True)
+    reader = build_reader(config.data, config.data.train, model=config.model, seed=config.run.seed)
+    if context.is_main:
+        prepare_directory(config, directory, reader)
+    dist.barrier()
+    pipeline = build_pipeline(config, tokenizer_path=directory.tokenizer, groups=context.megatron_groups, device=context.device)
+    engine = build_engine(pipeline.denoiser, config, context)
+    store = CheckpointStore(directory.checkpoints, config.checkpoint)
+    start = store.resume(engine)
+    batches = reader.batches(
+        start_sample=start * config.run.global_batch,
+        dp_rank=context.dp_group.rank(),
+        dp_size=context.dp_group.size(),
+        global_batch=config.run.global_batch,
+        micro_batch=config.run.micro_batch,
+    )
+    with Reporter(config, context, directory, start_step=start) as reporter:
+        for step in range(start + 1, config.run.steps + 1):
+            train_step(step, batches, pipeline, engine, config, context, reporter)
+            if _is_due(step, config.telemetry.validate_every, config):
+                with engine.averaged_weights():
+                    reporter.add(step, validation_loss(config, context, pipeline))
+            if _is_due(step, config.telemetry.sample_every, config):
+                with engine.averaged_weights():
+                    draw_samples(step, config, context, directory, pipeline, reporter)
+            reporter.end_step(step)
+            if step % config.checkpoint.every == 0 or step == config.run.steps:
+                store.save(engine, step=step, samples=step * config.run.global_batch)
+
+
+def train_step(
+    step: int, batches: Iterator[Batch], pipeline: Pipeline, engine: Engine, config: Config, context: ParallelContext, reporter: Reporter
+) -> None:
+    """One optimizer step over the global batch, then thresholds and weight average."""
+    kth_probabilities = []
+    for _ in range(engine.accumulation):
+        waiting_since = time.monotonic()
+        batch = next(batches)
+        reporter.add_batch(batch, waited_s=time.monotonic() - waiting_since)
+        latents_BCHW = pipeline.autoencoder.encode(batch.images_BCHW.to(context.device))
+        loss = denoising_loss(engine, pipeline.objective, batch, latents_BCHW, seed=config.run.seed, selection=Selection(rule="train"))
+        engine.backward(loss.total)
+        reporter.add_loss(loss)
+        kth_probabilities += [torch.stack([routing.kth_probability_E for routing in loss.routings])] if loss.routings else []
+    result = engine.step(learning_rate(step, config))
+    reporter.add_step(result)
+    if kth_probabilities and not result.is_skipped:
+        update_thresholds(pipeline.denoiser.moe_layers(), torch.stack(kth_probabilities).mean(0), context.dp_group)
+
+
+def _is_due(step: int, every: int, config: Config) -> bool:
+    return every > 0 and (step % every == 0 or step == config.run.steps)
+
+
+def prepare_directory(config: Config, directory: RunDirectory, reader: Reader) -> None:
+    """What the main rank writes before the others read it: the resolved config, and the tokenizer of the run's captions."""
+    directory.path.mkdir(parents=True, exist_ok=True)
+    text = dump_config(config)
+    if directory.config.is_file() and directory.config.read_text() != text:
+        logger.info("the settings differ from those that %s was started with; config.yaml now holds the new ones", directory.path)
+    temporary = directory.config.with_suffix(".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, directory.config)
+    if config.model.conditioning == "text" and config.text.kind == "sentencepiece" and not directory.tokenizer.is_file():
+        train_tokenizer(iterate_captions(reader, TOKENIZER_CAPTIONS), vocabulary=config.text.vocabulary, path=directory.tokenizer)

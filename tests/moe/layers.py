@@ -1,0 +1,37 @@
+"""Layers and contexts that the tests of this folder share."""
+
+from typing import Any  # settings of any type are passed on to MoEConfig
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import Tensor
+
+from diffmoe_scale.config.model import MoEConfig
+from diffmoe_scale.moe.layer import MoELayer, build_moe_layer
+from diffmoe_scale.moe.routing import RoutingContext, Selection
+
+WIDTH, EXPERTS, SAMPLES, TOKENS = 16, 4, 3, 8
+
+
+def alone() -> ProcessGroupCollection:
+    """The groups of a process without peers."""
+    return ProcessGroupCollection(**dict.fromkeys(("tp", "cp", "tp_cp", "tp_dp_cp", "ep", "expt_tp", "tp_ep", "expt_dp", "dp")))
+
+
+def make_layer(*, groups: ProcessGroupCollection | None = None, layer_index: int = 1, seed: int = 0, width: int = WIDTH, **settings: Any) -> MoELayer:
+    config = MoEConfig(**({"num_experts": EXPERTS, "router_init_std": 0.5} | settings))
+    return build_moe_layer(config, width=width, layer_index=layer_index, seed=seed, groups=groups or alone())
+
+
+def tokens(*, num_samples: int = SAMPLES, seed: int = 0) -> Tensor:
+    return torch.randn(num_samples * TOKENS, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def context(rule: str = "train", *, num_samples: int = SAMPLES, gamma: float = 0.5, unmodulated_SD: Tensor | None = None, time_BD: Tensor | None = None) -> RoutingContext:
+    return RoutingContext(
+        num_samples=num_samples,
+        unmodulated_SD=torch.zeros(num_samples * TOKENS, WIDTH) if unmodulated_SD is None else unmodulated_SD,
+        time_BD=torch.zeros(num_samples, WIDTH) if time_BD is None else time_BD,
+        dropped_B=None,
+        selection=Selection(rule, gamma),
+    )
