@@ -2,9 +2,13 @@
 
 import argparse
 import logging
+import multiprocessing
+import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from diffmoe_scale.config.load import describe_config, load_config
 from diffmoe_scale.config.run_directory import RunDirectory
@@ -12,9 +16,11 @@ from diffmoe_scale.config.schema import Config
 
 logger = logging.getLogger(__name__)
 
+HOW_TO_CONTINUE = "the same command continues from the newest complete checkpoint"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 trained to the end, 1 a failure while running, 2 a wrong setting."""
+    """Exit code: 0 trained to the end, 1 a failure while running, 2 a wrong setting, 130 interrupted."""
     try:
         config = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     except ValueError as error:
@@ -39,30 +45,53 @@ def parse_arguments(arguments: Sequence[str]) -> Config:
 
 
 def run(config: Config) -> int:
-    """Train as one rank of the job that the launcher's environment describes."""
-    # Imported here: `--help` and wrong settings answer at once.
-    from diffmoe_scale.parallel.context import finalize, initialize
-    from diffmoe_scale.telemetry.log import setup_logging
-    from diffmoe_scale.train.trainer import train
+    """Train as one rank of the job that the launcher's environment describes. The exit code."""
+    with warnings.catch_warnings():
+        # Megatron-Core 0.16.1 says so in four places on each rank.
+        warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
+        # Imported here: `--help` and wrong settings answer at once.
+        from diffmoe_scale.parallel.context import adopt_launcher_variables, finalize, initialize, is_peer_failure
+        from diffmoe_scale.telemetry.log import setup_logging
+        from diffmoe_scale.train.trainer import train
 
     directory = RunDirectory(Path(config.run.directory))
+    rank = adopt_launcher_variables()
+    setup_logging(directory.path, rank=rank)
     try:
         context = initialize(expert_parallel=config.parallel.expert_parallel, timeout_s=config.parallel.timeout_s)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    setup_logging(directory.path, rank=context.rank)
-    try:
         train(config, context, directory)
+        finalize()
     except ValueError as error:
-        logger.error("rank %d: %s", context.rank, error)
+        logger.error("stopped (rank %d): %s", rank, error)
         return 2
-    except (RuntimeError, OSError) as error:
-        logger.error("rank %d stopped: %s", context.rank, error, exc_info=True)
+    except KeyboardInterrupt:
+        logger.error("stopped (rank %d): interrupted; %s", rank, HOW_TO_CONTINUE)
+        return 130
+    except Exception as error:  # whatever it is, the others learn of it only when this process ends
+        if is_peer_failure(error):
+            told = "another rank died or hung; look for the first error in the ranks' output"
+            logger.error("stopped (rank %d): %s; %s (what this rank saw: %s)", rank, told, HOW_TO_CONTINUE, error)
+        else:
+            logger.error("stopped (rank %d): %s: %s; without the cause, %s", rank, type(error).__name__, error, HOW_TO_CONTINUE, exc_info=True)
         return 1
-    finalize()
     return 0
 
 
+def leave(code: int) -> NoReturn:
+    """End this process with `code`.
+
+    After a failure the interpreter's shutdown is left out: it joins threads and frees process groups that may wait for a dead
+    rank, for minutes or for good, while the other ranks wait for this one.
+    """
+    if code == 0:
+        sys.exit()
+    for worker in multiprocessing.active_children():
+        worker.kill()  # data workers; they would notice seconds later
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

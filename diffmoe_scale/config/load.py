@@ -45,6 +45,11 @@ def config_tree(config: Config) -> dict[str, Any]:
     return tree
 
 
+def model_settings(config: Config) -> dict[str, Any]:
+    """The sections that decide which tensors a model has; kept in checkpoints to explain a mismatch."""
+    return {name: section for name, section in config_tree(config).items() if name in ("autoencoder", "text", "model", "moe", "diffusion")}
+
+
 def dump_config(config: Config) -> str:
     """The resolved config as YAML; `load_config` of it gives the same Config."""
     return yaml.safe_dump(config_tree(config), sort_keys=False, allow_unicode=True)

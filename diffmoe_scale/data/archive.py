@@ -11,6 +11,8 @@ MAGIC = b"ustar"
 MAGIC_OFFSET = 257
 LONGEST_EXTENSION = 1 << 20
 SEARCH_CHUNK = 1 << 20
+# Links, folders and devices may state a size all the same.
+STORES_NOTHING = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,8 @@ def _parse_header(block: bytes, extension: dict[str, str]) -> tarfile.TarInfo | 
 
 
 def _stored_size(header: tarfile.TarInfo) -> int:
-    """Bytes that follow the header; links, folders and devices may state a size but store nothing."""
-    return header.size if header.isreg() or header.type not in tarfile.SUPPORTED_TYPES else 0
+    """Bytes that follow the header."""
+    return 0 if header.type in STORES_NOTHING else header.size
 
 
 def _read_extension(payload: bytes, kind: bytes) -> dict[str, str]:

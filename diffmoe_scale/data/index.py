@@ -131,7 +131,9 @@ def expand_patterns(patterns: Sequence[str]) -> list[Path]:
         for name in expand_urls(pattern):
             if re.match(r"(pipe|[a-z0-9]{2,}):", name):
                 raise ValueError(f"shard {name!r} is no local file; samples are read by offset, so copy or mount it first")
-            found = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else [name]
+            # A wide glob also matches the indexes that the first start wrote; read as shards they would change the order of samples.
+            matches = (match for match in glob.glob(name, recursive=True) if not match.endswith(INDEX_SUFFIX))
+            found = sorted(matches) if glob.has_magic(name) else [name]
             if not found:
                 raise ValueError(f"shard pattern {name!r} matches no file (working directory {os.getcwd()})")
             paths += map(Path, found)

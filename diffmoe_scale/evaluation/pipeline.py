@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from diffmoe_scale.checkpoint.store import load_weights, newest_checkpoint
-from diffmoe_scale.config.load import load_config
+from diffmoe_scale.checkpoint.store import complete_checkpoints, fill_tensors, read_manifest
+from diffmoe_scale.config.load import load_config, model_settings
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.config.train import SamplingConfig
+from diffmoe_scale.model.denoiser import Denoiser
 from diffmoe_scale.model.pipeline import Generated, Pipeline, build_pipeline
 from diffmoe_scale.parallel.context import initialize
 
@@ -37,13 +38,21 @@ def load_pipeline(path: Path, *, weights: str) -> LoadedModel:
     if not directory.config.is_file():
         raise ValueError(f"{path} is no run: {directory.config} does not exist; give a run directory or one of its checkpoints/step_N folders")
     config = load_config(directory.config, ["parallel.expert_parallel=1"])
-    checkpoint = path if is_checkpoint else newest_checkpoint(directory.checkpoints)
-    if checkpoint is None:
+    complete = [path] if is_checkpoint else complete_checkpoints(directory.checkpoints)
+    if not complete:
         raise ValueError(f"{directory.checkpoints} holds no complete checkpoint; train first")
+    checkpoint = complete[-1]
+    manifest = read_manifest(checkpoint)
     context = initialize(expert_parallel=1, timeout_s=config.parallel.timeout_s)
     pipeline = build_pipeline(config, tokenizer_path=directory.tokenizer, groups=context.megatron_groups, device=context.device)
-    manifest = load_weights(checkpoint, pipeline.denoiser, family=weights)
+    load_weights(checkpoint, pipeline.denoiser, family=weights, config=config)
     return LoadedModel(pipeline=pipeline, config=config, directory=directory, checkpoint=checkpoint, step=manifest.step)
+
+
+def load_weights(checkpoint: Path, denoiser: Denoiser, *, family: str, config: Config) -> None:
+    """Fill the denoiser with one family of weights (`ema` or `master`) and the thresholds of a checkpoint of any layout."""
+    for name, tensors in ((family, denoiser.canonical_parameters()), ("buffer", denoiser.canonical_buffers())):
+        fill_tensors(checkpoint, tensors, family=name, settings=model_settings(config))
 
 
 def draw(pipeline: Pipeline, prompts: Sequence[str] | Sequence[int], sampling: SamplingConfig, *, seed: int, title: str = "sampling") -> Generated:

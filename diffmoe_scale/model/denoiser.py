@@ -44,6 +44,18 @@ class Denoiser(nn.Module):
     def moe_layers(self) -> list[MoELayer]:
         return self.transformer.moe_layers()
 
+    def canonical_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters of this rank by the names that checkpoints use: a module's own, but `LAYER.experts.<global
+        index>.<w_in, b_in, w_out, b_out>` for experts, whatever the backend and the layout of ranks."""
+        names = {id(layer): prefix for prefix, layer in self.named_modules()}
+        experts = {id(parameter): f"{names[id(layer)]}.{name}" for layer in self.moe_layers() for name, parameter in layer.expert_parameters()}
+        return {experts.get(id(parameter), name): parameter for name, parameter in self.named_parameters()}
+
+    def canonical_buffers(self) -> dict[str, Tensor]:
+        """What is state but no weight: the experts' thresholds and their counts of updates."""
+        state = self.state_dict(keep_vars=True)
+        return {name: buffer for name, buffer in self.named_buffers() if name in state}
+
     def encode(self, captions: list[str], device: torch.device) -> TextFeatures | None:
         """Features of the captions; None in class mode."""
         if self.text_encoder is not None:

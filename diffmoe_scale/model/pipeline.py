@@ -103,7 +103,7 @@ def build_pipeline(config: Config, *, tokenizer_path: Path, groups: ProcessGroup
     if config.model.conditioning == "text":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
-            text_encoder = build_text_encoder(config.text, tokenizer_path=tokenizer_path)
+            text_encoder = build_text_encoder(config.text, tokenizer_path=tokenizer_path).to(device)
     latent_size = config.model.image_size // autoencoder.factor
     denoiser = build_denoiser(
         config,

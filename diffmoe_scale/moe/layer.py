@@ -30,6 +30,7 @@ class MoELayer(BaseMoELayer):
             )
         megatron = megatron_config(config, width=width, expert_parallel=expert_parallel)
         super().__init__(megatron, layer_number=layer_index, pg_collection=groups)
+        self.layer_index = layer_index
         self.router = build_router(config, megatron=megatron, groups=groups, layer_index=layer_index, seed=seed)
         self.token_dispatcher = TokenDispatcher(local_experts=self.local_expert_indices, config=megatron, groups=groups)
         self.experts = build_experts(

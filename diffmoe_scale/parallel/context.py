@@ -2,14 +2,17 @@
 
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.utils import groups
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import nn
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +20,7 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class ParallelContext:
     """The place of this process. Dense parameters are replicated over `dp_group`; an expert lives on one rank of
-    each `ep_group` and is replicated over `expert_dp_group`."""
+    each `ep_group` and is replicated over `expert_dp_group`. `control_group` is all ranks on gloo, for Python objects and files."""
 
     rank: int
     world_size: int
@@ -26,6 +29,7 @@ class ParallelContext:
     dp_group: dist.ProcessGroup
     ep_group: dist.ProcessGroup
     expert_dp_group: dist.ProcessGroup
+    control_group: dist.ProcessGroup
     megatron_groups: ProcessGroupCollection
 
     @property
@@ -37,17 +41,42 @@ class ParallelContext:
         return self.rank == 0
 
 
-def adopt_launcher_variables() -> None:
-    """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT from SLURM's names, or for one process."""
+def adopt_launcher_variables() -> int:
+    """The rank, after setting RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR from SLURM's names, or for one process."""
+    # An interactive SLURM shell sets SLURM_NTASKS too; only a step started by srun has SLURM_STEP_ID and a process id.
+    in_step = "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ
     for name, slurm_name, alone in (("RANK", "SLURM_PROCID", "0"), ("WORLD_SIZE", "SLURM_NTASKS", "1"), ("LOCAL_RANK", "SLURM_LOCALID", "0")):
-        # An interactive SLURM shell sets SLURM_NTASKS too; only a step started by srun has SLURM_STEP_ID and a process id.
-        in_step = "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ
-        os.environ.setdefault(name, os.environ[slurm_name] if in_step and slurm_name in os.environ else alone)
+        os.environ.setdefault(name, os.environ.get(slurm_name, alone) if in_step else alone)
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     if os.environ["WORLD_SIZE"] == "1":
         os.environ.setdefault("MASTER_PORT", "0")
-    if "MASTER_PORT" not in os.environ:
-        raise RuntimeError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']} but MASTER_PORT is not set; start through deepspeed, torchrun or a template of launch/slurm")
+    return int(os.environ["RANK"])
+
+
+def share_cores() -> None:
+    """Give each process of this machine its share of the cores, where neither the user nor the launcher did.
+
+    deepspeed sets no OMP_NUM_THREADS, so that every rank would take all cores; torchrun sets it to 1 unless it is set.
+    """
+    local_size = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1"  # torchrun's name, deepspeed's name
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // int(local_size)))
+
+
+def choose_device(local_rank: int) -> torch.device:
+    """The GPU of this rank, or the CPU where torch sees no GPU.
+
+    Raises: ValueError if there are fewer GPUs than ranks on this machine.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    num_gpus = torch.cuda.device_count()
+    if local_rank >= num_gpus:
+        raise ValueError(
+            f"local rank {local_rank} sees {num_gpus} GPU(s); start at most one rank a GPU, "
+            "and let every rank see all GPUs of its machine (srun --gpu-bind=none)"
+        )
+    return torch.device("cuda", local_rank)
 
 
 def initialize(*, expert_parallel: int, timeout_s: int) -> ParallelContext:
@@ -55,33 +84,74 @@ def initialize(*, expert_parallel: int, timeout_s: int) -> ParallelContext:
 
     Once a process: Megatron-Core's groups cannot be made anew without leaking gloo groups.
 
-    Raises: ValueError if `expert_parallel` does not divide the world size.
+    Raises: ValueError if the launcher's variables or `expert_parallel` do not fit, RuntimeError if the ranks do not meet within `timeout_s`.
     """
-    adopt_launcher_variables()
-    rank, world_size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank = adopt_launcher_variables()
+    world_size, local_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+    if "MASTER_PORT" not in os.environ:
+        raise ValueError(f"WORLD_SIZE is {world_size} but MASTER_PORT is not set; start through deepspeed, torchrun or launch/slurm/pretrain.sbatch")
     if world_size % expert_parallel != 0:
         divisors = [n for n in range(1, world_size + 1) if world_size % n == 0]
-        raise ValueError(f"parallel.expert_parallel is {expert_parallel} but {world_size} ranks were started; choose one of {divisors} or start a multiple of {expert_parallel} ranks")
-    has_cuda = torch.cuda.is_available()
-    device = torch.device("cuda", local_rank) if has_cuda else torch.device("cpu")
-    if has_cuda:
+        raise ValueError(
+            f"parallel.expert_parallel is {expert_parallel} but {world_size} ranks were started; "
+            f"choose one of {divisors} or start a multiple of {expert_parallel} ranks"
+        )
+    share_cores()
+    device = choose_device(local_rank)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
         # deepspeed 0.19.8 compiles its shared-memory collectives at the first start (minutes); only its inference engine uses them.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if has_cuda else "gloo", timeout=timedelta(seconds=timeout_s))
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s))
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
-    parallel_state.initialize_model_parallel(expert_model_parallel_size=expert_parallel, distributed_timeout_minutes=max(1, timeout_s // 60))
-    groups = ProcessGroupCollection.use_mpu_process_groups()
-    logger.info("rank %d of %d on %s, expert parallel %d", rank, world_size, device, expert_parallel)
+    # Megatron makes a timedelta of these minutes, which takes fractions of one.
+    parallel_state.initialize_model_parallel(expert_model_parallel_size=expert_parallel, distributed_timeout_minutes=timeout_s / 60)
+    # DeepSpeed would clone the world with torch's own time-out, 10 to 30 minutes, and reduce gradients over the clone.
+    groups._WORLD_GROUP = parallel_state.get_data_parallel_group()
+    collection = ProcessGroupCollection.use_mpu_process_groups()
+    logger.info("%d ranks, expert parallel %d, rank %d on %s with %d threads", world_size, expert_parallel, rank, device, torch.get_num_threads())
     return ParallelContext(
         rank=rank,
         world_size=world_size,
         local_rank=local_rank,
         device=device,
         dp_group=parallel_state.get_data_parallel_group(),
-        ep_group=groups.ep,
-        expert_dp_group=groups.expt_dp,
-        megatron_groups=groups,
+        ep_group=collection.ep,
+        expert_dp_group=collection.expt_dp,
+        control_group=dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)),
+        megatron_groups=collection,
     )
+
+
+def finalize() -> None:
+    """Leave the process group after work that ended well. Collective over the world."""
+    dist.destroy_process_group()
+
+
+def is_peer_failure(error: Exception) -> bool:
+    """True if a collective broke because another rank died, hung or cannot be reached.
+
+    gloo reports a dead peer at once and a hung one after its time-out, as a plain RuntimeError. Under NCCL a kernel waits on the GPU;
+    its watchdog ends the process after the time-out with lines of its own, and few errors come here.
+    """
+    return isinstance(error, dist.DistBackendError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def register_expert_groups(context: ParallelContext, parameters: Iterable[nn.Parameter]) -> None:
+    """Tell DeepSpeed which parameters are experts spread over `ep_group`, and over which ranks each is replicated.
+
+    Without it, ZeRO would broadcast rank 0's experts to all ranks and average different experts, without an error.
+    """
+    name = f"ep_size_{context.expert_parallel}"
+    for by_name, group in ((groups._EXPERT_PARALLEL_GROUP, context.ep_group), (groups._EXPERT_DATA_PARALLEL_GROUP, context.expert_dp_group)):
+        by_name[name] = group
+    for by_name, group in (
+        (groups._EXPERT_PARALLEL_GROUP_RANKS, context.ep_group),
+        (groups._EXPERT_DATA_PARALLEL_GROUP_RANKS, context.expert_dp_group),
+    ):
+        by_name[name] = dist.get_process_group_ranks(group)
+    for parameter in parameters:
+        parameter.allreduce = False
+        parameter.group_name = name

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
-from diffmoe_scale.checkpoint.store import CheckpointStore
-from diffmoe_scale.config.load import dump_config
+from diffmoe_scale.checkpoint.store import CheckpointStore, Manifest
+from diffmoe_scale.config.load import dump_config, model_settings
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.batch import Batch
@@ -20,10 +20,10 @@ from diffmoe_scale.moe.capacity import update_thresholds
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.train.engine import Engine, build_engine
-from diffmoe_scale.train.loss import StepLoss, denoising_loss
+from diffmoe_scale.train.loss import denoising_loss
 from diffmoe_scale.train.optim import learning_rate
 from diffmoe_scale.train.reporter import Reporter
-from diffmoe_scale.train.validation import draw_samples, validation_loss
+from diffmoe_scale.train.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -37,36 +37,42 @@ def train(config: Config, context: ParallelContext, directory: RunDirectory) -> 
     reader = build_reader(config.data, config.data.train, model=config.model, seed=config.run.seed)
     if context.is_main:
         prepare_directory(config, directory, reader)
-    dist.barrier()
+    dist.barrier(group=context.control_group)
     pipeline = build_pipeline(config, tokenizer_path=directory.tokenizer, groups=context.megatron_groups, device=context.device)
     engine = build_engine(pipeline.denoiser, config, context)
-    store = CheckpointStore(directory.checkpoints, config.checkpoint)
-    start = store.resume(engine)
+    store = CheckpointStore(directory.checkpoints, config.checkpoint, group=context.control_group)
+    start = resume(store, engine, config)
+    validation = Validation(config, context, directory, pipeline, reader)
     batches = reader.batches(
-        start_sample=start * config.run.global_batch,
+        start_sample=start.samples,
         dp_rank=context.dp_group.rank(),
         dp_size=context.dp_group.size(),
         global_batch=config.run.global_batch,
         micro_batch=config.run.micro_batch,
     )
-    with Reporter(config, context, directory, start_step=start) as reporter:
-        for step in range(start + 1, config.run.steps + 1):
+    samples = start.samples
+    with Reporter(config, context, directory, moe_layers=pipeline.denoiser.moe_layers(), start_step=start.step) as reporter:
+        for step in range(start.step + 1, config.run.steps + 1):
             train_step(step, batches, pipeline, engine, config, context, reporter)
+            samples += config.run.global_batch
             if _is_due(step, config.telemetry.validate_every, config):
                 with engine.averaged_weights():
-                    reporter.add(step, validation_loss(config, context, pipeline))
+                    reporter.add(validation.loss())
             if _is_due(step, config.telemetry.sample_every, config):
                 with engine.averaged_weights():
-                    draw_samples(step, config, context, directory, pipeline, reporter)
-            reporter.end_step(step)
-            if step % config.checkpoint.every == 0 or step == config.run.steps:
-                store.save(engine, step=step, samples=step * config.run.global_batch)
+                    reporter.add_image(step, "samples", validation.draw(step))
+            reporter.end_step(step, samples)
+            if _is_due(step, config.checkpoint.every, config):
+                store.save(engine.state(), manifest(step, samples, engine, config, context))
+        if start.step >= config.run.steps:
+            logger.info("%s has its %d steps (run.steps) already; nothing to train", directory.path, config.run.steps)
 
 
 def train_step(
     step: int, batches: Iterator[Batch], pipeline: Pipeline, engine: Engine, config: Config, context: ParallelContext, reporter: Reporter
 ) -> None:
     """One optimizer step over the global batch, then thresholds and weight average."""
+    reporter.begin_step()
     kth_probabilities = []
     for _ in range(engine.accumulation):
         waiting_since = time.monotonic()
@@ -85,6 +91,23 @@ def train_step(
 
 def _is_due(step: int, every: int, config: Config) -> bool:
     return every > 0 and (step % every == 0 or step == config.run.steps)
+
+
+def resume(store: CheckpointStore, engine: Engine, config: Config) -> Manifest:
+    """Fill the engine from the newest checkpoint and say where it stood; step 0 without one. Collective over the world."""
+    found = store.newest()
+    if found is None:
+        return Manifest(step=0, samples=0, optimizer_steps=0)
+    checkpoint, _ = found
+    loaded = store.load(checkpoint, engine.state(), settings=model_settings(config))
+    engine.restored(step_count=loaded.optimizer_steps)
+    logger.info("continues from %s (step %d, %d samples)", checkpoint, loaded.step, loaded.samples)
+    return loaded
+
+
+def manifest(step: int, samples: int, engine: Engine, config: Config, context: ParallelContext) -> Manifest:
+    layout = {"world_size": context.world_size, "expert_parallel": context.expert_parallel, "zero_stage": config.parallel.zero_stage}
+    return Manifest(step=step, samples=samples, optimizer_steps=engine.step_count, settings=model_settings(config), layout=layout)
 
 
 def prepare_directory(config: Config, directory: RunDirectory, reader: Reader) -> None:

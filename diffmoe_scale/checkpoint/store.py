@@ -1,0 +1,273 @@
+"""Checkpoints: `step_00001000/` folders that are complete or ignored, in torch.distributed.checkpoint's format.
+
+Every tensor is stored flat under `family/name`, experts by their global index, and each rank writes the slices that it
+owns: what was saved by one layout of ranks is read by any other. `manifest.json` is written last and makes it complete.
+"""
+
+import json
+import logging
+import os
+import platform
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from hashlib import file_digest
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any  # JSON trees and gathered Python objects
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+
+from diffmoe_scale.config.train import CheckpointConfig
+from diffmoe_scale.parallel.slice import Slice
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+STEP_FOLDER = re.compile(r"step_(\d{8,})")
+PACKAGES = ("torch", "deepspeed", "megatron-core")
+NAMED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a checkpoint holds. `samples` is the position in the data, `optimizer_steps` leaves skipped steps out."""
+
+    step: int
+    samples: int
+    optimizer_steps: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    layout: dict[str, int] = field(default_factory=dict)
+    shapes: dict[str, list[int]] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+class CheckpointStore:
+    """The checkpoints of a run. Every method that is collective is so over `group`, a gloo group of all ranks."""
+
+    def __init__(self, folder: Path, config: CheckpointConfig, *, group: dist.ProcessGroup) -> None:
+        self.folder = folder
+        self.config = config
+        self.group = group
+        self.is_main = group.rank() == 0
+
+    def save(self, state: Mapping[str, Slice], manifest: Manifest) -> bool:
+        """Write one checkpoint and remove those that the config does not keep. Collective.
+
+        The folder gets its name only when all is on disk. A failure removes what was written and leaves older checkpoints
+        as they are; it raises RuntimeError, or is logged and answered by False, as `checkpoint.on_write_error` says.
+        """
+        final = self.folder / f"step_{manifest.step:08d}"
+        unfinished = final.with_suffix(".tmp")
+        try:
+            self._agree(lambda: self._clear(unfinished))
+            writer = dcp.FileSystemWriter(unfinished, sync_files=True)
+            dcp.save({name: _global_view(piece) for name, piece in state.items()}, storage_writer=writer, process_group=self.group)
+            self._complete(unfinished, final, state, manifest)
+        # CheckpointException is a BaseException in torch.
+        except (CheckpointException, OSError, RuntimeError) as error:
+            reason = _first_reason(error)
+            if self.is_main:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            message = f"checkpoint {final} was not written: {reason}; older checkpoints are untouched; free space in {self.folder} or change its disk"
+            if self.config.on_write_error == "continue":
+                logger.error("%s; training goes on (checkpoint.on_write_error=continue)", message)
+                return False
+            raise RuntimeError(message) from error
+        if self.is_main:
+            self._prune()
+        return True
+
+    def newest(self) -> tuple[Path, Manifest] | None:
+        """The newest checkpoint whose files are as they were written; None if there is none at all. Collective.
+
+        Raises: RuntimeError if there are checkpoints and each is damaged.
+        """
+        candidates = self._agree(lambda: [str(path) for path in complete_checkpoints(self.folder)] if self.is_main else [])[0]
+        for candidate in map(Path, reversed(candidates)):
+            problems = [problem for found in self._agree(lambda: self._check_share(candidate)) for problem in found]  # noqa: B023 # called at once
+            if not problems:
+                return candidate, read_manifest(candidate)
+            logger.warning("checkpoint %s is damaged and not used: %s", candidate, "; ".join(problems[:NAMED]))
+        if candidates:
+            raise RuntimeError(f"all {len(candidates)} checkpoints in {self.folder} are damaged (the log names the files); restore one, or choose another run.directory")
+        return None
+
+    def load(self, checkpoint: Path, state: Mapping[str, Slice], *, settings: Mapping[str, Any]) -> Manifest:
+        """Fill the slices of `state` in place. Collective.
+
+        Raises: ValueError naming tensors and settings if the checkpoint is of another model.
+        """
+        manifest = read_manifest(checkpoint)
+        shapes: dict[str, list[int]] = {}
+        for found in self._agree(lambda: {name: list(piece.shape) for name, piece in state.items()}):
+            shapes |= found
+        check_shapes(checkpoint, manifest, shapes, settings)
+        dcp.load({name: _global_view(piece) for name, piece in state.items()}, storage_reader=dcp.FileSystemReader(checkpoint), process_group=self.group)
+        return manifest
+
+    def _clear(self, unfinished: Path) -> None:
+        if self.is_main:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+
+    def _complete(self, unfinished: Path, final: Path, state: Mapping[str, Slice], manifest: Manifest) -> None:
+        """Check sums of all files, the manifest, and the rename that makes the checkpoint exist."""
+        files: dict[str, dict[str, Any]] = {}
+        shapes: dict[str, list[int]] = {}
+        for found_files, found_shapes in self._agree(lambda: (self._describe_share(unfinished), {name: list(piece.shape) for name, piece in state.items()})):
+            files |= found_files
+            shapes |= found_shapes
+        versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
+        full = asdict(manifest) | {"files": dict(sorted(files.items())), "shapes": dict(sorted(shapes.items())), "versions": versions}
+
+        def publish() -> None:
+            if not self.is_main:
+                return
+            with (unfinished / MANIFEST).open("w") as file:
+                json.dump(full, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            _sync_folder(unfinished)
+            if final.exists():
+                shutil.rmtree(final)
+            os.rename(unfinished, final)
+            _sync_folder(final.parent)
+
+        self._agree(publish)
+
+    def _share(self, names: list[str]) -> list[str]:
+        return sorted(names)[self.group.rank() :: self.group.size()]
+
+    def _describe_share(self, folder: Path) -> dict[str, dict[str, Any]]:
+        return {name: _describe(folder / name) for name in self._share([path.name for path in folder.iterdir()])}
+
+    def _check_share(self, checkpoint: Path) -> list[str]:
+        """What is wrong with this rank's share of the files."""
+        expected = read_manifest(checkpoint).files
+        problems = []
+        for name in self._share(list(expected)):
+            if not (checkpoint / name).is_file():
+                problems.append(f"{name} is missing")
+            elif (size := (checkpoint / name).stat().st_size) != expected[name]["size"]:
+                problems.append(f"{name} has {size} bytes instead of {expected[name]['size']}")
+            elif _describe(checkpoint / name) != expected[name]:
+                problems.append(f"{name} has another check sum than when it was written")
+        return problems
+
+    def _agree(self, action: Callable[[], Any]) -> list[Any]:
+        """Run on every rank, then give every rank all results. Collective; one rank's OSError is raised on all."""
+        try:
+            mine: Any = action()
+        except OSError as error:
+            mine = _Failure(f"rank {self.group.rank()}: {error}")
+        everyone: list[Any] = [None] * self.group.size()
+        dist.all_gather_object(everyone, mine, group=self.group)
+        failures = [result.reason for result in everyone if isinstance(result, _Failure)]
+        if failures:
+            raise RuntimeError(failures[0])
+        return everyone
+
+    def _prune(self) -> None:
+        steps = [(int(path.name.removeprefix("step_")), path) for path in complete_checkpoints(self.folder)]
+        for step, path in steps[: -self.config.keep_last]:
+            if not (self.config.keep_every and step % self.config.keep_every == 0):
+                # Renamed first: what a kill leaves of a removal must not look complete.
+                doomed = path.with_suffix(".tmp")
+                shutil.rmtree(doomed, ignore_errors=True)
+                os.rename(path, doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    reason: str
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    paths = folder.glob("step_*") if folder.is_dir() else []
+    return sorted(path for path in paths if STEP_FOLDER.fullmatch(path.name) and (path / MANIFEST).is_file())
+
+
+def read_manifest(checkpoint: Path) -> Manifest:
+    """Raises: ValueError if the folder is no complete checkpoint, or one of another schema."""
+    try:
+        tree = json.loads((checkpoint / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{checkpoint} is no complete checkpoint: {MANIFEST} cannot be read ({error})") from error
+    if tree.get("schema") != SCHEMA:
+        raise ValueError(f"{checkpoint} has schema {tree.get('schema')}; this version reads schema {SCHEMA}")
+    return Manifest(**tree)
+
+
+def fill_tensors(checkpoint: Path, tensors: Mapping[str, Tensor], *, family: str, settings: Mapping[str, Any]) -> None:
+    """Copy one family into whole tensors of any dtype, by name, on one process and without its peers.
+
+    Raises: ValueError naming tensors and settings if the checkpoint is of another model, or what is damaged.
+    """
+    manifest = read_manifest(checkpoint)
+    pieces = {f"{family}/{name}": Slice.whole(tensor) for name, tensor in tensors.items()}
+    held = {name: shape for name, shape in manifest.shapes.items() if name.startswith(f"{family}/")}
+    check_shapes(checkpoint, manifest, {name: list(piece.shape) for name, piece in pieces.items()}, settings, held=held)
+    try:
+        dcp.load({name: _global_view(piece) for name, piece in pieces.items()}, storage_reader=dcp.FileSystemReader(checkpoint), no_dist=True)
+    except CheckpointException as error:
+        raise ValueError(f"{checkpoint} is damaged: {_first_reason(error)}") from error
+
+
+def check_shapes(
+    checkpoint: Path, manifest: Manifest, shapes: Mapping[str, list[int]], settings: Mapping[str, Any], *, held: Mapping[str, list[int]] | None = None
+) -> None:
+    """Raises: ValueError unless the checkpoint holds exactly tensors of these names and shapes."""
+    held = manifest.shapes if held is None else held
+    wrong = [f"{name} is {held.get(name, 'missing')} there and {shapes.get(name, 'missing')} here" for name in sorted({*held, *shapes}) if held.get(name) != shapes.get(name)]
+    if not wrong:
+        return
+    changed = [
+        f"{section}.{key} was {before!r}, is {settings.get(section, {}).get(key)!r}"
+        for section, entries in manifest.settings.items()
+        for key, before in entries.items()
+        if settings.get(section, {}).get(key) != before
+    ]
+    raise ValueError(
+        f"checkpoint {checkpoint} is of another model: {len(wrong)} tensors differ, such as {'; '.join(wrong[:NAMED])}. "
+        f"Settings that differ: {'; '.join(changed) or 'none'}. Restore them, or choose another run.directory"
+    )
+
+
+def _global_view(piece: Slice) -> Tensor:
+    """The slice with what torch.distributed.checkpoint's CheckpointableTensor protocol asks for."""
+    view: Any = piece.values.view(-1)
+    view.global_shape = (torch.Size(piece.shape).numel(),)
+    view.global_offsets, view.local_offsets, view.local_sizes = ((piece.start,),), ((0,),), ((view.numel(),),)
+    return view
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": file_digest(file, "sha256").hexdigest()}
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _first_reason(error: BaseException) -> str:
+    """The sentence of the first rank's failure; torch prints a traceback for each."""
+    if isinstance(error, CheckpointException) and error.failures:
+        rank, (reason, _) = next(iter(error.failures.items()))
+        return f"rank {rank}: {type(reason).__name__}: {reason}"
+    return str(error)

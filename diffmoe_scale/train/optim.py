@@ -1,0 +1,71 @@
+"""AdamW, its parameter groups and its learning rate. The door to NVIDIA's apex."""
+
+import importlib.util
+import logging
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from diffmoe_scale.config.schema import Config
+from diffmoe_scale.config.train import OptimizerConfig
+from diffmoe_scale.model.denoiser import Denoiser
+
+logger = logging.getLogger(__name__)
+
+
+def learning_rate(step: int, config: Config) -> float:
+    """The peak rate at optimizer step `step` (the first is 1): linear warm-up, constant, then linear to 0 after the last step."""
+    optimizer, steps = config.optimizer, config.run.steps
+    warmup = min(1.0, step / optimizer.warmup_steps) if optimizer.warmup_steps else 1.0
+    decay_steps = optimizer.decay_fraction * steps
+    decay = min(1.0, (steps - step + 1) / decay_steps) if decay_steps >= 1 else 1.0
+    return optimizer.learning_rate * warmup * decay
+
+
+def parameter_groups(denoiser: Denoiser, config: OptimizerConfig) -> list[dict[str, object]]:
+    """Groups of one kind of parameter each: dense or expert-parallel, with weight decay or without, router or not.
+
+    `lr_ratio` is what the scheduled rate is multiplied by. Expert-parallel groups carry the marks by which DeepSpeed
+    reduces them over the expert-data-parallel group (`moe`, and the name of the group as `name`).
+    """
+    routers = {id(parameter) for layer in denoiser.moe_layers() for parameter in layer.router.parameters()}
+    embeddings = {id(module.weight) for module in denoiser.modules() if isinstance(module, nn.Embedding)}
+    members: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
+    for parameter in denoiser.parameters():
+        is_decayed = parameter.dim() >= 2 and id(parameter) not in embeddings
+        key = (expert_group_name(parameter), is_decayed, id(parameter) in routers)
+        members.setdefault(key, []).append(parameter)
+    groups: list[dict[str, object]] = []
+    for (expert_group, is_decayed, is_router), parameters in members.items():
+        groups.append(
+            {
+                "params": parameters,
+                "name": expert_group or f"dense{len(groups)}",
+                "weight_decay": config.weight_decay if is_decayed else 0.0,
+                "lr_ratio": config.router_learning_rate_ratio if is_router else 1.0,
+                **({"moe": True} if expert_group else {}),
+            }
+        )
+    return groups
+
+
+def expert_group_name(parameter: nn.Parameter) -> str:
+    """DeepSpeed's name of the group that an expert-parallel parameter belongs to; "" for what every rank holds."""
+    return "" if getattr(parameter, "allreduce", True) else parameter.group_name
+
+
+def build_optimizer(groups: list[dict[str, object]], config: OptimizerConfig, *, device: torch.device, is_offloaded: bool) -> Optimizer:
+    """AdamW with decoupled weight decay: DeepSpeed's for host memory, apex's where it is built, torch's fused one."""
+    settings = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "eps": config.eps}
+    if is_offloaded:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam  # imported here: compiles at its first use
+
+        return DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
+    # PyPI's `apex` is another package; NVIDIA's brings this extension.
+    if device.type == "cuda" and importlib.util.find_spec("amp_C") is not None:
+        from apex.optimizers import FusedAdam
+
+        logger.info("optimizer: apex FusedAdam")
+        return FusedAdam(groups, adam_w_mode=True, **settings)
+    return AdamW(groups, fused=True, **settings)

@@ -1,0 +1,133 @@
+"""What a run says of itself while it trains: metrics.jsonl, trackers, progress."""
+
+import math
+import resource
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from diffmoe_scale.config.load import config_tree
+from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.config.schema import Config
+from diffmoe_scale.data.batch import Batch
+from diffmoe_scale.moe.capacity import average_capacity
+from diffmoe_scale.moe.layer import MoELayer
+from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.telemetry.metrics import Meter, MetricsWriter, MetricValue
+from diffmoe_scale.telemetry.progress import Progress
+from diffmoe_scale.telemetry.trackers import Tracker, build_trackers
+from diffmoe_scale.train.engine import StepResult
+from diffmoe_scale.train.loss import StepLoss
+
+
+class Reporter:
+    """Collects a step's figures on every rank and, at log steps, writes their means on the main rank."""
+
+    def __init__(self, config: Config, context: ParallelContext, directory: RunDirectory, *, moe_layers: list[MoELayer], start_step: int) -> None:
+        self.config, self.context, self.moe_layers = config, context, moe_layers
+        self._meter = Meter(context.device)
+        self._extra: dict[str, MetricValue] = {}
+        self._last_log_step = start_step
+        self._step_started = 0.0
+        self._writer: MetricsWriter | None = None
+        self._progress: Progress | None = None
+        self._trackers: list[Tracker] = []
+        if context.is_main:
+            self._writer = MetricsWriter(directory.metrics, resume_step=start_step)
+            self._progress = Progress(total_steps=config.run.steps, start_step=start_step)
+            self._trackers = build_trackers(config.telemetry, directory.path, config_tree(config), start_step=start_step)
+
+    def begin_step(self) -> None:
+        """Start the clock; what happens between steps (validation, checkpoints) is not a step's time."""
+        self._step_started = time.monotonic()
+
+    def add_batch(self, batch: Batch, *, waited_s: float) -> None:
+        """One micro-batch was read after waiting for it."""
+        self._meter.add("time/data_s", waited_s * self._micro_batches_per_step)
+        self._meter.add("data/bad_fraction", float((batch.weight_B == 0).float().mean()))
+
+    def add_loss(self, loss: StepLoss) -> None:
+        """One micro-batch was computed."""
+        for name in (part for part in loss.parts if part.startswith("loss/")):
+            self._meter.add(name, loss.parts[name])
+        count = loss.parts["time_bin_count"]
+        self._meter.add("loss/by_time", loss.parts["time_bin_sum"] / count.clamp(min=1), count)
+        if loss.routings:
+            self._meter.add("moe/capacity", average_capacity(loss.routings))
+        for layer, routing in zip(self.moe_layers, loss.routings, strict=True):
+            self._meter.add(f"moe/load/{layer.layer_index}", routing.metrics["load_E"])
+
+    def add_step(self, result: StepResult) -> None:
+        """One optimizer step is done, or was skipped."""
+        self._meter.add("optimizer/skipped", float(result.is_skipped))
+        if not result.is_skipped:
+            self._meter.add("optimizer/gradient_norm", result.gradient_norm)
+        self._meter.add("time/step_s", time.monotonic() - self._step_started)
+        self._extra["optimizer/learning_rate"] = result.learning_rate
+
+    def add(self, metrics: Mapping[str, MetricValue]) -> None:
+        """Figures that go into this step's line as they are."""
+        self._extra |= metrics
+
+    def add_image(self, step: int, name: str, path: Path) -> None:
+        for tracker in self._trackers:
+            tracker.images(step, name, path)
+
+    def end_step(self, step: int, samples: int) -> None:
+        """Write a line, with how many samples were seen, if one is due. Collective over `dp_group` then."""
+        is_due = step % self.config.telemetry.log_every == 0 or step == self.config.run.steps or any(name.startswith("loss/") for name in self._extra)
+        if not is_due:
+            if self._progress:
+                self._progress.update(step)
+            return
+        metrics = self._finish(self._meter.means(self.context.dp_group), steps=step - self._last_log_step)
+        self._extra, self._last_log_step = {}, step
+        if self._writer and self._progress:
+            self._writer.write(step, samples, metrics)
+            for tracker in self._trackers:
+                tracker.log(step, metrics)
+            loss, speed = metrics["loss/diffusion"], metrics["throughput/images_per_s"]
+            assert isinstance(loss, float) and isinstance(speed, float)
+            self._progress.update(step, loss=loss, images_per_s=speed)
+
+    def _finish(self, means: dict[str, MetricValue], *, steps: int) -> dict[str, MetricValue]:
+        """The line of a log step from the means since the last."""
+        by_time, bad_fraction, skipped, step_s = (means.pop(name) for name in ("loss/by_time", "data/bad_fraction", "optimizer/skipped", "time/step_s"))
+        assert isinstance(by_time, list) and isinstance(bad_fraction, float) and isinstance(skipped, float) and isinstance(step_s, float)
+        metrics: dict[str, MetricValue] = means | self._extra
+        metrics |= {f"loss/by_time/{decile}": value for decile, value in enumerate(by_time) if not math.isnan(value)}
+        for layer in self.moe_layers:
+            if self.config.moe.router == "diffmoe":
+                metrics[f"moe/threshold/{layer.layer_index}"] = layer.router.predictor.threshold().tolist()
+        return metrics | {
+            "time/step_s": step_s,
+            "throughput/images_per_s": self.config.run.global_batch / step_s,
+            "data/bad_samples": float(round(bad_fraction * steps * self.config.run.global_batch)),
+            "optimizer/skipped_steps": float(round(skipped * steps)),
+            "memory/peak_gib": peak_memory_gib(self.context.device),
+        }
+
+    @property
+    def _micro_batches_per_step(self) -> int:
+        return self.config.run.global_batch // (self.config.run.micro_batch * self.context.dp_group.size())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self._writer and self._progress:
+            self._progress.close()
+            self._writer.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Of the GPU's allocator, or resident memory of this process on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

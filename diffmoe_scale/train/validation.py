@@ -1,0 +1,75 @@
+"""Looks at a model in training: the loss on held-out samples, and pictures of fixed captions."""
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any  # gathered Python objects
+
+import torch
+import torch.distributed as dist
+
+from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.config.schema import Config
+from diffmoe_scale.data.shards import Reader, build_reader, iterate_captions
+from diffmoe_scale.model.pipeline import Pipeline
+from diffmoe_scale.moe.routing import Selection
+from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.telemetry.plots import save_image_grid
+from diffmoe_scale.train.loss import denoising_loss
+
+NUM_DRAWN = 16
+GRID_COLUMNS = 8
+
+
+class Validation:
+    """Both looks use the weights that the pipeline holds at that moment. Every rank takes part in both."""
+
+    def __init__(self, config: Config, context: ParallelContext, directory: RunDirectory, pipeline: Pipeline, train_reader: Reader) -> None:
+        self.config, self.context, self.directory, self.pipeline = config, context, directory, pipeline
+        self.reader = build_reader(config.data, config.data.validation, model=config.model, seed=config.run.seed) if config.data.validation else None
+        self.prompts = choose_prompts(config, self.reader or train_reader)
+
+    @torch.no_grad()
+    def loss(self) -> dict[str, float]:
+        """`loss/validation`: the diffusion loss on the first `telemetry.validation_samples` held-out samples, with noise and
+        times that never change. Collective over the world."""
+        assert self.reader is not None, "checked with the config"
+        batches = self.reader.validation_batches(
+            limit=self.config.telemetry.validation_samples,
+            dp_rank=self.context.dp_group.rank(),
+            dp_size=self.context.dp_group.size(),
+            micro_batch=self.config.run.micro_batch,
+        )
+        total = torch.zeros(2, device=self.context.device)
+        for batch in batches:
+            latents_BCHW = self.pipeline.autoencoder.encode(batch.images_BCHW.to(self.context.device))
+            loss = denoising_loss(
+                self.pipeline.denoiser, self.pipeline.objective, batch, latents_BCHW, seed=self.config.run.seed + 1, selection=Selection(rule="train")
+            )
+            # The mean counts slots of weight 0; undone here, since their number differs between ranks.
+            total += torch.stack([loss.parts["loss/diffusion"] * len(batch.keys), batch.weight_B.sum().to(total)])
+        dist.all_reduce(total, group=self.context.dp_group)
+        return {"loss/validation": float(total[0] / total[1].clamp(min=1))}
+
+    def draw(self, step: int) -> Path:
+        """Pictures of the run's captions as `samples/step_N.png`, each rank a share of them. Collective over the world."""
+        ranks = self.context.dp_group.size()
+        share = math.ceil(len(self.prompts) / ranks)
+        # Expert-parallel ranks step together, so each draws equally many; the repeated last ones are dropped.
+        padded = list(itertools.islice(itertools.cycle(self.prompts), share * ranks))
+        first = share * self.context.dp_group.rank()
+        generated = self.pipeline.generate(padded[first : first + share], self.config.sampling, seed=self.config.run.seed, first_index=first)
+        parts: list[Any] = [None] * ranks
+        dist.all_gather_object(parts, generated.images_BCHW.cpu(), group=self.context.control_group)
+        path = self.directory.samples / f"step_{step:08d}.png"
+        if self.context.is_main:
+            path.parent.mkdir(exist_ok=True)
+            save_image_grid(torch.cat(parts)[: len(self.prompts)], [str(prompt) for prompt in self.prompts], path, columns=GRID_COLUMNS)
+        return path
+
+
+def choose_prompts(config: Config, reader: Reader) -> list[str] | list[int]:
+    """`telemetry.sample_prompts`, else captions spread over the reader's shards; in class mode the first labels."""
+    if config.model.conditioning == "class":
+        return list(range(min(NUM_DRAWN, config.model.num_classes)))
+    return list(config.telemetry.sample_prompts) or list(itertools.islice(iterate_captions(reader, NUM_DRAWN), NUM_DRAWN))

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+""":"
+# Train, or continue a run that stopped: one file for bash and for Python. All four take the same arguments:
+#
+#   bash launch/pretrain_t2i.sh --config FILE [key.sub=value ...]
+#   deepspeed [--num_gpus N] [--hostfile FILE] launch/pretrain_t2i.sh --config FILE ...
+#   torchrun --nproc-per-node N launch/pretrain_t2i.sh --config FILE ...
+#   python launch/pretrain_t2i.sh --config FILE ...       one process
+#
+# Python takes this part for a docstring, and bash takes the Python part for a here-document.
+# Environment of the bash form:
+#   NPROC             processes on this machine; default: one a GPU, one where there is no GPU
+#   DEEPSPEED_ARGS    further options of deepspeed, for example '--hostfile launch/hostfile'
+set -euo pipefail
+script=${BASH_SOURCE[0]}
+root=$(cd "$(dirname "$script")/.." && pwd)
+if [[ -x $root/.venv/bin/deepspeed ]]; then
+    # The whole folder, since deepspeed also looks for ninja there.
+    export PATH=$root/.venv/bin:$PATH
+elif ! command -v deepspeed >/dev/null; then
+    echo "error: no deepspeed in $root/.venv or on PATH; run 'make setup' in $root or activate an environment that has it" >&2
+    exit 1
+fi
+read -ra options <<<"${DEEPSPEED_ARGS:-}"
+[[ -z ${NPROC:-} ]] || options+=(--num_gpus "$NPROC")
+# Without a GPU deepspeed 0.19.8 would start one process a NUMA node, unless this says otherwise; with GPUs it is ignored.
+export LOCAL_SIZE=${NPROC:-1}
+exec deepspeed "${options[@]}" "$script" "$@"
+: <<'# end of the Python part'
+"""
+
+import sys
+from pathlib import Path
+
+# A data worker loads this file again under another name, and gets sys.path from its parent.
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # python puts launch/ there, which holds no package
+
+    from diffmoe_scale.pretrain import leave, main
+
+    leave(main())
+# end of the Python part

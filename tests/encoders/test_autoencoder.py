@@ -1,0 +1,126 @@
+import json
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from diffmoe_scale.config.model import AutoencoderConfig
+from diffmoe_scale.encoders.autoencoder import build_autoencoder
+
+CPU = torch.device("cpu")
+
+
+def tiny_model(**settings) -> AutoencoderKL:
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=4,
+        latent_channels=16,
+        **settings,
+    ).eval()
+
+
+def build(folder):
+    return build_autoencoder(AutoencoderConfig(kind="kl", path=str(folder)), device=CPU)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("kl")
+    tiny_model(scaling_factor=1.5, shift_factor=0.25).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(params=["pixels", "kl"])
+def any_autoencoder(request):
+    path = str(request.getfixturevalue("folder")) if request.param == "kl" else ""
+    return build_autoencoder(AutoencoderConfig(kind=request.param, path=path), device=CPU)
+
+
+def images() -> torch.Tensor:
+    return torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def test_latents_have_the_promised_shape_and_decode_to_the_images_shape(any_autoencoder):
+    latents_BCHW = any_autoencoder.encode(images())
+    assert latents_BCHW.shape == (2, any_autoencoder.channels, 16 // any_autoencoder.factor, 24 // any_autoencoder.factor)
+    assert any_autoencoder.decode(latents_BCHW).shape == images().shape
+
+
+def test_encoding_draws_nothing(any_autoencoder):
+    state = torch.get_rng_state()
+    assert torch.equal(any_autoencoder.encode(images()), any_autoencoder.encode(images()))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_encoding_builds_no_graph(any_autoencoder):
+    latents_BCHW = any_autoencoder.encode(images())
+    assert not latents_BCHW.requires_grad and not any_autoencoder.decode(latents_BCHW).requires_grad
+
+
+def test_pixels_are_the_images_themselves():
+    autoencoder = build_autoencoder(AutoencoderConfig(), device=CPU)
+    assert torch.equal(autoencoder.encode(images()), images())
+    assert torch.equal(autoencoder.decode(images()), images())
+
+
+def test_latents_are_the_shifted_and_scaled_mean(folder):
+    with torch.no_grad():
+        mean_BCHW = tiny_model().encode(images()).latent_dist.mean
+    torch.testing.assert_close(build(folder).encode(images()), (mean_BCHW - 0.25) * 1.5)
+
+
+def test_decoding_undoes_shift_and_scale(folder):
+    autoencoder = build(folder)
+    with torch.no_grad():
+        model = tiny_model()
+        expected = model.decode(model.encode(images()).latent_dist.mean).sample
+    # (z - shift) * scale and back rounds each latent twice.
+    torch.testing.assert_close(autoencoder.decode(autoencoder.encode(images())), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_of_each_channel_replace_the_shift(tmp_path):
+    mean, std = [0.1 * channel for channel in range(16)], [1.0 + channel for channel in range(16)]
+    tiny_model(scaling_factor=0.5, latents_mean=mean, latents_std=std).save_pretrained(tmp_path)
+    with torch.no_grad():
+        z_BCHW = tiny_model().encode(images()).latent_dist.mean
+    latents_BCHW = build(tmp_path).encode(images())
+    expected = torch.stack([(z_BCHW[:, channel] - mean[channel]) * 0.5 / std[channel] for channel in range(16)], dim=1)
+    torch.testing.assert_close(latents_BCHW, expected)
+
+
+def test_config_without_a_shift_means_no_shift(tmp_path):
+    tiny_model(scaling_factor=2.0).save_pretrained(tmp_path)
+    with torch.no_grad():
+        z_BCHW = tiny_model().encode(images()).latent_dist.mean
+    torch.testing.assert_close(build(tmp_path).encode(images()), 2 * z_BCHW)
+
+
+def test_missing_folder_is_an_error_that_names_the_setting(tmp_path):
+    with pytest.raises(ValueError, match=r"autoencoder\.path is .*absent.*config\.json"):
+        build(tmp_path / "absent")
+
+
+def test_folder_without_weights_is_an_error_that_names_the_file(tmp_path, folder):
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    with pytest.raises(ValueError, match=r"autoencoder\.path is .*diffusion_pytorch_model\.safetensors"):
+        build(tmp_path)
+
+
+def test_weights_of_another_shape_are_an_error(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"latent_channels": 4}))
+    with pytest.raises(ValueError, match=r"autoencoder\.path is"):
+        build(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [('{"_class_name": "AutoencoderDC"}', "is of AutoencoderDC"), ("{", "does not parse"), ("[]", "does not parse")]
+)
+def test_config_of_something_else_is_an_error(text, message, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"autoencoder\.path is .*{message}"):
+        build(tmp_path)

@@ -1,0 +1,156 @@
+"""The launchers: launch/pretrain_t2i.sh in each of its forms, the SLURM template, the host list."""
+
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "launch" / "pretrain_t2i.sh"
+SBATCH = ROOT / "launch" / "slurm" / "pretrain.sbatch"
+DEEPSPEED = Path(sys.executable).with_name("deepspeed")
+# A master port of one's own: deepspeed's default is fixed, and another run on this machine may hold it.
+PORT = str(20000 + os.getpid() % 9000)
+
+
+def run(command: Sequence[object], *, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in ("NPROC", "DEEPSPEED_ARGS", "VENV")}
+    return subprocess.run([str(word) for word in command], cwd=cwd, env=environment | variables, capture_output=True, text=True, timeout=120)
+
+
+def write_program(path: Path, *lines: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The script in a project of its own, with nothing else in it."""
+    (tmp_path / "launch").mkdir()
+    return Path(shutil.copy(SCRIPT, tmp_path / "launch"))
+
+
+@pytest.mark.parametrize("path", [SCRIPT, SBATCH], ids=lambda path: path.name)
+def test_bash_finds_no_syntax_error(path: Path) -> None:
+    result = run(["bash", "-n", path])
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_python_compiles_the_script_without_warnings() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compile(SCRIPT.read_text(), str(SCRIPT), "exec")
+
+
+def test_script_can_be_run_by_its_name() -> None:
+    assert os.access(SCRIPT, os.X_OK)
+
+
+def test_help_through_python_lists_the_settings() -> None:
+    result = run([sys.executable, SCRIPT, "--help"])
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "run.steps=" in result.stdout
+
+
+def test_help_through_bash_and_deepspeed_lists_the_settings() -> None:
+    result = run(["bash", SCRIPT, "--help"], PATH=f"{DEEPSPEED.parent}:{os.environ['PATH']}", DEEPSPEED_ARGS=f"--master_port {PORT}")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("run.steps=") == 1
+
+
+def test_wrong_setting_through_deepspeed_is_one_error_line_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("run: {step: 3}\n")
+    result = run([DEEPSPEED, "--num_gpus", 1, "--master_port", PORT, SCRIPT, "--config", "config.yaml"], cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert [line for line in result.stderr.splitlines() if line.startswith("error:")] == ["error: run.step is no setting; did you mean run.steps?"]
+    assert "Traceback" not in result.stderr
+
+
+def test_python_takes_the_package_beside_the_script(copy: Path, tmp_path: Path) -> None:
+    package = tmp_path / "diffmoe_scale"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "pretrain.py").write_text("import sys\n\ndef main():\n    print(__file__)\n    return 7\n\ndef leave(code):\n    sys.exit(code)\n")
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    result = run([sys.executable, copy], cwd=elsewhere)
+    assert (result.returncode, result.stdout.strip()) == (7, str(package / "pretrain.py"))
+
+
+def test_bash_passes_number_of_processes_options_and_arguments_to_the_projects_deepspeed(copy: Path, tmp_path: Path) -> None:
+    write_program(tmp_path / ".venv" / "bin" / "deepspeed", 'printf "%s|" "$LOCAL_SIZE" "$@"')
+    result = run([copy, "--config", "a file"], NPROC="3", DEEPSPEED_ARGS="--master_port 5")
+    assert result.stdout == f"3|--master_port|5|--num_gpus|3|{copy}|--config|a file|"
+
+
+def test_bash_leaves_the_number_of_processes_to_deepspeed(copy: Path, tmp_path: Path) -> None:
+    write_program(tmp_path / ".venv" / "bin" / "deepspeed", 'printf "%s|" "$LOCAL_SIZE" "$@"')
+    assert run([copy, "--config", "x"]).stdout == f"1|{copy}|--config|x|"
+
+
+def test_bash_says_what_to_do_when_there_is_no_deepspeed(copy: Path, tmp_path: Path) -> None:
+    (programs := tmp_path / "bin").mkdir()
+    for name in ("bash", "dirname"):
+        (programs / name).symlink_to(str(shutil.which(name)))
+    result = run([programs / "bash", copy, "--config", "x"], PATH=str(programs))
+    assert result.returncode == 1
+    assert "run 'make setup'" in result.stderr
+
+
+def run_sbatch(tmp_path: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The template as SLURM would run it on the first of two nodes, with a srun that prints what it was given."""
+    write_program(tmp_path / "bin" / "scontrol", "echo node7", "echo node9")
+    write_program(
+        tmp_path / "bin" / "srun", 'echo "$MASTER_ADDR:$MASTER_PORT threads=$OMP_NUM_THREADS interface=${NCCL_SOCKET_IFNAME:-}"', 'printf "%s|" "$@"'
+    )
+    write_program(tmp_path / ".venv" / "bin" / "python")
+    job = {
+        "SLURM_JOB_ID": "40007",
+        "SLURM_JOB_NODELIST": "node[7,9]",
+        "SLURM_NTASKS": "2",
+        "SLURM_CPUS_PER_TASK": "6",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+    }
+    return run(["bash", SBATCH, *arguments], PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", **job, **variables)
+
+
+def test_slurm_template_starts_one_pretrain_a_task(tmp_path: Path) -> None:
+    result = run_sbatch(tmp_path, "--config", "a file", "run.steps=3")
+    assert result.returncode == 0, result.stderr
+    started = result.stdout.splitlines()[-1]
+    assert started == "--cpus-per-task=6|--kill-on-bad-exit=1|python|-m|diffmoe_scale.pretrain|--config|a file|run.steps=3|"
+
+
+def test_slurm_template_meets_at_the_first_node_and_a_port_of_the_job(tmp_path: Path) -> None:
+    assert "node7:10007 threads=6 interface=\n" in run_sbatch(tmp_path, "--config", "x").stdout
+
+
+def test_slurm_template_follows_its_variables(tmp_path: Path) -> None:
+    result = run_sbatch(
+        tmp_path, "--config", "x", MASTER_ADDR="10.0.0.1", MASTER_PORT="5000", NETWORK="ib0", THREADS="3", SRUN_ARGS="--label --mpi=none"
+    )
+    assert "10.0.0.1:5000 threads=3 interface=ib0\n" in result.stdout
+    assert "--kill-on-bad-exit=1|--label|--mpi=none|python|" in result.stdout
+
+
+def test_slurm_template_without_config_ends_before_anything_starts(tmp_path: Path) -> None:
+    result = run_sbatch(tmp_path, "run.steps=3")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: no --config among the arguments")
+
+
+def test_slurm_template_names_a_missing_virtual_environment(tmp_path: Path) -> None:
+    result = run_sbatch(tmp_path, "--config", "x", VENV="/nowhere")
+    assert result.returncode == 2
+    assert "/nowhere/bin/python" in result.stderr
+
+
+def test_host_list_is_one_that_deepspeed_reads() -> None:
+    from deepspeed.launcher.runner import fetch_hostfile
+
+    assert dict(fetch_hostfile(str(ROOT / "launch" / "hostfile.example"))) == {"node1": 8, "node2": 8}
