@@ -6,7 +6,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN ?= runs/demo
 DATA ?= runs/data/scenes
-NPROC ?= 2
+# Processes of the demo: two, or one where there is one GPU.
+NPROC ?= $(if $(filter 1,$(shell nvidia-smi -L 2>/dev/null | grep -c .)),1,2)
+
+# deepspeed starts a process a listed device; where there is no GPU, LOCAL_SIZE is the number of devices it believes in.
+DEVICES = LOCAL_SIZE=$(NPROC) CUDA_VISIBLE_DEVICES=$(shell seq -s , 0 $$(($(NPROC) - 1)))
 
 .PHONY: help setup demo test lint format clean
 
@@ -28,7 +32,7 @@ $(READY): setup.py
 
 demo: $(READY)
 	$(BIN)/python tools/make_scenes.py --output $(DATA)
-	LOCAL_SIZE=$(NPROC) $(BIN)/deepspeed --num_gpus $(NPROC) launch/pretrain_t2i.sh --config configs/demo.yaml run.directory=$(RUN) 'data.train=[$(DATA)/train-*.tar]' 'data.validation=[$(DATA)/validation-*.tar]'
+	$(DEVICES) $(BIN)/deepspeed launch/pretrain_t2i.sh --config configs/demo.yaml parallel.expert_parallel=$(NPROC) run.directory=$(RUN) 'data.train=[$(DATA)/train-*.tar]' 'data.validation=[$(DATA)/validation-*.tar]'
 	$(BIN)/python -m diffmoe_scale.sample --checkpoint $(RUN) --prompt "a red circle" --prompt "three green triangles" --prompt "a blue square left of a yellow circle" --prompt "a purple triangle and a green square"
 	$(BIN)/python -m diffmoe_scale.evaluate --checkpoint $(RUN)
 	@echo "report: $(RUN)/report.html"

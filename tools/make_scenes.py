@@ -77,8 +77,9 @@ def write_split(folder: Path, split: Split, *, count: int, level: Level, resolut
     """Shards of one split, SHARD_SAMPLES a shard; no shard for no samples."""
     if count == 0:
         return
+    pattern = str(folder / split).replace("%", "%%") + "-%06d.tar"
     # mtime: equal arguments give equal bytes.
-    with webdataset.ShardWriter(str(folder / f"{split}-%06d.tar"), maxcount=SHARD_SAMPLES, mtime=0, verbose=0) as writer:
+    with webdataset.ShardWriter(pattern, maxcount=SHARD_SAMPLES, mtime=0, verbose=0) as writer:
         for sample in tqdm(
             _samples(split, count=count, level=level, resolution=resolution, seed=seed), total=count, desc=split, unit="sample", disable=None
         ):

@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -146,9 +146,10 @@ def _choose_column(kind: str, wanted: str, usual: Sequence[str], row: Record) ->
     raise ValueError(f"no {kind} column {wanted or ' or '.join(usual)}; found {', '.join(map(str, row))}; name one with --{kind}-column")
 
 
-def _attempt(entry: Entry, read: Callable[[Entry], dict[str, bytes]]) -> dict[str, bytes] | str:
+def try_image(entry: Entry, *, resize: int, is_caption_required: bool) -> dict[str, bytes] | str:
+    """The members of a sample, or why there is none."""
     try:
-        return read(entry)
+        return read_image(entry, resize=resize, is_caption_required=is_caption_required)
     except Exception as error:
         # As in training: Pillow raises a dozen types for broken data.
         return f"{entry.name!r}: {type(error).__name__}: {error}"
@@ -209,7 +210,7 @@ def shrink(image: Image.Image, side: int, *, is_photograph: bool) -> tuple[str, 
 
 def write_shards(folder: Path, entries: Sequence[Entry], parsed: argparse.Namespace) -> tuple[Counter[str], list[str]]:
     """Samples by split and without caption, and what was left out."""
-    attempt = partial(_attempt, read=partial(read_image, resize=parsed.resize, is_caption_required=parsed.require_captions))
+    attempt = partial(try_image, resize=parsed.resize, is_caption_required=parsed.require_captions)
     counts = Counter(train=0, validation=0, uncaptioned=0)
     skipped: list[str] = []
     keys: set[str] = set()
@@ -217,7 +218,7 @@ def write_shards(folder: Path, entries: Sequence[Entry], parsed: argparse.Namesp
     writers: dict[str, webdataset.ShardWriter] = {}
     with ExitStack() as stack, tqdm(total=len(entries), unit="image", disable=None) as progress:
         # Pillow decodes without the interpreter lock.
-        pool = stack.enter_context(ThreadPoolExecutor(len(os.sched_getaffinity(0))))
+        pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
         for chunk in (entries[first : first + READ_TOGETHER] for first in range(0, len(entries), READ_TOGETHER)):
             for entry, members in zip(chunk, pool.map(attempt, chunk), strict=True):
                 progress.update()

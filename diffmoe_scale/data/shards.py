@@ -91,7 +91,7 @@ class Reader:
         found: Counter[str] = Counter()
         for shard, row in samples:
             members = self.catalog.index(shard).members(row)
-            found.update(members)
+            found.update(members.keys())
             if ("cls" in members) if model.conditioning == "class" else self.source.files.captions(shard, members):
                 return
         expected = ".cls (model.conditioning is 'class')" if model.conditioning == "class" else ".txt, or .json with \"caption\" (model.conditioning is 'text')"

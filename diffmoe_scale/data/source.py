@@ -38,7 +38,7 @@ class ShardFiles:
         elif "json" in members:
             try:
                 record = json.loads(self.read(shard, members["json"]))
-            except ValueError:
+            except (ValueError, RecursionError):
                 record = None
             found = record.get("caption") if isinstance(record, dict) else None
         texts = found if isinstance(found, list) else [found]
@@ -67,9 +67,13 @@ class SampleSource:
         Raises: RuntimeError if a shard was replaced by another during the run.
         """
         shard, row = self.order.locate(index)
-        shard_index = self.catalog.index(shard)
+        name = self.catalog.paths[shard].name
+        try:
+            shard_index = self.catalog.index(shard)
+        except OSError as error:
+            return self._failed(index, f"{name}/row {row}", "read", error)
         members = shard_index.members(row)
-        key = f"{self.catalog.paths[shard].name}/{shard_index.key(row)}"
+        key = f"{name}/{shard_index.key(row)}"
         draws = sample_draws(self.seed, index)
         is_dropped = self.is_augmented and draws.dropout < self.config.caption_dropout
         is_flipped = self.is_augmented and self.config.horizontal_flip and draws.flip < 0.5

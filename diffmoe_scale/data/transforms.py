@@ -1,9 +1,10 @@
 """Encoded picture to a square RGB array."""
 
+import contextlib
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Pillow's other formats start programs (EPS) or are no photographs.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
@@ -29,7 +30,11 @@ def open_image(data: bytes, *, draft_size: int | None = None) -> Image.Image:
 
     `draft_size` lets the JPEG decoder shrink by a power of two while both sides keep that length: several times faster.
     """
-    image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        # Pillow's message names the address of the buffer.
+        raise ValueError(f"{len(data)} bytes that begin with {data[:8]!r} are no picture of a kind that is read ({', '.join(FORMATS)})") from error
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels; expected at most {MAX_PIXELS}")
     if draft_size is not None:
@@ -48,11 +53,9 @@ def flatten(image: Image.Image, background: RGB) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
+    # Malformed camera data raises nearly anything, struct.error and AttributeError too, and says nothing about the pixels.
+    with contextlib.suppress(Exception):
         ImageOps.exif_transpose(image, in_place=True)
-    except (SyntaxError, ValueError, KeyError, TypeError, IndexError, OSError):
-        # Malformed camera data says nothing about the pixels: keep them as stored.
-        pass
     return image
 
 

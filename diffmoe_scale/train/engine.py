@@ -19,6 +19,7 @@ from diffmoe_scale.train.ema import WeightAverage
 from diffmoe_scale.train.optim import build_optimizer, parameter_groups
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+MAX_BUCKET = 200_000_000
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Engine:
             parameter_groups(denoiser, config.optimizer), config.optimizer, device=context.device, is_offloaded=config.parallel.offload_optimizer
         )
         kind = type("ExpertEngine", (_ExpertEngine,), {"has_experts": has_experts})
-        settings = deepspeed_settings(config, context)
+        settings = deepspeed_settings(config, context, num_parameters=sum(parameter.numel() for parameter in denoiser.parameters()))
         self._deepspeed = kind(
             args=None, model=denoiser, optimizer=optimizer, config=settings, config_class=DeepSpeedConfig(settings), dist_init_required=False
         )
@@ -180,7 +181,7 @@ def accumulation_steps(config: Config, context: ParallelContext) -> int:
     return config.run.global_batch // at_once
 
 
-def deepspeed_settings(config: Config, context: ParallelContext) -> dict[str, Any]:
+def deepspeed_settings(config: Config, context: ParallelContext, *, num_parameters: int) -> dict[str, Any]:
     """DeepSpeed's configuration of a run: it shards and steps; schedule, logging and checkpoints are ours."""
     settings: dict[str, Any] = {
         "train_batch_size": config.run.global_batch,
@@ -194,6 +195,9 @@ def deepspeed_settings(config: Config, context: ParallelContext) -> dict[str, An
             "contiguous_gradients": True,
             "overlap_comm": context.device.type == "cuda",
             "reduce_scatter": True,
+            # DeepSpeed allocates the reduce bucket whole, 5e8 elements by default: no more than the model needs.
+            "reduce_bucket_size": min(MAX_BUCKET, num_parameters),
+            "allgather_bucket_size": min(MAX_BUCKET, num_parameters),
             # Parameters keep their order, which checkpoints rely on.
             "round_robin_gradients": False,
         },

@@ -3,7 +3,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffmoe_scale.data.order import FixedOrder, ShuffledOrder, sample_draws
@@ -15,24 +15,28 @@ def _places(counts: list[int]) -> list[tuple[int, int]]:
     return [(shard, row) for shard, count in enumerate(counts) for row in range(count)]
 
 
+@settings(deadline=None)
 @given(counts=COUNTS)
 def test_the_fixed_order_goes_shard_by_shard_and_begins_again(counts: list[int]) -> None:
     places = _places(counts)
     assert [FixedOrder(counts).locate(index) for index in range(2 * len(places))] == 2 * places
 
 
+@settings(deadline=None)
 @given(counts=COUNTS, block=st.integers(1, 13), seed=st.integers(0, 2**64 - 1), epoch=st.integers(0, 10**6))
 def test_an_epoch_holds_each_place_once(counts: list[int], block: int, seed: int, epoch: int) -> None:
     order, total = ShuffledOrder(counts, seed=seed, block=block), sum(counts)
     assert sorted(order.locate(epoch * total + position) for position in range(total)) == _places(counts)
 
 
+@settings(deadline=None)
 @given(counts=COUNTS, block=st.integers(1, 13), numbers=st.lists(st.integers(0, 500), max_size=20))
 def test_a_place_does_not_depend_on_what_was_asked_before(counts: list[int], block: int, numbers: list[int]) -> None:
     asked = ShuffledOrder(counts, seed=3, block=block)
     assert [asked.locate(number) for number in numbers] == [ShuffledOrder(counts, seed=3, block=block).locate(number) for number in numbers]
 
 
+@settings(deadline=None)
 @given(counts=COUNTS, block=st.integers(1, 13))
 def test_shards_of_a_block_are_finished_before_the_next_begins(counts: list[int], block: int) -> None:
     order = ShuffledOrder(counts, seed=0, block=block)
