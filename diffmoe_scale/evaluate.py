@@ -12,8 +12,12 @@ from diffmoe_scale.sample import add_sampling_arguments, chosen_sampling
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="evaluate", description="Score a model on the compositional suites and write RUN/evaluation.json and RUN/report.html.")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="run directory (its newest complete checkpoint) or one checkpoints/step_N folder")
+    parser = argparse.ArgumentParser(
+        prog="evaluate", description="Score a model on the compositional suites and write RUN/evaluation.json and RUN/report.html."
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="run directory (its newest complete checkpoint) or one checkpoints/step_N folder"
+    )
     parser.add_argument("--prompts", type=int, default=96, help="prompts a suite (default: 96)")
     parser.add_argument("--seed", type=int, default=0, help="source of prompts and initial noise (default: 0)")
     parser.add_argument("--weights", choices=("ema", "master"), default="ema", help="averaged or last weights (default: ema)")

@@ -11,10 +11,14 @@ from diffmoe_scale.config.train import SamplingConfig
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="sample", description="Draw pictures for captions and write them as one PNG grid.")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="run directory (its newest complete checkpoint) or one checkpoints/step_N folder")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="run directory (its newest complete checkpoint) or one checkpoints/step_N folder"
+    )
     parser.add_argument("--prompt", action="append", default=[], help="a caption; may be given several times")
     parser.add_argument("--prompt-file", type=Path, help="a text file with one caption a line")
-    parser.add_argument("--label", action="append", type=int, default=[], help="a class label, for class-conditional models; may be given several times")
+    parser.add_argument(
+        "--label", action="append", type=int, default=[], help="a class label, for class-conditional models; may be given several times"
+    )
     parser.add_argument("--count", type=int, default=4, help="pictures a caption (default: 4)")
     parser.add_argument("--seed", type=int, default=0, help="source of the initial noise (default: 0)")
     parser.add_argument("--output", type=Path, help="PNG file (default: RUN/samples/sample-stepN-seedS.png)")
@@ -56,7 +60,9 @@ def run(parsed: argparse.Namespace) -> str:
     wants_labels = loaded.config.model.conditioning == "class"
     if not prompts or any(isinstance(prompt, int) != wants_labels for prompt in prompts):
         option = "--label" if wants_labels else "--prompt or --prompt-file"
-        raise ValueError(f"{parsed.checkpoint} is a {loaded.config.model.conditioning}-conditional model; give {option} at least once and nothing else")
+        raise ValueError(
+            f"{parsed.checkpoint} is a {loaded.config.model.conditioning}-conditional model; give {option} at least once and nothing else"
+        )
     if parsed.count < 1:
         raise ValueError(f"--count is {parsed.count}; expected at least 1")
     repeated = [prompt for prompt in prompts for _ in range(parsed.count)]

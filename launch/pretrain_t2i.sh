@@ -10,7 +10,7 @@
 # Python takes this part for a docstring, and bash takes the Python part for a here-document.
 # Environment of the bash form:
 #   NPROC             processes on this machine; default: one a GPU, one where there is no GPU
-#   DEEPSPEED_ARGS    further options of deepspeed, for example '--hostfile launch/hostfile'
+#   DEEPSPEED_ARGS    further options of deepspeed: '--hostfile launch/hostfile', or '--master_port 29501' for a second run on a machine
 set -euo pipefail
 script=${BASH_SOURCE[0]}
 root=$(cd "$(dirname "$script")/.." && pwd)

@@ -17,7 +17,14 @@ _FORKSERVER.set_forkserver_preload(["torch", "deepspeed", "megatron.core.paralle
 
 
 def _rank_main(fn: Callable[..., Any], rank: int, world_size: int, expert_parallel: int, store: str, results: Any, args: tuple[Any, ...]) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank), "LOCAL_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }
     torch.set_num_threads(1)
     try:
         import torch.distributed as dist
@@ -42,7 +49,9 @@ def run_on_ranks(fn: Callable[..., Any], world_size: int, *args: Any, expert_par
     with tempfile.TemporaryDirectory() as folder:
         results = _FORKSERVER.Queue()
         ranks = [
-            _FORKSERVER.Process(target=_rank_main, args=(fn, rank, world_size, expert_parallel, os.path.join(folder, "store"), results, args), daemon=True)
+            _FORKSERVER.Process(
+                target=_rank_main, args=(fn, rank, world_size, expert_parallel, os.path.join(folder, "store"), results, args), daemon=True
+            )
             for rank in range(world_size)
         ]
         for process in ranks:

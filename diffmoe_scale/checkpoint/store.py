@@ -98,7 +98,10 @@ class CheckpointStore:
                 return candidate, read_manifest(candidate)
             logger.warning("checkpoint %s is damaged and not used: %s", candidate, "; ".join(problems[:NAMED]))
         if candidates:
-            raise RuntimeError(f"all {len(candidates)} checkpoints in {self.folder} are damaged (the log names the files); restore one, or choose another run.directory")
+            raise RuntimeError(
+                f"all {len(candidates)} checkpoints in {self.folder} are damaged (the log names the files); "
+                "restore one, or choose another run.directory"
+            )
         return None
 
     def load(self, checkpoint: Path, state: Mapping[str, Slice], *, settings: Mapping[str, Any]) -> Manifest:
@@ -111,7 +114,9 @@ class CheckpointStore:
         for found in self._agree(lambda: {name: list(piece.shape) for name, piece in state.items()}):
             shapes |= found
         check_shapes(checkpoint, manifest, shapes, settings)
-        dcp.load({name: _global_view(piece) for name, piece in state.items()}, storage_reader=dcp.FileSystemReader(checkpoint), process_group=self.group)
+        dcp.load(
+            {name: _global_view(piece) for name, piece in state.items()}, storage_reader=dcp.FileSystemReader(checkpoint), process_group=self.group
+        )
         return manifest
 
     def _clear(self, unfinished: Path) -> None:
@@ -123,7 +128,9 @@ class CheckpointStore:
         """Check sums of all files, the manifest, and the rename that makes the checkpoint exist."""
         files: dict[str, dict[str, Any]] = {}
         shapes: dict[str, list[int]] = {}
-        for found_files, found_shapes in self._agree(lambda: (self._describe_share(unfinished), {name: list(piece.shape) for name, piece in state.items()})):
+        for found_files, found_shapes in self._agree(
+            lambda: (self._describe_share(unfinished), {name: list(piece.shape) for name, piece in state.items()})
+        ):
             files |= found_files
             shapes |= found_shapes
         versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
@@ -229,7 +236,11 @@ def check_shapes(
 ) -> None:
     """Raises: ValueError unless the checkpoint holds exactly tensors of these names and shapes."""
     held = manifest.shapes if held is None else held
-    wrong = [f"{name} is {held.get(name, 'missing')} there and {shapes.get(name, 'missing')} here" for name in sorted({*held, *shapes}) if held.get(name) != shapes.get(name)]
+    wrong = [
+        f"{name} is {held.get(name, 'missing')} there and {shapes.get(name, 'missing')} here"
+        for name in sorted({*held, *shapes})
+        if held.get(name) != shapes.get(name)
+    ]
     if not wrong:
         return
     changed = [

@@ -61,10 +61,12 @@ def describe_config() -> str:
     for section in dataclasses.fields(Config):
         lines.append(f"\n{section.name}:")
         kind = section.type
-        assert inspect.isclass(kind)
+        assert isinstance(kind, type) and dataclasses.is_dataclass(kind)
         meanings = _field_docstrings(kind)
         for field in dataclasses.fields(kind):
-            default = yaml.safe_dump(list(field.default) if isinstance(field.default, tuple) else field.default, default_flow_style=True).splitlines()[0]
+            default = yaml.safe_dump(
+                list(field.default) if isinstance(field.default, tuple) else field.default, default_flow_style=True
+            ).splitlines()[0]
             lines.append(f"  {section.name}.{field.name}={default}\n      {meanings[field.name]}")
     return "\n".join(lines)
 

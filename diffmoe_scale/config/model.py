@@ -60,7 +60,7 @@ class MoEConfig:
     every: int = 2
     """An MoE layer in every n-th block: 2 gives blocks 1, 3, 5, ..."""
     router: Literal["diffmoe", "expert_choice", "token_choice"] = "diffmoe"
-    """`diffmoe`: each expert takes the top K of a pool (DiffMoE eq. 6); `expert_choice`: the same within a sample (EC-DiT); `token_choice`: each token takes its top k experts (TC-DiT)."""
+    """`diffmoe`: an expert takes the top K of a pool (DiffMoE eq. 6); `expert_choice`: of each sample (EC-DiT); `token_choice`: a token its top k."""
     pool: Literal["rank", "expert_parallel", "data_parallel"] = "rank"
     """Tokens that compete for one expert: those of a rank's micro-batch, or of all ranks of a group. For router `diffmoe`."""
     capacity: float = 1.0
@@ -70,9 +70,9 @@ class MoEConfig:
     balance_weight: float = 0.01
     """Weight of the load-balancing loss; for router `token_choice`."""
     gate: Literal["softmax", "sigmoid", "identity"] = "softmax"
-    """Function from router logits to the weight of an expert's output; `identity` selects by softmax and weighs by one."""
+    """Function from router logits to what experts choose by and weigh their output with; `identity` is the logit itself (Expert Race)."""
     router_input: Literal["modulated", "decoupled"] = "modulated"
-    """What the router reads: the token after adaLN modulation (DiffMoE), or the timestep embedding and the token before modulation (Nucleus-Image)."""
+    """What the router reads: the token after adaLN modulation (DiffMoE), or timestep embedding and token before modulation (Nucleus-Image)."""
     shared_experts: int = 0
     """Experts that every token passes through, as one network of that many times the expert width."""
     expert_width_ratio: float = 4.0
@@ -96,11 +96,18 @@ class MoEConfig:
         require(self.num_experts >= 0, "moe.num_experts", self.num_experts, "0 (dense) or more")
         require(self.every >= 1, "moe.every", self.every, "at least 1")
         require(self.capacity > 0, "moe.capacity", self.capacity, "above 0")
-        require(self.num_experts == 0 or self.capacity <= self.num_experts, "moe.capacity", self.capacity, f"at most moe.num_experts ({self.num_experts})")
+        require(
+            self.num_experts == 0 or self.capacity <= self.num_experts, "moe.capacity", self.capacity, f"at most moe.num_experts ({self.num_experts})"
+        )
         require(self.num_experts == 0 or 1 <= self.top_k <= self.num_experts, "moe.top_k", self.top_k, f"1 to moe.num_experts ({self.num_experts})")
         require(0 <= self.threshold_decay < 1, "moe.threshold_decay", self.threshold_decay, "in [0, 1)")
         require(self.pool == "rank" or self.router == "diffmoe", "moe.pool", self.pool, "'rank' unless moe.router is 'diffmoe'")
-        require(self.precision == "model" or self.backend == "transformer_engine", "moe.precision", self.precision, "'model' unless moe.backend is 'transformer_engine'")
+        require(
+            self.precision == "model" or self.backend == "transformer_engine",
+            "moe.precision",
+            self.precision,
+            "'model' unless moe.backend is 'transformer_engine'",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +140,12 @@ class ModelConfig:
     def __post_init__(self) -> None:
         require(self.width % self.heads == 0, "model.width", self.width, f"a multiple of model.heads ({self.heads})")
         require(self.width % 4 == 0, "model.width", self.width, "a multiple of 4 (2-D position embedding)")
-        require((self.conditioning == "class") == (self.num_classes > 0), "model.num_classes", self.num_classes, "above 0 exactly when model.conditioning is 'class'")
+        require(
+            (self.conditioning == "class") == (self.num_classes > 0),
+            "model.num_classes",
+            self.num_classes,
+            "above 0 exactly when model.conditioning is 'class'",
+        )
         for name in ("image_size", "channels", "patch_size", "depth"):
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
 
@@ -160,4 +172,9 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         require(self.logit_std > 0, "diffusion.logit_std", self.logit_std, "above 0")
         require(0 < self.min_time < 1, "diffusion.min_time", self.min_time, "in (0, 1)")
-        require(self.kind == "flow" or self.prediction == "velocity", "diffusion.prediction", self.prediction, "left at 'velocity' for diffusion.kind 'ddpm' (it predicts noise and sigma)")
+        require(
+            self.kind == "flow" or self.prediction == "velocity",
+            "diffusion.prediction",
+            self.prediction,
+            "left at 'velocity' for diffusion.kind 'ddpm' (it predicts noise and sigma)",
+        )

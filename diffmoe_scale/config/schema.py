@@ -30,7 +30,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "global_batch", "micro_batch"):
             require(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "at least 1")
-        require(self.global_batch % self.micro_batch == 0, "run.global_batch", self.global_batch, f"a multiple of run.micro_batch ({self.micro_batch})")
+        require(
+            self.global_batch % self.micro_batch == 0, "run.global_batch", self.global_batch, f"a multiple of run.micro_batch ({self.micro_batch})"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,5 +64,15 @@ class Config:
             size, patch = self.model.image_size, self.model.patch_size
             require(size % patch == 0, "model.image_size", size, f"a multiple of model.patch_size ({patch})")
             require(self.model.channels == 3, "model.channels", self.model.channels, "3 for autoencoder.kind 'pixels'")
-        require(self.optimizer.warmup_steps <= self.run.steps, "optimizer.warmup_steps", self.optimizer.warmup_steps, f"at most run.steps ({self.run.steps})")
-        require(self.telemetry.validate_every == 0 or bool(self.data.validation), "data.validation", self.data.validation, "shards when telemetry.validate_every is set")
+        require(
+            self.optimizer.warmup_steps <= self.run.steps,
+            "optimizer.warmup_steps",
+            self.optimizer.warmup_steps,
+            f"at most run.steps ({self.run.steps})",
+        )
+        require(
+            self.telemetry.validate_every == 0 or bool(self.data.validation),
+            "data.validation",
+            self.data.validation,
+            "shards when telemetry.validate_every is set",
+        )

@@ -120,7 +120,7 @@ class SamplingConfig:
     guidance_end: float = 0.0
     """Guidance is off at times t below this."""
     selection: Literal["threshold", "threshold_count", "interval", "static"] = "threshold"
-    """How experts choose tokens: predictor over dynamic threshold (DiffMoE eq. 14), its count by gate score (the reference implementation's), predictor over one gamma, top K as in training."""
+    """How experts choose: predictor over threshold (DiffMoE eq. 14), its count by gate score (reference code), predictor over gamma, or top K."""
     gamma: float = 0.5
     """The constant threshold of `interval`."""
     batch: int = 64

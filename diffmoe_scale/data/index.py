@@ -87,7 +87,10 @@ class ShardCatalog:
             if count == 0:
                 logger.warning("shard %s holds no sample", path)
         if sum(self.counts) == 0:
-            raise ValueError(f"no sample in {len(self.paths)} shards, the first is {self.paths[0]}; problems found: {dict(self.problems) or 'none, they are empty'}")
+            raise ValueError(
+                f"no sample in {len(self.paths)} shards, the first is {self.paths[0]}; "
+                f"problems found: {dict(self.problems) or 'none, they are empty'}"
+            )
 
     def index(self, shard: int) -> ShardIndex:
         return self._kept[shard] if shard in self._kept else self._recent.get(shard, self._load)
@@ -115,7 +118,9 @@ class ShardCatalog:
         # Its index was removed or the shard was touched since the start: look again, but never go on with other samples.
         index = scan_shard(path)
         if len(index) != self.counts[shard]:
-            raise RuntimeError(f"shard {path} held {self.counts[shard]} samples when the run started and holds {len(index)} now; shards must not change during a run")
+            raise RuntimeError(
+                f"shard {path} held {self.counts[shard]} samples when the run started and holds {len(index)} now; shards must not change during a run"
+            )
         return index
 
 
@@ -139,7 +144,9 @@ def expand_patterns(patterns: Sequence[str]) -> list[Path]:
             paths += map(Path, found)
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
-        raise ValueError(f"{len(missing)} of {len(paths)} shards do not exist or are no files: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}")
+        raise ValueError(
+            f"{len(missing)} of {len(paths)} shards do not exist or are no files: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
+        )
     unique = list(dict.fromkeys(paths))
     if len(unique) < len(paths):
         logger.info("%d shards are matched by more than one pattern and read once", len(paths) - len(unique))
@@ -173,7 +180,9 @@ def scan_shard(path: Path) -> ShardIndex:
     for problem in problems[:NAMED_PROBLEMS]:
         logger.warning("shard %s: %s: %s", path, problem.kind, problem.name)
     if len(problems) > NAMED_PROBLEMS:
-        logger.warning("shard %s: %d more problems, in all %s", path, len(problems) - NAMED_PROBLEMS, dict(Counter(problem.kind for problem in problems)))
+        logger.warning(
+            "shard %s: %d more problems, in all %s", path, len(problems) - NAMED_PROBLEMS, dict(Counter(problem.kind for problem in problems))
+        )
     return _pack([(key, members) for key, members in samples if has_image(members)], problems)
 
 
@@ -237,7 +246,9 @@ def write_index(index: ShardIndex, path: Path, index_folder: Path | None) -> Pat
             reasons.append(str(error))
             with contextlib.suppress(OSError):
                 temporary.unlink()
-    logger.info("the index of shard %s is kept in memory and made anew at each start (%s); data.index_folder names a folder for it", path, "; ".join(reasons))
+    logger.info(
+        "the index of shard %s is kept in memory and made anew at each start (%s); data.index_folder names a folder for it", path, "; ".join(reasons)
+    )
     return None
 
 

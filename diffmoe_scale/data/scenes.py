@@ -12,7 +12,7 @@ Held out: the combinations below are never in a training or validation picture; 
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal  # Any: claims in the form of GenEval's JSON
 
 import numpy as np
 

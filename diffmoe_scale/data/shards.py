@@ -67,7 +67,9 @@ class Reader:
         Raises: ValueError if the window cannot be split so; RuntimeError when more samples fail than data.max_bad_fraction.
         """
         if global_batch % (dp_size * micro_batch) != 0:
-            raise ValueError(f"run.global_batch is {global_batch}; expected a multiple of {dp_size} data-parallel ranks times run.micro_batch ({micro_batch})")
+            raise ValueError(
+                f"run.global_batch is {global_batch}; expected a multiple of {dp_size} data-parallel ranks times run.micro_batch ({micro_batch})"
+            )
         chunks = (range(first, first + micro_batch) for first in itertools.count(start_sample + dp_rank * micro_batch, dp_size * micro_batch))
         return self._judged(self._load(chunks))
 
@@ -94,8 +96,14 @@ class Reader:
             found.update(members.keys())
             if ("cls" in members) if model.conditioning == "class" else self.source.files.captions(shard, members):
                 return
-        expected = ".cls (model.conditioning is 'class')" if model.conditioning == "class" else ".txt, or .json with \"caption\" (model.conditioning is 'text')"
-        raise ValueError(f"none of {count} samples that were looked at in {len(self.catalog.paths)} shards has a member {expected}; members found: {dict(found)}")
+        expected = (
+            ".cls (model.conditioning is 'class')"
+            if model.conditioning == "class"
+            else ".txt, or .json with \"caption\" (model.conditioning is 'text')"
+        )
+        raise ValueError(
+            f"none of {count} samples that were looked at in {len(self.catalog.paths)} shards has a member {expected}; members found: {dict(found)}"
+        )
 
     def _load(self, chunks: Iterable[range]) -> Iterator[Batch]:
         workers = self.config.workers
@@ -121,8 +129,8 @@ class Reader:
                 self._count("caption", f"{key}: no caption; trained on the empty one")
             if self.read_samples >= JUDGED_SAMPLES and self.bad_samples > self.config.max_bad_fraction * self.read_samples:
                 raise RuntimeError(
-                    f"{self.bad_samples} of {self.read_samples} samples cannot be used ({dict(self.counts)}), more than data.max_bad_fraction ({self.config.max_bad_fraction});"
-                    " the log names them; repair the shards or raise the limit"
+                    f"{self.bad_samples} of {self.read_samples} samples cannot be used ({dict(self.counts)}), "
+                    f"more than data.max_bad_fraction ({self.config.max_bad_fraction}); the log names them; repair the shards or raise the limit"
                 )
             yield batch
 

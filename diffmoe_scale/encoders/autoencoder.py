@@ -5,7 +5,7 @@ B images, C H W channels, height, width of an image (3 channels in [-1, 1]) or o
 
 import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol  # Any: diffusers' models carry no useful types
 
 import torch
 from torch import Tensor

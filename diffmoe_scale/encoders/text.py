@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any  # open_clip's towers, tokenizers and JSON carry no types
 
 import sentencepiece
 import torch

@@ -45,7 +45,8 @@ def evaluate(model: LoadedModel, sampling: SamplingConfig, *, prompts_per_suite:
         "checkpoint": str(model.checkpoint),
         "step": model.step,
         "prompts_per_suite": prompts_per_suite,
-        "sampling": config_tree(model.config)["sampling"] | {"steps": sampling.steps, "guidance": sampling.guidance, "selection": sampling.selection, "gamma": sampling.gamma},
+        "sampling": config_tree(model.config)["sampling"]
+        | {"steps": sampling.steps, "guidance": sampling.guidance, "selection": sampling.selection, "gamma": sampling.gamma},
         "scores": scores,
         "capacity": {
             "average": float(load_TLE.mean()) if has_experts else 1.0,

@@ -55,7 +55,7 @@ def load_weights(checkpoint: Path, denoiser: Denoiser, *, family: str, config: C
         fill_tensors(checkpoint, tensors, family=name, settings=model_settings(config))
 
 
-def draw(pipeline: Pipeline, prompts: Sequence[str] | Sequence[int], sampling: SamplingConfig, *, seed: int, title: str = "sampling") -> Generated:
+def draw(pipeline: Pipeline, prompts: Sequence[str | int], sampling: SamplingConfig, *, seed: int, title: str = "sampling") -> Generated:
     """`pipeline.generate` in batches of `sampling.batch`, with a progress bar; loads are averaged over batches by their size."""
     parts: list[Generated] = []
     with tqdm(total=len(prompts), desc=title, unit="image", disable=None) as progress:

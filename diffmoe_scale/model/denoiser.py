@@ -68,9 +68,7 @@ class Denoiser(nn.Module):
             return frozen_features
         return None
 
-    def forward(
-        self, x_BCHW: Tensor, time_B: Tensor, condition: Condition, selection: Selection, text: TextFeatures | None = None
-    ) -> Prediction:
+    def forward(self, x_BCHW: Tensor, time_B: Tensor, condition: Condition, selection: Selection, text: TextFeatures | None = None) -> Prediction:
         """`text` spares encoding the captions anew at each step of a sampler."""
         if text is None:
             text = self.encode(condition.captions, x_BCHW.device)
@@ -91,7 +89,9 @@ def build_denoiser(
 ) -> Denoiser:
     """The network of a config, its weights drawn from `run.seed` alone: the same on every rank and for every layout."""
     if config.model.channels != latent_channels:
-        raise ValueError(f"model.channels is {config.model.channels} but the autoencoder gives {latent_channels}; set model.channels={latent_channels}")
+        raise ValueError(
+            f"model.channels is {config.model.channels} but the autoencoder gives {latent_channels}; set model.channels={latent_channels}"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
         transformer = DiffusionTransformer(

@@ -62,8 +62,9 @@ class TimestepEmbedding(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.num_frequencies = 256
-        self.mlp = nn.Sequential(nn.Linear(self.num_frequencies, width), nn.SiLU(), nn.Linear(width, width))
-        for layer in (self.mlp[0], self.mlp[2]):
+        first, last = nn.Linear(self.num_frequencies, width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(first, nn.SiLU(), last)
+        for layer in (first, last):
             nn.init.normal_(layer.weight, std=0.02)
 
     def forward(self, time_B: Tensor) -> Tensor:

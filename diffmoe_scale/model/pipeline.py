@@ -48,7 +48,7 @@ class Pipeline:
     device: torch.device
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[str] | Sequence[int], sampling: SamplingConfig, *, seed: int, first_index: int = 0) -> Generated:
+    def generate(self, prompts: Sequence[str | int], sampling: SamplingConfig, *, seed: int, first_index: int = 0) -> Generated:
         """One picture [3, H, W] in [-1, 1] for each caption (or label, in class mode).
 
         Picture i starts from noise of (seed, first_index + i) alone: it does not change with the batch that it is drawn in.
@@ -81,7 +81,7 @@ class Pipeline:
         self.denoiser.train(was_training)
         return Generated(self.autoencoder.decode(latents_BCHW).clamp(-1, 1), torch.stack(loads_by_step).cpu())
 
-    def _condition(self, prompts: Sequence[str] | Sequence[int]) -> Condition:
+    def _condition(self, prompts: Sequence[str | int]) -> Condition:
         captions = [prompt if isinstance(prompt, str) else "" for prompt in prompts]
         labels = [prompt if isinstance(prompt, int) else -1 for prompt in prompts]
         return Condition(

@@ -46,7 +46,9 @@ class Block(nn.Module):
         self.feed_forward = feed_forward
         self.modulation = nn.Linear(width, 6 * width)
 
-    def forward(self, x_BND: Tensor, time_BD: Tensor, text: TextFeatures | None, dropped_B: Tensor, selection: Selection) -> tuple[Tensor, Routing | None]:
+    def forward(
+        self, x_BND: Tensor, time_BD: Tensor, text: TextFeatures | None, dropped_B: Tensor, selection: Selection
+    ) -> tuple[Tensor, Routing | None]:
         width = x_BND.shape[-1:]
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(time_BD)).chunk(6, dim=-1)
         x_BND = x_BND + gate1[:, None] * self.attention(modulate(F.layer_norm(x_BND, width, eps=1e-6), shift1, scale1))
@@ -114,7 +116,11 @@ class DiffusionTransformer(nn.Module):
         """DiT's: Xavier for matrices, zero for biases, modulations, cross-attention's output and the last layer."""
         in_experts = {id(parameter) for layer in self.moe_layers() for parameter in layer.parameters()}
         for module in self.modules():
-            if isinstance(module, nn.Linear) and id(module.weight) not in in_experts and module not in (self.time_embedding.mlp[0], self.time_embedding.mlp[2]):
+            if (
+                isinstance(module, nn.Linear)
+                and id(module.weight) not in in_experts
+                and module not in (self.time_embedding.mlp[0], self.time_embedding.mlp[2])
+            ):
                 nn.init.xavier_uniform_(module.weight)
             if isinstance(module, nn.Linear) and module.bias is not None and id(module.bias) not in in_experts:
                 nn.init.zeros_(module.bias)

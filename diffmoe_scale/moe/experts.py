@@ -39,13 +39,14 @@ class LoopLinear(nn.Module):
 
     def expert_tensors(self) -> tuple[list[Tensor], list[Tensor]]:
         """Weights [O, I] and biases [O] (an empty list without biases) by local expert."""
-        tensors = [*self._parameters.values()]
+        tensors: list[Tensor] = [tensor for tensor in self._parameters.values() if tensor is not None]
         return tensors[: self.num_gemms], tensors[self.num_gemms :]
 
     def forward(self, x_RI: Tensor, rows_per_expert: list[int]) -> tuple[Tensor, None]:
         """y_RO of rows sorted by expert; None is the bias that Megatron's contract could leave to the caller."""
         weights, biases = self.expert_tensors()
-        parts = zip(x_RI.split(rows_per_expert), weights, biases or [None] * self.num_gemms, strict=True)
+        biases_or_none: Sequence[Tensor | None] = biases or [None] * self.num_gemms
+        parts = zip(x_RI.split(rows_per_expert), weights, biases_or_none, strict=True)
         return torch.cat([F.linear(x, weight_OI, bias_O) for x, weight_OI, bias_O in parts]), None
 
 
@@ -92,6 +93,8 @@ class _GroupedLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_RI, ends_e, *weights = ctx.saved_tensors
         grad_y_RO = grads[0].contiguous()
+        grad_x_RI: Tensor | None
+        grad_w_eOI: Sequence[Tensor]
         if x_RI.shape[0] == 0:
             grad_x_RI, grad_w_eOI = torch.zeros_like(x_RI), [torch.zeros_like(weight) for weight in weights]
         else:
@@ -121,9 +124,9 @@ class Experts(TEGroupedMLP):
         self.local_experts = local_experts
         self.precision = precision
         for name, parameter in self.expert_parameters():
-            parameter.allreduce = megatron.expert_model_parallel_size == 1
-            parameter.is_expert = True
-            parameter.global_expert = int(name.split(".")[1])
+            parameter.allreduce = megatron.expert_model_parallel_size == 1  # type: ignore[attr-defined]  # a mark that Megatron and DeepSpeed read
+            parameter.is_expert = True  # type: ignore[attr-defined]  # our mark
+            parameter.global_expert = int(name.split(".")[1])  # type: ignore[attr-defined]  # our mark
 
     def forward(self, rows_RD: Tensor, rows_per_expert: Tensor, gate_R: Tensor) -> tuple[Tensor, None]:
         """gate * E_i(row) for rows sorted by local expert; `rows_per_expert` is a CPU tensor [e]."""

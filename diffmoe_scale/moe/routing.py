@@ -151,7 +151,9 @@ class ExpertRouter(Router):
 
     def refuse_nan(self, scores: Tensor) -> None:
         """Raise if a score is NaN: a selection among NaN is arbitrary and would hide the cause. On CUDA without waiting."""
-        message = f"the router of block {self.layer_index} got NaN scores: its input or its weights are not finite; look for the first step with a NaN loss"
+        message = (
+            f"the router of block {self.layer_index} got NaN scores: its input or its weights are not finite; look for the first step with a NaN loss"
+        )
         is_good = ~scores.isnan().any()
         if scores.is_cuda:
             torch._assert_async(is_good, message)
@@ -160,7 +162,9 @@ class ExpertRouter(Router):
 
     def refuse_predictor_rules(self, selection: Selection) -> None:
         if selection.rule not in ("train", "static"):
-            raise ValueError(f"sampling.selection is {selection.rule!r} but moe.router {self.moe.router!r} has no capacity predictor; choose 'static'")
+            raise ValueError(
+                f"sampling.selection is {selection.rule!r} but moe.router {self.moe.router!r} has no capacity predictor; choose 'static'"
+            )
 
 
 def load_metrics(mask_SE: Tensor) -> dict[str, Tensor]:

@@ -51,7 +51,9 @@ class TransformerEngineLinear(nn.Module):
     def __init__(self, num_gemms: int, input_size: int, output_size: int, *, config: TransformerConfig, bias: bool, **_: object) -> None:
         super().__init__()
         if input_size % FP8_ROWS or output_size % FP8_ROWS:
-            raise ValueError(f"an expert linear is {input_size} to {output_size} wide; moe.backend 'transformer_engine' needs multiples of {FP8_ROWS}")
+            raise ValueError(
+                f"an expert linear is {input_size} to {output_size} wide; moe.backend 'transformer_engine' needs multiples of {FP8_ROWS}"
+            )
         te = load_transformer_engine()
         self.num_gemms, self.output_size = num_gemms, output_size
         self.grouped = te.GroupedLinear(num_gemms, input_size, output_size, bias=bias, params_dtype=config.params_dtype, device="cuda")

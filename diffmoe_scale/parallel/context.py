@@ -111,6 +111,8 @@ def initialize(*, expert_parallel: int, timeout_s: int) -> ParallelContext:
     # DeepSpeed would clone the world with torch's own time-out, 10 to 30 minutes, and reduce gradients over the clone.
     groups._WORLD_GROUP = parallel_state.get_data_parallel_group()
     collection = ProcessGroupCollection.use_mpu_process_groups()
+    control_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+    assert isinstance(control_group, dist.ProcessGroup), "every rank is a member"
     logger.info("%d ranks, expert parallel %d, rank %d on %s with %d threads", world_size, expert_parallel, rank, device, torch.get_num_threads())
     return ParallelContext(
         rank=rank,
@@ -120,7 +122,7 @@ def initialize(*, expert_parallel: int, timeout_s: int) -> ParallelContext:
         dp_group=parallel_state.get_data_parallel_group(),
         ep_group=collection.ep,
         expert_dp_group=collection.expt_dp,
-        control_group=dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)),
+        control_group=control_group,
         megatron_groups=collection,
     )
 
@@ -153,5 +155,5 @@ def register_expert_groups(context: ParallelContext, parameters: Iterable[nn.Par
     ):
         by_name[name] = dist.get_process_group_ranks(group)
     for parameter in parameters:
-        parameter.allreduce = False
-        parameter.group_name = name
+        parameter.allreduce = False  # type: ignore[attr-defined]  # a mark that DeepSpeed reads
+        parameter.group_name = name  # type: ignore[attr-defined]  # a mark that DeepSpeed reads

@@ -232,8 +232,8 @@ def _draw_load(figure: Figure, all_axes: Sequence[Axes], loads: Sequence[np.ndar
     for axes, load in zip(all_axes, loads, strict=True):
         image = axes.imshow(load, norm=norm, cmap=LOAD_COLORS, aspect="auto", interpolation="nearest")
         axes.tick_params(labelsize=8, color=GRAY)
-        axes.xaxis.label.set_size(8)
-        axes.yaxis.label.set_size(8)
+        axes.xaxis.label.set_fontsize(8)
+        axes.yaxis.label.set_fontsize(8)
         for spine in axes.spines.values():
             spine.set_visible(False)
     bar = figure.colorbar(image, ax=list(all_axes), extend="max" if largest > MAX_LOAD_COLOR else "neither", pad=0.015, aspect=18)
@@ -246,8 +246,8 @@ def _style(axes: Axes) -> None:
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8, color=GRAY)
-    axes.xaxis.label.set_size(8)
-    axes.yaxis.label.set_size(8)
+    axes.xaxis.label.set_fontsize(8)
+    axes.yaxis.label.set_fontsize(8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):

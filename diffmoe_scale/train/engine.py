@@ -123,7 +123,7 @@ class Engine:
         self._ensure_moments()
         found = {f"buffer/{name}": Slice.whole(buffer) for name, buffer in self.denoiser.canonical_buffers().items()}
         for name, parameter in self.denoiser.canonical_parameters().items():
-            mapping = parameter._hp_mapping
+            mapping = parameter._hp_mapping  # type: ignore[attr-defined]  # DeepSpeed's link to the fp32 slices
             if mapping is None:
                 continue
             group, place = mapping.param_group_index, mapping.hp_fragment_address

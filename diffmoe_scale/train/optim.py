@@ -52,20 +52,20 @@ def parameter_groups(denoiser: Denoiser, config: OptimizerConfig) -> list[dict[s
 
 def expert_group_name(parameter: nn.Parameter) -> str:
     """DeepSpeed's name of the group that an expert-parallel parameter belongs to; "" for what every rank holds."""
-    return "" if getattr(parameter, "allreduce", True) else parameter.group_name
+    return "" if getattr(parameter, "allreduce", True) else parameter.group_name  # type: ignore[attr-defined]  # the mark of register_expert_groups
 
 
 def build_optimizer(groups: list[dict[str, object]], config: OptimizerConfig, *, device: torch.device, is_offloaded: bool) -> Optimizer:
     """AdamW with decoupled weight decay: DeepSpeed's for host memory, apex's where it is built, torch's fused one."""
-    settings = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "eps": config.eps}
+    rate, betas, eps = config.learning_rate, (config.beta1, config.beta2), config.eps
     if is_offloaded:
         from deepspeed.ops.adam import DeepSpeedCPUAdam  # imported here: compiles at its first use
 
-        return DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
+        return DeepSpeedCPUAdam(groups, adamw_mode=True, lr=rate, betas=betas, eps=eps)
     # PyPI's `apex` is another package; NVIDIA's brings this extension.
     if device.type == "cuda" and importlib.util.find_spec("amp_C") is not None:
         from apex.optimizers import FusedAdam
 
         logger.info("optimizer: apex FusedAdam")
-        return FusedAdam(groups, adam_w_mode=True, **settings)
-    return AdamW(groups, fused=True, **settings)
+        return FusedAdam(groups, adam_w_mode=True, lr=rate, betas=betas, eps=eps)
+    return AdamW(groups, fused=True, lr=rate, betas=betas, eps=eps)

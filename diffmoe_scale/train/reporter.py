@@ -96,7 +96,9 @@ class Reporter:
 
     def _finish(self, means: dict[str, MetricValue], *, steps: int) -> dict[str, MetricValue]:
         """The line of a log step from the means since the last."""
-        by_time, bad_fraction, skipped, step_s = (means.pop(name) for name in ("loss/by_time", "data/bad_fraction", "optimizer/skipped", "time/step_s"))
+        by_time, bad_fraction, skipped, step_s = (
+            means.pop(name) for name in ("loss/by_time", "data/bad_fraction", "optimizer/skipped", "time/step_s")
+        )
         assert isinstance(by_time, list) and isinstance(bad_fraction, float) and isinstance(skipped, float) and isinstance(step_s, float)
         metrics: dict[str, MetricValue] = means | self._extra
         metrics |= {f"loss/by_time/{decile}": value for decile, value in enumerate(by_time) if not math.isnan(value)}

@@ -36,12 +36,14 @@ def train(config: Config, context: ParallelContext, directory: RunDirectory) -> 
     torch.use_deterministic_algorithms(config.run.deterministic, warn_only=True)
     reader = build_reader(config.data, config.data.train, model=config.model, seed=config.run.seed)
     if context.is_main:
-        prepare_directory(config, directory, reader)
+        prepare_tokenizer(config, directory, reader)
     dist.barrier(group=context.control_group)
     pipeline = build_pipeline(config, tokenizer_path=directory.tokenizer, groups=context.megatron_groups, device=context.device)
     engine = build_engine(pipeline.denoiser, config, context)
     store = CheckpointStore(directory.checkpoints, config.checkpoint, group=context.control_group)
     start = resume(store, engine, config)
+    if context.is_main:
+        record_config(config, directory)
     validation = Validation(config, context, directory, pipeline, reader)
     batches = reader.batches(
         start_sample=start.samples,
@@ -110,14 +112,19 @@ def manifest(step: int, samples: int, engine: Engine, config: Config, context: P
     return Manifest(step=step, samples=samples, optimizer_steps=engine.step_count, settings=model_settings(config), layout=layout)
 
 
-def prepare_directory(config: Config, directory: RunDirectory, reader: Reader) -> None:
-    """What the main rank writes before the others read it: the resolved config, and the tokenizer of the run's captions."""
-    directory.path.mkdir(parents=True, exist_ok=True)
+def prepare_tokenizer(config: Config, directory: RunDirectory, reader: Reader) -> None:
+    """Train the tokenizer of the run's captions, unless an earlier start did. For the main rank, before the others read it."""
+    if config.model.conditioning == "text" and config.text.kind == "sentencepiece" and not directory.tokenizer.is_file():
+        directory.path.mkdir(parents=True, exist_ok=True)
+        train_tokenizer(iterate_captions(reader, TOKENIZER_CAPTIONS), vocabulary=config.text.vocabulary, path=directory.tokenizer)
+
+
+def record_config(config: Config, directory: RunDirectory) -> None:
+    """Write RUN/config.yaml once it is known to fit the checkpoints there."""
     text = dump_config(config)
     if directory.config.is_file() and directory.config.read_text() != text:
-        logger.info("the settings differ from those that %s was started with; config.yaml now holds the new ones", directory.path)
+        logger.info("the settings differ from those that %s was last started with; config.yaml now holds the new ones", directory.path)
+    directory.path.mkdir(parents=True, exist_ok=True)
     temporary = directory.config.with_suffix(".tmp")
     temporary.write_text(text)
     os.replace(temporary, directory.config)
-    if config.model.conditioning == "text" and config.text.kind == "sentencepiece" and not directory.tokenizer.is_file():
-        train_tokenizer(iterate_captions(reader, TOKENIZER_CAPTIONS), vocabulary=config.text.vocabulary, path=directory.tokenizer)

@@ -56,7 +56,7 @@ class Validation:
         ranks = self.context.dp_group.size()
         share = math.ceil(len(self.prompts) / ranks)
         # Expert-parallel ranks step together, so each draws equally many; the repeated last ones are dropped.
-        padded = list(itertools.islice(itertools.cycle(self.prompts), share * ranks))
+        padded = (self.prompts * ranks)[: share * ranks]
         first = share * self.context.dp_group.rank()
         generated = self.pipeline.generate(padded[first : first + share], self.config.sampling, seed=self.config.run.seed, first_index=first)
         parts: list[Any] = [None] * ranks

@@ -16,10 +16,23 @@ SBATCH = ROOT / "launch" / "slurm" / "pretrain.sbatch"
 DEEPSPEED = Path(sys.executable).with_name("deepspeed")
 # A master port of one's own: deepspeed's default is fixed, and another run on this machine may hold it.
 PORT = str(20000 + os.getpid() % 9000)
+OWN_VARIABLES = (
+    "NPROC",
+    "DEEPSPEED_ARGS",
+    "PROJECT",
+    "VENV",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "NETWORK",
+    "THREADS",
+    "SRUN_ARGS",
+    "RESTARTS",
+    "RESTART_AFTER_S",
+)
 
 
 def run(command: Sequence[object], *, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name not in ("NPROC", "DEEPSPEED_ARGS", "VENV")}
+    environment = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
     return subprocess.run([str(word) for word in command], cwd=cwd, env=environment | variables, capture_output=True, text=True, timeout=120)
 
 
@@ -104,10 +117,10 @@ def test_bash_says_what_to_do_when_there_is_no_deepspeed(copy: Path, tmp_path: P
 
 def run_sbatch(tmp_path: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """The template as SLURM would run it on the first of two nodes, with a srun that prints what it was given."""
-    write_program(tmp_path / "bin" / "scontrol", "echo node7", "echo node9")
-    write_program(
-        tmp_path / "bin" / "srun", 'echo "$MASTER_ADDR:$MASTER_PORT threads=$OMP_NUM_THREADS interface=${NCCL_SOCKET_IFNAME:-}"', 'printf "%s|" "$@"'
-    )
+    write_program(tmp_path / "bin" / "scontrol", '[ "$1" = show ] && printf "node7\\nnode9\\n" || echo "scontrol $@"')
+    write_program(tmp_path / "bin" / "squeue", 'echo "${JOB_STATE:-RUNNING}"')
+    told = 'echo "$MASTER_ADDR:$MASTER_PORT threads=$OMP_NUM_THREADS interface=${NCCL_SOCKET_IFNAME:-}"'
+    write_program(tmp_path / "bin" / "srun", told, 'printf "%s|" "$@"', "echo", 'exit "${SRUN_CODE:-0}"')
     write_program(tmp_path / ".venv" / "bin" / "python")
     job = {
         "SLURM_JOB_ID": "40007",
@@ -116,7 +129,7 @@ def run_sbatch(tmp_path: Path, *arguments: str, **variables: str) -> subprocess.
         "SLURM_CPUS_PER_TASK": "6",
         "SLURM_SUBMIT_DIR": str(tmp_path),
     }
-    return run(["bash", SBATCH, *arguments], PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", **job, **variables)
+    return run(["bash", SBATCH, *arguments], cwd=ROOT, PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", **(job | variables))
 
 
 def test_slurm_template_starts_one_pretrain_a_task(tmp_path: Path) -> None:
@@ -148,6 +161,22 @@ def test_slurm_template_names_a_missing_virtual_environment(tmp_path: Path) -> N
     result = run_sbatch(tmp_path, "--config", "x", VENV="/nowhere")
     assert result.returncode == 2
     assert "/nowhere/bin/python" in result.stderr
+
+
+def test_slurm_template_puts_a_failed_job_back_into_the_queue(tmp_path: Path) -> None:
+    result = run_sbatch(tmp_path, "--config", "x", SRUN_CODE="137", RESTART_AFTER_S="0")
+    assert result.stdout.splitlines()[-1] == "scontrol requeue 40007"
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"RESTART_AFTER_S": "600"}, {"SLURM_RESTART_COUNT": "10"}, {"JOB_STATE": "COMPLETING"}, {"SRUN_CODE": "0"}],
+    ids=["failed at once", "failed too often", "cancelled", "done"],
+)
+def test_slurm_template_lets_the_job_end_when_a_restart_makes_no_sense(tmp_path: Path, variables: dict[str, str]) -> None:
+    result = run_sbatch(tmp_path, "--config", "x", **({"SRUN_CODE": "137", "RESTART_AFTER_S": "0"} | variables))
+    assert "requeue" not in result.stdout
+    assert result.returncode == int(variables.get("SRUN_CODE", "137"))
 
 
 def test_host_list_is_one_that_deepspeed_reads() -> None:

@@ -27,7 +27,9 @@ def tokens(*, num_samples: int = SAMPLES, seed: int = 0) -> Tensor:
     return torch.randn(num_samples * TOKENS, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-def context(rule: str = "train", *, num_samples: int = SAMPLES, gamma: float = 0.5, unmodulated_SD: Tensor | None = None, time_BD: Tensor | None = None) -> RoutingContext:
+def context(
+    rule: str = "train", *, num_samples: int = SAMPLES, gamma: float = 0.5, unmodulated_SD: Tensor | None = None, time_BD: Tensor | None = None
+) -> RoutingContext:
     return RoutingContext(
         num_samples=num_samples,
         unmodulated_SD=torch.zeros(num_samples * TOKENS, WIDTH) if unmodulated_SD is None else unmodulated_SD,

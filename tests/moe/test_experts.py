@@ -24,7 +24,13 @@ def test_grouped_backend_equals_the_loop(activation, rows, dtype, tolerance):
         results[backend] = {"y": y_RD, "dx": x.grad, "dgate": gate_R.grad} | {name: p.grad for name, p in experts.expert_parameters()}
     for name, expected in results["loop"].items():
         # Sums of at most 64 products in another order; bf16 has 8 bits.
-        torch.testing.assert_close(results["grouped"][name], expected, rtol=tolerance, atol=tolerance * max(1, expected.abs().max().item() if expected.numel() else 0), msg=name)
+        torch.testing.assert_close(
+            results["grouped"][name],
+            expected,
+            rtol=tolerance,
+            atol=tolerance * max(1, expected.abs().max().item() if expected.numel() else 0),
+            msg=name,
+        )
 
 
 def test_an_expert_is_the_feed_forward_network_of_its_canonical_parameters():
@@ -60,7 +66,9 @@ def test_expert_parameters_are_tagged_and_dense_ones_are_not():
     experts = {id(parameter) for _, parameter in layer.expert_parameters()}
     for name, parameter in layer.named_parameters():
         assert getattr(parameter, "is_expert", False) == (id(parameter) in experts) == name.startswith("experts."), name
-    assert {name: p.global_expert for name, p in layer.expert_parameters()} == {name: int(name.split(".")[1]) for name, _ in layer.expert_parameters()}
+    assert {name: p.global_expert for name, p in layer.expert_parameters()} == {
+        name: int(name.split(".")[1]) for name, _ in layer.expert_parameters()
+    }
 
 
 def test_a_stack_is_a_view_where_parameters_lie_evenly_and_a_copy_elsewhere():

@@ -87,7 +87,8 @@ def test_output_is_the_gated_sum_of_the_experts_that_took_a_token():
     layer, x_SD = make_layer(), tokens()
     y_SD, routing = layer(x_SD, context())
     everything_SED = torch.stack(
-        [layer.experts(x_SD, torch.tensor([len(x_SD) if j == i else 0 for j in range(EXPERTS)]), torch.ones(len(x_SD)))[0] for i in range(EXPERTS)], dim=1
+        [layer.experts(x_SD, torch.tensor([len(x_SD) if j == i else 0 for j in range(EXPERTS)]), torch.ones(len(x_SD)))[0] for i in range(EXPERTS)],
+        dim=1,
     )
     torch.testing.assert_close(y_SD, (everything_SED * routing.gate_SE.unsqueeze(-1)).sum(dim=1), **CLOSE)
     assert torch.equal(y_SD.eq(0).all(dim=1), ~routing.mask_SE.any(dim=1))
@@ -129,7 +130,13 @@ def train_on_rank(parallel: ParallelContext, settings: dict) -> dict[str, np.nda
     x_SD.requires_grad_()
     y_SD, routing = layer(x_SD, context())
     y_SD.backward(grad_y_SD)
-    result = {"y": y_SD.detach(), "mask": routing.mask_SE, "kth": routing.kth_probability_E, "grad/x": x_SD.grad, "grad/router": layer.router.weight.grad}
+    result = {
+        "y": y_SD.detach(),
+        "mask": routing.mask_SE,
+        "kth": routing.kth_probability_E,
+        "grad/x": x_SD.grad,
+        "grad/router": layer.router.weight.grad,
+    }
     return {name: tensor.numpy() for name, tensor in (result | {f"grad/{name}": p.grad for name, p in layer.expert_parameters()}).items()}
 
 
@@ -137,7 +144,9 @@ def infer_on_rank(parallel: ParallelContext, settings: dict) -> dict[str, np.nda
     layer = make_layer(groups=parallel.megatron_groups, threshold_bias_correction=False, **settings)
     set_uneven_thresholds(layer)
     with torch.no_grad():
-        return {rule: layer(rank_tokens(parallel.rank)[0], context(rule))[0].numpy() for rule in ("threshold", "interval", "threshold_count", "static")}
+        return {
+            rule: layer(rank_tokens(parallel.rank)[0], context(rule))[0].numpy() for rule in ("threshold", "interval", "threshold_count", "static")
+        }
 
 
 def train_and_infer_on_rank(parallel: ParallelContext) -> tuple[list[dict[str, np.ndarray]], dict[str, np.ndarray]]:

@@ -9,7 +9,9 @@ from diffmoe_scale.moe.routing import kth_largest, select_counted, select_expert
 from tests.moe.layers import EXPERTS, SAMPLES, TOKENS, WIDTH, context, make_layer, tokens
 
 # Few distinct values: most pools hold ties.
-POOLS = st.integers(1, 4).flatmap(lambda rows: st.integers(1, 24).flatmap(lambda n: st.lists(st.lists(st.integers(-2, 2), min_size=n, max_size=n), min_size=rows, max_size=rows)))
+POOLS = st.integers(1, 4).flatmap(
+    lambda rows: st.integers(1, 24).flatmap(lambda n: st.lists(st.lists(st.integers(-2, 2), min_size=n, max_size=n), min_size=rows, max_size=rows))
+)
 
 
 def best_by_loop(row: list[int], k: int) -> list[bool]:
@@ -40,7 +42,10 @@ def test_kth_largest_is_the_kth_of_a_descending_sort(pool, k):
 
 
 def test_token_choice_takes_the_first_of_equal_experts():
-    assert select_experts(torch.tensor([[1.0, 3.0, 3.0, 3.0], [0.0, 0.0, 0.0, 0.0]]), 2).tolist() == [[False, True, True, False], [True, True, False, False]]
+    assert select_experts(torch.tensor([[1.0, 3.0, 3.0, 3.0], [0.0, 0.0, 0.0, 0.0]]), 2).tolist() == [
+        [False, True, True, False],
+        [True, True, False, False],
+    ]
 
 
 @pytest.mark.parametrize("capacity, num_tokens, num_experts", [(1.0, 3, 4), (2.0, 3, 4), (0.1, 16, 4)])

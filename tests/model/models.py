@@ -1,0 +1,126 @@
+"""Small networks that the tests of this folder share, and the reference implementation's names of their tensors."""
+
+import re
+from pathlib import Path
+from typing import Any  # settings of any type are passed on to the configs
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffmoe_scale.config.model import ModelConfig, MoEConfig
+from diffmoe_scale.encoders.text import PAD, TextEncoder, TextFeatures, Tokenizer
+from diffmoe_scale.model.denoiser import Denoiser
+from diffmoe_scale.model.transformer import DiffusionTransformer
+from tests.moe.layers import alone
+
+REFERENCE = Path(__file__).parents[1] / "reference" / "model.npz"
+WIDTH, EXPERTS, TEXT_WIDTH, CHANNELS, SIZE = 32, 4, 12, 4, 8
+# fp32 sums in another order, relative to the largest element: small elements are differences of large ones.
+TOLERANCE = 1e-5
+RENAMED = {
+    r"^patch_embedding": "x_embedder.proj",
+    r"^time_embedding": "t_embedder",
+    r"^class_embedding": "y_embedder.embedding_table",
+    r"^final_modulation": "final_layer.adaLN_modulation.1",
+    r"^final_projection": "final_layer.linear",
+    r"\.attention\.qkv": ".attn.qkv",
+    r"\.attention\.projection": ".attn.proj",
+    r"\.modulation": ".adaLN_modulation.1",
+    r"\.feed_forward": ".mlp",
+    r"\.router\.weight": ".gate_weight",
+    r"\.router\.predictor\.hidden": ".capacity_predictor.0",
+    r"\.router\.predictor\.output": ".capacity_predictor.2",
+    r"\.w_in$": ".fc1.weight",
+    r"\.b_in$": ".fc1.bias",
+    r"\.w_out$": ".fc2.weight",
+    r"\.b_out$": ".fc2.bias",
+    r"\.w_in\.": ".fc1.",
+    r"\.w_out\.": ".fc2.",
+}
+"""Patterns in our names of parameters, and what the reference has in their place."""
+
+
+def assert_near(got: Tensor, expected: np.ndarray | Tensor, name: str = "", *, tolerance: float = TOLERANCE) -> None:
+    """Equal up to `tolerance` times the largest expected element."""
+    difference = (got.detach().double() - torch.as_tensor(expected).double()).abs().max()
+    scale = torch.as_tensor(expected).double().abs().max()
+    assert got.shape == torch.as_tensor(expected).shape and difference <= tolerance * scale, f"{name}: off by {difference} of {scale}"
+
+
+def make_transformer(
+    conditioning: str,
+    *,
+    output_channels: int = CHANNELS,
+    patch_size: int = 2,
+    seed: int = 0,
+    activation_checkpointing: str = "none",
+    **moe: Any,
+) -> DiffusionTransformer:
+    """Depth 4, experts in blocks 1 and 3, latents 4x8x8 in patches of 2; `text` mode has pooled features too."""
+    is_text = conditioning == "text"
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return DiffusionTransformer(
+            ModelConfig(
+                conditioning=conditioning,
+                num_classes=0 if is_text else 10,
+                channels=CHANNELS,
+                patch_size=patch_size,
+                depth=4,
+                width=WIDTH,
+                activation_checkpointing=activation_checkpointing,
+            ),
+            MoEConfig(**({"num_experts": EXPERTS, "threshold_bias_correction": False} | moe)),
+            latent_size=SIZE,
+            output_channels=output_channels,
+            text_width=TEXT_WIDTH if is_text else 0,
+            pooled_width=TEXT_WIDTH if is_text else 0,
+            seed=seed,
+            groups=alone(),
+        )
+
+
+@torch.no_grad()
+def disturb(module: nn.Module, *, seed: int = 0) -> None:
+    """Give every parameter a value of its own: at initialisation most of the network is switched off by zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+class LetterEncoder(TextEncoder):
+    """A token a letter: the plainest text encoder."""
+
+    token_width = pooled_width = TEXT_WIDTH
+
+    def __init__(self, *, is_trained: bool) -> None:
+        super().__init__(Tokenizer(lambda captions: [[ord(letter) for letter in caption] for caption in captions], start=[], end=1, max_tokens=16))
+        self.is_trained = is_trained
+        self.embedding = nn.Embedding(128, TEXT_WIDTH)
+        self.requires_grad_(is_trained)
+
+    def forward(self, tokens_BL: Tensor) -> TextFeatures:
+        tokens_BLT = self.embedding(tokens_BL)
+        return TextFeatures(tokens_BLT, tokens_BL != PAD, tokens_BLT.mean(1))
+
+
+def reference_name(name: str) -> str:
+    """What the reference calls the tensor that is our parameter `name`."""
+    for ours, theirs in RENAMED.items():
+        name = re.sub(ours, theirs, name)
+    return name
+
+
+def canonical_parameters(transformer: DiffusionTransformer) -> dict[str, nn.Parameter]:
+    named = Denoiser(transformer, None).canonical_parameters()
+    return {name.removeprefix("transformer."): parameter for name, parameter in named.items()}
+
+
+def reference_transformer(arrays: dict[str, np.ndarray], **settings: Any) -> DiffusionTransformer:
+    """The reference's network in ours: it puts out 8 channels, of which it uses the first 4."""
+    transformer = make_transformer("class", output_channels=2 * CHANNELS, **settings)
+    with torch.no_grad():
+        for name, parameter in canonical_parameters(transformer).items():
+            parameter.copy_(torch.from_numpy(arrays[f"state/{reference_name(name)}"]).view_as(parameter))
+    return transformer

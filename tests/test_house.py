@@ -1,0 +1,95 @@
+"""The house's rules: imports go down the floors, each third-party package has its doors, entry points start fast."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "diffmoe_scale"
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.stat().st_size)
+FLOORS = {
+    "config": 0,
+    "parallel": 1,
+    "telemetry": 1,
+    "moe": 2,
+    "encoders": 2,
+    "diffusion": 2,
+    "model": 3,
+    "data": 3,
+    "train": 4,
+    "checkpoint": 4,
+    "train/trainer": 5,
+    "train/validation": 5,
+    "evaluation": 5,
+    "pretrain": 6,
+    "sample": 6,
+    "evaluate": 6,
+}
+DOORS = {
+    "deepspeed": {"train/engine", "train/optim", "parallel/context"},
+    "megatron": {"parallel/context", "moe/routing", "moe/dispatch", "moe/experts", "moe/layer", "moe/transformer_engine", "model/denoiser", "model/pipeline", "model/transformer"},
+    "transformer_engine": {"moe/transformer_engine"},
+    "apex": {"train/optim"},
+    "webdataset": {"data/index"},
+    "sentencepiece": {"encoders/text"},
+    "open_clip": {"encoders/text"},
+    "diffusers": {"encoders/autoencoder"},
+    "wandb": {"telemetry/trackers"},
+    "matplotlib": {"telemetry/plots"},
+    "pydantic": {"config/load"},
+    "yaml": {"config/load"},
+}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").as_posix()
+
+
+def floor_of(name: str) -> int:
+    return FLOORS[name] if name in FLOORS else FLOORS[name.split("/")[0]]
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a file imports, those for type checking alone left out."""
+    tree = ast.parse(path.read_text())
+    skipped = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) for inner in ast.walk(node)}
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_go_down_the_floors(path):
+    name = name_of(path)
+    if name == "__init__":
+        return
+    for imported in imports(path):
+        if not imported.startswith("diffmoe_scale."):
+            continue
+        other = imported.removeprefix("diffmoe_scale.").replace(".", "/")
+        is_same_room = other.split("/")[0] == name.split("/")[0] or floor_of(name) == 6
+        assert floor_of(other) < floor_of(name) or is_same_room, f"{name} (floor {floor_of(name)}) imports {other} (floor {floor_of(other)})"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_packages_come_in_through_their_doors(path):
+    for imported in imports(path):
+        doors = DOORS.get(imported.split(".")[0])
+        assert doors is None or name_of(path) in doors, f"{name_of(path)} imports {imported}; its doors are {sorted(doors or ())}"
+
+
+@pytest.mark.parametrize("module", ["pretrain", "sample", "evaluate"])
+def test_help_of_an_entry_point_does_not_load_torch(module):
+    code = f"import sys, diffmoe_scale.{module} as m\ntry: m.main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert "--" in result.stdout

@@ -1,0 +1,195 @@
+"""A tiny class-conditional model and 20 steps of its training: by plain torch on one process, and by the engine on several ranks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from diffmoe_scale.config.load import load_config
+from diffmoe_scale.config.schema import Config
+from diffmoe_scale.data.batch import Batch
+from diffmoe_scale.model.denoiser import Condition
+from diffmoe_scale.model.pipeline import Pipeline, build_pipeline
+from diffmoe_scale.moe.capacity import update_thresholds
+from diffmoe_scale.moe.generator import named_generator
+from diffmoe_scale.moe.routing import Selection
+from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.parallel.slice import Slice
+from diffmoe_scale.train.engine import Engine, build_engine
+from diffmoe_scale.train.loss import StepLoss, denoising_loss
+from tests.moe.layers import alone
+
+STEPS = 20
+# Clipping and weight decay change every step; the routers learn at half the rate of the others.
+TINY = [
+    f"run.steps={STEPS}",
+    "run.global_batch=8",
+    "model.conditioning=class",
+    "model.num_classes=5",
+    "model.image_size=16",
+    "model.depth=2",
+    "model.width=32",
+    "model.heads=2",
+    "moe.num_experts=4",
+    "optimizer.learning_rate=1.0e-3",
+    "optimizer.router_learning_rate_ratio=0.5",
+    "optimizer.weight_decay=0.1",
+    "optimizer.clip_norm=0.5",
+]
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Run:
+    """What a training did, whole: the layout of ranks does not show."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    state: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def tiny_config(settings: Sequence[str]) -> Config:
+    return load_config(None, [*TINY, *settings])
+
+
+def tiny_pipeline(config: Config, groups: ProcessGroupCollection) -> Pipeline:
+    """The same weights whatever the layout. Each has a value of its own: at initialisation most of the network is switched off by zeros."""
+    pipeline = build_pipeline(config, tokenizer_path=Path(), groups=groups, device=CPU)
+    with torch.no_grad():
+        for name, parameter in pipeline.denoiser.canonical_parameters().items():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=named_generator(0, name)))
+        for layer in pipeline.denoiser.moe_layers():
+            # Scores far apart, so that rounding moves no token.
+            layer.router.weight.mul_(10)
+    return pipeline
+
+
+def tiny_batch(first: int, count: int, *, config: Config) -> Batch:
+    """Samples `first` to `first + count` of an endless data set of noise."""
+    numbers, size = range(first, first + count), config.model.image_size
+    images = [torch.rand(3, size, size, generator=named_generator(0, "image", number)) * 2 - 1 for number in numbers]
+    return Batch(
+        images_BCHW=torch.stack(images),
+        captions=[""] * count,
+        labels_B=torch.tensor([number % config.model.num_classes for number in numbers]),
+        dropped_B=torch.zeros(count, dtype=torch.bool),
+        weight_B=torch.ones(count),
+        indices_B=torch.tensor(numbers),
+        keys=[str(number) for number in numbers],
+        failures=[],
+        uncaptioned=[],
+    )
+
+
+def rank_batches(step: int, config: Config, context: ParallelContext) -> list[Batch]:
+    """The micro-batches of a rank in step 1, 2, ...: of the same samples as the reader's."""
+    count, ranks = config.run.micro_batch, context.dp_group.size()
+    chunks = config.run.global_batch // (count * ranks)
+    first = (step - 1) * config.run.global_batch + context.dp_group.rank() * count
+    return [tiny_batch(first + chunk * count * ranks, count, config=config) for chunk in range(chunks)]
+
+
+def compute_loss(predict: object, pipeline: Pipeline, batch: Batch) -> StepLoss:
+    return denoising_loss(predict, pipeline.objective, batch, batch.images_BCHW, seed=0, selection=Selection())
+
+
+def predict_once(pipeline: Pipeline, config: Config) -> np.ndarray:
+    """The network's answer to one fixed input."""
+    batch = tiny_batch(0, 4, config=config)
+    with torch.no_grad():
+        time_B = torch.full((4,), 500.0)
+        prediction = pipeline.denoiser(batch.images_BCHW, time_B, Condition([""] * 4, batch.labels_B, batch.dropped_B), Selection("static"))
+    return prediction.value_BCHW.numpy()
+
+
+def engine_step(step: int, engine: Engine, pipeline: Pipeline, config: Config, context: ParallelContext, run: Run) -> None:
+    losses, kth_probabilities = [], []
+    for batch in rank_batches(step, config, context):
+        loss = compute_loss(engine, pipeline, batch)
+        engine.backward(loss.total)
+        losses.append(float(loss.total))
+        kth_probabilities.append(torch.stack([routing.kth_probability_E for routing in loss.routings]))
+    run.norms.append(engine.step(config.optimizer.learning_rate).gradient_norm)
+    run.losses.append(sum(losses) / len(losses))
+    update_thresholds(pipeline.denoiser.moe_layers(), torch.stack(kth_probabilities).mean(0), context.dp_group)
+
+
+@dataclass
+class RankRun:
+    """A rank's share: `losses` are means over its own samples, `state` the slices that it owns."""
+
+    run: Run
+    state: dict[str, tuple[np.ndarray, int, tuple[int, ...]]]
+
+
+def train_on_rank(context: ParallelContext, all_settings: list[list[str]], steps: int = STEPS) -> list[RankRun]:
+    """One training after another, each from the same weights."""
+    answers = []
+    for settings in all_settings:
+        config = tiny_config(settings)
+        pipeline = tiny_pipeline(config, context.megatron_groups)
+        engine = build_engine(pipeline.denoiser, config, context)
+        run = Run()
+        for step in range(1, steps + 1):
+            engine_step(step, engine, pipeline, config, context, run)
+        answers.append(RankRun(run, copy_state(engine)))
+    return answers
+
+
+def copy_state(engine: Engine) -> dict[str, tuple[np.ndarray, int, tuple[int, ...]]]:
+    return {name: (piece.values.numpy().copy(), piece.start, piece.shape) for name, piece in engine.state().items()}
+
+
+def assemble(ranks: Sequence[RankRun]) -> Run:
+    """The whole of all ranks' shares; an element that no rank owns stays NaN."""
+    run = Run(losses=np.mean([rank.run.losses for rank in ranks], axis=0).tolist(), norms=ranks[0].run.norms)
+    for rank in ranks:
+        assert rank.run.norms == run.norms
+        for name, (values, start, shape) in rank.state.items():
+            whole = run.state.setdefault(name, np.full(int(np.prod(shape)), np.nan))
+            whole[start : start + values.size] = values
+    return run
+
+
+def train_alone(settings: list[str], *, steps: int = STEPS) -> Run:
+    """The specification: one process, torch's AdamW, torch's clipping, no DeepSpeed."""
+    config = tiny_config(settings)
+    pipeline = tiny_pipeline(config, alone())
+    parameters = pipeline.denoiser.canonical_parameters()
+    averages = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    optimizer = torch.optim.AdamW([plain_group(name, parameter, config) for name, parameter in parameters.items()])
+    run, count = Run(), config.run.micro_batch
+    for step in range(1, steps + 1):
+        losses, kth_probabilities = [], []
+        for first in range((step - 1) * config.run.global_batch, step * config.run.global_batch, count):
+            loss = compute_loss(pipeline.denoiser, pipeline, tiny_batch(first, count, config=config))
+            (loss.total * count / config.run.global_batch).backward()
+            losses.append(float(loss.total))
+            kth_probabilities.append(torch.stack([routing.kth_probability_E for routing in loss.routings]))
+        run.norms.append(float(clip_grad_norm_(parameters.values(), config.optimizer.clip_norm)))
+        optimizer.step()
+        optimizer.zero_grad()
+        run.losses.append(sum(losses) / len(losses))
+        update_thresholds(pipeline.denoiser.moe_layers(), torch.stack(kth_probabilities).mean(0), None)
+        decay = min(config.optimizer.ema_decay, (1 + step) / (10 + step))
+        averages = {name: decay * average + (1 - decay) * parameters[name].detach() for name, average in averages.items()}
+    families: dict[str, dict[str, Tensor]] = {"master": {**parameters}, "ema": averages, "buffer": pipeline.denoiser.canonical_buffers()}
+    for moment in ("exp_avg", "exp_avg_sq"):
+        families[moment] = {name: optimizer.state[parameter][moment] for name, parameter in parameters.items()}
+    run.state = {f"{family}/{name}": tensor.detach().flatten().numpy() for family, tensors in families.items() for name, tensor in tensors.items()}
+    return run
+
+
+def plain_group(name: str, parameter: Tensor, config: Config) -> dict[str, object]:
+    rate = config.optimizer.learning_rate * (config.optimizer.router_learning_rate_ratio if ".router." in name else 1.0)
+    is_decayed = parameter.dim() == 2 and "class_embedding" not in name
+    return {"params": [parameter], "lr": rate, "weight_decay": config.optimizer.weight_decay if is_decayed else 0.0}
+
+
+def whole(pieces: dict[str, Slice]) -> dict[str, Tensor]:
+    return {name: piece.values for name, piece in pieces.items()}
