@@ -29,7 +29,17 @@ FLOORS = {
 }
 DOORS = {
     "deepspeed": {"train/engine", "train/optim", "parallel/context"},
-    "megatron": {"parallel/context", "moe/routing", "moe/dispatch", "moe/experts", "moe/layer", "moe/transformer_engine", "model/denoiser", "model/pipeline", "model/transformer"},
+    "megatron": {
+        "parallel/context",
+        "moe/routing",
+        "moe/dispatch",
+        "moe/experts",
+        "moe/layer",
+        "moe/transformer_engine",
+        "model/denoiser",
+        "model/pipeline",
+        "model/transformer",
+    },
     "transformer_engine": {"moe/transformer_engine"},
     "apex": {"train/optim"},
     "webdataset": {"data/index"},
@@ -54,7 +64,9 @@ def floor_of(name: str) -> int:
 def imports(path: Path) -> set[str]:
     """Dotted names that a file imports, those for type checking alone left out."""
     tree = ast.parse(path.read_text())
-    skipped = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) for inner in ast.walk(node)}
+    skipped = {
+        id(inner) for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) for inner in ast.walk(node)
+    }
     found = set()
     for node in ast.walk(tree):
         if id(node) in skipped:

@@ -114,9 +114,11 @@ class CheckpointStore:
         for found in self._agree(lambda: {name: list(piece.shape) for name, piece in state.items()}):
             shapes |= found
         check_shapes(checkpoint, manifest, shapes, settings)
-        dcp.load(
-            {name: _global_view(piece) for name, piece in state.items()}, storage_reader=dcp.FileSystemReader(checkpoint), process_group=self.group
-        )
+        views = {name: _global_view(piece) for name, piece in state.items()}
+        try:
+            dcp.load(views, storage_reader=dcp.FileSystemReader(checkpoint), process_group=self.group)
+        except CheckpointException as error:  # a BaseException, which nobody above expects
+            raise RuntimeError(f"checkpoint {checkpoint} cannot be read: {_first_reason(error)}") from error
         return manifest
 
     def _clear(self, unfinished: Path) -> None:

@@ -133,7 +133,7 @@ class ModelConfig:
     feed_forward_ratio: float = 4.0
     """Hidden width of dense feed-forward networks over the token width."""
     activation_checkpointing: Literal["none", "blocks", "experts"] = "none"
-    """What is recomputed in the backward pass instead of being stored."""
+    """What is recomputed in the backward pass instead of being stored: whole blocks, or their feed-forward networks (dense and experts) alone."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of weights and activations; optimizer state is always fp32."""
 

@@ -44,6 +44,7 @@ class Block(nn.Module):
         self.attention = SelfAttention(width, config.heads)
         self.cross_attention = CrossAttention(width, config.heads, text_width) if text_width else None
         self.feed_forward = feed_forward
+        self.recompute_feed_forward = config.activation_checkpointing == "experts"
         self.modulation = nn.Linear(width, 6 * width)
 
     def forward(
@@ -57,16 +58,26 @@ class Block(nn.Module):
             x_BND = x_BND + self.cross_attention(F.layer_norm(x_BND, width, eps=1e-6), text.tokens_BLT, text.mask_BL)
         normed_BND = F.layer_norm(x_BND, width, eps=1e-6)
         modulated_BND = modulate(normed_BND, shift2, scale2)
-        routing: Routing | None = None
-        if isinstance(self.feed_forward, MoELayer):
-            context = RoutingContext(
-                num_samples=x_BND.shape[0], unmodulated_SD=normed_BND.flatten(0, 1), time_BD=time_BD, dropped_B=dropped_B, selection=selection
-            )
-            y_SD, routing = self.feed_forward(modulated_BND.flatten(0, 1), context)
-            y_BND = y_SD.view_as(x_BND)
+        if self.recompute_feed_forward and torch.is_grad_enabled():
+            y_BND, routing = checkpoint(self._feed_forward, modulated_BND, normed_BND, time_BD, dropped_B, selection, use_reentrant=False)
         else:
-            y_BND = self.feed_forward(modulated_BND)
+            y_BND, routing = self._feed_forward(modulated_BND, normed_BND, time_BD, dropped_B, selection)
         return x_BND + gate2[:, None] * y_BND, routing
+
+    def _feed_forward(
+        self, modulated_BND: Tensor, normed_BND: Tensor, time_BD: Tensor, dropped_B: Tensor, selection: Selection
+    ) -> tuple[Tensor, Routing | None]:
+        if not isinstance(self.feed_forward, MoELayer):
+            return self.feed_forward(modulated_BND), None
+        context = RoutingContext(
+            num_samples=modulated_BND.shape[0],
+            unmodulated_SD=normed_BND.flatten(0, 1),
+            time_BD=time_BD,
+            dropped_B=dropped_B,
+            selection=selection,
+        )
+        y_SD, routing = self.feed_forward(modulated_BND.flatten(0, 1), context)
+        return y_SD.view_as(modulated_BND), routing
 
 
 class DiffusionTransformer(nn.Module):
@@ -145,9 +156,12 @@ class DiffusionTransformer(nn.Module):
         dtype = self.patch_embedding.weight.dtype
         x_BND = self.patch_embedding(patchify(x_BCHW.to(dtype), self.patch)) + self.position_ND.to(dtype)
         time_BD = self.time_embedding(time_B)
+        if text is not None:
+            # A frozen encoder keeps a format of its own.
+            text = TextFeatures(text.tokens_BLT.to(dtype), text.mask_BL, text.pooled_BV.to(dtype))
         if self.pooled_projection is not None:
             assert text is not None
-            time_BD = time_BD + self.pooled_projection(text.pooled_BV.to(dtype))
+            time_BD = time_BD + self.pooled_projection(text.pooled_BV)
         if self.class_embedding is not None:
             time_BD = time_BD + self.class_embedding(labels_B)
         routings = []

@@ -63,7 +63,7 @@ class TokenDispatcher(MoEAlltoAllTokenDispatcher):
         self.num_out_tokens = int(rows_E.sum())
         rows_GE = rows_E.new_empty(self.ep_size, self.num_experts)
         if self.ep_size > 1:
-            dist.all_gather_into_tensor(rows_GE, rows_E, group=self.ep_group)
+            dist.all_gather_into_tensor(rows_GE.view(-1), rows_E, group=self.ep_group)
         else:
             rows_GE[0] = rows_E
         first = self.local_expert_indices[0]

@@ -104,7 +104,7 @@ def gather_pool(values_SX: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     if group is None or group.size() == 1:
         return values_XS
     values_GXS = values_XS.new_empty(group.size(), *values_XS.shape)
-    dist.all_gather_into_tensor(values_GXS, values_XS, group=group)
+    dist.all_gather_into_tensor(values_GXS.flatten(0, 1), values_XS, group=group)
     return values_GXS.transpose(0, 1).flatten(1)
 
 

@@ -17,11 +17,9 @@ from diffmoe_scale.moe.layer import MoELayer
 from diffmoe_scale.moe.routing import Selection
 from tests.model.models import (
     CHANNELS,
-    EXPERTS,
     REFERENCE,
     SIZE,
     TEXT_WIDTH,
-    WIDTH,
     assert_near,
     canonical_parameters,
     disturb,
@@ -32,6 +30,9 @@ from tests.model.models import (
 
 BACKENDS = ("loop", "grouped")
 NULL_CLASS = 10
+# The reference's after its first training pass. Those in the file are views of a buffer that later passes changed; these are
+# from the same code, run anew on the same input (its output is the file's, bit for bit).
+THRESHOLDS_AFTER = {1: [0.015535716, 0.037075244, 0.034989797, 0.035467733], 3: [0.024916572, 0.028182201, 0.032399915, 0.031578835]}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def test_training_pass_equals_the_reference(arrays: dict[str, np.ndarray], backe
         assert_near(loss, arrays[name], name)
     update_thresholds(transformer.moe_layers(), torch.stack([routing.kth_probability_E for routing in prediction.routings]), None)
     for block, layer in zip((1, 3), transformer.moe_layers(), strict=True):
-        assert_near(layer.router.predictor.threshold(), arrays[f"train/threshold_after/{block}"], f"thresholds of block {block}")
+        assert_near(layer.router.predictor.threshold(), torch.tensor(THRESHOLDS_AFTER[block]), f"thresholds of block {block}")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -227,7 +228,6 @@ def test_nothing_is_recomputed_without_gradients() -> None:
 
 def test_bf16_takes_fp32_features_of_a_frozen_text_encoder() -> None:
     transformer, text = disturbed_text_transformer(), text_features()
-    # Under `interval` with its threshold at 0 every expert takes every token: rounding moves no token to another expert.
     expected_BCHW = call(transformer, text, "static").value_BCHW
     got = call(transformer.bfloat16(), text, "static")
     assert got.value_BCHW.dtype == torch.float32 and transformer.blocks[0].cross_attention.query.weight.dtype == torch.bfloat16

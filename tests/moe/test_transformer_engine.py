@@ -10,7 +10,7 @@ WIDTH = 64
 
 @pytest.mark.skipif(importlib.util.find_spec("transformer_engine") is not None, reason="Transformer Engine is installed")
 def test_missing_package_is_an_error_that_names_the_command():
-    with pytest.raises(RuntimeError, match=r"moe.backend is 'transformer_engine' but .* pip install"):
+    with pytest.raises(RuntimeError, match=r"moe.backend is 'transformer_engine' but .*pip install"):
         make_layer(backend="transformer_engine", width=WIDTH)
 
 

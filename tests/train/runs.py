@@ -39,7 +39,9 @@ TINY = [
     "optimizer.learning_rate=1.0e-3",
     "optimizer.router_learning_rate_ratio=0.5",
     "optimizer.weight_decay=0.1",
-    "optimizer.clip_norm=0.5",
+    "optimizer.clip_norm=0.3",
+    # Gradients that are 0 but for rounding (of key biases) must not become steps of full length.
+    "optimizer.eps=1.0e-6",
 ]
 CPU = torch.device("cpu")
 
@@ -162,7 +164,7 @@ def train_alone(settings: list[str], *, steps: int = STEPS) -> Run:
     pipeline = tiny_pipeline(config, alone())
     parameters = pipeline.denoiser.canonical_parameters()
     averages = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    optimizer = torch.optim.AdamW([plain_group(name, parameter, config) for name, parameter in parameters.items()])
+    optimizer = torch.optim.AdamW([plain_group(name, parameter, config) for name, parameter in parameters.items()], eps=config.optimizer.eps)
     run, count = Run(), config.run.micro_batch
     for step in range(1, steps + 1):
         losses, kth_probabilities = [], []
