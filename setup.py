@@ -14,7 +14,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["diffmoe_scale", "diffmoe_scale.*"]),
     install_requires=[
-        "torch>=2.11",
+        "torch>=2.14",
         "torchvision",
         "deepspeed==0.19.8",
         "megatron-core==0.16.1",
@@ -28,6 +28,7 @@ setup(
         "matplotlib",
         "numpy",
         "pillow",
+        "scipy",
         "pydantic>=2",
         "pyyaml",
         "tqdm",
@@ -36,6 +37,6 @@ setup(
     ],
     extras_require={
         "gpu": ["transformer-engine[pytorch]==2.20.2"],
-        "dev": ["hypothesis", "mypy", "pytest", "pytest-timeout", "ruff", "scipy", "types-PyYAML", "types-tqdm"],
+        "dev": ["hypothesis", "mypy", "pytest", "pytest-timeout", "ruff", "types-PyYAML", "types-tqdm"],
     },
 )

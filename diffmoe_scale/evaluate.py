@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffmoe_scale.sample import add_sampling_arguments, chosen_sampling
+from diffmoe_scale.sample import SETTINGS_HELP
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,13 +20,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--prompts", type=int, default=96, help="prompts a suite (default: 96)")
     parser.add_argument("--seed", type=int, default=0, help="source of prompts and initial noise (default: 0)")
+    parser.add_argument("settings", nargs="*", metavar="key.sub=value", help=SETTINGS_HELP)
     parser.add_argument("--weights", choices=("ema", "master"), default="ema", help="averaged or last weights (default: ema)")
-    add_sampling_arguments(parser)
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         run(parsed)
-    except (ValueError, OSError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -40,8 +40,8 @@ def run(parsed: argparse.Namespace) -> None:
 
     if parsed.prompts < 2:
         raise ValueError(f"--prompts is {parsed.prompts}; expected at least 2, since captions are also shuffled")
-    loaded = load_pipeline(parsed.checkpoint, weights=parsed.weights)
-    result = evaluate(loaded, chosen_sampling(loaded.config.sampling, parsed), prompts_per_suite=parsed.prompts, seed=parsed.seed)
+    loaded = load_pipeline(parsed.checkpoint, weights=parsed.weights, settings=parsed.settings)
+    result = evaluate(loaded, loaded.config.sampling, prompts_per_suite=parsed.prompts, seed=parsed.seed)
     temporary = loaded.directory.evaluation.with_suffix(".tmp")
     temporary.write_text(json.dumps(result, indent=1))
     os.replace(temporary, loaded.directory.evaluation)

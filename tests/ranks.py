@@ -7,6 +7,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any  # the functions under test return whatever they compare
 
 import torch
@@ -77,3 +78,9 @@ def run_on_ranks(fn: Callable[..., Any], world_size: int, *args: Any, expert_par
                     process.kill()
                 process.join()
     return [answers[rank] for rank in range(world_size)]
+
+
+def run_alone(fn: Callable[..., Any], *args: Any, timeout_s: float = 120) -> Any:
+    """`fn(*args)` in a process of its own, which has joined no group; fn is a module-level function."""
+    with ProcessPoolExecutor(1, mp_context=_FORKSERVER, initializer=torch.set_num_threads, initargs=(1,)) as executor:
+        return executor.submit(fn, *args).result(timeout_s)

@@ -10,9 +10,9 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any  # JSON trees and gathered Python objects
@@ -21,7 +21,10 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint import SavePlan, SavePlanner
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from diffmoe_scale.config.train import CheckpointConfig
 from diffmoe_scale.parallel.slice import Slice
@@ -48,6 +51,8 @@ class Manifest:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
+    checksum: str = ""
+    """Of all other fields; made when the manifest is written."""
 
 
 class CheckpointStore:
@@ -69,7 +74,7 @@ class CheckpointStore:
         unfinished = final.with_suffix(".tmp")
         try:
             self._agree(lambda: self._clear(unfinished))
-            writer = dcp.FileSystemWriter(unfinished, sync_files=True)
+            writer = _Writer(unfinished, sync_files=True)
             dcp.save({name: _global_view(piece) for name, piece in state.items()}, storage_writer=writer, process_group=self.group)
             self._complete(unfinished, final, state, manifest)
         # CheckpointException is a BaseException in torch.
@@ -93,7 +98,9 @@ class CheckpointStore:
         """
         candidates = self._agree(lambda: [str(path) for path in complete_checkpoints(self.folder)] if self.is_main else [])[0]
         for candidate in map(Path, reversed(candidates)):
-            problems = [problem for found in self._agree(lambda: self._check_share(candidate)) for problem in found]  # noqa: B023 # called at once
+            found = self._agree(lambda: self._check_share(candidate))  # noqa: B023 # called at once
+            # Each rank says what is wrong with the manifest.
+            problems = [*dict.fromkeys(problem for of_rank in found for problem in of_rank)]
             if not problems:
                 return candidate, read_manifest(candidate)
             logger.warning("checkpoint %s is damaged and not used: %s", candidate, "; ".join(problems[:NAMED]))
@@ -107,7 +114,7 @@ class CheckpointStore:
     def load(self, checkpoint: Path, state: Mapping[str, Slice], *, settings: Mapping[str, Any]) -> Manifest:
         """Fill the slices of `state` in place. Collective.
 
-        Raises: ValueError naming tensors and settings if the checkpoint is of another model.
+        Raises: ValueError naming tensors and settings if the checkpoint is of another model, RuntimeError if it cannot be read.
         """
         manifest = read_manifest(checkpoint)
         shapes: dict[str, list[int]] = {}
@@ -122,8 +129,10 @@ class CheckpointStore:
         return manifest
 
     def _clear(self, unfinished: Path) -> None:
+        """Make an empty folder, and room: what killed runs left is removed."""
         if self.is_main:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            for leftover in self.folder.glob("step_*.tmp"):
+                shutil.rmtree(leftover, ignore_errors=True)
             unfinished.mkdir(parents=True)
 
     def _complete(self, unfinished: Path, final: Path, state: Mapping[str, Slice], manifest: Manifest) -> None:
@@ -137,6 +146,7 @@ class CheckpointStore:
             shapes |= found_shapes
         versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
         full = asdict(manifest) | {"files": dict(sorted(files.items())), "shapes": dict(sorted(shapes.items())), "versions": versions}
+        full["checksum"] = _manifest_checksum(full)
 
         def publish() -> None:
             if not self.is_main:
@@ -160,17 +170,12 @@ class CheckpointStore:
         return {name: _describe(folder / name) for name in self._share([path.name for path in folder.iterdir()])}
 
     def _check_share(self, checkpoint: Path) -> list[str]:
-        """What is wrong with this rank's share of the files."""
-        expected = read_manifest(checkpoint).files
-        problems = []
-        for name in self._share(list(expected)):
-            if not (checkpoint / name).is_file():
-                problems.append(f"{name} is missing")
-            elif (size := (checkpoint / name).stat().st_size) != expected[name]["size"]:
-                problems.append(f"{name} has {size} bytes instead of {expected[name]['size']}")
-            elif _describe(checkpoint / name) != expected[name]:
-                problems.append(f"{name} has another check sum than when it was written")
-        return problems
+        """What is wrong with the manifest and with this rank's share of the files."""
+        try:
+            manifest = read_manifest(checkpoint)
+        except ValueError as error:
+            return [str(error)]
+        return find_damage(checkpoint, manifest, self._share(list(manifest.files)))
 
     def _agree(self, action: Callable[[], Any]) -> list[Any]:
         """Run on every rank, then give every rank all results. Collective; one rank's OSError is raised on all."""
@@ -196,6 +201,18 @@ class CheckpointStore:
                 shutil.rmtree(doomed, ignore_errors=True)
 
 
+class _Writer(dcp.FileSystemWriter):
+    """Fails with the disk's own words: torch's archive makes "unexpected pos 704 vs 598" of a full one."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        try:
+            return super().write_data(plan, planner)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
 @dataclass(frozen=True)
 class _Failure:
     reason: str
@@ -204,18 +221,39 @@ class _Failure:
 def complete_checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     paths = folder.glob("step_*") if folder.is_dir() else []
-    return sorted(path for path in paths if STEP_FOLDER.fullmatch(path.name) and (path / MANIFEST).is_file())
+    complete = [path for path in paths if STEP_FOLDER.fullmatch(path.name) and (path / MANIFEST).is_file()]
+    return sorted(complete, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
-    """Raises: ValueError if the folder is no complete checkpoint, or one of another schema."""
+    """Raises: ValueError if the folder is no complete checkpoint, its manifest is damaged, or of another schema."""
     try:
         tree = json.loads((checkpoint / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{checkpoint} is no complete checkpoint: {MANIFEST} cannot be read ({error})") from error
+    # Early manifests have no check sum.
+    if "checksum" in tree and tree["checksum"] != _manifest_checksum(tree):
+        raise ValueError(f"{MANIFEST} of {checkpoint} has another check sum than when it was written")
     if tree.get("schema") != SCHEMA:
         raise ValueError(f"{checkpoint} has schema {tree.get('schema')}; this version reads schema {SCHEMA}")
-    return Manifest(**tree)
+    try:
+        return Manifest(**tree)
+    except TypeError as error:
+        raise ValueError(f"{MANIFEST} of {checkpoint} has other fields than this version writes ({error})") from error
+
+
+def find_damage(checkpoint: Path, manifest: Manifest, names: Iterable[str]) -> list[str]:
+    """What is wrong with the files `names` of a checkpoint; each is read to its end."""
+    problems = []
+    for name in names:
+        path, expected = checkpoint / name, manifest.files[name]
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif (size := path.stat().st_size) != expected["size"]:
+            problems.append(f"{name} has {size} bytes instead of {expected['size']}")
+        elif _describe(path) != expected:
+            problems.append(f"{name} has another check sum than when it was written")
+    return problems
 
 
 def fill_tensors(checkpoint: Path, tensors: Mapping[str, Tensor], *, family: str, settings: Mapping[str, Any]) -> None:
@@ -268,6 +306,11 @@ def _global_view(piece: Slice) -> Tensor:
 def _describe(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"size": path.stat().st_size, "sha256": file_digest(file, "sha256").hexdigest()}
+
+
+def _manifest_checksum(tree: Mapping[str, Any]) -> str:
+    others = {name: value for name, value in tree.items() if name != "checksum"}
+    return sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

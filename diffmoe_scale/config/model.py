@@ -42,6 +42,8 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         require(self.max_tokens >= 2, "text.max_tokens", self.max_tokens, "at least 2")
+        for name in ("width", "depth", "heads"):
+            require(getattr(self, name) >= 1, f"text.{name}", getattr(self, name), "at least 1")
         require(self.width % self.heads == 0, "text.width", self.width, f"a multiple of text.heads ({self.heads})")
         require(
             (self.kind == "open_clip") == bool(self.open_clip_weights),
@@ -95,6 +97,9 @@ class MoEConfig:
     def __post_init__(self) -> None:
         require(self.num_experts >= 0, "moe.num_experts", self.num_experts, "0 (dense) or more")
         require(self.every >= 1, "moe.every", self.every, "at least 1")
+        require(self.shared_experts >= 0, "moe.shared_experts", self.shared_experts, "0 (none) or more")
+        require(self.expert_width_ratio > 0, "moe.expert_width_ratio", self.expert_width_ratio, "above 0")
+        require(self.predictor_weight >= 0, "moe.predictor_weight", self.predictor_weight, "0 or more")
         require(self.capacity > 0, "moe.capacity", self.capacity, "above 0")
         require(
             self.num_experts == 0 or self.capacity <= self.num_experts, "moe.capacity", self.capacity, f"at most moe.num_experts ({self.num_experts})"
@@ -138,6 +143,9 @@ class ModelConfig:
     """Number format of weights and activations; optimizer state is always fp32."""
 
     def __post_init__(self) -> None:
+        for name in ("image_size", "channels", "patch_size", "depth", "width", "heads"):
+            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+        require(self.feed_forward_ratio > 0, "model.feed_forward_ratio", self.feed_forward_ratio, "above 0")
         require(self.width % self.heads == 0, "model.width", self.width, f"a multiple of model.heads ({self.heads})")
         require(self.width % 4 == 0, "model.width", self.width, "a multiple of 4 (2-D position embedding)")
         require(
@@ -146,8 +154,6 @@ class ModelConfig:
             self.num_classes,
             "above 0 exactly when model.conditioning is 'class'",
         )
-        for name in ("image_size", "channels", "patch_size", "depth"):
-            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +177,12 @@ class DiffusionConfig:
 
     def __post_init__(self) -> None:
         require(self.logit_std > 0, "diffusion.logit_std", self.logit_std, "above 0")
+        require(
+            self.kind == "flow" or self.time_sampling == "uniform",
+            "diffusion.time_sampling",
+            self.time_sampling,
+            "left at 'uniform' for diffusion.kind 'ddpm'",
+        )
         require(0 < self.min_time < 1, "diffusion.min_time", self.min_time, "in (0, 1)")
         require(
             self.kind == "flow" or self.prediction == "velocity",

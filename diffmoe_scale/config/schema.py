@@ -60,6 +60,19 @@ class Config:
             experts,
             f"a multiple of parallel.expert_parallel ({expert_parallel})",
         )
+        has_predictor = experts == 0 or self.moe.router == "diffmoe"
+        require(
+            has_predictor or self.sampling.selection == "static",
+            "sampling.selection",
+            self.sampling.selection,
+            f"'static': moe.router {self.moe.router!r} has no capacity predictor",
+        )
+        require(
+            experts == 0 or self.moe.every <= self.model.depth,
+            "moe.every",
+            self.moe.every,
+            f"at most model.depth ({self.model.depth}), or moe.num_experts=0 for a dense model",
+        )
         if self.autoencoder.kind == "pixels":
             size, patch = self.model.image_size, self.model.patch_size
             require(size % patch == 0, "model.image_size", size, f"a multiple of model.patch_size ({patch})")

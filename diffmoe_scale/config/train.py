@@ -148,12 +148,13 @@ class TelemetryConfig:
     """Captions of the sample grids; empty takes the first validation captions."""
     tensorboard: bool = True
     """Write TensorBoard events into RUN/tensorboard."""
-    wandb: Literal["off", "offline", "online"] = "off"
+    wandb: Literal["disabled", "offline", "online"] = "disabled"
     """Weights & Biases; `offline` writes into RUN/wandb."""
     wandb_project: str = "diffmoe_scale"
     """Project name on Weights & Biases."""
 
     def __post_init__(self) -> None:
         require(self.log_every >= 1, "telemetry.log_every", self.log_every, "at least 1")
+        require(self.validation_samples >= 1, "telemetry.validation_samples", self.validation_samples, "at least 1")
         require(self.validate_every >= 0, "telemetry.validate_every", self.validate_every, "0 (never) or more")
         require(self.sample_every >= 0, "telemetry.sample_every", self.sample_every, "0 (never) or more")

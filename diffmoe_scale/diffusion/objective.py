@@ -103,7 +103,8 @@ class DDPM:
         return ((uniform_B * self.num_steps).floor().clamp(max=self.num_steps - 1) + 1) / self.num_steps
 
     def embedding_time(self, t_B: Tensor) -> Tensor:
-        return t_B * self.num_steps - 1
+        # Rounded as in `_step`: a sampler may take a number of steps that does not divide 1000.
+        return (t_B * self.num_steps).round() - 1
 
     def _step(self, t_B: Tensor) -> Tensor:
         return (t_B.double() * self.num_steps).round().long().cpu() - 1

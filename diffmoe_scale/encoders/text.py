@@ -186,40 +186,49 @@ def load_tokenizer(path: Path, *, vocabulary: int) -> sentencepiece.SentencePiec
 
 
 def train_tokenizer(captions: Iterable[str], *, vocabulary: int, path: Path) -> None:
-    """Write a unigram sentencepiece model of at most `vocabulary` pieces; the same captions give the same bytes.
+    """Write a sentencepiece model (BPE) of at most `vocabulary` pieces; the same captions give the same bytes.
+
+    Not unigram: of captions with few distinct words it keeps letters and drops words ("four" becomes f, o, ur).
 
     Raises: ValueError without captions, or for a vocabulary that has no room for the bytes and the captions' characters.
     """
     texts = [caption for caption in captions if caption.strip()]
     if not texts:
         raise ValueError(f"no captions to train the tokenizer {path} on; expected captions with text in data.train")
-    model = BytesIO()
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts),
-            model_writer=model,
-            model_type="unigram",
-            vocab_size=vocabulary,
-            hard_vocab_limit=False,
-            byte_fallback=True,
-            pad_id=PAD,
-            eos_id=END,
-            unk_id=UNKNOWN,
-            bos_id=-1,
-            num_threads=1,
-            minloglevel=2,
-        )
+        model = _train_bpe(texts, vocabulary)
     except RuntimeError as error:
         needed = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
-        if needed is None:
+        possible = re.search(r"Please set it to a value <= (\d+)", str(error))
+        if needed is not None:
+            raise ValueError(
+                f"text.vocabulary is {vocabulary}; expected at least {needed[1]}: 256 bytes, the special pieces and the captions' characters"
+            ) from error
+        if possible is None:
             raise
-        raise ValueError(
-            f"text.vocabulary is {vocabulary}; expected at least {needed[1]}: 256 bytes, the special pieces and the captions' characters"
-        ) from error
+        model = _train_bpe(texts, int(possible[1]))  # every word of the captions is a piece already
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(model.getvalue())
+    temporary.write_bytes(model)
     os.replace(temporary, path)
+
+
+def _train_bpe(texts: list[str], vocabulary: int) -> bytes:
+    model = BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocabulary,
+        byte_fallback=True,
+        pad_id=PAD,
+        eos_id=END,
+        unk_id=UNKNOWN,
+        bos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
 
 
 def _build_open_clip(config: TextConfig) -> OpenClipEncoder:

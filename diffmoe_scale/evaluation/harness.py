@@ -1,10 +1,10 @@
 """All suites over one model: pictures, scores, chance, and what the experts did."""
 
 import logging
+from dataclasses import asdict
 
 import torch
 
-from diffmoe_scale.config.load import config_tree
 from diffmoe_scale.config.train import SamplingConfig
 from diffmoe_scale.diffusion.sampler import sampling_times
 from diffmoe_scale.evaluation.pipeline import LoadedModel, draw
@@ -45,8 +45,7 @@ def evaluate(model: LoadedModel, sampling: SamplingConfig, *, prompts_per_suite:
         "checkpoint": str(model.checkpoint),
         "step": model.step,
         "prompts_per_suite": prompts_per_suite,
-        "sampling": config_tree(model.config)["sampling"]
-        | {"steps": sampling.steps, "guidance": sampling.guidance, "selection": sampling.selection, "gamma": sampling.gamma},
+        "sampling": asdict(sampling),
         "scores": scores,
         "capacity": {
             "average": float(load_TLE.mean()) if has_experts else 1.0,

@@ -28,8 +28,10 @@ class LoadedModel:
     step: int
 
 
-def load_pipeline(path: Path, *, weights: str) -> LoadedModel:
+def load_pipeline(path: Path, *, weights: str, settings: Sequence[str] = ()) -> LoadedModel:
     """The model of a run directory (newest complete checkpoint) or of one of its `checkpoints/step_N` folders.
+
+    `settings` are `key.sub=value` words that override the run's.
 
     Raises: ValueError if there is no complete checkpoint or it does not fit RUN/config.yaml.
     """
@@ -37,7 +39,7 @@ def load_pipeline(path: Path, *, weights: str) -> LoadedModel:
     directory = RunDirectory(path.parent.parent if is_checkpoint else path)
     if not directory.config.is_file():
         raise ValueError(f"{path} is no run: {directory.config} does not exist; give a run directory or one of its checkpoints/step_N folders")
-    config = load_config(directory.config, ["parallel.expert_parallel=1"])
+    config = load_config(directory.config, [*settings, "parallel.expert_parallel=1"])
     complete = [path] if is_checkpoint else complete_checkpoints(directory.checkpoints)
     if not complete:
         raise ValueError(f"{directory.checkpoints} holds no complete checkpoint; train first")

@@ -15,6 +15,7 @@ from typing import Any  # lines of metrics.jsonl and the tree of evaluation.json
 import numpy as np
 from PIL import Image
 
+from diffmoe_scale.checkpoint.store import complete_checkpoints
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
@@ -111,7 +112,7 @@ def _status(records: Sequence[Record], config: Config | None, directory: RunDire
     target = config.run.steps if config else last["step"]
     speeds = [record["throughput/images_per_s"] for record in records[-RECENT_RECORDS:] if "throughput/images_per_s" in record]
     seconds, waited = _training_seconds(records)
-    checkpoints = sorted(path.name for path in directory.checkpoints.glob("step_*") if path.is_dir())
+    checkpoints = [path.name for path in complete_checkpoints(directory.checkpoints)]
     share = f"{100 * waited / seconds:.0f} % waiting for data" if seconds else ""
     entries = [
         ("Steps", f"{last['step']:,}", "complete" if last["step"] >= target else f"of {target:,}"),

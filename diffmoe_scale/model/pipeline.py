@@ -8,6 +8,7 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
+from diffmoe_scale.config.check import require
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.config.train import SamplingConfig
 from diffmoe_scale.diffusion.noise import sample_noise
@@ -17,6 +18,8 @@ from diffmoe_scale.encoders.autoencoder import Autoencoder, build_autoencoder
 from diffmoe_scale.encoders.text import build_text_encoder
 from diffmoe_scale.model.denoiser import Condition, Denoiser, build_denoiser
 from diffmoe_scale.moe.routing import Routing, Selection
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -96,15 +99,20 @@ def _loads(routings: list[Routing]) -> Tensor:
 
 
 def build_pipeline(config: Config, *, tokenizer_path: Path, groups: ProcessGroupCollection, device: torch.device) -> Pipeline:
-    """The untrained network of a config with all that surrounds it."""
+    """The untrained network of a config, its weights in the format `model.precision`, with all that surrounds it.
+
+    Raises: ValueError if image, autoencoder, patches and channels do not fit each other.
+    """
     objective = build_objective(config.diffusion)
     autoencoder = build_autoencoder(config.autoencoder, device=device)
+    size, factor = config.model.image_size, autoencoder.factor
+    require(size % factor == 0, "model.image_size", size, f"a multiple of {factor}, by which the autoencoder of autoencoder.path shrinks images")
     text_encoder = None
     if config.model.conditioning == "text":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
             text_encoder = build_text_encoder(config.text, tokenizer_path=tokenizer_path).to(device)
-    latent_size = config.model.image_size // autoencoder.factor
+    latent_size = size // factor
     denoiser = build_denoiser(
         config,
         text_encoder=text_encoder,
@@ -114,7 +122,7 @@ def build_pipeline(config: Config, *, tokenizer_path: Path, groups: ProcessGroup
         groups=groups,
     )
     return Pipeline(
-        denoiser=denoiser.to(device),
+        denoiser=denoiser.to(device, PRECISIONS[config.model.precision]),
         objective=objective,
         autoencoder=autoencoder,
         latent_shape=(autoencoder.channels, latent_size, latent_size),

@@ -157,7 +157,7 @@ class DiffusionTransformer(nn.Module):
         x_BND = self.patch_embedding(patchify(x_BCHW.to(dtype), self.patch)) + self.position_ND.to(dtype)
         time_BD = self.time_embedding(time_B)
         if text is not None:
-            # A frozen encoder keeps a format of its own.
+            # A frozen encoder stays in fp32, whatever the format of the model.
             text = TextFeatures(text.tokens_BLT.to(dtype), text.mask_BL, text.pooled_BV.to(dtype))
         if self.pooled_projection is not None:
             assert text is not None

@@ -38,8 +38,8 @@ def build_trackers(config: TelemetryConfig, run_directory: Path, resolved_config
     trackers: list[Tracker] = []
     if config.tensorboard:
         trackers.append(_start("TensorBoard", "set telemetry.tensorboard=false", lambda: TensorBoardTracker(run_directory, start_step=start_step)))
-    if config.wandb != "off":
-        remedy = "set telemetry.wandb=off" if config.wandb == "offline" else "run `wandb login`, or set telemetry.wandb=offline"
+    if config.wandb != "disabled":
+        remedy = "set telemetry.wandb=disabled" if config.wandb == "offline" else "run `wandb login`, or set telemetry.wandb=offline"
         trackers.append(_start("Weights & Biases", remedy, lambda: WandbTracker(config, run_directory, resolved_config)))
     return trackers
 

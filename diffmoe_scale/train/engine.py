@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any  # DeepSpeed is untyped
 
 import torch
+from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor
@@ -55,6 +56,8 @@ class Engine:
         self.accumulation = accumulation_steps(config, context)
         self.step_count = 0
         """Optimizer steps that changed the weights."""
+        self.skipped_in_a_row = 0
+        """Steps skipped since the last that changed the weights."""
         self._pending = 0
         has_experts = context.expert_parallel > 1
         if has_experts:
@@ -98,6 +101,7 @@ class Engine:
             group["lr"] = learning_rate * group["lr_ratio"]
         self._deepspeed.step()
         is_skipped = bool(self._zero.overflow)
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if is_skipped else 0
         if not is_skipped:
             self.step_count += 1
             self.average.update(self.step_count)
@@ -155,11 +159,11 @@ class Engine:
             if isinstance(optimizer, torch.optim.AdamW):
                 for flat in group["params"]:
                     optimizer.state[flat]["step"] = torch.tensor(float(step), device=flat.device)
-            elif "step" in group:  # apex counts by group
-                group["step"] = step
-            else:  # DeepSpeedCPUAdam
+            elif isinstance(optimizer, DeepSpeedCPUAdam):
                 for flat in group["params"]:
                     optimizer.state[flat]["step"] = step
+            else:  # apex counts by group, and begins to in its first step
+                group["step"] = step
 
 
 def build_engine(denoiser: Denoiser, config: Config, context: ParallelContext) -> Engine:
@@ -183,6 +187,8 @@ def accumulation_steps(config: Config, context: ParallelContext) -> int:
 
 def deepspeed_settings(config: Config, context: ParallelContext, *, num_parameters: int) -> dict[str, Any]:
     """DeepSpeed's configuration of a run: it shards and steps; schedule, logging and checkpoints are ours."""
+    # DeepSpeed wants an even number.
+    bucket = min(MAX_BUCKET, num_parameters + num_parameters % 2)
     settings: dict[str, Any] = {
         "train_batch_size": config.run.global_batch,
         "train_micro_batch_size_per_gpu": config.run.micro_batch,
@@ -196,8 +202,8 @@ def deepspeed_settings(config: Config, context: ParallelContext, *, num_paramete
             "overlap_comm": context.device.type == "cuda",
             "reduce_scatter": True,
             # DeepSpeed allocates the reduce bucket whole, 5e8 elements by default: no more than the model needs.
-            "reduce_bucket_size": min(MAX_BUCKET, num_parameters),
-            "allgather_bucket_size": min(MAX_BUCKET, num_parameters),
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
             # Parameters keep their order, which checkpoints rely on.
             "round_robin_gradients": False,
         },

@@ -45,11 +45,12 @@ def denoising_loss(
     x_t_BCHW = objective.add_noise(latents_BCHW, noise_BCHW, t_B)
     condition = Condition(captions=batch.captions, labels_B=batch.labels_B.to(device), dropped_B=batch.dropped_B.to(device))
     prediction = predict(x_t_BCHW, objective.embedding_time(t_B), condition, selection)
-    loss_B = objective.loss(prediction.value_BCHW, x_t_BCHW, latents_BCHW, noise_BCHW, t_B) * batch.weight_B.to(device)
+    weight_B = batch.weight_B.to(device)
+    loss_B = objective.loss(prediction.value_BCHW, x_t_BCHW, latents_BCHW, noise_BCHW, t_B) * weight_B
     diffusion = loss_B.mean()
     auxiliary = mean_auxiliary_losses(prediction.routings)
     parts = {"loss/diffusion": diffusion.detach()} | {f"loss/{name}": value.detach() for name, value in auxiliary.items()}
-    parts |= _loss_by_time(loss_B.detach(), t_B)
+    parts |= _loss_by_time(loss_B.detach(), weight_B, t_B)
     return StepLoss(total=diffusion + sum(auxiliary.values(), start=torch.zeros((), device=device)), parts=parts, routings=prediction.routings)
 
 
@@ -59,8 +60,8 @@ def mean_auxiliary_losses(routings: list[Routing]) -> dict[str, Tensor]:
     return {name: torch.stack([routing.aux_losses[name] for routing in routings]).mean() for name in names}
 
 
-def _loss_by_time(loss_B: Tensor, t_B: Tensor) -> dict[str, Tensor]:
-    """Sums and counts of the loss in each tenth of the time axis; empty tenths are common, so the mean is taken later."""
+def _loss_by_time(loss_B: Tensor, weight_B: Tensor, t_B: Tensor) -> dict[str, Tensor]:
+    """Sums of loss and weight in each tenth of the time axis; empty tenths are common, so the mean is taken later."""
     bins_B = (t_B * NUM_TIME_BINS).long().clamp(max=NUM_TIME_BINS - 1)
     one_hot = torch.nn.functional.one_hot(bins_B, NUM_TIME_BINS).float()
-    return {"time_bin_sum": one_hot.T @ loss_B.float(), "time_bin_count": one_hot.sum(0)}
+    return {"time_bin_sum": one_hot.T @ loss_B.float(), "time_bin_count": one_hot.T @ weight_B}

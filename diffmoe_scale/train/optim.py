@@ -9,6 +9,7 @@ from torch.optim import AdamW, Optimizer
 
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.config.train import OptimizerConfig
+from diffmoe_scale.encoders.text import SentencePieceEncoder
 from diffmoe_scale.model.denoiser import Denoiser
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ def parameter_groups(denoiser: Denoiser, config: OptimizerConfig) -> list[dict[s
     """
     routers = {id(parameter) for layer in denoiser.moe_layers() for parameter in layer.router.parameters()}
     embeddings = {id(module.weight) for module in denoiser.modules() if isinstance(module, nn.Embedding)}
+    if isinstance(denoiser.text_encoder, SentencePieceEncoder):
+        embeddings.add(id(denoiser.text_encoder.position_LT))
     members: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
     for parameter in denoiser.parameters():
         is_decayed = parameter.dim() >= 2 and id(parameter) not in embeddings

@@ -74,7 +74,7 @@ class Reporter:
         self._extra |= metrics
 
     def add_image(self, step: int, name: str, path: Path) -> None:
-        for tracker in self._trackers:
+        for tracker in self._trackers if path.is_file() else ():
             tracker.images(step, name, path)
 
     def end_step(self, step: int, samples: int) -> None:

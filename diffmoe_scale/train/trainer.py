@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -19,7 +20,7 @@ from diffmoe_scale.model.pipeline import Pipeline, build_pipeline
 from diffmoe_scale.moe.capacity import update_thresholds
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.parallel.context import ParallelContext
-from diffmoe_scale.train.engine import Engine, build_engine
+from diffmoe_scale.train.engine import Engine, accumulation_steps, build_engine
 from diffmoe_scale.train.loss import denoising_loss
 from diffmoe_scale.train.optim import learning_rate
 from diffmoe_scale.train.reporter import Reporter
@@ -28,16 +29,20 @@ from diffmoe_scale.train.validation import Validation
 logger = logging.getLogger(__name__)
 
 TOKENIZER_CAPTIONS = 100_000
+PREPARATION_TIMEOUT = timedelta(hours=2)
+MAX_SKIPPED_IN_A_ROW = 20
 
 
 def train(config: Config, context: ParallelContext, directory: RunDirectory) -> None:
     """Train to `run.steps` from the newest complete checkpoint of the directory, or from the start. Collective over the world."""
     torch.set_float32_matmul_precision(config.run.matmul_precision)
-    torch.use_deterministic_algorithms(config.run.deterministic, warn_only=True)
+    choose_kernels(is_deterministic=config.run.deterministic)
+    accumulation_steps(config, context)  # refuses a batch that does not split, before the slow work
     reader = build_reader(config.data, config.data.train, model=config.model, seed=config.run.seed)
     if context.is_main:
         prepare_tokenizer(config, directory, reader)
-    dist.barrier(group=context.control_group)
+    # The tokenizer reads captions of all shards, perhaps over a network: longer than a collective may take.
+    dist.monitored_barrier(group=context.control_group, timeout=PREPARATION_TIMEOUT)
     pipeline = build_pipeline(config, tokenizer_path=directory.tokenizer, groups=context.megatron_groups, device=context.device)
     engine = build_engine(pipeline.denoiser, config, context)
     store = CheckpointStore(directory.checkpoints, config.checkpoint, group=context.control_group)
@@ -70,6 +75,15 @@ def train(config: Config, context: ParallelContext, directory: RunDirectory) -> 
             logger.info("%s has its %d steps (run.steps) already; nothing to train", directory.path, config.run.steps)
 
 
+def choose_kernels(*, is_deterministic: bool) -> None:
+    """Deterministic kernels where torch has them, or the fastest."""
+    # cuBLAS reads it when CUDA starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(is_deterministic, warn_only=True)
+    # torch would fill every new tensor, to make reading uninitialised memory repeatable; nothing here reads any.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set through a property that stubs lack
+
+
 def train_step(
     step: int, batches: Iterator[Batch], pipeline: Pipeline, engine: Engine, config: Config, context: ParallelContext, reporter: Reporter
 ) -> None:
@@ -87,6 +101,12 @@ def train_step(
         kth_probabilities += [torch.stack([routing.kth_probability_E for routing in loss.routings])] if loss.routings else []
     result = engine.step(learning_rate(step, config))
     reporter.add_step(result)
+    if result.is_skipped:
+        logger.warning("step %d is skipped: a gradient is not finite; samples %s to %s", step, batch.keys[0], batch.keys[-1])
+    if engine.skipped_in_a_row > MAX_SKIPPED_IN_A_ROW:
+        raise RuntimeError(
+            f"{engine.skipped_in_a_row} steps in a row had gradients that are not finite; lower optimizer.learning_rate, or look for the first warning in the log"
+        )
     if kth_probabilities and not result.is_skipped:
         update_thresholds(pipeline.denoiser.moe_layers(), torch.stack(kth_probabilities).mean(0), context.dp_group)
 

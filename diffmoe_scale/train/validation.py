@@ -1,6 +1,6 @@
 """Looks at a model in training: the loss on held-out samples, and pictures of fixed captions."""
 
-import itertools
+import logging
 import math
 from pathlib import Path
 from typing import Any  # gathered Python objects
@@ -17,7 +17,10 @@ from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.telemetry.plots import save_image_grid
 from diffmoe_scale.train.loss import denoising_loss
 
+logger = logging.getLogger(__name__)
+
 NUM_DRAWN = 16
+SEARCHED_CAPTIONS = 1000
 GRID_COLUMNS = 8
 
 
@@ -63,8 +66,11 @@ class Validation:
         dist.all_gather_object(parts, generated.images_BCHW.cpu(), group=self.context.control_group)
         path = self.directory.samples / f"step_{step:08d}.png"
         if self.context.is_main:
-            path.parent.mkdir(exist_ok=True)
-            save_image_grid(torch.cat(parts)[: len(self.prompts)], [str(prompt) for prompt in self.prompts], path, columns=GRID_COLUMNS)
+            try:
+                path.parent.mkdir(exist_ok=True)
+                save_image_grid(torch.cat(parts)[: len(self.prompts)], [str(prompt) for prompt in self.prompts], path, columns=GRID_COLUMNS)
+            except OSError as error:  # a full disk must not end the run for a picture's sake
+                logger.warning("%s was not written: %s", path, error)
         return path
 
 
@@ -72,4 +78,7 @@ def choose_prompts(config: Config, reader: Reader) -> list[str] | list[int]:
     """`telemetry.sample_prompts`, else captions spread over the reader's shards; in class mode the first labels."""
     if config.model.conditioning == "class":
         return list(range(min(NUM_DRAWN, config.model.num_classes)))
-    return list(config.telemetry.sample_prompts) or list(itertools.islice(iterate_captions(reader, NUM_DRAWN), NUM_DRAWN))
+    if config.telemetry.sample_prompts:
+        return list(config.telemetry.sample_prompts)
+    found = list(iterate_captions(reader, SEARCHED_CAPTIONS))
+    return found[:: max(1, len(found) // NUM_DRAWN)][:NUM_DRAWN] or [""]

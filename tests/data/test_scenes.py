@@ -1,25 +1,12 @@
-import io
-import json
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
-import webdataset
-from PIL import Image
 
 from diffmoe_scale.data.scenes import HELD_OUT_COLORS, HELD_OUT_COUNTS, HELD_OUT_PAIRS, Level, draw_scene, is_held_out, relation, sentence
 from diffmoe_scale.data.shapes import BACKGROUND, COLORS, EXTENT, SHAPES, SceneObject, coverage, render
 
-ROOT = Path(__file__).parents[2]
 EVERYTHING = {"columns": slice(None), "rows": slice(None)}
-
-
-def _make(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools" / "make_scenes.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": ""}, check=False)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -111,28 +98,3 @@ def test_the_relation_of_two_places_is_genevals() -> None:
     assert relation((0.0, 0.5), (0.1, -0.5), sizes=1.2) == {"below"}
     assert relation((0.6, -0.6), (-0.6, 0.6), sizes=0.6) == {"right of", "above"}
     assert relation((0.05, 0.0), (0.0, 0.05), sizes=1.2) == frozenset()
-
-
-def test_shards_hold_picture_caption_and_claims_and_a_second_call_changes_nothing(tmp_path: Path) -> None:
-    arguments = ("--output", str(tmp_path / "scenes"), "--train", "5", "--validation", "2", "--seed", "7")
-    assert _make(*arguments).returncode == 0
-    shard = tmp_path / "scenes" / "train-000000.tar"
-    archive = webdataset.WebDataset(str(shard), shardshuffle=False, empty_check=False)
-    samples = {sample["__key__"]: sample for sample in archive}
-    scene, sample = draw_scene(4, seed=7, level="easy"), samples["train-00000004"]
-    assert len(samples) == 5
-    assert (np.array(Image.open(io.BytesIO(sample["png"]))) == render(scene.objects, 32)).all()
-    assert sample["txt"].decode() == scene.caption and json.loads(sample["json"]) == scene.metadata
-    first_bytes, written = shard.read_bytes(), shard.stat().st_mtime_ns
-    again = _make(*arguments)
-    assert again.returncode == 0 and "there already" in again.stdout and shard.stat().st_mtime_ns == written
-    refused = _make(*arguments[:-1], "8")
-    assert refused.returncode == 2 and "--overwrite" in refused.stderr and shard.read_bytes() == first_bytes
-    assert _make(*arguments[:-1], "8", "--overwrite").returncode == 0 and shard.read_bytes() != first_bytes
-    assert _make(*arguments, "--overwrite").returncode == 0 and shard.read_bytes() == first_bytes
-
-
-def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("draft")
-    refused = _make("--output", str(tmp_path), "--train", "1", "--overwrite")
-    assert refused.returncode == 2 and "holds no scenes" in refused.stderr and (tmp_path / "thesis.txt").exists()

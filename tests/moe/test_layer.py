@@ -59,7 +59,7 @@ def test_training_calls_equal_the_reference(backend):
         assert np.array_equal(routing.mask_SE.reshape(3, 16, EXPERTS), arrays[f"train/{i}/mask"].astype(bool))
         # From the recorded logits (DiffMoE eq. 17): the recorded `threshold_after` are five views of one buffer, changed since.
         probability_SE = 1 / (1 + np.exp(-arrays[f"train/{i}/predictor_logits"].reshape(-1, EXPERTS).astype(np.float64)))
-        threshold_E = 0.95 * threshold_E + 0.05 * np.sort(probability_SE, axis=0)[-len(probability_SE) // EXPERTS]
+        threshold_E = 0.95 * threshold_E + 0.05 * np.sort(probability_SE, axis=0)[-(len(probability_SE) // EXPERTS)]
         np.testing.assert_allclose(layer.router.predictor.threshold(), threshold_E, **CLOSE)
 
 

@@ -61,12 +61,15 @@ def test_each_expert_of_diffmoe_takes_k_tokens_of_the_whole_pool(capacity):
 
 
 @pytest.mark.parametrize("gate", ["softmax", "sigmoid", "identity"])
-def test_gates_are_the_named_function_of_the_logits_and_zero_outside_of_the_mask(gate):
+def test_experts_choose_by_and_weigh_with_the_named_function_of_the_logits(gate):
     layer, x_SD = make_layer(gate=gate), tokens()
     _, routing = layer(x_SD, context())
     logits_SE = x_SD @ layer.router.weight.T
     expected_SE = {"softmax": logits_SE.softmax(dim=-1), "sigmoid": logits_SE.sigmoid(), "identity": logits_SE}[gate]
     torch.testing.assert_close(routing.gate_SE, expected_SE * routing.mask_SE)
+    for expert in range(EXPERTS):
+        best = sorted(range(len(x_SD)), key=lambda token: -float(expected_SE[token, expert]))[: len(x_SD) // EXPERTS]
+        assert sorted(best) == routing.mask_SE[:, expert].nonzero().flatten().tolist()
 
 
 def test_expert_choice_does_not_look_across_samples():

@@ -19,9 +19,9 @@ from diffmoe_scale.moe.capacity import update_thresholds
 from diffmoe_scale.moe.generator import named_generator
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.parallel.context import ParallelContext
-from diffmoe_scale.parallel.slice import Slice
 from diffmoe_scale.train.engine import Engine, build_engine
 from diffmoe_scale.train.loss import StepLoss, denoising_loss
+from tests.data.samples import write_shards
 from tests.moe.layers import alone
 
 STEPS = 20
@@ -29,6 +29,7 @@ STEPS = 20
 TINY = [
     f"run.steps={STEPS}",
     "run.global_batch=8",
+    "run.micro_batch=2",
     "model.conditioning=class",
     "model.num_classes=5",
     "model.image_size=16",
@@ -46,6 +47,24 @@ TINY = [
 CPU = torch.device("cpu")
 
 
+def text_settings(folder: Path) -> list[str]:
+    """A run in FOLDER/run on captioned pictures, read in FOLDER; 40 samples for training, 10 for validation."""
+    paths = write_shards(folder, [24, 16, 10])
+    return [
+        "model.conditioning=text",
+        "model.num_classes=0",
+        "text.vocabulary=300",
+        "text.max_tokens=8",
+        "text.width=32",
+        "text.depth=1",
+        f"data.train=[{paths[0]},{paths[1]}]",
+        f"data.validation=[{paths[2]}]",
+        f"run.directory={folder / 'run'}",
+        "telemetry.tensorboard=false",
+        "telemetry.log_every=1",
+    ]
+
+
 @dataclass
 class Run:
     """What a training did, whole: the layout of ranks does not show."""
@@ -59,9 +78,9 @@ def tiny_config(settings: Sequence[str]) -> Config:
     return load_config(None, [*TINY, *settings])
 
 
-def tiny_pipeline(config: Config, groups: ProcessGroupCollection) -> Pipeline:
+def tiny_pipeline(config: Config, groups: ProcessGroupCollection, *, tokenizer: Path = Path()) -> Pipeline:
     """The same weights whatever the layout. Each has a value of its own: at initialisation most of the network is switched off by zeros."""
-    pipeline = build_pipeline(config, tokenizer_path=Path(), groups=groups, device=CPU)
+    pipeline = build_pipeline(config, tokenizer_path=tokenizer, groups=groups, device=CPU)
     with torch.no_grad():
         for name, parameter in pipeline.denoiser.canonical_parameters().items():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=named_generator(0, name)))
@@ -96,8 +115,8 @@ def rank_batches(step: int, config: Config, context: ParallelContext) -> list[Ba
     return [tiny_batch(first + chunk * count * ranks, count, config=config) for chunk in range(chunks)]
 
 
-def compute_loss(predict: object, pipeline: Pipeline, batch: Batch) -> StepLoss:
-    return denoising_loss(predict, pipeline.objective, batch, batch.images_BCHW, seed=0, selection=Selection())
+def compute_loss(predict: object, pipeline: Pipeline, batch: Batch, *, seed: int = 0) -> StepLoss:
+    return denoising_loss(predict, pipeline.objective, batch, batch.images_BCHW, seed=seed, selection=Selection())
 
 
 def predict_once(pipeline: Pipeline, config: Config) -> np.ndarray:
@@ -114,7 +133,7 @@ def engine_step(step: int, engine: Engine, pipeline: Pipeline, config: Config, c
     for batch in rank_batches(step, config, context):
         loss = compute_loss(engine, pipeline, batch)
         engine.backward(loss.total)
-        losses.append(float(loss.total))
+        losses.append(float(loss.total.detach()))
         kth_probabilities.append(torch.stack([routing.kth_probability_E for routing in loss.routings]))
     run.norms.append(engine.step(config.optimizer.learning_rate).gradient_norm)
     run.losses.append(sum(losses) / len(losses))
@@ -171,7 +190,7 @@ def train_alone(settings: list[str], *, steps: int = STEPS) -> Run:
         for first in range((step - 1) * config.run.global_batch, step * config.run.global_batch, count):
             loss = compute_loss(pipeline.denoiser, pipeline, tiny_batch(first, count, config=config))
             (loss.total * count / config.run.global_batch).backward()
-            losses.append(float(loss.total))
+            losses.append(float(loss.total.detach()))
             kth_probabilities.append(torch.stack([routing.kth_probability_E for routing in loss.routings]))
         run.norms.append(float(clip_grad_norm_(parameters.values(), config.optimizer.clip_norm)))
         optimizer.step()
@@ -191,7 +210,3 @@ def plain_group(name: str, parameter: Tensor, config: Config) -> dict[str, objec
     rate = config.optimizer.learning_rate * (config.optimizer.router_learning_rate_ratio if ".router." in name else 1.0)
     is_decayed = parameter.dim() == 2 and "class_embedding" not in name
     return {"params": [parameter], "lr": rate, "weight_decay": config.optimizer.weight_decay if is_decayed else 0.0}
-
-
-def whole(pieces: dict[str, Slice]) -> dict[str, Tensor]:
-    return {name: piece.values for name, piece in pieces.items()}

@@ -1,0 +1,84 @@
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from diffmoe_scale.telemetry.log import OWN_LOGGERS, setup_logging
+
+OURS, OTHERS = logging.getLogger("diffmoe_scale.train"), logging.getLogger("some.package")
+
+
+@pytest.fixture(autouse=True)
+def restored_logging() -> Iterator[None]:
+    """The process's logging and warnings are global; pytest's own handlers step aside."""
+    names = (None, *OWN_LOGGERS, "DeepSpeed", "py.warnings")
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(logger.level, logger.handlers[:], logger.propagate) for logger in loggers]
+    format_warning = warnings.formatwarning
+    logging.getLogger().handlers = []
+    logging.captureWarnings(False)
+    yield
+    logging.captureWarnings(False)
+    warnings.formatwarning = format_warning
+    for handler in logging.getLogger().handlers:
+        handler.close()
+    for logger, (level, handlers, propagate) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.handlers, logger.propagate = handlers, propagate
+
+
+def say_everything() -> None:
+    OURS.info("our news")
+    OURS.warning("our worry")
+    OTHERS.info("their news")
+    OTHERS.warning("their worry")
+
+
+def test_the_main_rank_tells_our_news_and_all_worries_to_console_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logging(tmp_path / "run", rank=0)
+    say_everything()
+    file = (tmp_path / "run" / "log.txt").read_text().splitlines()
+    assert [line.split(" ", 2)[2] for line in file] == [
+        "INFO diffmoe_scale.train: our news",
+        "WARNING diffmoe_scale.train: our worry",
+        "WARNING some.package: their worry",
+    ]
+    console = capsys.readouterr().err.splitlines()
+    assert [line.split(" ", 1)[1] for line in console] == ["INFO our news", "WARNING our worry", "WARNING their worry"]
+
+
+def test_another_rank_tells_worries_with_its_number_and_writes_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logging(tmp_path / "run", rank=3)
+    say_everything()
+    assert [line.split(" ", 1)[1] for line in capsys.readouterr().err.splitlines()] == ["WARNING rank 3 our worry", "WARNING rank 3 their worry"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_call_changes_the_place_and_doubles_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logging(tmp_path / "first", rank=0)
+    setup_logging(tmp_path / "second", rank=0)
+    OURS.info("our news")
+    assert (tmp_path / "first" / "log.txt").read_text() == ""
+    assert (tmp_path / "second" / "log.txt").read_text().count("our news") == 1 == capsys.readouterr().err.count("our news")
+
+
+def test_a_python_warning_is_one_line_of_the_main_rank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        for rank in (0, 1):
+            setup_logging(tmp_path, rank=rank)
+            warnings.warn("old option", UserWarning, stacklevel=1)
+    assert (tmp_path / "log.txt").read_text().count("UserWarning: old option") == 1
+    assert capsys.readouterr().err.strip().count("\n") == 0
+
+
+def test_deepspeeds_warnings_reach_the_file(tmp_path: Path) -> None:
+    logger = logging.getLogger("DeepSpeed")
+    logger.addHandler(logging.NullHandler())
+    logger.propagate = False
+    setup_logging(tmp_path, rank=0)
+    logger.info("their news")
+    logger.warning("their worry")
+    assert [line.split(" ", 2)[2] for line in (tmp_path / "log.txt").read_text().splitlines()] == ["WARNING DeepSpeed: their worry"]

@@ -1,0 +1,175 @@
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.train.engine import _ExpertEngine, accumulation_steps, build_engine
+from tests.ranks import run_on_ranks
+from tests.train.runs import (
+    Run,
+    assemble,
+    compute_loss,
+    copy_state,
+    engine_step,
+    rank_batches,
+    tiny_config,
+    tiny_pipeline,
+    train_alone,
+    train_on_rank,
+)
+
+LAYOUTS = [(1, 1, 1), (2, 1, 1), (2, 2, 1), (4, 2, 1), (4, 4, 1), (2, 2, 2)]
+layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: "world {} expert parallel {} stage {}".format(*layout))
+pools = pytest.mark.parametrize("pool", ["data_parallel", "rank"])
+# Sums over ranks and micro-batches in another order: about one rounding in losses and norms, ten after 20 steps in weights,
+# which moved by 2e-2.
+LOSSES = {"rtol": 1e-6}
+WEIGHTS = {"rtol": 0, "atol": 5e-6}
+MOMENTS = {"rtol": 1e-4, "atol": 1e-7}
+# bf16 keeps 8 bits, and a loss is a mean over many roundings.
+BF16_LOSSES = {"rtol": 2e-3}
+
+
+def pool_settings(pool: str, world_size: int) -> list[str]:
+    """A pool over all ranks does not depend on how the four samples of a micro-batch are spread; a rank's own is one of two samples."""
+    return [f"moe.pool={pool}", f"run.micro_batch={4 // world_size if pool == 'data_parallel' else 2}"]
+
+
+@cache
+def expected(pool: str) -> Run:
+    return train_alone(pool_settings(pool, 1))
+
+
+@cache
+def trained(layout: tuple[int, int, int]) -> dict[str, Run]:
+    world_size, expert_parallel, stage = layout
+    settings = [f"parallel.expert_parallel={expert_parallel}", f"parallel.zero_stage={stage}"]
+    names = {pool: [*pool_settings(pool, world_size), *settings] for pool in ("data_parallel", "rank")}
+    if world_size == 2:
+        names["bf16"] = [*pool_settings("rank", world_size), *settings, "model.precision=bf16"]
+    answers = run_on_ranks(train_on_rank, world_size, list(names.values()), expert_parallel=expert_parallel)
+    return {name: assemble([answer[i] for answer in answers]) for i, name in enumerate(names)}
+
+
+@pools
+@layouts
+def test_losses_and_gradient_norms_equal_plain_torch_on_one_process(layout: tuple[int, int, int], pool: str) -> None:
+    run = trained(layout)[pool]
+    assert max(run.norms) > tiny_config([]).optimizer.clip_norm, "clipping was active"
+    np.testing.assert_allclose(run.losses, expected(pool).losses, **LOSSES)
+    np.testing.assert_allclose(run.norms, expected(pool).norms, **LOSSES)
+
+
+@pools
+@layouts
+def test_every_weight_equals_plain_torch_after_twenty_steps(layout: tuple[int, int, int], pool: str) -> None:
+    got, reference = trained(layout)[pool].state, expected(pool).state
+    assert got.keys() == reference.keys()
+    for name in reference:
+        if not name.startswith("exp_avg"):
+            np.testing.assert_allclose(got[name], reference[name], **WEIGHTS, err_msg=name)
+
+
+@pools
+@layouts
+def test_gradients_of_experts_are_those_of_one_process(layout: tuple[int, int, int], pool: str) -> None:
+    # Adam's step does not show the length of a gradient; its first moment is a sum of gradients.
+    got, reference = trained(layout)[pool].state, expected(pool).state
+    experts = [name for name in reference if name.startswith("exp_avg/") and ".experts." in name]
+    assert len(experts) == 4 * 4
+    for name in experts:
+        assert np.abs(reference[name]).max() > 1e-5
+        np.testing.assert_allclose(got[name], reference[name], **MOMENTS, err_msg=name)
+
+
+@pytest.mark.parametrize("layout", [(2, 1, 1), (2, 2, 1), (2, 2, 2)])
+def test_bf16_training_follows_fp32(layout: tuple[int, int, int]) -> None:
+    run = trained(layout)["bf16"]
+    np.testing.assert_allclose(run.losses, expected("rank").losses, **BF16_LOSSES)
+    assert run.losses[-1] < run.losses[0]
+
+
+def inspect_bf16(context: ParallelContext) -> dict[str, set[torch.dtype]]:
+    config = tiny_config(["model.precision=bf16", "parallel.expert_parallel=2"])
+    pipeline = tiny_pipeline(config, context.megatron_groups)
+    engine = build_engine(pipeline.denoiser, config, context)
+    found = {"parameters": {parameter.dtype for parameter in pipeline.denoiser.parameters()}}
+    for name, piece in engine.state().items():
+        found.setdefault(name.split("/")[0], set()).add(piece.values.dtype)
+    return found
+
+
+def test_bf16_weights_have_fp32_masters_moments_averages_and_thresholds() -> None:
+    fp32 = {torch.float32}
+    for found in run_on_ranks(inspect_bf16, 2, expert_parallel=2):
+        # The int64 is the thresholds' count of updates.
+        assert found == {
+            "parameters": {torch.bfloat16},
+            "master": fp32,
+            "ema": fp32,
+            "exp_avg": fp32,
+            "exp_avg_sq": fp32,
+            "buffer": fp32 | {torch.int64},
+        }
+
+
+def skip_a_step(context: ParallelContext, settings: list[str], first_step: int) -> dict[str, object]:
+    """Two good steps with a bad one before the first or the second, and two good ones alone."""
+    config = tiny_config([*settings, "parallel.expert_parallel=2", "run.micro_batch=2"])
+    states, result = [], None
+    for is_disturbed in (False, True):
+        pipeline = tiny_pipeline(config, context.megatron_groups)
+        engine = build_engine(pipeline.denoiser, config, context)
+        for step in (1, 2):
+            if is_disturbed and step == first_step:
+                before, weights = copy_state(engine), [parameter.clone() for parameter in pipeline.denoiser.parameters()]
+                for batch in rank_batches(9, config, context):
+                    loss = compute_loss(engine, pipeline, batch).total
+                    engine.backward(loss * float("inf") if context.rank == 1 else loss)
+                result = engine.step(1e-3)
+                after = copy_state(engine)
+                is_unchanged = are_equal(before, after) and all(map(torch.equal, weights, pipeline.denoiser.parameters()))
+            engine_step(step, engine, pipeline, config, context, Run())
+        states.append(copy_state(engine))
+        assert engine.step_count == 2
+    assert result is not None
+    return {"is_skipped": result.is_skipped, "norm": result.gradient_norm, "is_unchanged": is_unchanged, "goes on": are_equal(*states)}
+
+
+def are_equal(some: dict[str, tuple[np.ndarray, int, tuple[int, ...]]], others: dict[str, tuple[np.ndarray, int, tuple[int, ...]]]) -> bool:
+    return some.keys() == others.keys() and all(np.array_equal(values, others[name][0]) for name, (values, *_) in some.items())
+
+
+def skip_in_turn(context: ParallelContext) -> list[dict[str, object]]:
+    cases = [([], 1), ([], 2), (["parallel.zero_stage=2"], 2), (["optimizer.clip_norm=0"], 2), (["model.precision=bf16"], 2)]
+    return [skip_a_step(context, settings, first_step) for settings, first_step in cases]
+
+
+def test_gradient_that_is_not_finite_on_one_rank_changes_nothing_on_any() -> None:
+    for answers in run_on_ranks(skip_in_turn, 2, expert_parallel=2):
+        for answer in answers:
+            assert answer == {"is_skipped": True, "norm": float("inf"), "is_unchanged": True, "goes on": True}
+
+
+def test_model_with_an_odd_number_of_parameters_trains() -> None:
+    (answer,) = run_on_ranks(train_on_rank, 1, [["moe.num_experts=3", "run.micro_batch=8"]], 1)
+    assert np.isfinite(answer[0].run.losses).all()
+
+
+def refuse_batches(context: ParallelContext) -> str:
+    with pytest.raises(ValueError) as refusal:
+        accumulation_steps(tiny_config(["run.global_batch=12", "run.micro_batch=4"]), context)
+    return str(refusal.value)
+
+
+def test_global_batch_that_does_not_split_over_the_ranks_is_refused_with_the_right_multiple() -> None:
+    expected_message = "run.global_batch is 12 but 2 data-parallel ranks of run.micro_batch 4 take 8 samples at once; choose a multiple of 8"
+    assert run_on_ranks(refuse_batches, 2) == [expected_message] * 2
+
+
+def test_checkpoints_of_deepspeed_itself_are_refused() -> None:
+    for method in (_ExpertEngine.save_checkpoint, _ExpertEngine.load_checkpoint):
+        with pytest.raises(RuntimeError, match="rank 0's experts only"):
+            method(None, "folder")

@@ -1,0 +1,155 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any  # lines of metrics.jsonl
+
+import numpy as np
+import pytest
+
+from diffmoe_scale.config.load import load_config
+from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.pretrain import main
+from diffmoe_scale.telemetry.metrics import read_metrics
+from diffmoe_scale.train.trainer import train
+from tests.ranks import run_alone, run_on_ranks
+from tests.train.runs import TINY, text_settings, tiny_config
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = ["moe.router_init_std=1.0", "optimizer.warmup_steps=4", "optimizer.ema_decay=0.5", "checkpoint.every=4"]
+Lines = dict[int, dict[str, Any]]
+# Sums over ranks in another order, over 20 steps.
+ROUND_OFF = 1e-5
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> list[str]:
+    return [*text_settings(tmp_path), *SETTINGS]
+
+
+def train_in_turn(context: ParallelContext, runs: Sequence[Sequence[str]]) -> list[str]:
+    """One run after another; "" or what stopped it."""
+    answers = []
+    for settings in runs:
+        config = tiny_config([*settings, f"parallel.expert_parallel={context.expert_parallel}"])
+        try:
+            train(config, context, RunDirectory(Path(config.run.directory)))
+            answers.append("")
+        except (ValueError, RuntimeError) as error:
+            answers.append(str(error))
+    return answers
+
+
+def train_runs(layout: tuple[int, int], *runs: Sequence[str]) -> None:
+    world_size, expert_parallel = layout
+    for answer in run_on_ranks(train_in_turn, world_size, runs, expert_parallel=expert_parallel):
+        assert answer == [""] * len(runs)
+
+
+def read_lines(folder: Path) -> Lines:
+    """The lines by step, without what the clock and the machine decide."""
+    lines = {line["step"]: line for line in read_metrics(folder / "metrics.jsonl")}
+    return {
+        step: {name: value for name, value in line.items() if not name.startswith(("time", "throughput", "memory"))} for step, line in lines.items()
+    }
+
+
+def assert_near(
+    got: Lines, expected: Lines, names: Sequence[str] = ("loss/diffusion", "loss/predictor", "optimizer/gradient_norm", "moe/threshold/1")
+) -> None:
+    assert got.keys() == expected.keys()
+    for name in names:
+        np.testing.assert_allclose(*([line[name] for line in lines.values()] for lines in (got, expected)), rtol=ROUND_OFF, err_msg=name)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_run_in_two_parts_repeats_one_without_a_break_to_the_bit(settings: list[str], tmp_path: Path, precision: str) -> None:
+    settings = [*settings, f"model.precision={precision}"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train_runs(
+        (2, 2),
+        [*settings, f"run.directory={whole}", "run.steps=8"],
+        [*settings, f"run.directory={parts}", "run.steps=4"],
+        [*settings, f"run.directory={parts}", "run.steps=8"],
+    )
+    assert list(read_lines(whole)) == list(range(1, 9)) and read_lines(parts) == read_lines(whole)
+
+
+def test_validation_and_pictures_change_no_later_step(settings: list[str], tmp_path: Path) -> None:
+    looks = ["telemetry.validate_every=2", "telemetry.sample_every=3", "sampling.steps=2"]
+    train_runs(
+        (2, 2),
+        [*settings, f"run.directory={tmp_path / 'plain'}", "run.steps=6"],
+        [*settings, f"run.directory={tmp_path / 'watched'}", "run.steps=6", *looks],
+    )
+    watched = read_lines(tmp_path / "watched")
+    losses = {step: line.pop("loss/validation") for step, line in watched.items() if "loss/validation" in line}
+    assert list(losses) == [2, 4, 6] and watched == read_lines(tmp_path / "plain")
+    assert sorted(path.name for path in (tmp_path / "watched" / "samples").iterdir()) == ["step_00000003.png", "step_00000006.png"]
+
+
+def test_killed_run_goes_on_by_the_same_command_as_if_nothing_had_happened(settings: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    settings = [*settings, "run.steps=80", "optimizer.decay_fraction=0.5"]
+    command = [sys.executable, "-m", "diffmoe_scale.pretrain", "--config", str(file), *TINY, *settings]
+    file.write_text("{}\n")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+    while len(read_metrics(metrics)) < 10:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed_at = max(read_lines(tmp_path / "run"))
+    assert 10 <= killed_at < 80
+
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    continued_at = int(result.stderr.split("continues from ")[1].split("(step ")[1].split(",")[0])
+    assert 8 <= continued_at <= killed_at
+    train_runs((1, 1), [*settings, f"run.directory={tmp_path / 'whole'}"])
+    assert list(read_lines(tmp_path / "run")) == list(range(1, 81)) and read_lines(tmp_path / "run") == read_lines(tmp_path / "whole")
+
+    # A third time there is nothing to do.
+    assert run_alone(main, command[3:]) == 0
+    assert f"{tmp_path / 'run'} has its 80 steps (run.steps) already; nothing to train" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_experts_on_two_ranks_learn_as_on_one_also_when_the_layout_changes_on_the_way(settings: list[str], tmp_path: Path) -> None:
+    alone, spread, changing = (f"run.directory={tmp_path / name}" for name in ("alone", "spread", "changing"))
+    train_runs((1, 1), [*settings, alone, "run.steps=20"])
+    train_runs((2, 2), [*settings, spread, "run.steps=20"], [*settings, changing, "run.steps=6"])
+    train_runs((1, 1), [*settings, changing, "run.steps=12"])
+    train_runs((2, 2), [*settings, changing, "run.steps=20", "parallel.zero_stage=2"])
+    assert len(read_lines(tmp_path / "alone")) == 20
+    assert_near(read_lines(tmp_path / "spread"), read_lines(tmp_path / "alone"))
+    assert_near(read_lines(tmp_path / "changing"), read_lines(tmp_path / "alone"))
+
+
+def test_damaged_checkpoint_costs_the_steps_since_the_one_before(settings: list[str], tmp_path: Path) -> None:
+    settings = [*settings, "run.steps=8"]
+    train_runs((2, 2), settings)
+    before = read_lines(tmp_path / "run")
+    data = tmp_path / "run" / "checkpoints" / "step_00000008" / "__0_0.distcp"
+    data.write_bytes(data.read_bytes()[:-100])
+    train_runs((2, 2), settings)
+    assert read_lines(tmp_path / "run") == before and data.stat().st_size > 100
+
+
+def test_another_global_batch_goes_on_behind_the_samples_seen(settings: list[str], tmp_path: Path) -> None:
+    train_runs((1, 1), [*settings, "run.steps=4"], [*settings, "run.steps=6", "run.global_batch=4"])
+    assert [line["samples"] for line in read_lines(tmp_path / "run").values()] == [8, 16, 24, 32, 36, 40]
+
+
+def test_run_of_another_model_is_refused_and_left_as_it_was(settings: list[str], tmp_path: Path) -> None:
+    ((first, refusal),) = run_on_ranks(
+        train_in_turn, 1, [[*settings, "run.steps=2"], [*settings, "run.steps=2", "model.width=48", "moe.num_experts=2"]]
+    )
+    assert first == "" and "step_00000002 is of another model" in refusal
+    assert "Settings that differ: model.width was 32, is 48; moe.num_experts was 4, is 2. Restore them, or choose another run.directory" in refusal
+    assert load_config(tmp_path / "run" / "config.yaml").model.width == 32
