@@ -4,18 +4,15 @@ Every tensor is stored flat under `family/name`, experts by their global index, 
 owns: what was saved by one layout of ranks is read by any other. `manifest.json` is written last and makes it complete.
 """
 
-import json
 import logging
 import os
 import platform
-import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from hashlib import file_digest, sha256
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any  # JSON trees and gathered Python objects
+from typing import Any  # gathered Python objects
 
 import torch
 import torch.distributed as dist
@@ -26,33 +23,22 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from diffmoe_scale.checkpoint.manifest import (
+    NAMED,
+    Manifest,
+    check_shapes,
+    complete_checkpoints,
+    describe_file,
+    find_damage,
+    read_manifest,
+    write_manifest,
+)
 from diffmoe_scale.config.train import CheckpointConfig
 from diffmoe_scale.parallel.slice import Slice
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 1
-MANIFEST = "manifest.json"
-STEP_FOLDER = re.compile(r"step_(\d{8,})")
 PACKAGES = ("torch", "deepspeed", "megatron-core")
-NAMED = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What a checkpoint holds. `samples` is the position in the data, `optimizer_steps` leaves skipped steps out."""
-
-    step: int
-    samples: int
-    optimizer_steps: int
-    settings: dict[str, Any] = field(default_factory=dict)
-    layout: dict[str, int] = field(default_factory=dict)
-    shapes: dict[str, list[int]] = field(default_factory=dict)
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    schema: int = SCHEMA
-    checksum: str = ""
-    """Of all other fields; made when the manifest is written."""
 
 
 class CheckpointStore:
@@ -145,16 +131,12 @@ class CheckpointStore:
             files |= found_files
             shapes |= found_shapes
         versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
-        full = asdict(manifest) | {"files": dict(sorted(files.items())), "shapes": dict(sorted(shapes.items())), "versions": versions}
-        full["checksum"] = _manifest_checksum(full)
+        full = replace(manifest, files=dict(sorted(files.items())), shapes=dict(sorted(shapes.items())), versions=versions)
 
         def publish() -> None:
             if not self.is_main:
                 return
-            with (unfinished / MANIFEST).open("w") as file:
-                json.dump(full, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
+            write_manifest(unfinished, full)
             _sync_folder(unfinished)
             if final.exists():
                 shutil.rmtree(final)
@@ -167,7 +149,7 @@ class CheckpointStore:
         return sorted(names)[self.group.rank() :: self.group.size()]
 
     def _describe_share(self, folder: Path) -> dict[str, dict[str, Any]]:
-        return {name: _describe(folder / name) for name in self._share([path.name for path in folder.iterdir()])}
+        return {name: describe_file(folder / name) for name in self._share([path.name for path in folder.iterdir()])}
 
     def _check_share(self, checkpoint: Path) -> list[str]:
         """What is wrong with the manifest and with this rank's share of the files."""
@@ -218,44 +200,6 @@ class _Failure:
     reason: str
 
 
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    paths = folder.glob("step_*") if folder.is_dir() else []
-    complete = [path for path in paths if STEP_FOLDER.fullmatch(path.name) and (path / MANIFEST).is_file()]
-    return sorted(complete, key=lambda path: int(path.name.removeprefix("step_")))
-
-
-def read_manifest(checkpoint: Path) -> Manifest:
-    """Raises: ValueError if the folder is no complete checkpoint, its manifest is damaged, or of another schema."""
-    try:
-        tree = json.loads((checkpoint / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{checkpoint} is no complete checkpoint: {MANIFEST} cannot be read ({error})") from error
-    # Early manifests have no check sum.
-    if "checksum" in tree and tree["checksum"] != _manifest_checksum(tree):
-        raise ValueError(f"{MANIFEST} of {checkpoint} has another check sum than when it was written")
-    if tree.get("schema") != SCHEMA:
-        raise ValueError(f"{checkpoint} has schema {tree.get('schema')}; this version reads schema {SCHEMA}")
-    try:
-        return Manifest(**tree)
-    except TypeError as error:
-        raise ValueError(f"{MANIFEST} of {checkpoint} has other fields than this version writes ({error})") from error
-
-
-def find_damage(checkpoint: Path, manifest: Manifest, names: Iterable[str]) -> list[str]:
-    """What is wrong with the files `names` of a checkpoint; each is read to its end."""
-    problems = []
-    for name in names:
-        path, expected = checkpoint / name, manifest.files[name]
-        if not path.is_file():
-            problems.append(f"{name} is missing")
-        elif (size := path.stat().st_size) != expected["size"]:
-            problems.append(f"{name} has {size} bytes instead of {expected['size']}")
-        elif _describe(path) != expected:
-            problems.append(f"{name} has another check sum than when it was written")
-    return problems
-
-
 def fill_tensors(checkpoint: Path, tensors: Mapping[str, Tensor], *, family: str, settings: Mapping[str, Any]) -> None:
     """Copy one family into whole tensors of any dtype, by name, on one process and without its peers.
 
@@ -271,46 +215,12 @@ def fill_tensors(checkpoint: Path, tensors: Mapping[str, Tensor], *, family: str
         raise ValueError(f"{checkpoint} is damaged: {_first_reason(error)}") from error
 
 
-def check_shapes(
-    checkpoint: Path, manifest: Manifest, shapes: Mapping[str, list[int]], settings: Mapping[str, Any], *, held: Mapping[str, list[int]] | None = None
-) -> None:
-    """Raises: ValueError unless the checkpoint holds exactly tensors of these names and shapes."""
-    held = manifest.shapes if held is None else held
-    wrong = [
-        f"{name} is {held.get(name, 'missing')} there and {shapes.get(name, 'missing')} here"
-        for name in sorted({*held, *shapes})
-        if held.get(name) != shapes.get(name)
-    ]
-    if not wrong:
-        return
-    changed = [
-        f"{section}.{key} was {before!r}, is {settings.get(section, {}).get(key)!r}"
-        for section, entries in manifest.settings.items()
-        for key, before in entries.items()
-        if settings.get(section, {}).get(key) != before
-    ]
-    raise ValueError(
-        f"checkpoint {checkpoint} is of another model: {len(wrong)} tensors differ, such as {'; '.join(wrong[:NAMED])}. "
-        f"Settings that differ: {'; '.join(changed) or 'none'}. Restore them, or choose another run.directory"
-    )
-
-
 def _global_view(piece: Slice) -> Tensor:
     """The slice with what torch.distributed.checkpoint's CheckpointableTensor protocol asks for."""
     view: Any = piece.values.view(-1)
     view.global_shape = (torch.Size(piece.shape).numel(),)
     view.global_offsets, view.local_offsets, view.local_sizes = ((piece.start,),), ((0,),), ((view.numel(),),)
     return view
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": file_digest(file, "sha256").hexdigest()}
-
-
-def _manifest_checksum(tree: Mapping[str, Any]) -> str:
-    others = {name: value for name, value in tree.items() if name != "checksum"}
-    return sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -108,13 +108,13 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not is_assignment:
         raise ValueError(f"argument {override!r} is no assignment; expected key.sub=value, for example run.steps=100")
     section, _, key = path.partition(".")
-    if not key:
-        raise ValueError(f"argument {override!r} names no setting; expected section.key=value, for example run.steps=100")
     try:
         value = yaml.safe_load(text) if text else ""
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is {text!r}, which is not a YAML value: {error}") from error
-    _check_keys({section: {key: value}}, Config, "")
+    _check_keys({section: {key: value}} if key else {section: value}, Config, "")
+    if not key:
+        raise ValueError(f"argument {override!r} names no setting; expected section.key=value, for example run.steps=100")
     tree.setdefault(section, {})[key] = value
 
 

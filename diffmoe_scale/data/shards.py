@@ -34,8 +34,9 @@ def build_reader(config: DataConfig, patterns: Sequence[str], *, model: ModelCon
     num_samples, num_lost = sum(catalog.counts), catalog.problems.total()
     if num_lost > config.max_bad_fraction * (num_samples + num_lost):
         raise ValueError(
-            f"{num_lost} members of the shards are damaged ({dict(catalog.problems)}) beside {num_samples} good samples, more than data.max_bad_fraction "
-            f"({config.max_bad_fraction}); the log of the first start names them; repair the shards or raise the limit"
+            f"{num_lost} members of the shards are damaged ({dict(catalog.problems)}) beside {num_samples} good samples, "
+            f"more than data.max_bad_fraction ({config.max_bad_fraction}); "
+            "the log of the first start names them; repair the shards or raise the limit"
         )
     lost = f"; problems: {dict(catalog.problems)}" if catalog.problems else ""
     logger.info("%d samples in %d shards%s", sum(catalog.counts), len(catalog.paths), lost)

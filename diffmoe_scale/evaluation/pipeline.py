@@ -2,19 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from diffmoe_scale.checkpoint.store import complete_checkpoints, fill_tensors, read_manifest
+from diffmoe_scale.checkpoint.manifest import complete_checkpoints, find_damage, read_manifest
+from diffmoe_scale.checkpoint.store import fill_tensors
 from diffmoe_scale.config.load import load_config, model_settings
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.config.train import SamplingConfig
+from diffmoe_scale.config.train import ParallelConfig, SamplingConfig
 from diffmoe_scale.model.denoiser import Denoiser
 from diffmoe_scale.model.pipeline import Generated, Pipeline, build_pipeline
-from diffmoe_scale.parallel.context import initialize
+from diffmoe_scale.parallel.context import ParallelContext, initialize
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ def load_pipeline(path: Path, *, weights: str, settings: Sequence[str] = ()) -> 
 
     `settings` are `key.sub=value` words that override the run's.
 
-    Raises: ValueError if there is no complete checkpoint or it does not fit RUN/config.yaml.
+    Raises: ValueError if there is no complete checkpoint, it is damaged, or it does not fit RUN/config.yaml.
     """
     is_checkpoint = path.parent.name == "checkpoints"
     directory = RunDirectory(path.parent.parent if is_checkpoint else path)
@@ -45,10 +47,18 @@ def load_pipeline(path: Path, *, weights: str, settings: Sequence[str] = ()) -> 
         raise ValueError(f"{directory.checkpoints} holds no complete checkpoint; train first")
     checkpoint = complete[-1]
     manifest = read_manifest(checkpoint)
-    context = initialize(expert_parallel=1, timeout_s=config.parallel.timeout_s)
+    if damage := find_damage(checkpoint, manifest, manifest.files):
+        raise ValueError(f"{checkpoint} is damaged: {'; '.join(damage)}; choose another of {directory.checkpoints}")
+    context = join_alone()
     pipeline = build_pipeline(config, tokenizer_path=directory.tokenizer, groups=context.megatron_groups, device=context.device)
     load_weights(checkpoint, pipeline.denoiser, family=weights, config=config)
     return LoadedModel(pipeline=pipeline, config=config, directory=directory, checkpoint=checkpoint, step=manifest.step)
+
+
+@cache
+def join_alone() -> ParallelContext:
+    """This process as a world of one. Made once, so that several models can be loaded."""
+    return initialize(expert_parallel=1, timeout_s=ParallelConfig().timeout_s)
 
 
 def load_weights(checkpoint: Path, denoiser: Denoiser, *, family: str, config: Config) -> None:

@@ -15,7 +15,7 @@ from typing import Any  # lines of metrics.jsonl and the tree of evaluation.json
 import numpy as np
 from PIL import Image
 
-from diffmoe_scale.checkpoint.store import complete_checkpoints
+from diffmoe_scale.checkpoint.manifest import complete_checkpoints
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config

@@ -105,23 +105,3 @@ class CrossAttention(nn.Module):
         y = attention(query, key, value, mask_BL[:, None, None, :])
         y_BND: Tensor = self.projection(y.transpose(1, 2).flatten(2))
         return y_BND
-
-
-class FeedForward(nn.Module):
-    """The dense feed-forward network of blocks without experts, with the experts' activation and width."""
-
-    def __init__(self, width: int, hidden: int, *, activation: str) -> None:
-        super().__init__()
-        self.is_gated = activation == "swiglu"
-        self.w_in = nn.Linear(width, 2 * hidden if self.is_gated else hidden, bias=not self.is_gated)
-        self.w_out = nn.Linear(hidden, width, bias=not self.is_gated)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.w_in(x)
-        if self.is_gated:
-            gate, up = hidden.chunk(2, dim=-1)
-            hidden = F.silu(gate) * up
-        else:
-            hidden = F.gelu(hidden, approximate="tanh")
-        y: Tensor = self.w_out(hidden)
-        return y

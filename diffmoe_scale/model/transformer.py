@@ -15,7 +15,6 @@ from diffmoe_scale.config.model import ModelConfig, MoEConfig
 from diffmoe_scale.encoders.text import TextFeatures
 from diffmoe_scale.model.layer import (
     CrossAttention,
-    FeedForward,
     SelfAttention,
     TimestepEmbedding,
     modulate,
@@ -23,6 +22,8 @@ from diffmoe_scale.model.layer import (
     position_embedding,
     unpatchify,
 )
+from diffmoe_scale.moe.feed_forward import FeedForward
+from diffmoe_scale.moe.generator import named_generator
 from diffmoe_scale.moe.layer import MoELayer, build_moe_layer
 from diffmoe_scale.moe.routing import Routing, RoutingContext, Selection
 
@@ -116,7 +117,12 @@ class DiffusionTransformer(nn.Module):
             feed_forward = (
                 build_moe_layer(moe, width=width, layer_index=index, seed=seed, groups=groups)
                 if has_experts
-                else FeedForward(width, round(config.feed_forward_ratio * width), activation=moe.activation)
+                else FeedForward(
+                    width,
+                    round(config.feed_forward_ratio * width),
+                    is_gated=moe.activation == "swiglu",
+                    generator=named_generator(seed, index, "feed_forward"),
+                )
             )
             self.blocks.append(Block(config, text_width=text_width, feed_forward=feed_forward))
         self.final_modulation = nn.Linear(width, 2 * width)
@@ -124,16 +130,17 @@ class DiffusionTransformer(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        """DiT's: Xavier for matrices, zero for biases, modulations, cross-attention's output and the last layer."""
-        in_experts = {id(parameter) for layer in self.moe_layers() for parameter in layer.parameters()}
+        """DiT's: Xavier for matrices, zero for biases, modulations, cross-attention's output and the last layer.
+
+        Feed-forward networks, dense or of experts, initialized themselves.
+        """
+        initialized = {id(module) for block in self.blocks for module in block.feed_forward.modules()}  # type: ignore[union-attr]  # ModuleList's items are typed as Module
         for module in self.modules():
-            if (
-                isinstance(module, nn.Linear)
-                and id(module.weight) not in in_experts
-                and module not in (self.time_embedding.mlp[0], self.time_embedding.mlp[2])
-            ):
+            if not isinstance(module, nn.Linear) or id(module) in initialized:
+                continue
+            if module not in (self.time_embedding.mlp[0], self.time_embedding.mlp[2]):
                 nn.init.xavier_uniform_(module.weight)
-            if isinstance(module, nn.Linear) and module.bias is not None and id(module.bias) not in in_experts:
+            if module.bias is not None:
                 nn.init.zeros_(module.bias)
         if self.class_embedding is not None:
             nn.init.normal_(self.class_embedding.weight, std=0.02)

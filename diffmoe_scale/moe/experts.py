@@ -16,6 +16,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from diffmoe_scale.config.model import MoEConfig
+from diffmoe_scale.moe.feed_forward import activate, initialize_feed_forward
 from diffmoe_scale.moe.generator import named_generator
 
 GROUPED_ALIGNMENT_BYTES = 16
@@ -132,13 +133,10 @@ class Experts(TEGroupedMLP):
         """gate * E_i(row) for rows sorted by local expert; `rows_per_expert` is a CPU tensor [e]."""
         counts = rows_per_expert.tolist()
         with self.precision():
-            hidden_RF = self.activate(self.linear_fc1(rows_RD, counts)[0])
+            hidden_RF = activate(self.linear_fc1(rows_RD, counts)[0], is_gated=self.config.gated_linear_unit)
             y_RD = self.linear_fc2(hidden_RF, counts)[0]
         # The gate is fp32: the product is rounded once, to the format of the model.
         return (y_RD * gate_R.unsqueeze(1)).to(y_RD.dtype), None
-
-    def activate(self, hidden_RF: Tensor) -> Tensor:
-        return activate(hidden_RF, is_gated=self.config.gated_linear_unit)
 
     def expert_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """`experts.<global index>.{w_in, b_in, w_out, b_out}` and parameter of every expert of this rank."""
@@ -146,38 +144,6 @@ class Experts(TEGroupedMLP):
             for letter, tensors in zip("wb", linear.expert_tensors(), strict=True):
                 for index, tensor in zip(self.local_experts, tensors, strict=False):
                     yield f"experts.{index}.{letter}_{side}", tensor
-
-
-def activate(hidden_RF: Tensor, *, is_gated: bool) -> Tensor:
-    """GELU(tanh), or SwiGLU of [gate, value] halves."""
-    if not is_gated:
-        return F.gelu(hidden_RF, approximate="tanh")
-    gate_RF, value_RF = hidden_RF.chunk(2, dim=-1)
-    return F.silu(gate_RF) * value_RF
-
-
-@torch.no_grad()
-def initialize_feed_forward(w_in: Tensor, w_out: Tensor, biases: Sequence[Tensor], *, is_gated: bool, generator: torch.Generator) -> None:
-    """DiT's: Xavier uniform for each matrix (gate and value of SwiGLU are two), zero biases; drawn in fp32 on CPU."""
-    for matrix in (*w_in.chunk(2 if is_gated else 1), w_out):
-        matrix.copy_(nn.init.xavier_uniform_(torch.empty(matrix.shape), generator=generator))
-    for bias in biases:
-        bias.zero_()
-
-
-class SharedExperts(nn.Module):
-    """A dense feed-forward network beside the experts, for every token."""
-
-    def __init__(self, *, width: int, hidden_width: int, is_gated: bool, generator: torch.Generator) -> None:
-        super().__init__()
-        self.is_gated = is_gated
-        self.linear_in = nn.utils.skip_init(nn.Linear, width, hidden_width * (2 if is_gated else 1), bias=not is_gated)
-        self.linear_out = nn.utils.skip_init(nn.Linear, hidden_width, width, bias=not is_gated)
-        biases = [] if is_gated else [self.linear_in.bias, self.linear_out.bias]
-        initialize_feed_forward(self.linear_in.weight, self.linear_out.weight, biases, is_gated=is_gated, generator=generator)
-
-    def forward(self, x_SD: Tensor) -> Tensor:
-        return self.linear_out(activate(self.linear_in(x_SD), is_gated=self.is_gated))
 
 
 def build_experts(

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from diffmoe_scale.config.model import MoEConfig
 from diffmoe_scale.moe.dispatch import TokenDispatcher
-from diffmoe_scale.moe.experts import SharedExperts, build_experts
+from diffmoe_scale.moe.experts import build_experts
+from diffmoe_scale.moe.feed_forward import FeedForward
 from diffmoe_scale.moe.generator import named_generator
 from diffmoe_scale.moe.routing import Routing, RoutingContext, build_router
 
@@ -37,9 +38,9 @@ class MoELayer(BaseMoELayer):
             config, megatron=megatron, local_experts=self.local_expert_indices, groups=groups, layer_index=layer_index, seed=seed
         )
         if config.shared_experts > 0:
-            self.shared_experts = SharedExperts(
-                width=width,
-                hidden_width=config.shared_experts * megatron.moe_ffn_hidden_size,
+            self.shared_experts = FeedForward(
+                width,
+                config.shared_experts * megatron.moe_ffn_hidden_size,
                 is_gated=megatron.gated_linear_unit,
                 generator=named_generator(seed, layer_index, "shared"),
             )

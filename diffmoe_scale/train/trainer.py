@@ -9,7 +9,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from diffmoe_scale.checkpoint.store import CheckpointStore, Manifest
+from diffmoe_scale.checkpoint.manifest import Manifest
+from diffmoe_scale.checkpoint.store import CheckpointStore
 from diffmoe_scale.config.load import dump_config, model_settings
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
@@ -105,7 +106,8 @@ def train_step(
         logger.warning("step %d is skipped: a gradient is not finite; samples %s to %s", step, batch.keys[0], batch.keys[-1])
     if engine.skipped_in_a_row > MAX_SKIPPED_IN_A_ROW:
         raise RuntimeError(
-            f"{engine.skipped_in_a_row} steps in a row had gradients that are not finite; lower optimizer.learning_rate, or look for the first warning in the log"
+            f"{engine.skipped_in_a_row} steps in a row had gradients that are not finite; "
+            "lower optimizer.learning_rate, or look for the first warning in the log"
         )
     if kth_probabilities and not result.is_skipped:
         update_thresholds(pipeline.denoiser.moe_layers(), torch.stack(kth_probabilities).mean(0), context.dp_group)

@@ -36,6 +36,7 @@ def test_command_line_wins_over_file_and_file_over_default(tmp_path: Path) -> No
         ("run.steps=abc", "run.steps is 'abc'"),
         ("run.steps=1.5", "run.steps is 1.5"),
         ("run=3", "run is 3; expected a section"),
+        ("run={steps: 3}", "argument 'run={steps: 3}' names no setting; expected section.key=value"),
         ("run.steps", "is no assignment"),
         ("data.train=x.tar", "data.train is 'x.tar'; expected a list, for example [x.tar]"),
         ("moe.pool=everywhere", "moe.pool is 'everywhere'; input should be 'rank'"),

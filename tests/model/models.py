@@ -6,6 +6,7 @@ from typing import Any  # settings of any type are passed on to the configs
 
 import numpy as np
 import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
 from diffmoe_scale.config.model import ModelConfig, MoEConfig
@@ -55,6 +56,7 @@ def make_transformer(
     patch_size: int = 2,
     seed: int = 0,
     activation_checkpointing: str = "none",
+    groups: ProcessGroupCollection | None = None,
     **moe: Any,
 ) -> DiffusionTransformer:
     """Depth 4, experts in blocks 1 and 3, latents 4x8x8 in patches of 2; `text` mode has pooled features too."""
@@ -77,7 +79,7 @@ def make_transformer(
             text_width=TEXT_WIDTH if is_text else 0,
             pooled_width=TEXT_WIDTH if is_text else 0,
             seed=seed,
-            groups=alone(),
+            groups=groups or alone(),
         )
 
 

@@ -1,3 +1,4 @@
+import importlib.util
 from typing import Any  # settings of any type are passed on to the config
 
 import pytest
@@ -37,7 +38,9 @@ def call(denoiser: Denoiser, condition: Condition, **arguments: Any) -> torch.Te
 
 
 def gpu_only(backend: str) -> Any:  # pytest's ParameterSet is not public
-    return pytest.param(backend, marks=[pytest.mark.gpu, pytest.mark.te])
+    is_missing = not torch.cuda.is_available() or importlib.util.find_spec("transformer_engine") is None
+    skip = pytest.mark.skipif(is_missing, reason="needs a CUDA device and Transformer Engine")
+    return pytest.param(backend, marks=[pytest.mark.gpu, pytest.mark.te, skip])
 
 
 @pytest.mark.parametrize("activation, biases", [("gelu", 2), ("swiglu", 0)])

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 
 from diffmoe_scale.model.layer import (
     CrossAttention,
-    FeedForward,
     attention,
     modulate,
     patchify,
@@ -74,12 +73,3 @@ def test_cross_attention_of_one_token_is_its_value_for_every_query() -> None:
     _, value_BD = layer.key_value(text_BLT[:, 1]).chunk(2, dim=-1)
     expected_BND = layer.projection(value_BD)[:, None].expand(2, 5, 8)
     torch.testing.assert_close(layer(torch.randn(2, 5, 8), text_BLT, mask_BL), expected_BND)
-
-
-def test_dense_networks_have_the_experts_two_forms() -> None:
-    x = torch.randn(3, 8)
-    plain, gated = FeedForward(8, 16, activation="gelu"), FeedForward(8, 16, activation="swiglu")
-    torch.testing.assert_close(plain(x), plain.w_out(F.gelu(plain.w_in(x), approximate="tanh")))
-    gate, up = (x @ gated.w_in.weight.T).split(16, dim=1)
-    torch.testing.assert_close(gated(x), (F.silu(gate) * up) @ gated.w_out.weight.T)
-    assert plain.w_in.bias is not None and gated.w_in.bias is None and gated.w_out.bias is None

@@ -13,8 +13,10 @@ from diffmoe_scale.diffusion.sampler import euler, guide, sampling_times
 from diffmoe_scale.encoders.text import TextFeatures
 from diffmoe_scale.model.transformer import DiffusionTransformer, Prediction
 from diffmoe_scale.moe.capacity import update_thresholds
+from diffmoe_scale.moe.generator import named_generator
 from diffmoe_scale.moe.layer import MoELayer
 from diffmoe_scale.moe.routing import Selection
+from diffmoe_scale.parallel.context import ParallelContext
 from tests.model.models import (
     CHANNELS,
     REFERENCE,
@@ -27,6 +29,7 @@ from tests.model.models import (
     reference_name,
     reference_transformer,
 )
+from tests.ranks import run_on_ranks
 
 BACKENDS = ("loop", "grouped")
 NULL_CLASS = 10
@@ -218,6 +221,28 @@ def test_activation_checkpointing_recomputes_what_it_names_and_changes_no_gradie
     assert all(gradient is not None for gradient in answers[0])
     # The same kernels on the same numbers.
     assert all(torch.equal(a, b) for a, b in zip(*answers, strict=True))
+
+
+def gradients_on_rank(parallel: ParallelContext) -> list[list[np.ndarray]]:
+    answers = []
+    for setting in ("none", "blocks", "experts"):
+        settings = {"router_init_std": 0.5, "activation_checkpointing": setting, "groups": parallel.megatron_groups, "pool": "data_parallel"}
+        transformer = make_transformer("text", **settings)
+        for name, parameter in transformer.named_parameters():
+            # Seeded by name: ranks hold different experts and must agree on all else.
+            torch.nn.init.normal_(parameter, std=0.1, generator=named_generator(0, name))
+        prediction = call(transformer, text_features(seed=parallel.rank))
+        (prediction.value_BCHW.square().mean() + sum(routing.aux_losses["predictor"] for routing in prediction.routings)).backward()
+        answers.append([parameter.grad.numpy() for parameter in transformer.parameters()])
+    return answers
+
+
+def test_recomputed_experts_meet_the_other_ranks_again() -> None:
+    for answers in run_on_ranks(gradients_on_rank, 2, expert_parallel=2):
+        assert all(
+            np.array_equal(gradient, expected) for recomputed in answers[1:] for gradient, expected in zip(recomputed, answers[0], strict=True)
+        )
+        assert all(np.abs(gradient).max() > 0 for gradient in answers[0])
 
 
 def test_nothing_is_recomputed_without_gradients() -> None:

@@ -91,9 +91,9 @@ def test_a_stack_is_a_view_where_parameters_lie_evenly_and_a_copy_elsewhere():
 def test_shared_experts_add_a_dense_network_to_every_token():
     x_SD = tokens()
     layer, plain = make_layer(shared_experts=2), make_layer()
-    hidden = F.gelu(layer.shared_experts.linear_in(x_SD), approximate="tanh")
+    hidden = F.gelu(layer.shared_experts.w_in(x_SD), approximate="tanh")
     assert hidden.shape[1] == 2 * 4 * WIDTH
-    torch.testing.assert_close(layer(x_SD, context())[0], plain(x_SD, context())[0] + layer.shared_experts.linear_out(hidden))
+    torch.testing.assert_close(layer(x_SD, context())[0], plain(x_SD, context())[0] + layer.shared_experts.w_out(hidden))
 
 
 def test_widths_that_the_grouped_gemm_cannot_take_are_an_error():

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.train import engine as module
 from diffmoe_scale.train.engine import _ExpertEngine, accumulation_steps, build_engine
 from tests.ranks import run_on_ranks
 from tests.train.runs import (
@@ -151,6 +152,55 @@ def test_gradient_that_is_not_finite_on_one_rank_changes_nothing_on_any() -> Non
     for answers in run_on_ranks(skip_in_turn, 2, expert_parallel=2):
         for answer in answers:
             assert answer == {"is_skipped": True, "norm": float("inf"), "is_unchanged": True, "goes on": True}
+
+
+class GroupCountingAdam(torch.optim.Optimizer):
+    """Adam that keeps its count of steps by group and begins to in its first step, as apex's FusedAdam does."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                if not state:
+                    state |= {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                state["exp_avg"].lerp_(parameter.grad, 0.1)
+                state["exp_avg_sq"].lerp_(parameter.grad.square(), 0.001)
+                first, second = 1 - 0.9 ** group["step"], 1 - 0.999 ** group["step"]
+                parameter.sub_(group["lr"] * (state["exp_avg"] / first) / ((state["exp_avg_sq"] / second).sqrt() + 1e-6))
+
+
+def build_group_counting(groups: list[dict[str, object]], *_: object, **__: object) -> GroupCountingAdam:
+    return GroupCountingAdam(groups, {"lr": 1e-3})
+
+
+def move_to_another_engine(context: ParallelContext, counts_by_group: bool) -> bool:
+    """Four steps, and two steps before and two after the state was copied into a new engine: do they end alike?"""
+    config = tiny_config(["parallel.expert_parallel=2"])
+    with pytest.MonkeyPatch.context() as patch:
+        if counts_by_group:
+            patch.setattr(module, "build_optimizer", build_group_counting)
+        pipelines = [tiny_pipeline(config, context.megatron_groups) for _ in range(3)]
+        whole, before, after = (build_engine(pipeline.denoiser, config, context) for pipeline in pipelines)
+    for step in (1, 2, 3, 4):
+        engine_step(step, whole, pipelines[0], config, context, Run())
+    for step in (1, 2):
+        engine_step(step, before, pipelines[1], config, context, Run())
+    for name, piece in after.state().items():
+        piece.values.copy_(before.state()[name].values)
+    after.restored(step_count=before.step_count)
+    for step in (3, 4):
+        engine_step(step, after, pipelines[2], config, context, Run())
+    return are_equal(copy_state(whole), copy_state(after))
+
+
+def move_in_turn(context: ParallelContext) -> list[bool]:
+    return [move_to_another_engine(context, counts_by_group) for counts_by_group in (False, True)]
+
+
+def test_new_engine_goes_on_to_the_bit_from_a_copied_state_however_the_optimizer_counts() -> None:
+    assert run_on_ranks(move_in_turn, 2, expert_parallel=2) == [[True, True]] * 2
 
 
 def test_model_with_an_odd_number_of_parameters_trains() -> None:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any  # lines of metrics.jsonl
 
@@ -15,6 +16,8 @@ from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.pretrain import main
 from diffmoe_scale.telemetry.metrics import read_metrics
+from diffmoe_scale.train import trainer
+from diffmoe_scale.train.loss import StepLoss, denoising_loss
 from diffmoe_scale.train.trainer import train
 from tests.ranks import run_alone, run_on_ranks
 from tests.train.runs import TINY, text_settings, tiny_config
@@ -94,7 +97,7 @@ def test_validation_and_pictures_change_no_later_step(settings: list[str], tmp_p
 
 def test_killed_run_goes_on_by_the_same_command_as_if_nothing_had_happened(settings: list[str], tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
-    settings = [*settings, "run.steps=80", "optimizer.decay_fraction=0.5"]
+    settings = [*settings, "run.steps=40", "optimizer.decay_fraction=0.5", "checkpoint.every=8"]
     command = [sys.executable, "-m", "diffmoe_scale.pretrain", "--config", str(file), *TINY, *settings]
     file.write_text("{}\n")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -106,18 +109,18 @@ def test_killed_run_goes_on_by_the_same_command_as_if_nothing_had_happened(setti
     process.send_signal(signal.SIGKILL)
     process.wait()
     killed_at = max(read_lines(tmp_path / "run"))
-    assert 10 <= killed_at < 80
+    assert 10 <= killed_at < 40
 
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     continued_at = int(result.stderr.split("continues from ")[1].split("(step ")[1].split(",")[0])
     assert 8 <= continued_at <= killed_at
     train_runs((1, 1), [*settings, f"run.directory={tmp_path / 'whole'}"])
-    assert list(read_lines(tmp_path / "run")) == list(range(1, 81)) and read_lines(tmp_path / "run") == read_lines(tmp_path / "whole")
+    assert list(read_lines(tmp_path / "run")) == list(range(1, 41)) and read_lines(tmp_path / "run") == read_lines(tmp_path / "whole")
 
     # A third time there is nothing to do.
     assert run_alone(main, command[3:]) == 0
-    assert f"{tmp_path / 'run'} has its 80 steps (run.steps) already; nothing to train" in (tmp_path / "run" / "log.txt").read_text()
+    assert f"{tmp_path / 'run'} has its 40 steps (run.steps) already; nothing to train" in (tmp_path / "run" / "log.txt").read_text()
 
 
 def test_experts_on_two_ranks_learn_as_on_one_also_when_the_layout_changes_on_the_way(settings: list[str], tmp_path: Path) -> None:
@@ -148,8 +151,28 @@ def test_another_global_batch_goes_on_behind_the_samples_seen(settings: list[str
 
 def test_run_of_another_model_is_refused_and_left_as_it_was(settings: list[str], tmp_path: Path) -> None:
     ((first, refusal),) = run_on_ranks(
-        train_in_turn, 1, [[*settings, "run.steps=2"], [*settings, "run.steps=2", "model.width=48", "moe.num_experts=2"]]
+        train_in_turn, 1, [[*settings, "run.steps=4"], [*settings, "run.steps=4", "model.width=48", "moe.num_experts=2"]]
     )
-    assert first == "" and "step_00000002 is of another model" in refusal
+    assert first == "" and "step_00000004 is of another model" in refusal
     assert "Settings that differ: model.width was 32, is 48; moe.num_experts was 4, is 2. Restore them, or choose another run.directory" in refusal
     assert load_config(tmp_path / "run" / "config.yaml").model.width == 32
+
+
+def never_finite(*arguments: Any, **options: Any) -> StepLoss:
+    loss = denoising_loss(*arguments, **options)
+    return replace(loss, total=loss.total * float("inf"))
+
+
+def train_on_infinity(context: ParallelContext, settings: list[str]) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        if context.rank == 1:
+            patch.setattr(trainer, "denoising_loss", never_finite)
+        return train_in_turn(context, [settings])[0]
+
+
+def test_run_stops_when_steps_are_skipped_without_end(settings: list[str], tmp_path: Path) -> None:
+    for answer in run_on_ranks(train_on_infinity, 2, [*settings, "run.steps=40"], expert_parallel=2):
+        assert answer.startswith("21 steps in a row had gradients that are not finite; lower optimizer.learning_rate")
+    lines = read_lines(tmp_path / "run")
+    assert list(lines) == list(range(1, 21)) and all(line["optimizer/skipped_steps"] == 1.0 for line in lines.values())
+    assert {tuple(line["moe/threshold/1"]) for line in lines.values()} == {(0.0,) * 4}

@@ -1,0 +1,83 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from diffmoe_scale.checkpoint.manifest import Manifest, check_shapes, complete_checkpoints, describe_file, find_damage, read_manifest, write_manifest
+
+MANIFEST = Manifest(step=3, samples=24, optimizer_steps=2, settings={"moe": {"capacity": 0.1}}, shapes={"master/w": [3, 4]})
+
+
+def make_checkpoint(folder: Path, step: int) -> Path:
+    path = folder / f"step_{step:08d}"
+    path.mkdir(parents=True)
+    write_manifest(path, MANIFEST)
+    return path
+
+
+def edit(checkpoint: Path, **fields: object) -> None:
+    tree = json.loads((checkpoint / "manifest.json").read_text())
+    (checkpoint / "manifest.json").write_text(json.dumps(tree | fields))
+
+
+def test_manifest_comes_back_with_its_check_sum(tmp_path: Path) -> None:
+    loaded = read_manifest(make_checkpoint(tmp_path, 3))
+    assert {**vars(loaded), "checksum": ""} == vars(MANIFEST) and len(loaded.checksum) == 64
+
+
+def test_edited_manifest_is_refused(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path, 3)
+    edit(path, samples=25)
+    with pytest.raises(ValueError, match=f"manifest.json of {path} has another check sum than when it was written"):
+        read_manifest(path)
+
+
+def test_manifest_without_a_check_sum_is_read(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path, 3)
+    tree = json.loads((path / "manifest.json").read_text())
+    del tree["checksum"]
+    (path / "manifest.json").write_text(json.dumps(tree))
+    assert read_manifest(path) == MANIFEST
+
+
+@pytest.mark.parametrize(
+    ("tree", "sentence"),
+    [
+        ({"schema": 2}, "has schema 2; this version reads schema 1"),
+        ({"schema": 1, "stepp": 3}, "has other fields than this version writes .*stepp"),
+    ],
+    ids=["another schema", "an unknown field"],
+)
+def test_manifest_of_another_version_is_refused(tmp_path: Path, tree: dict[str, int], sentence: str) -> None:
+    path = make_checkpoint(tmp_path, 3)
+    (path / "manifest.json").write_text(json.dumps(tree))
+    with pytest.raises(ValueError, match=sentence):
+        read_manifest(path)
+
+
+def test_folders_with_a_manifest_are_complete_and_ordered_by_step(tmp_path: Path) -> None:
+    paths = [make_checkpoint(tmp_path, step) for step in (9, 99_999_999, 100_000_000)]
+    make_checkpoint(tmp_path, 10).rename(tmp_path / "step_00000010.tmp")
+    (tmp_path / "step_00000011").mkdir()
+    assert complete_checkpoints(tmp_path) == paths and complete_checkpoints(tmp_path / "missing") == []
+
+
+def test_damaged_files_are_named_with_what_is_wrong(tmp_path: Path) -> None:
+    names = ["flipped", "long", "missing", "whole"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"data")
+    manifest = Manifest(step=1, samples=1, optimizer_steps=1, files={name: describe_file(tmp_path / name) for name in names})
+    (tmp_path / "flipped").write_bytes(b"dat`")
+    (tmp_path / "long").write_bytes(b"data!")
+    (tmp_path / "missing").unlink()
+    assert find_damage(tmp_path, manifest, names) == [
+        "flipped has another check sum than when it was written",
+        "long has 5 bytes instead of 4",
+        "missing is missing",
+    ]
+
+
+def test_other_tensors_without_another_setting_are_refused_too() -> None:
+    check_shapes(Path("run"), MANIFEST, {"master/w": [3, 4]}, {"moe": {"capacity": 0.2}})
+    with pytest.raises(ValueError, match=r"1 tensors differ, such as master/w is \[3, 4\] there and missing here. Settings that differ: none"):
+        check_shapes(Path("run"), MANIFEST, {}, MANIFEST.settings)
