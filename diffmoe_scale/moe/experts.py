@@ -124,10 +124,8 @@ class Experts(TEGroupedMLP):
         super().__init__(len(local_experts), megatron, MLPSubmodules(linear_fc1=linear, linear_fc2=linear), pg_collection=groups)
         self.local_experts = local_experts
         self.precision = precision
-        for name, parameter in self.expert_parameters():
+        for _, parameter in self.expert_parameters():
             parameter.allreduce = megatron.expert_model_parallel_size == 1  # type: ignore[attr-defined]  # a mark that Megatron and DeepSpeed read
-            parameter.is_expert = True  # type: ignore[attr-defined]  # our mark
-            parameter.global_expert = int(name.split(".")[1])  # type: ignore[attr-defined]  # our mark
 
     def forward(self, rows_RD: Tensor, rows_per_expert: Tensor, gate_R: Tensor) -> tuple[Tensor, None]:
         """gate * E_i(row) for rows sorted by local expert; `rows_per_expert` is a CPU tensor [e]."""

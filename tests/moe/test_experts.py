@@ -61,16 +61,6 @@ def test_experts_differ_and_begin_as_dit_does():
     assert torch.equal(p["experts.0.w_in"], dict(make_layer().expert_parameters())["experts.0.w_in"])
 
 
-def test_expert_parameters_are_tagged_and_dense_ones_are_not():
-    layer = make_layer(shared_experts=1)
-    experts = {id(parameter) for _, parameter in layer.expert_parameters()}
-    for name, parameter in layer.named_parameters():
-        assert getattr(parameter, "is_expert", False) == (id(parameter) in experts) == name.startswith("experts."), name
-    assert {name: p.global_expert for name, p in layer.expert_parameters()} == {
-        name: int(name.split(".")[1]) for name, _ in layer.expert_parameters()
-    }
-
-
 def test_a_stack_is_a_view_where_parameters_lie_evenly_and_a_copy_elsewhere():
     def is_view(tensors):
         stack = stacked(tensors)
