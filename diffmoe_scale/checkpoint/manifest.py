@@ -85,26 +85,30 @@ def describe_file(path: Path) -> dict[str, Any]:
         return {"size": path.stat().st_size, "sha256": file_digest(file, "sha256").hexdigest()}
 
 
-def check_shapes(
+def check_model(
     checkpoint: Path, manifest: Manifest, shapes: Mapping[str, list[int]], settings: Mapping[str, Any], *, held: Mapping[str, list[int]] | None = None
 ) -> None:
-    """Raises: ValueError unless the checkpoint holds exactly tensors of these names and shapes."""
+    """Raises: ValueError unless the checkpoint holds exactly tensors of these names and shapes, made with these settings.
+
+    Settings too: heads, objective or gate can change what weights mean and leave every shape as it is.
+    """
     held = manifest.shapes if held is None else held
     wrong = [
         f"{name} is {held.get(name, 'missing')} there and {shapes.get(name, 'missing')} here"
         for name in sorted({*held, *shapes})
         if held.get(name) != shapes.get(name)
     ]
-    if not wrong:
-        return
     changed = [
         f"{section}.{key} was {before!r}, is {settings.get(section, {}).get(key)!r}"
         for section, entries in manifest.settings.items()
         for key, before in entries.items()
         if settings.get(section, {}).get(key) != before
     ]
+    if not wrong and not changed:
+        return
+    tensors = f"{len(wrong)} tensors differ, such as {'; '.join(wrong[:NAMED])}" if wrong else "all tensors have the same shapes"
     raise ValueError(
-        f"checkpoint {checkpoint} is of another model: {len(wrong)} tensors differ, such as {'; '.join(wrong[:NAMED])}. "
+        f"checkpoint {checkpoint} is of another model: {tensors}. "
         f"Settings that differ: {'; '.join(changed) or 'none'}. Restore them, or choose another run.directory"
     )
 

@@ -26,7 +26,7 @@ from torch.futures import Future
 from diffmoe_scale.checkpoint.manifest import (
     NAMED,
     Manifest,
-    check_shapes,
+    check_model,
     complete_checkpoints,
     describe_file,
     find_damage,
@@ -106,7 +106,7 @@ class CheckpointStore:
         shapes: dict[str, list[int]] = {}
         for found in self._agree(lambda: {name: list(piece.shape) for name, piece in state.items()}):
             shapes |= found
-        check_shapes(checkpoint, manifest, shapes, settings)
+        check_model(checkpoint, manifest, shapes, settings)
         views = {name: _global_view(piece) for name, piece in state.items()}
         try:
             dcp.load(views, storage_reader=dcp.FileSystemReader(checkpoint), process_group=self.group)
@@ -125,9 +125,10 @@ class CheckpointStore:
         """Check sums of all files, the manifest, and the rename that makes the checkpoint exist."""
         files: dict[str, dict[str, Any]] = {}
         shapes: dict[str, list[int]] = {}
-        for found_files, found_shapes in self._agree(
-            lambda: (self._describe_share(unfinished), {name: list(piece.shape) for name, piece in state.items()})
-        ):
+        # The main rank's listing is shared: a rank that does not see a file of it fails here, not at a resume.
+        names = self._agree(lambda: [path.name for path in unfinished.iterdir()] if self.is_main else [])[0]
+        own_shapes = {name: list(piece.shape) for name, piece in state.items()}
+        for found_files, found_shapes in self._agree(lambda: (self._describe_share(unfinished, names), own_shapes)):
             files |= found_files
             shapes |= found_shapes
         versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
@@ -148,8 +149,8 @@ class CheckpointStore:
     def _share(self, names: list[str]) -> list[str]:
         return sorted(names)[self.group.rank() :: self.group.size()]
 
-    def _describe_share(self, folder: Path) -> dict[str, dict[str, Any]]:
-        return {name: describe_file(folder / name) for name in self._share([path.name for path in folder.iterdir()])}
+    def _describe_share(self, folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+        return {name: describe_file(folder / name) for name in self._share(names)}
 
     def _check_share(self, checkpoint: Path) -> list[str]:
         """What is wrong with the manifest and with this rank's share of the files."""
@@ -179,7 +180,10 @@ class CheckpointStore:
                 # Renamed first: what a kill leaves of a removal must not look complete.
                 doomed = path.with_suffix(".tmp")
                 shutil.rmtree(doomed, ignore_errors=True)
-                os.rename(path, doomed)
+                try:
+                    os.rename(path, doomed)
+                except OSError as error:
+                    logger.warning("checkpoint %s was not removed: %s", path, error)
                 shutil.rmtree(doomed, ignore_errors=True)
 
 
@@ -208,7 +212,7 @@ def fill_tensors(checkpoint: Path, tensors: Mapping[str, Tensor], *, family: str
     manifest = read_manifest(checkpoint)
     pieces = {f"{family}/{name}": Slice.whole(tensor) for name, tensor in tensors.items()}
     held = {name: shape for name, shape in manifest.shapes.items() if name.startswith(f"{family}/")}
-    check_shapes(checkpoint, manifest, {name: list(piece.shape) for name, piece in pieces.items()}, settings, held=held)
+    check_model(checkpoint, manifest, {name: list(piece.shape) for name, piece in pieces.items()}, settings, held=held)
     try:
         dcp.load({name: _global_view(piece) for name, piece in pieces.items()}, storage_reader=dcp.FileSystemReader(checkpoint), no_dist=True)
     except CheckpointException as error:

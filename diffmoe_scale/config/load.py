@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import inspect
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any  # YAML trees before validation
 
@@ -12,6 +13,15 @@ import pydantic
 import yaml
 
 from diffmoe_scale.config.schema import Config
+
+MODEL_SETTINGS = {
+    "autoencoder": ("kind",),
+    "text": ("kind", "width", "depth", "heads", "max_tokens", "open_clip_name"),
+    "model": ("conditioning", "num_classes", "image_size", "channels", "patch_size", "depth", "width", "heads", "feed_forward_ratio"),
+    "moe": ("num_experts", "every", "router", "gate", "router_input", "shared_experts", "expert_width_ratio", "activation"),
+    "diffusion": ("kind", "prediction", "time_scale"),
+}
+"""What may change while a model trains is not here: backend, capacity, loss weights, time sampling, ..."""
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -45,9 +55,12 @@ def config_tree(config: Config) -> dict[str, Any]:
     return tree
 
 
-def model_settings(config: Config) -> dict[str, Any]:
-    """The sections that decide which tensors a model has; kept in checkpoints to explain a mismatch."""
-    return {name: section for name, section in config_tree(config).items() if name in ("autoencoder", "text", "model", "moe", "diffusion")}
+def model_settings(config: Config, *, tokenizer: Path) -> dict[str, Any]:
+    """The settings that decide what a model's weights mean, its tokenizer among them; kept in checkpoints, and compared."""
+    tree = config_tree(config)
+    settings = {section: {key: tree[section][key] for key in keys} for section, keys in MODEL_SETTINGS.items()}
+    settings["text"]["tokenizer_sha256"] = sha256(tokenizer.read_bytes()).hexdigest() if tokenizer.is_file() else ""
+    return settings
 
 
 def dump_config(config: Config) -> str:

@@ -1,9 +1,10 @@
 """A trained model from its run directory, on one process whatever layout it was trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any  # settings of any type
 
 import torch
 from tqdm import tqdm
@@ -51,7 +52,7 @@ def load_pipeline(path: Path, *, weights: str, settings: Sequence[str] = ()) -> 
         raise ValueError(f"{checkpoint} is damaged: {'; '.join(damage)}; choose another of {directory.checkpoints}")
     context = join_alone()
     pipeline = build_pipeline(config, tokenizer_path=directory.tokenizer, groups=context.megatron_groups, device=context.device)
-    load_weights(checkpoint, pipeline.denoiser, family=weights, config=config)
+    load_weights(checkpoint, pipeline.denoiser, family=weights, settings=model_settings(config, tokenizer=directory.tokenizer))
     return LoadedModel(pipeline=pipeline, config=config, directory=directory, checkpoint=checkpoint, step=manifest.step)
 
 
@@ -61,10 +62,10 @@ def join_alone() -> ParallelContext:
     return initialize(expert_parallel=1, timeout_s=ParallelConfig().timeout_s)
 
 
-def load_weights(checkpoint: Path, denoiser: Denoiser, *, family: str, config: Config) -> None:
+def load_weights(checkpoint: Path, denoiser: Denoiser, *, family: str, settings: Mapping[str, Any]) -> None:
     """Fill the denoiser with one family of weights (`ema` or `master`) and the thresholds of a checkpoint of any layout."""
     for name, tensors in ((family, denoiser.canonical_parameters()), ("buffer", denoiser.canonical_buffers())):
-        fill_tensors(checkpoint, tensors, family=name, settings=model_settings(config))
+        fill_tensors(checkpoint, tensors, family=name, settings=settings)
 
 
 def draw(pipeline: Pipeline, prompts: Sequence[str | int], sampling: SamplingConfig, *, seed: int, title: str = "sampling") -> Generated:

@@ -56,17 +56,18 @@ class Denoiser(nn.Module):
         state = self.state_dict(keep_vars=True)
         return {name: buffer for name, buffer in self.named_buffers() if name in state}
 
+    @property
+    def caption_encoder(self) -> TextEncoder | None:
+        """The text encoder in use, trained or frozen; None in class mode."""
+        return self._frozen_encoder[0] if self._frozen_encoder else self.text_encoder
+
     def encode(self, captions: list[str], device: torch.device) -> TextFeatures | None:
         """Features of the captions; None in class mode."""
-        if self.text_encoder is not None:
-            features: TextFeatures = self.text_encoder(self.text_encoder.tokenize(captions).to(device))
-            return features
-        if self._frozen_encoder:
-            encoder = self._frozen_encoder[0]
-            with torch.no_grad():
-                frozen_features: TextFeatures = encoder(encoder.tokenize(captions).to(device))
-            return frozen_features
-        return None
+        encoder = self.caption_encoder
+        if encoder is None:
+            return None
+        features: TextFeatures = encoder(encoder.tokenize(captions).to(device))
+        return features
 
     def forward(self, x_BCHW: Tensor, time_B: Tensor, condition: Condition, selection: Selection, text: TextFeatures | None = None) -> Prediction:
         """`text` spares encoding the captions anew at each step of a sampler."""

@@ -16,7 +16,7 @@ from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.batch import Batch
 from diffmoe_scale.data.shards import Reader, build_reader, iterate_captions
-from diffmoe_scale.encoders.text import train_tokenizer
+from diffmoe_scale.encoders.text import TextEncoder, train_tokenizer
 from diffmoe_scale.model.pipeline import Pipeline, build_pipeline
 from diffmoe_scale.moe.capacity import update_thresholds
 from diffmoe_scale.moe.routing import Selection
@@ -30,6 +30,7 @@ from diffmoe_scale.train.validation import Validation
 logger = logging.getLogger(__name__)
 
 TOKENIZER_CAPTIONS = 100_000
+JUDGED_CAPTIONS = 1000
 PREPARATION_TIMEOUT = timedelta(hours=2)
 MAX_SKIPPED_IN_A_ROW = 20
 
@@ -46,8 +47,10 @@ def train(config: Config, context: ParallelContext, directory: RunDirectory) -> 
     dist.monitored_barrier(group=context.control_group, timeout=PREPARATION_TIMEOUT)
     pipeline = build_pipeline(config, tokenizer_path=directory.tokenizer, groups=context.megatron_groups, device=context.device)
     engine = build_engine(pipeline.denoiser, config, context)
+    if context.is_main and pipeline.denoiser.caption_encoder is not None:
+        warn_of_cut_captions(pipeline.denoiser.caption_encoder, reader)
     store = CheckpointStore(directory.checkpoints, config.checkpoint, group=context.control_group)
-    start = resume(store, engine, config)
+    start = resume(store, engine, config, directory)
     if context.is_main:
         record_config(config, directory)
     validation = Validation(config, context, directory, pipeline, reader)
@@ -71,7 +74,7 @@ def train(config: Config, context: ParallelContext, directory: RunDirectory) -> 
                     reporter.add_image(step, "samples", validation.draw(step))
             reporter.end_step(step, samples)
             if _is_due(step, config.checkpoint.every, config):
-                store.save(engine.state(), manifest(step, samples, engine, config, context))
+                store.save(engine.state(), manifest(step, samples, engine, config, context, directory))
         if start.step >= config.run.steps:
             logger.info("%s has its %d steps (run.steps) already; nothing to train", directory.path, config.run.steps)
 
@@ -117,21 +120,22 @@ def _is_due(step: int, every: int, config: Config) -> bool:
     return every > 0 and (step % every == 0 or step == config.run.steps)
 
 
-def resume(store: CheckpointStore, engine: Engine, config: Config) -> Manifest:
+def resume(store: CheckpointStore, engine: Engine, config: Config, directory: RunDirectory) -> Manifest:
     """Fill the engine from the newest checkpoint and say where it stood; step 0 without one. Collective over the world."""
     found = store.newest()
     if found is None:
         return Manifest(step=0, samples=0, optimizer_steps=0)
     checkpoint, _ = found
-    loaded = store.load(checkpoint, engine.state(), settings=model_settings(config))
+    loaded = store.load(checkpoint, engine.state(), settings=model_settings(config, tokenizer=directory.tokenizer))
     engine.restored(step_count=loaded.optimizer_steps)
     logger.info("continues from %s (step %d, %d samples)", checkpoint, loaded.step, loaded.samples)
     return loaded
 
 
-def manifest(step: int, samples: int, engine: Engine, config: Config, context: ParallelContext) -> Manifest:
+def manifest(step: int, samples: int, engine: Engine, config: Config, context: ParallelContext, directory: RunDirectory) -> Manifest:
+    settings = model_settings(config, tokenizer=directory.tokenizer)
     layout = {"world_size": context.world_size, "expert_parallel": context.expert_parallel, "zero_stage": config.parallel.zero_stage}
-    return Manifest(step=step, samples=samples, optimizer_steps=engine.step_count, settings=model_settings(config), layout=layout)
+    return Manifest(step=step, samples=samples, optimizer_steps=engine.step_count, settings=settings, layout=layout)
 
 
 def prepare_tokenizer(config: Config, directory: RunDirectory, reader: Reader) -> None:
@@ -139,6 +143,14 @@ def prepare_tokenizer(config: Config, directory: RunDirectory, reader: Reader) -
     if config.model.conditioning == "text" and config.text.kind == "sentencepiece" and not directory.tokenizer.is_file():
         directory.path.mkdir(parents=True, exist_ok=True)
         train_tokenizer(iterate_captions(reader, TOKENIZER_CAPTIONS), vocabulary=config.text.vocabulary, path=directory.tokenizer)
+
+
+def warn_of_cut_captions(encoder: TextEncoder, reader: Reader) -> None:
+    """Say so if more than one caption in a hundred is longer than `text.max_tokens`, judged by a thousand of them."""
+    encoder.tokenize(list(iterate_captions(reader, JUDGED_CAPTIONS)))
+    share = encoder.tokenizer.num_cut / encoder.tokenizer.num_captions
+    if share > 0.01:
+        logger.warning("%.0f %% of the captions are longer than text.max_tokens (%d) and cut; raise it", 100 * share, encoder.tokenizer.max_tokens)
 
 
 def record_config(config: Config, directory: RunDirectory) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from diffmoe_scale.checkpoint.manifest import Manifest, check_shapes, complete_checkpoints, describe_file, find_damage, read_manifest, write_manifest
+from diffmoe_scale.checkpoint.manifest import Manifest, check_model, complete_checkpoints, describe_file, find_damage, read_manifest, write_manifest
 
 MANIFEST = Manifest(step=3, samples=24, optimizer_steps=2, settings={"moe": {"capacity": 0.1}}, shapes={"master/w": [3, 4]})
 
@@ -77,7 +77,12 @@ def test_damaged_files_are_named_with_what_is_wrong(tmp_path: Path) -> None:
     ]
 
 
-def test_other_tensors_without_another_setting_are_refused_too() -> None:
-    check_shapes(Path("run"), MANIFEST, {"master/w": [3, 4]}, {"moe": {"capacity": 0.2}})
+def test_other_tensors_without_another_setting_are_refused() -> None:
+    check_model(Path("run"), MANIFEST, {"master/w": [3, 4]}, MANIFEST.settings)
     with pytest.raises(ValueError, match=r"1 tensors differ, such as master/w is \[3, 4\] there and missing here. Settings that differ: none"):
-        check_shapes(Path("run"), MANIFEST, {}, MANIFEST.settings)
+        check_model(Path("run"), MANIFEST, {}, MANIFEST.settings)
+
+
+def test_another_setting_with_equal_tensors_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"all tensors have the same shapes. Settings that differ: moe\.\w+ was"):
+        check_model(Path("run"), MANIFEST, {"master/w": [3, 4]}, {"moe": {name: "another" for name in MANIFEST.settings["moe"]}})

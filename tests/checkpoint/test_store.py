@@ -110,7 +110,7 @@ def test_folder_without_checkpoints_has_no_newest_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep, kept", [({"keep_last": 2}, [40, 50]), ({"keep_last": 1, "keep_every": 20}, [20, 40, 50])], ids=str)
-def test_newest_and_regular_checkpoints_are_kept(tmp_path: Path, keep: dict[str, int], kept: list[int]) -> None:
+def test_newest_and_regular_checkpoints_are_kept(tmp_path: Path, keep: dict[str, Any], kept: list[int]) -> None:
     run_on_ranks(partial(save, **keep), 1, tmp_path, [10, 20, 30, 40, 50])
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step_{step:08d}" for step in kept]
 

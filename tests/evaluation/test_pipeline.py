@@ -66,7 +66,7 @@ def copy(fp32: Trained, tmp_path: Path) -> Path:
 
 def load_families(path: Path) -> dict[str, tuple[torch.dtype, np.ndarray]]:
     """Weights as `ema/NAME` and `master/NAME`, thresholds as `buffer/NAME`: several models, one after another in one process."""
-    found = {}
+    found: dict[str, tuple[torch.dtype, np.ndarray]] = {}
     for family in ("ema", "master"):
         loaded = load_pipeline(path, weights=family)
         assert (loaded.step, loaded.checkpoint.name) == (6, "step_00000006")

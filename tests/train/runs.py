@@ -1,6 +1,6 @@
 """A tiny class-conditional model and 20 steps of its training: by plain torch on one process, and by the engine on several ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.batch import Batch
 from diffmoe_scale.model.denoiser import Condition
 from diffmoe_scale.model.pipeline import Pipeline, build_pipeline
+from diffmoe_scale.model.transformer import Prediction
 from diffmoe_scale.moe.capacity import update_thresholds
 from diffmoe_scale.moe.generator import named_generator
 from diffmoe_scale.moe.routing import Selection
@@ -115,7 +116,7 @@ def rank_batches(step: int, config: Config, context: ParallelContext) -> list[Ba
     return [tiny_batch(first + chunk * count * ranks, count, config=config) for chunk in range(chunks)]
 
 
-def compute_loss(predict: object, pipeline: Pipeline, batch: Batch, *, seed: int = 0) -> StepLoss:
+def compute_loss(predict: Callable[..., Prediction], pipeline: Pipeline, batch: Batch, *, seed: int = 0) -> StepLoss:
     return denoising_loss(predict, pipeline.objective, batch, batch.images_BCHW, seed=seed, selection=Selection())
 
 

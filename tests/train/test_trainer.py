@@ -66,7 +66,8 @@ def assert_near(
 ) -> None:
     assert got.keys() == expected.keys()
     for name in names:
-        np.testing.assert_allclose(*([line[name] for line in lines.values()] for lines in (got, expected)), rtol=ROUND_OFF, err_msg=name)
+        values, wanted = ([line[name] for line in lines.values()] for lines in (got, expected))
+        np.testing.assert_allclose(values, wanted, rtol=ROUND_OFF, err_msg=name)
 
 
 @pytest.fixture(scope="module")
