@@ -163,7 +163,9 @@ class DiffusionConfig:
     kind: Literal["flow", "ddpm"] = "flow"
     """`flow`: x_t = (1 - t) x_0 + t noise (DiffMoE eq. 24); `ddpm`: 1000 linear steps with learned sigma."""
     prediction: Literal["velocity", "sample"] = "velocity"
-    """What the network outputs under `flow`: the velocity noise - x_0, or x_0 itself; the loss is on the velocity in both."""
+    """What the network outputs under `flow`: the velocity noise - x_0, or x_0 itself."""
+    loss: Literal["velocity", "sample"] = "velocity"
+    """What the squared error is taken of; `sample`, for prediction `sample`, weighs by t^2 against `velocity`: layout before detail."""
     time_sampling: Literal["uniform", "logit_normal"] = "uniform"
     """Distribution of t in training, for `flow`."""
     logit_mean: float = 0.0
@@ -176,6 +178,12 @@ class DiffusionConfig:
     """Smallest t that a velocity is divided by, for prediction `sample`."""
 
     def __post_init__(self) -> None:
+        require(
+            self.loss == "velocity" or self.prediction == "sample",
+            "diffusion.loss",
+            self.loss,
+            "left at 'velocity' unless diffusion.prediction is 'sample'",
+        )
         require(self.logit_std > 0, "diffusion.logit_std", self.logit_std, "above 0")
         require(
             self.kind == "flow" or self.time_sampling == "uniform",

@@ -71,6 +71,8 @@ class Flow:
     def loss(self, value_BCHW: Tensor, x_t_BCHW: Tensor, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Tensor:
         if self.config.prediction == "velocity":
             return (value_BCHW - (noise_BCHW - x0_BCHW)).square().mean(dim=(1, 2, 3))
+        if self.config.loss == "sample":
+            return (value_BCHW - x0_BCHW).square().mean(dim=(1, 2, 3))
         # The velocity of a predicted sample is (x_t - x_0) / t, so its error is the sample's over t (JiT, arXiv 2511.13720).
         return (value_BCHW - x0_BCHW).square().mean(dim=(1, 2, 3)) / t_B.clamp(min=self.config.min_time).square()
 
