@@ -24,6 +24,13 @@ def test_perfect_flow_prediction_has_no_loss_and_splits_into_data_and_noise(pred
     torch.testing.assert_close(found_noise, noise, atol=1e-5, rtol=0)
 
 
+def test_loss_on_the_sample_is_its_mean_squared_error_at_every_time() -> None:
+    objective = build_objective(DiffusionConfig(prediction="sample", loss="sample"))
+    x0, value, noise = torch.randn(3, 4, 3, 2, 2)
+    expected_B = torch.stack([((value[i] - x0[i]) ** 2).sum() / 12 for i in range(4)])
+    torch.testing.assert_close(objective.loss(value, noise, x0, noise, torch.tensor([0.01, 0.3, 0.6, 1.0])), expected_B)
+
+
 def test_sample_prediction_has_the_velocity_loss_of_the_velocity_it_implies() -> None:
     sample, velocity = build_objective(DiffusionConfig(prediction="sample")), build_objective(DiffusionConfig())
     x0, noise = _batch()
