@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(parsed: argparse.Namespace) -> None:
     # Imported here: `--help` and wrong arguments answer at once.
     from diffmoe_scale.evaluation.harness import evaluate
-    from diffmoe_scale.evaluation.pipeline import load_pipeline
+    from diffmoe_scale.evaluation.loading import load_pipeline
     from diffmoe_scale.evaluation.report import format_scores, write_report
 
     if parsed.prompts < 2:

@@ -44,7 +44,7 @@ def run(parsed: argparse.Namespace) -> str:
     # Imported here: `--help` and wrong arguments answer at once.
     import torch
 
-    from diffmoe_scale.evaluation.pipeline import draw, load_pipeline
+    from diffmoe_scale.evaluation.loading import draw, load_pipeline
     from diffmoe_scale.telemetry.plots import save_image_grid
 
     prompts: list[str] | list[int] = [*parsed.prompt, *read_prompts(parsed.prompt_file), *parsed.label]

@@ -7,7 +7,7 @@ import torch
 
 from diffmoe_scale.config.train import SamplingConfig
 from diffmoe_scale.diffusion.sampler import sampling_times
-from diffmoe_scale.evaluation.pipeline import LoadedModel, draw
+from diffmoe_scale.evaluation.loading import LoadedModel, draw
 from diffmoe_scale.evaluation.suites import SUITES, build_suite, score_images, shuffled
 from diffmoe_scale.telemetry.plots import save_image_grid
 

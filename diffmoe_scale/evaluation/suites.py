@@ -22,7 +22,7 @@ from torch import Tensor
 
 from diffmoe_scale.data.scenes import MAX_COUNT, RELATIONS, Metadata, Requirement, is_held_out, sentence
 from diffmoe_scale.data.shapes import COLORS, SHAPES
-from diffmoe_scale.evaluation.scenes import find_objects, satisfies
+from diffmoe_scale.evaluation.checker import find_objects, satisfies
 
 GENEVAL_TAGS = {
     "single_object": "single_object",

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diffmoe_scale.config.model import ModelConfig, MoEConfig
 from diffmoe_scale.encoders.text import TextFeatures
-from diffmoe_scale.model.layer import (
+from diffmoe_scale.model.parts import (
     CrossAttention,
     SelfAttention,
     TimestepEmbedding,

@@ -52,6 +52,7 @@ class Engine:
     over its replicas and divided by the same number, so that one process and many take the same step."""
 
     def __init__(self, denoiser: Denoiser, config: Config, context: ParallelContext) -> None:
+        """Collective over the world. Raises ValueError if the global batch does not split over the ranks."""
         self.denoiser = denoiser
         self.accumulation = accumulation_steps(config, context)
         self.step_count = 0
@@ -164,14 +165,6 @@ class Engine:
                     optimizer.state[flat]["step"] = step
             else:  # apex counts by group, and begins to in its first step
                 group["step"] = step
-
-
-def build_engine(denoiser: Denoiser, config: Config, context: ParallelContext) -> Engine:
-    """The denoiser ready to train. Collective over the world.
-
-    Raises: ValueError if the global batch does not split over the ranks.
-    """
-    return Engine(denoiser, config, context)
 
 
 def accumulation_steps(config: Config, context: ParallelContext) -> int:

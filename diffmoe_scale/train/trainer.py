@@ -21,7 +21,7 @@ from diffmoe_scale.model.pipeline import Pipeline, build_pipeline
 from diffmoe_scale.moe.capacity import update_thresholds
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.parallel.context import ParallelContext
-from diffmoe_scale.train.engine import Engine, accumulation_steps, build_engine
+from diffmoe_scale.train.engine import Engine, accumulation_steps
 from diffmoe_scale.train.loss import denoising_loss
 from diffmoe_scale.train.optim import learning_rate
 from diffmoe_scale.train.reporter import Reporter
@@ -46,7 +46,7 @@ def train(config: Config, context: ParallelContext, directory: RunDirectory) -> 
     # The tokenizer reads captions of all shards, perhaps over a network: longer than a collective may take.
     dist.monitored_barrier(group=context.control_group, timeout=PREPARATION_TIMEOUT)
     pipeline = build_pipeline(config, tokenizer_path=directory.tokenizer, groups=context.megatron_groups, device=context.device)
-    engine = build_engine(pipeline.denoiser, config, context)
+    engine = Engine(pipeline.denoiser, config, context)
     if context.is_main and pipeline.denoiser.caption_encoder is not None:
         warn_of_cut_captions(pipeline.denoiser.caption_encoder, reader)
     store = CheckpointStore(directory.checkpoints, config.checkpoint, group=context.control_group)

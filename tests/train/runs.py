@@ -20,7 +20,7 @@ from diffmoe_scale.moe.capacity import update_thresholds
 from diffmoe_scale.moe.generator import named_generator
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.parallel.context import ParallelContext
-from diffmoe_scale.train.engine import Engine, build_engine
+from diffmoe_scale.train.engine import Engine
 from diffmoe_scale.train.loss import StepLoss, denoising_loss
 from tests.data.samples import write_shards
 from tests.moe.layers import alone
@@ -155,7 +155,7 @@ def train_on_rank(context: ParallelContext, all_settings: list[list[str]], steps
     for settings in all_settings:
         config = tiny_config(settings)
         pipeline = tiny_pipeline(config, context.megatron_groups)
-        engine = build_engine(pipeline.denoiser, config, context)
+        engine = Engine(pipeline.denoiser, config, context)
         run = Run()
         for step in range(1, steps + 1):
             engine_step(step, engine, pipeline, config, context, run)

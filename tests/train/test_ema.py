@@ -5,7 +5,7 @@ from torch import Tensor
 
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.train.ema import WeightAverage
-from diffmoe_scale.train.engine import build_engine
+from diffmoe_scale.train.engine import Engine
 from tests.ranks import run_on_ranks
 from tests.train.runs import Run, copy_state, engine_step, predict_once, tiny_config, tiny_pipeline
 
@@ -52,7 +52,7 @@ def follow_averages(context: ParallelContext) -> dict[str, object]:
     pipeline = tiny_pipeline(config, context.megatron_groups)
     parameters = pipeline.denoiser.canonical_parameters()
     averages = {name: parameter.detach().clone().double() for name, parameter in parameters.items()}
-    engine = build_engine(pipeline.denoiser, config, context)
+    engine = Engine(pipeline.denoiser, config, context)
     for step in range(1, STEPS + 1):
         engine_step(step, engine, pipeline, config, context, Run())
         decay = min(config.optimizer.ema_decay, (1 + step) / (10 + step))

@@ -7,7 +7,7 @@ import torch
 
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.train import engine as module
-from diffmoe_scale.train.engine import _ExpertEngine, accumulation_steps, build_engine
+from diffmoe_scale.train.engine import Engine, _ExpertEngine, accumulation_steps
 from tests.ranks import run_on_ranks
 from tests.train.runs import (
     Run,
@@ -96,7 +96,7 @@ def test_bf16_training_follows_fp32(layout: tuple[int, int, int]) -> None:
 def inspect_bf16(context: ParallelContext) -> dict[str, set[torch.dtype]]:
     config = tiny_config(["model.precision=bf16", "parallel.expert_parallel=2"])
     pipeline = tiny_pipeline(config, context.megatron_groups)
-    engine = build_engine(pipeline.denoiser, config, context)
+    engine = Engine(pipeline.denoiser, config, context)
     found = {"parameters": {parameter.dtype for parameter in pipeline.denoiser.parameters()}}
     for name, piece in engine.state().items():
         found.setdefault(name.split("/")[0], set()).add(piece.values.dtype)
@@ -123,7 +123,7 @@ def skip_a_step(context: ParallelContext, settings: list[str], first_step: int) 
     states, result = [], None
     for is_disturbed in (False, True):
         pipeline = tiny_pipeline(config, context.megatron_groups)
-        engine = build_engine(pipeline.denoiser, config, context)
+        engine = Engine(pipeline.denoiser, config, context)
         for step in (1, 2):
             if is_disturbed and step == first_step:
                 before, weights = copy_state(engine), [parameter.clone() for parameter in pipeline.denoiser.parameters()]
@@ -183,7 +183,7 @@ def move_to_another_engine(context: ParallelContext, counts_by_group: bool) -> b
         if counts_by_group:
             patch.setattr(module, "build_optimizer", build_group_counting)
         pipelines = [tiny_pipeline(config, context.megatron_groups) for _ in range(3)]
-        whole, before, after = (build_engine(pipeline.denoiser, config, context) for pipeline in pipelines)
+        whole, before, after = (Engine(pipeline.denoiser, config, context) for pipeline in pipelines)
     for step in (1, 2, 3, 4):
         engine_step(step, whole, pipelines[0], config, context, Run())
     for step in (1, 2):

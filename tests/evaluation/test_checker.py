@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from diffmoe_scale.data.scenes import Level, Requirement, draw_scene
 from diffmoe_scale.data.shapes import BACKGROUND, COLORS, SHAPES, SceneObject, coverage, render
-from diffmoe_scale.evaluation.scenes import MIN_OVERLAP, UNKNOWN, check, find_objects, satisfies
+from diffmoe_scale.evaluation.checker import MIN_OVERLAP, UNKNOWN, check, find_objects, satisfies
 from tests.evaluation.pictures import to_unit
 
 NUM_SCENES = 150

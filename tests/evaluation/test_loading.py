@@ -8,7 +8,7 @@ import torch
 
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.train import SamplingConfig
-from diffmoe_scale.evaluation.pipeline import draw, load_pipeline
+from diffmoe_scale.evaluation.loading import draw, load_pipeline
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.train import trainer
 from diffmoe_scale.train.engine import Engine
@@ -25,11 +25,11 @@ def train_and_keep(context: ParallelContext, settings: list[str]) -> RankRun:
     engines: list[Engine] = []
 
     def build_and_keep(*arguments: object) -> Engine:
-        engines.append(Engine(*arguments))  # type: ignore[arg-type]  # what build_engine is given
+        engines.append(Engine(*arguments))  # type: ignore[arg-type]  # what Engine is given
         return engines[0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "build_engine", build_and_keep)
+        patch.setattr(trainer, "Engine", build_and_keep)
         trainer.train(config, context, RunDirectory(Path(config.run.directory)))
     return RankRun(Run(losses=[0.0]), copy_state(engines[0]))
 

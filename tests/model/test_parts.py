@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffmoe_scale.model.layer import (
+from diffmoe_scale.model.parts import (
     CrossAttention,
     attention,
     modulate,
