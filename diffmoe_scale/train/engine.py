@@ -206,6 +206,8 @@ def deepspeed_settings(config: Config, context: ParallelContext, *, num_paramete
         settings["zero_force_ds_cpu_optimizer"] = True
     if config.model.precision == "bf16":
         settings["bf16"] = {"enabled": True, "check_grad_overflow": True}
+        # Sums over many ranks would lose small gradients in bf16.
+        settings["communication_data_type"] = "fp32"
     return settings
 
 
