@@ -32,9 +32,9 @@ def build_reader(config: DataConfig, patterns: Sequence[str], *, model: ModelCon
     """
     catalog = ShardCatalog(expand_patterns(patterns), index_folder=Path(config.index_folder) if config.index_folder else None)
     num_samples, num_lost = sum(catalog.counts), catalog.problems.total()
-    if num_lost > config.max_bad_fraction * (num_samples + num_lost):
+    if num_samples + num_lost >= JUDGED_SAMPLES and num_lost > config.max_bad_fraction * (num_samples + num_lost):
         raise ValueError(
-            f"{num_lost} members of the shards are damaged ({dict(catalog.problems)}) beside {num_samples} good samples, "
+            f"indexing the shards found {num_lost} problems ({dict(catalog.problems)}) beside {num_samples} good samples, "
             f"more than data.max_bad_fraction ({config.max_bad_fraction}); "
             "the log of the first start names them; repair the shards or raise the limit"
         )

@@ -259,3 +259,16 @@ def test_the_start_says_how_much_there_is(tmp_path: Path, caplog: pytest.LogCapt
     caplog.set_level(logging.INFO)
     _reader(tmp_path, [3, 2])
     assert "5 samples in 2 shards" in caplog.text
+
+
+def test_shards_that_lost_more_members_than_allowed_are_refused_before_training(tmp_path: Path) -> None:
+    (path,) = write_shards(tmp_path, [250])
+    for row in range(0, 250, 10):
+        overwrite(path, header_offset_of_broken(path, row), b"!" * 8)
+    with pytest.raises(ValueError, match=r"found 50 problems .* beside 225 good samples, more than data.max_bad_fraction \(0.05\)"):
+        _reader(tmp_path)
+
+
+def header_offset_of_broken(path: Path, row: int) -> int:
+    """Where the check sum of a row's picture header lies; by the raw bytes, since tarfile stops at the first broken one."""
+    return path.read_bytes().index(f"0_{row}.png".encode()) + 150
