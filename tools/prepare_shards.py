@@ -22,6 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from diffmoe_scale.data.index import IMAGE_SUFFIXES
+from diffmoe_scale.data.source import caption_texts
 from diffmoe_scale.data.transforms import open_image
 
 MANIFEST = "shards.json"
@@ -163,7 +164,7 @@ def read_image(entry: Entry, *, resize: int, is_caption_required: bool) -> dict[
     data = entry.path.read_bytes()
     image = open_image(data)
     record = read_record(entry)
-    texts = captions(record)
+    texts = caption_texts(record.get("caption"))
     if is_caption_required and not texts:
         raise ValueError("no caption")
     record |= {"original_width": image.width, "original_height": image.height, "source_file": entry.name}
@@ -186,14 +187,9 @@ def read_record(entry: Entry) -> Record:
     return record
 
 
-def captions(record: Record) -> list[str]:
-    found = record.get("caption")
-    return [text.strip() for text in (found if isinstance(found, list) else [found]) if isinstance(text, str) and text.strip()]
-
-
 def _is_captioned(entry: Entry) -> bool:
     try:
-        return bool(captions(read_record(entry)))
+        return bool(caption_texts(read_record(entry).get("caption")))
     except (ValueError, TypeError, OSError):
         # It is left out and named when its turn comes.
         return False

@@ -15,6 +15,12 @@ from diffmoe_scale.data.transforms import decode_image
 OPEN_FILES = 128
 
 
+def caption_texts(found: object) -> list[str]:
+    """The captions in a "caption" field: its text, or the texts of its list; blank ones and what is no text are left out."""
+    texts = found if isinstance(found, list) else [found]
+    return [stripped for text in texts if isinstance(text, str) and (stripped := text.strip())]
+
+
 class ShardFiles:
     """Bytes of shards by offset, with the files used last kept open."""
 
@@ -41,8 +47,7 @@ class ShardFiles:
             except (ValueError, RecursionError):
                 record = None
             found = record.get("caption") if isinstance(record, dict) else None
-        texts = found if isinstance(found, list) else [found]
-        return [stripped for text in texts if isinstance(text, str) and (stripped := text.strip())]
+        return caption_texts(found)
 
     def _open(self, shard: int) -> int:
         return os.open(self.catalog.paths[shard], os.O_RDONLY | os.O_CLOEXEC)

@@ -20,7 +20,7 @@ from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.telemetry.metrics import Meter, MetricsWriter, MetricValue
 from diffmoe_scale.telemetry.progress import Progress
 from diffmoe_scale.telemetry.trackers import Tracker, build_trackers
-from diffmoe_scale.train.engine import StepResult
+from diffmoe_scale.train.engine import StepResult, accumulation_steps
 from diffmoe_scale.train.loss import StepLoss
 
 
@@ -29,6 +29,7 @@ class Reporter:
 
     def __init__(self, config: Config, context: ParallelContext, directory: RunDirectory, *, moe_layers: list[MoELayer], start_step: int) -> None:
         self.config, self.context, self.moe_layers = config, context, moe_layers
+        self._accumulation = accumulation_steps(config, context)
         self._meter = Meter(context.device)
         self._extra: dict[str, MetricValue] = {}
         self._last_log_step = start_step
@@ -47,7 +48,7 @@ class Reporter:
 
     def add_batch(self, batch: Batch, *, waited_s: float) -> None:
         """One micro-batch was read after waiting for it."""
-        self._meter.add("time/data_s", waited_s * self._micro_batches_per_step)
+        self._meter.add("time/data_s", waited_s * self._accumulation)
         self._meter.add("data/bad_fraction", float((batch.weight_B == 0).float().mean()))
 
     def add_loss(self, loss: StepLoss) -> None:
@@ -112,10 +113,6 @@ class Reporter:
             "optimizer/skipped_steps": float(round(skipped * steps)),
             "memory/peak_gib": peak_memory_gib(self.context.device),
         }
-
-    @property
-    def _micro_batches_per_step(self) -> int:
-        return self.config.run.global_batch // (self.config.run.micro_batch * self.context.dp_group.size())
 
     def __enter__(self) -> Self:
         return self

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from functools import cached_property
 from pathlib import Path
 from typing import Any  # gathered Python objects
 
@@ -30,7 +31,12 @@ class Validation:
     def __init__(self, config: Config, context: ParallelContext, directory: RunDirectory, pipeline: Pipeline, train_reader: Reader) -> None:
         self.config, self.context, self.directory, self.pipeline = config, context, directory, pipeline
         self.reader = build_reader(config.data, config.data.validation, model=config.model, seed=config.run.seed) if config.data.validation else None
-        self.prompts = choose_prompts(config, self.reader or train_reader)
+        self._train_reader = train_reader
+
+    @cached_property
+    def prompts(self) -> list[str] | list[int]:
+        """Chosen at the first grid: a run without grids need not read captions for them."""
+        return choose_prompts(self.config, self.reader or self._train_reader)
 
     @torch.no_grad()
     def loss(self) -> dict[str, float]:
