@@ -8,7 +8,6 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def sinusoidal_embedding(time_B: Tensor, width: int, *, max_period: float = 10000.0) -> Tensor:
@@ -49,10 +48,6 @@ def modulate(x_BND: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention on [B, heads, N, D / heads]; `mask` broadcasts to [B, heads, N, L], True where a key counts."""
-    if query.device.type == "cpu" and query.shape[-2] <= 256:
-        # torch 2.15's fused CPU kernel takes five times as long as its plain one for 64 tokens; it wins by memory on long sequences.
-        with sdpa_kernel(SDPBackend.MATH):
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
