@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from diffmoe_scale.parallel import context as context_module
 from diffmoe_scale.parallel.context import ParallelContext, adopt_launcher_variables, initialize, is_peer_failure, share_cores
 from tests.ranks import run_on_ranks
 
@@ -20,6 +21,7 @@ def launcher(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name in (*LAUNCHER_VARIABLES, *SLURM_STEP):
         monkeypatch.setenv(name, "")  # so that it is restored even if it is not set now
         monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None)  # the tests' own process stays where it is
     return monkeypatch
 
 
@@ -78,8 +80,34 @@ def test_expert_parallel_that_does_not_divide_the_world_names_those_that_do(laun
 def test_ranks_of_a_machine_share_its_cores(launcher: pytest.MonkeyPatch, threads: None, variables: dict[str, str], expected: int) -> None:
     for name, value in variables.items():
         launcher.setenv(name, value)
-    share_cores()
+    share_cores(local_rank=0)
     assert torch.get_num_threads() == expected
+
+
+@pytest.mark.parametrize(
+    ("variables", "local_rank", "expected"),
+    [
+        ({"LOCAL_SIZE": "2"}, 0, {0, 4, 1, 5}),
+        ({"LOCAL_SIZE": "2"}, 1, {2, 6, 3, 7}),
+        ({"LOCAL_SIZE": "16"}, 3, None),
+        ({}, 0, None),
+        ({"LOCAL_SIZE": "2", "OMP_NUM_THREADS": "6"}, 0, None),
+    ],
+    ids=["first of two", "second of two", "more ranks than cores", "alone", "set by the user"],
+)
+def test_ranks_without_a_gpu_are_held_on_whole_cores(
+    launcher: pytest.MonkeyPatch, threads: None, variables: dict[str, str], local_rank: int, expected: set[int] | None
+) -> None:
+    """Four cores of two hardware threads: n and n + 4 are one core."""
+    held: list[set[int]] = []
+    launcher.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    launcher.setattr(os, "sched_setaffinity", lambda _, cores: held.append(set(cores)))
+    launcher.setattr(context_module, "_place_of_core", lambda core: (0, core % 4, core))
+    launcher.setattr(torch.cuda, "is_available", lambda: False)
+    for name, value in variables.items():
+        launcher.setenv(name, value)
+    share_cores(local_rank)
+    assert held == ([] if expected is None else [expected])
 
 
 def list_groups(context: ParallelContext) -> list[list[int]]:
