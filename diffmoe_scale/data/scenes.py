@@ -54,7 +54,7 @@ class Scene:
 def draw_scene(index: int, *, seed: int, level: Level, split: Split = "train") -> Scene:
     """Sample number `index` of a split: a pure function of its arguments."""
     generator = np.random.default_rng([seed, 0 if split == "train" else 1, index])
-    kind = generator.choice(("single", "two", "counting"), p=(0.3, 0.4, 0.3))
+    kind = generator.choice(("single", "two", "counting"), p=(0.3, 0.5, 0.2))
     objects = _draw_objects(generator, kind, level)
     tag, include = _draw_claims(generator, kind, objects)
     caption = sentence(include)
@@ -135,7 +135,7 @@ def _easy_layout(generator: np.random.Generator, count: int) -> list[tuple[float
     """(x, y, radius) of each object: large at the centre, or medium on the four cells of a loose grid."""
     if count == 1:
         x, y = generator.uniform(-0.1, 0.1, 2)
-        return [(float(x), float(y), float(generator.uniform(0.45, 0.62)))]
+        return [(float(x), float(y), float(generator.uniform(0.48, 0.6)))]
     if count == 2:
         # Side by side or one above the other, on a common axis.
         places = [(-0.5, 0.0), (0.5, 0.0)] if generator.random() < 0.5 else [(0.0, -0.5), (0.0, 0.5)]
