@@ -80,6 +80,19 @@ class TokenDispatcher(MoEAlltoAllTokenDispatcher):
         splits = self.output_splits, self.input_splits
         return all_to_all(rows_RD, self.ep_group, *splits), all_to_all(gate_R, self.ep_group, *splits)
 
+    def dispatch_postprocess(self, rows_RD: Tensor, gate_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows and gates by local expert, and the rows of each. A rank without peers has that order already: the parent would
+        copy every row to find it."""
+        if self.is_cuda or self.ep_size > 1:
+            return super().dispatch_postprocess(rows_RD, gate_R)
+        return rows_RD, self.tokens_per_expert, gate_R
+
+    def combine_preprocess(self, rows_RD: Tensor) -> Tensor:
+        """Rows by the rank of their tokens, from rows by local expert."""
+        if self.is_cuda or self.ep_size > 1:
+            return super().combine_preprocess(rows_RD)
+        return rows_RD
+
     def token_combine(self, rows_RD: Tensor) -> Tensor:
         """Rows back to the ranks of their tokens. Collective over the expert-parallel group."""
         if self.is_cuda:
