@@ -63,10 +63,14 @@ class MoEConfig:
     """An MoE layer in every n-th block: 2 gives blocks 1, 3, 5, ..."""
     router: Literal["diffmoe", "expert_choice", "token_choice"] = "diffmoe"
     """`diffmoe`: an expert takes the top K of a pool (DiffMoE eq. 6); `expert_choice`: of each sample (EC-DiT); `token_choice`: a token its top k."""
-    pool: Literal["rank", "expert_parallel", "data_parallel"] = "rank"
-    """Tokens that compete for one expert: those of a rank's micro-batch, or of all ranks of a group. For router `diffmoe`."""
+    pool: Literal["sample", "rank", "expert_parallel", "data_parallel"] = "rank"
+    """Tokens that compete for one expert: those of a sample, of a rank's micro-batch, or of all ranks of a group. For router `diffmoe`."""
     capacity: float = 1.0
     """Average experts a token gets in training (C of DiffMoE eq. 6)."""
+    capacity_start: float = 0.0
+    """Capacity of the first step, from where it goes to `moe.capacity` linearly (Nucleus-Image: 4 to 2); 0 where `moe.capacity_steps` is 0."""
+    capacity_steps: int = 0
+    """Steps from `moe.capacity_start` to `moe.capacity`; 0 is one capacity throughout."""
     top_k: int = 1
     """Experts a token takes; for router `token_choice`."""
     balance_weight: float = 0.01
@@ -104,9 +108,24 @@ class MoEConfig:
         require(
             self.num_experts == 0 or self.capacity <= self.num_experts, "moe.capacity", self.capacity, f"at most moe.num_experts ({self.num_experts})"
         )
+        require(self.capacity_steps >= 0, "moe.capacity_steps", self.capacity_steps, "0 (no schedule) or more")
+        require(
+            self.capacity_steps == 0 or self.router != "token_choice", "moe.capacity_steps", self.capacity_steps, "0 for moe.router 'token_choice'"
+        )
+        require(
+            0 < self.capacity_start <= self.num_experts if self.capacity_steps else self.capacity_start == 0,
+            "moe.capacity_start",
+            self.capacity_start,
+            f"above 0 and at most moe.num_experts ({self.num_experts}) exactly when moe.capacity_steps is set",
+        )
         require(self.num_experts == 0 or 1 <= self.top_k <= self.num_experts, "moe.top_k", self.top_k, f"1 to moe.num_experts ({self.num_experts})")
         require(0 <= self.threshold_decay < 1, "moe.threshold_decay", self.threshold_decay, "in [0, 1)")
-        require(self.pool == "rank" or self.router == "diffmoe", "moe.pool", self.pool, "'rank' unless moe.router is 'diffmoe'")
+        require(
+            self.pool == "rank" or self.router == "diffmoe",
+            "moe.pool",
+            self.pool,
+            "'rank' unless moe.router is 'diffmoe' (expert_choice always pools a sample)",
+        )
         require(
             self.precision == "model" or self.backend == "transformer_engine",
             "moe.precision",

@@ -1,4 +1,5 @@
-"""How many experts a token gets: the capacity predictor, its dynamic thresholds, and the average over layers."""
+"""How many experts a token gets: the capacity in training and its schedule, the predictor, its dynamic thresholds, and the
+average over layers."""
 
 from __future__ import annotations
 
@@ -13,8 +14,17 @@ from torch import Tensor, nn
 from diffmoe_scale.moe.generator import named_generator
 
 if TYPE_CHECKING:
+    from diffmoe_scale.config.model import MoEConfig
     from diffmoe_scale.moe.layer import MoELayer
     from diffmoe_scale.moe.routing import Routing
+
+
+def training_capacity(config: MoEConfig, step: int | None) -> float:
+    """C of DiffMoE eq. 6 at optimizer step `step` (the first is 1): linear from `moe.capacity_start`, in step 1, to
+    `moe.capacity` after `moe.capacity_steps`. None is outside of training: `moe.capacity`."""
+    if step is None or step > config.capacity_steps:
+        return config.capacity
+    return config.capacity_start + (config.capacity - config.capacity_start) * (step - 1) / config.capacity_steps
 
 
 class CapacityPredictor(nn.Module):

@@ -1,6 +1,6 @@
 """Which expert takes which token, and with what weight.
 
-Legend beyond the house's: P tokens of a pool, X any leading dimensions (experts, or samples and experts).
+Legend beyond the house's: G pools, P tokens of a pool, X experts or twice as many (scores and predictions).
 """
 
 import math
@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.router import Router
@@ -17,18 +16,22 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from diffmoe_scale.config.model import MoEConfig
-from diffmoe_scale.moe.capacity import CapacityPredictor, predictor_loss
+from diffmoe_scale.moe.capacity import CapacityPredictor, predictor_loss, training_capacity
 from diffmoe_scale.moe.generator import named_generator
+from diffmoe_scale.moe.selection import gather_pool, kth_largest, select_counted, select_experts, select_top, tokens_per_expert
+from diffmoe_scale.moe.transformer_engine import FP8_ROWS
 
 
 @dataclass(frozen=True)
 class Selection:
     """How experts choose: `train` as in training; at inference by the predictor over its dynamic threshold (`threshold`),
     by that count and the gate score (`threshold_count`), by the predictor over `gamma` (`interval`), or the top K of this
-    rank's tokens (`static`)."""
+    rank's tokens, of each sample where samples are the pools (`static`). `step` is the optimizer step, None outside of
+    training: it sets the capacity, and errors name it."""
 
     rule: Literal["train", "threshold", "threshold_count", "interval", "static"] = "train"
     gamma: float = 0.5
+    step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,58 +57,6 @@ class Routing:
     kth_probability_E: Tensor = field(default_factory=lambda: torch.empty(0))
     metrics: dict[str, Tensor] = field(default_factory=dict)
     rows_per_expert: int | None = None
-
-
-def kth_largest(values_XP: Tensor, k: int) -> Tensor:
-    """The k-th largest value along the last dimension, [X]."""
-    return values_XP.topk(k, dim=-1, sorted=False).values.amin(dim=-1)
-
-
-def select_best(scores_XP: Tensor, count_X1: Tensor | int, kth_X1: Tensor) -> Tensor:
-    """Mask [X, P] of the `count` largest scores, `kth` the smallest of them; of equal scores the first in the pool win."""
-    above_XP = scores_XP > kth_X1
-    tied_XP = scores_XP == kth_X1
-    room_X1 = count_X1 - above_XP.sum(dim=-1, keepdim=True)
-    return above_XP | (tied_XP & (tied_XP.cumsum(dim=-1) <= room_X1))
-
-
-def select_top(scores_XP: Tensor, k: int) -> Tensor:
-    """Mask [X, P]: the k largest of each row (DiffMoE eq. 6)."""
-    return select_best(scores_XP, k, kth_largest(scores_XP, k).unsqueeze(-1))
-
-
-def select_counted(scores_XP: Tensor, count_X: Tensor) -> Tensor:
-    """Mask [X, P]: the count_X largest of each row, a number of its own for every row, 0 included."""
-    ordered_XP = scores_XP.sort(dim=-1, descending=True).values
-    kth_X1 = ordered_XP.gather(-1, (count_X - 1).clamp_min(0).unsqueeze(-1))
-    return select_best(scores_XP, count_X.unsqueeze(-1), kth_X1)
-
-
-def select_experts(scores_SE: Tensor, k: int) -> Tensor:
-    """Mask [S, E]: the k best experts of each token; of equal scores the first experts win."""
-    best_Sk = scores_SE.sort(dim=-1, descending=True, stable=True).indices[:, :k]
-    return torch.zeros_like(scores_SE, dtype=torch.bool).scatter_(1, best_Sk, True)
-
-
-def tokens_per_expert(capacity: float, num_tokens: int, num_experts: int) -> int:
-    """K = floor(C * P / E), the tokens an expert takes of a pool. Raises ValueError where the pool is too small."""
-    k = math.floor(capacity * num_tokens / num_experts)
-    if k < 1 or num_tokens < num_experts:
-        raise ValueError(
-            f"{num_tokens} tokens compete for moe.num_experts {num_experts} at moe.capacity {capacity}: {k} tokens an expert; "
-            f"expected at least one token an expert: enlarge run.micro_batch, the image or moe.capacity, or use fewer experts"
-        )
-    return k
-
-
-def gather_pool(values_SX: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Values of all ranks' tokens [X, P], in rank order, without gradient. Collective over `group` (None: this rank's own)."""
-    values_XS = values_SX.detach().t().contiguous()
-    if group is None or group.size() == 1:
-        return values_XS
-    values_GXS = values_XS.new_empty(group.size(), *values_XS.shape)
-    dist.all_gather_into_tensor(values_GXS.flatten(0, 1), values_XS, group=group)
-    return values_GXS.transpose(0, 1).flatten(1)
 
 
 class ExpertRouter(Router):
@@ -149,10 +100,24 @@ class ExpertRouter(Router):
     def routing(self, logits_SE: Tensor, x_SD: Tensor, context: RoutingContext) -> Routing:
         """The decision, from logits [S, E], tokens [S, D] and context."""
 
-    def refuse_nan(self, scores: Tensor) -> None:
+    def take_top(self, scores_SE: Tensor, num_pools: int, step: int | None) -> tuple[Tensor, int]:
+        """Mask [S, E] of each expert's top K in every pool of this rank, and the rows of an expert."""
+        scores_EGP = scores_SE.detach().t().unflatten(1, (num_pools, -1)).contiguous()
+        k = self.tokens_per_expert(scores_EGP, step)
+        return select_top(scores_EGP, k).flatten(1).t(), k * num_pools
+
+    def tokens_per_expert(self, scores_EGP: Tensor, step: int | None) -> int:
+        """K of every pool. FP8 GEMMs want multiples of 16 rows: then K * G is one on each rank, and nothing is padded."""
+        num_experts, num_pools, num_tokens = scores_EGP.shape
+        multiple = 1 if self.moe.precision == "model" else FP8_ROWS // math.gcd(FP8_ROWS, num_pools)
+        return tokens_per_expert(training_capacity(self.moe, step), num_tokens, num_experts, multiple=multiple)
+
+    def refuse_nan(self, scores: Tensor, selection: Selection) -> None:
         """Raise if a score is NaN: a selection among NaN is arbitrary and would hide the cause. On CUDA without waiting."""
+        when = "" if selection.step is None else f" in step {selection.step}"
         message = (
-            f"the router of block {self.layer_index} got NaN scores: its input or its weights are not finite; look for the first step with a NaN loss"
+            f"the router of block {self.layer_index} got NaN scores{when}: its input or its weights are not finite; "
+            "look for the first step with a NaN loss, or lower optimizer.learning_rate"
         )
         is_good = ~scores.isnan().any()
         if scores.is_cuda:
@@ -174,12 +139,12 @@ def load_metrics(mask_SE: Tensor) -> dict[str, Tensor]:
 
 
 class DiffMoERouter(ExpertRouter):
-    """Each expert takes the top K of a global pool; a predictor learns what it took, and decides alone at inference."""
+    """Each expert takes the top K of a pool of tokens; a predictor learns what it took, and decides alone at inference."""
 
     def __init__(self, config: MoEConfig, *, megatron: TransformerConfig, groups: ProcessGroupCollection, layer_index: int, seed: int) -> None:
         super().__init__(config, megatron=megatron, groups=groups, layer_index=layer_index, seed=seed)
         match config.pool:
-            case "rank":
+            case "sample" | "rank":
                 self.pool_group = None
             case "expert_parallel":
                 self.pool_group = groups.ep
@@ -196,36 +161,36 @@ class DiffMoERouter(ExpertRouter):
 
     def routing(self, logits_SE: Tensor, x_SD: Tensor, context: RoutingContext) -> Routing:
         scores_SE = self.scores(logits_SE)
+        num_pools = context.num_samples if self.moe.pool == "sample" else 1
         if context.selection.rule == "train":
-            return self.train_routing(scores_SE, x_SD)
-        self.refuse_nan(scores_SE)
-        mask_SE, rows_per_expert = self.select_for_inference(scores_SE, x_SD, context.selection)
+            return self.train_routing(scores_SE, x_SD, num_pools, context.selection)
+        self.refuse_nan(scores_SE, context.selection)
+        mask_SE, rows_per_expert = self.select_for_inference(scores_SE, x_SD, num_pools, context.selection)
         return Routing(mask_SE, scores_SE.where(mask_SE, 0.0), metrics=load_metrics(mask_SE), rows_per_expert=rows_per_expert)
 
-    def train_routing(self, scores_SE: Tensor, x_SD: Tensor) -> Routing:
-        """Top K of the pool. Only scores and predictions travel; every rank of the pool finds the same selection."""
+    def train_routing(self, scores_SE: Tensor, x_SD: Tensor, num_pools: int, selection: Selection) -> Routing:
+        """Top K of each pool. Only scores and predictions travel; every rank of the pool finds the same selection."""
         num_tokens, num_experts = scores_SE.shape
         prediction_SE = self.predictor(x_SD)
-        pool_XP = gather_pool(torch.cat([scores_SE, prediction_SE], dim=1), self.pool_group)
-        scores_EP, prediction_EP = pool_XP.split(num_experts)
-        self.refuse_nan(scores_EP)
-        k = tokens_per_expert(self.moe.capacity, scores_EP.shape[1], num_experts)
+        pooled_XP = gather_pool(torch.cat([scores_SE, prediction_SE], dim=1), self.pool_group)
+        scores_EGP, prediction_EGP = pooled_XP.unflatten(1, (num_pools, -1)).split(num_experts)
+        self.refuse_nan(scores_EGP, selection)
+        k = self.tokens_per_expert(scores_EGP, selection.step)
         first = 0 if self.pool_group is None else self.pool_group.rank() * num_tokens
-        mask_SE = select_top(scores_EP, k)[:, first : first + num_tokens].t()
+        mask_SE = select_top(scores_EGP, k).flatten(1)[:, first : first + num_tokens].t()
         return Routing(
             mask_SE,
             scores_SE.where(mask_SE, 0.0),
             aux_losses={"predictor": self.moe.predictor_weight * predictor_loss(prediction_SE, mask_SE)},
-            kth_probability_E=kth_largest(prediction_EP, k).sigmoid(),
+            kth_probability_E=kth_largest(prediction_EGP, k).sigmoid().mean(dim=1),
             metrics=load_metrics(mask_SE),
-            rows_per_expert=k if scores_EP.shape[1] == num_tokens else None,
+            rows_per_expert=k * num_pools if pooled_XP.shape[1] == num_tokens else None,
         )
 
-    def select_for_inference(self, scores_SE: Tensor, x_SD: Tensor, selection: Selection) -> tuple[Tensor, int | None]:
+    def select_for_inference(self, scores_SE: Tensor, x_SD: Tensor, num_pools: int, selection: Selection) -> tuple[Tensor, int | None]:
         """Mask [S, E], and the rows of every expert where they are equal and known."""
         if selection.rule == "static":
-            k = tokens_per_expert(self.moe.capacity, *scores_SE.shape)
-            return select_top(scores_SE.t().contiguous(), k).t(), k
+            return self.take_top(scores_SE, num_pools, selection.step)
         probability_SE = self.predictor(x_SD).sigmoid()
         if selection.rule == "interval":
             return probability_SE > selection.gamma, None
@@ -241,11 +206,9 @@ class ExpertChoiceRouter(ExpertRouter):
     def routing(self, logits_SE: Tensor, x_SD: Tensor, context: RoutingContext) -> Routing:
         self.refuse_predictor_rules(context.selection)
         scores_SE = self.scores(logits_SE)
-        self.refuse_nan(scores_SE)
-        scores_BEN = scores_SE.unflatten(0, (context.num_samples, -1)).transpose(1, 2).contiguous().detach()
-        k = tokens_per_expert(self.moe.capacity, scores_BEN.shape[2], scores_BEN.shape[1])
-        mask_SE = select_top(scores_BEN, k).transpose(1, 2).flatten(0, 1)
-        return Routing(mask_SE, scores_SE.where(mask_SE, 0.0), metrics=load_metrics(mask_SE), rows_per_expert=k * context.num_samples)
+        self.refuse_nan(scores_SE, context.selection)
+        mask_SE, rows_per_expert = self.take_top(scores_SE, context.num_samples, context.selection.step)
+        return Routing(mask_SE, scores_SE.where(mask_SE, 0.0), metrics=load_metrics(mask_SE), rows_per_expert=rows_per_expert)
 
 
 class TokenChoiceRouter(ExpertRouter):
@@ -254,7 +217,7 @@ class TokenChoiceRouter(ExpertRouter):
     def routing(self, logits_SE: Tensor, x_SD: Tensor, context: RoutingContext) -> Routing:
         self.refuse_predictor_rules(context.selection)
         scores_SE = self.scores(logits_SE)
-        self.refuse_nan(scores_SE)
+        self.refuse_nan(scores_SE, context.selection)
         mask_SE = select_experts(scores_SE.detach(), self.moe.top_k)
         metrics = load_metrics(mask_SE)
         aux_losses = {}

@@ -99,7 +99,8 @@ def train_step(
         batch = next(batches)
         reporter.add_batch(batch, waited_s=time.monotonic() - waiting_since)
         latents_BCHW = pipeline.autoencoder.encode(batch.images_BCHW.to(context.device))
-        loss = denoising_loss(engine, pipeline.objective, batch, latents_BCHW, seed=config.run.seed, selection=Selection(rule="train"))
+        selection = Selection(rule="train", step=step)
+        loss = denoising_loss(engine, pipeline.objective, batch, latents_BCHW, seed=config.run.seed, selection=selection)
         engine.backward(loss.total)
         reporter.add_loss(loss)
         kth_probabilities += [torch.stack([routing.kth_probability_E for routing in loss.routings])] if loss.routings else []

@@ -28,12 +28,18 @@ def tokens(*, num_samples: int = SAMPLES, seed: int = 0) -> Tensor:
 
 
 def context(
-    rule: str = "train", *, num_samples: int = SAMPLES, gamma: float = 0.5, unmodulated_SD: Tensor | None = None, time_BD: Tensor | None = None
+    rule: str = "train",
+    *,
+    num_samples: int = SAMPLES,
+    gamma: float = 0.5,
+    step: int | None = None,
+    unmodulated_SD: Tensor | None = None,
+    time_BD: Tensor | None = None,
 ) -> RoutingContext:
     return RoutingContext(
         num_samples=num_samples,
         unmodulated_SD=torch.zeros(num_samples * TOKENS, WIDTH) if unmodulated_SD is None else unmodulated_SD,
         time_BD=torch.zeros(num_samples, WIDTH) if time_BD is None else time_BD,
         dropped_B=None,
-        selection=Selection(rule, gamma),
+        selection=Selection(rule, gamma, step),
     )

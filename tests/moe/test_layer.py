@@ -105,14 +105,18 @@ def test_recomputation_in_the_backward_pass_changes_nothing():
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
-def test_experts_that_do_not_divide_among_ranks_are_an_error():
+def test_fewer_tokens_than_experts_are_an_error():
     with pytest.raises(ValueError, match=r"8 tokens compete for moe.num_experts 16"):
         make_layer(num_experts=16)(tokens(num_samples=1), context(num_samples=1))
 
 
 # Expert parallel against one process. Tokens of rank r are larger by r: routing is uneven between ranks.
 POOLS = ("rank", "expert_parallel", "data_parallel")
-ROUTERS = [{"pool": pool, "shared_experts": 1} for pool in POOLS] + [{"router": "expert_choice"}, {"router": "token_choice", "top_k": 2}]
+ROUTERS = [{"pool": pool, "shared_experts": 1} for pool in POOLS] + [
+    {"pool": "sample"},
+    {"router": "expert_choice"},
+    {"router": "token_choice", "top_k": 2},
+]
 
 
 def rank_tokens(rank: int) -> tuple[Tensor, Tensor]:
@@ -155,7 +159,7 @@ def train_and_infer_on_rank(parallel: ParallelContext) -> tuple[list[dict[str, n
 
 def train_alone(ranks: list[int], expert_ranks: list[int], settings: dict) -> dict[str, np.ndarray]:
     """One process with the tokens of `ranks` as its pool; the loss counts the tokens of `expert_ranks`."""
-    layer = make_layer(**(settings | {"pool": "rank"}))
+    layer = make_layer(**(settings | {"pool": "sample" if settings.get("pool") == "sample" else "rank"}))
     x_SD = torch.cat([rank_tokens(rank)[0] for rank in ranks]).requires_grad_()
     grad_y_SD = torch.cat([rank_tokens(rank)[1] * (rank in expert_ranks) for rank in ranks])
     y_SD, routing = layer(x_SD, context(num_samples=SAMPLES * len(ranks)))
@@ -172,7 +176,8 @@ def test_expert_parallel_equals_one_process(world_size, expert_parallel):
         for rank in range(world_size):
             first = rank // expert_parallel * expert_parallel
             expert_ranks = list(range(first, first + expert_parallel))
-            scope = {"rank": [[r] for r in expert_ranks], "expert_parallel": [expert_ranks], "data_parallel": [list(range(world_size))]}
+            each = [[r] for r in expert_ranks]
+            scope = {"sample": each, "rank": each, "expert_parallel": [expert_ranks], "data_parallel": [list(range(world_size))]}
             pools = scope[settings.get("pool", "rank")]
             alone = [train_alone(pool, expert_ranks, settings) for pool in pools]
             own = next(j for j, pool in enumerate(pools) if rank in pool)

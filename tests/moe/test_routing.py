@@ -1,57 +1,10 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from diffmoe_scale.moe.routing import kth_largest, select_counted, select_experts, select_top, tokens_per_expert
 from tests.moe.layers import EXPERTS, SAMPLES, TOKENS, WIDTH, context, make_layer, tokens
-
-# Few distinct values: most pools hold ties.
-POOLS = st.integers(1, 4).flatmap(
-    lambda rows: st.integers(1, 24).flatmap(lambda n: st.lists(st.lists(st.integers(-2, 2), min_size=n, max_size=n), min_size=rows, max_size=rows))
-)
-
-
-def best_by_loop(row: list[int], k: int) -> list[bool]:
-    winners = sorted(range(len(row)), key=lambda i: (-row[i], i))[:k]
-    return [i in winners for i in range(len(row))]
-
-
-@settings(max_examples=60, deadline=None)
-@given(POOLS, st.integers(1, 24))
-def test_top_selection_takes_the_k_best_and_the_first_of_equals(pool, k):
-    k = min(k, len(pool[0]))
-    assert select_top(torch.tensor(pool, dtype=torch.float32), k).tolist() == [best_by_loop(row, k) for row in pool]
-
-
-@settings(max_examples=60, deadline=None)
-@given(POOLS, st.data())
-def test_counted_selection_takes_a_number_of_its_own_for_each_expert(pool, data):
-    counts = [data.draw(st.integers(0, len(pool[0]))) for _ in pool]
-    mask = select_counted(torch.tensor(pool, dtype=torch.float32), torch.tensor(counts))
-    assert mask.tolist() == [best_by_loop(row, count) for row, count in zip(pool, counts, strict=True)]
-
-
-@settings(max_examples=30, deadline=None)
-@given(POOLS, st.integers(1, 24))
-def test_kth_largest_is_the_kth_of_a_descending_sort(pool, k):
-    k = min(k, len(pool[0]))
-    assert kth_largest(torch.tensor(pool, dtype=torch.float32), k).tolist() == [sorted(row, reverse=True)[k - 1] for row in pool]
-
-
-def test_token_choice_takes_the_first_of_equal_experts():
-    assert select_experts(torch.tensor([[1.0, 3.0, 3.0, 3.0], [0.0, 0.0, 0.0, 0.0]]), 2).tolist() == [
-        [False, True, True, False],
-        [True, True, False, False],
-    ]
-
-
-@pytest.mark.parametrize("capacity, num_tokens, num_experts", [(1.0, 3, 4), (2.0, 3, 4), (0.1, 16, 4)])
-def test_a_pool_too_small_for_its_experts_is_an_error(capacity, num_tokens, num_experts):
-    with pytest.raises(ValueError, match=r"expected at least one token an expert"):
-        tokens_per_expert(capacity, num_tokens, num_experts)
 
 
 @pytest.mark.parametrize("capacity", [0.5, 1.0, 1.3, 2.0])
@@ -121,9 +74,56 @@ def test_load_is_tokens_taken_over_the_fair_share():
     torch.testing.assert_close(routing.metrics["capacity"], routing.mask_SE.sum() / (SAMPLES * TOKENS))
 
 
-def test_nan_scores_are_an_error_that_names_the_block():
-    with pytest.raises(RuntimeError, match=r"router of block 7 got NaN"):
-        make_layer(layer_index=7)(tokens().index_fill(0, torch.tensor([5]), math.nan), context())
+@pytest.mark.parametrize("router", ["diffmoe", "expert_choice", "token_choice"])
+@pytest.mark.parametrize("step, named", [(12, r"router of block 7 got NaN scores in step 12: "), (None, r"router of block 7 got NaN scores: ")])
+def test_nan_scores_are_an_error_that_names_the_block_and_the_step_of_training(router, step, named):
+    with pytest.raises(RuntimeError, match=named):
+        make_layer(layer_index=7, router=router)(tokens().index_fill(0, torch.tensor([5]), math.nan), context(step=step))
+
+
+def test_a_pool_of_one_sample_does_not_look_across_samples():
+    layer, x_SD = make_layer(pool="sample", capacity=1.5), tokens()
+    for rule in ("train", "static"):
+        mask_SE = layer(x_SD, context(rule))[1].mask_SE
+        for sample, mask_NE in zip(x_SD.split(TOKENS), mask_SE.split(TOKENS), strict=True):
+            assert mask_NE.sum(dim=0).tolist() == [math.floor(1.5 * TOKENS / EXPERTS)] * EXPERTS
+            assert torch.equal(layer(sample, context(rule, num_samples=1))[1].mask_SE, mask_NE)
+
+
+def test_thresholds_of_a_pool_of_one_sample_follow_the_mean_of_the_samples():
+    layer, x_SD = make_layer(pool="sample"), tokens()
+    probability_SE = layer.router.predictor(x_SD).sigmoid()
+    kth_BE = torch.stack([sample.sort(dim=0, descending=True).values[TOKENS // EXPERTS - 1] for sample in probability_SE.split(TOKENS)])
+    torch.testing.assert_close(layer(x_SD, context())[1].kth_probability_E, kth_BE.mean(dim=0))
+
+
+@pytest.mark.parametrize("settings", [{"pool": "rank"}, {"pool": "sample"}, {"router": "expert_choice"}])
+def test_a_schedule_changes_the_tokens_of_an_expert_with_the_step_and_leaves_inference_alone(settings):
+    layer = make_layer(capacity=1.0, capacity_start=4.0, capacity_steps=3, **settings)
+    taken = [
+        layer(tokens(), context(rule, step=step))[1].mask_SE.sum(dim=0) for rule, step in [("train", i) for i in (1, 2, 3, 4, 9)] + [("static", None)]
+    ]
+    assert [set((rows_E * EXPERTS / (SAMPLES * TOKENS)).tolist()) for rows_E in taken] == [{4.0}, {3.0}, {2.0}, {1.0}, {1.0}, {1.0}]
+
+
+@pytest.mark.parametrize(
+    "settings, samples", [({"pool": "rank"}, 9), ({"pool": "sample"}, 16), ({"pool": "sample"}, 8), ({"router": "expert_choice"}, 8)]
+)
+def test_experts_in_fp8_take_a_multiple_of_16_rows(settings, samples):
+    layer = make_layer(capacity=1.5, **settings)
+    # Without the package no layer in FP8 can be built; its router can decide as if.
+    layer.router.moe = replace(layer.router.moe, backend="transformer_engine", precision="fp8_current")
+    _, routing = layer(tokens(num_samples=samples), context(num_samples=samples))
+    exact = 1.5 * samples * TOKENS / EXPERTS
+    assert routing.mask_SE.sum(dim=0).tolist() == [routing.rows_per_expert] * EXPERTS
+    assert routing.rows_per_expert % 16 == 0 and exact - 16 < routing.rows_per_expert <= exact
+
+
+def test_a_pool_too_small_for_16_rows_an_expert_in_fp8_is_an_error():
+    layer = make_layer()
+    layer.router.moe = replace(layer.router.moe, backend="transformer_engine", precision="fp8_current")
+    with pytest.raises(ValueError, match=r"6 tokens an expert, rounded down to a multiple of 16 for moe.precision; expected at least 16"):
+        layer(tokens(), context())
 
 
 @pytest.mark.parametrize("router", ["expert_choice", "token_choice"])

@@ -1,0 +1,56 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffmoe_scale.moe.selection import kth_largest, select_counted, select_experts, select_top, tokens_per_expert
+
+# Few distinct values: most pools hold ties.
+POOLS = st.integers(1, 4).flatmap(
+    lambda rows: st.integers(1, 24).flatmap(lambda n: st.lists(st.lists(st.integers(-2, 2), min_size=n, max_size=n), min_size=rows, max_size=rows))
+)
+
+
+def best_by_loop(row: list[int], k: int) -> list[bool]:
+    winners = sorted(range(len(row)), key=lambda i: (-row[i], i))[:k]
+    return [i in winners for i in range(len(row))]
+
+
+@settings(max_examples=60, deadline=None)
+@given(POOLS, st.integers(1, 24))
+def test_top_selection_takes_the_k_best_and_the_first_of_equals(pool, k):
+    k = min(k, len(pool[0]))
+    assert select_top(torch.tensor(pool, dtype=torch.float32), k).tolist() == [best_by_loop(row, k) for row in pool]
+
+
+@settings(max_examples=60, deadline=None)
+@given(POOLS, st.data())
+def test_counted_selection_takes_a_number_of_its_own_for_each_expert(pool, data):
+    counts = [data.draw(st.integers(0, len(pool[0]))) for _ in pool]
+    mask = select_counted(torch.tensor(pool, dtype=torch.float32), torch.tensor(counts))
+    assert mask.tolist() == [best_by_loop(row, count) for row, count in zip(pool, counts, strict=True)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(POOLS, st.integers(1, 24))
+def test_kth_largest_is_the_kth_of_a_descending_sort(pool, k):
+    k = min(k, len(pool[0]))
+    assert kth_largest(torch.tensor(pool, dtype=torch.float32), k).tolist() == [sorted(row, reverse=True)[k - 1] for row in pool]
+
+
+def test_token_choice_takes_the_first_of_equal_experts():
+    assert select_experts(torch.tensor([[1.0, 3.0, 3.0, 3.0], [0.0, 0.0, 0.0, 0.0]]), 2).tolist() == [
+        [False, True, True, False],
+        [True, True, False, False],
+    ]
+
+
+@pytest.mark.parametrize("capacity, num_tokens, num_experts", [(1.0, 3, 4), (2.0, 3, 4), (0.1, 16, 4)])
+def test_a_pool_too_small_for_its_experts_is_an_error(capacity, num_tokens, num_experts):
+    with pytest.raises(ValueError, match=r"expected at least 1, and as many tokens as experts"):
+        tokens_per_expert(capacity, num_tokens, num_experts)
+
+
+@pytest.mark.parametrize("capacity, multiple, expected", [(1.0, 1, 25), (1.0, 16, 16), (1.3, 16, 32), (1.0, 4, 24)])
+def test_tokens_of_an_expert_are_rounded_down_to_the_multiple(capacity, multiple, expected):
+    assert tokens_per_expert(capacity, 100, 4, multiple=multiple) == expected
