@@ -44,5 +44,10 @@ class RunDirectory:
         return self.path / "evaluation.json"
 
     @property
+    def gamma(self) -> Path:
+        """The threshold of `sampling.selection=interval` that was found last, and how."""
+        return self.path / "gamma.json"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"

@@ -1,7 +1,7 @@
 """Any layout of ranks, and any pool, against one process on the concatenated batch: drawn cases, uneven loads and ties included.
 
 Every rank draws the same cases and compares itself with the one process; the ranks then agree on the outcome, so that all of
-them go on, or shrink a counterexample, together.
+them go on, or stop, together.
 """
 
 from dataclasses import dataclass
@@ -128,7 +128,7 @@ def compare_drawn_cases(parallel: ParallelContext) -> int:
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate, Phase.shrink],
+        phases=[Phase.generate],
     )
     @given(cases())
     def agree(case: Case) -> None:
