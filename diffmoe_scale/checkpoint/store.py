@@ -2,6 +2,7 @@
 
 Every tensor is stored flat under `family/name`, experts by their global index, and each rank writes the slices that it
 owns: what was saved by one layout of ranks is read by any other. `manifest.json` is written last and makes it complete.
+Training waits for a copy in host memory only; a thread writes it.
 """
 
 import logging
@@ -9,10 +10,12 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any  # gathered Python objects
+from types import TracebackType
+from typing import Any, Self  # gathered Python objects
 
 import torch
 import torch.distributed as dist
@@ -21,7 +24,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import SavePlan, SavePlanner
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.storage import WriteResult
-from torch.futures import Future
+from torch.futures import Future as TorchFuture
 
 from diffmoe_scale.checkpoint.manifest import (
     NAMED,
@@ -34,6 +37,7 @@ from diffmoe_scale.checkpoint.manifest import (
     write_manifest,
 )
 from diffmoe_scale.config.train import CheckpointConfig
+from diffmoe_scale.parallel.context import is_peer_failure
 from diffmoe_scale.parallel.slice import Slice
 
 logger = logging.getLogger(__name__)
@@ -42,20 +46,64 @@ PACKAGES = ("torch", "deepspeed", "megatron-core")
 
 
 class CheckpointStore:
-    """The checkpoints of a run. Every method that is collective is so over `group`, a gloo group of all ranks."""
+    """The checkpoints of a run; a context manager that waits for the last save.
+
+    Every method that is collective is so over `group`, a gloo group of all ranks which nobody else may use: the thread that
+    writes speaks over it while training goes on.
+    """
 
     def __init__(self, folder: Path, config: CheckpointConfig, *, group: dist.ProcessGroup) -> None:
         self.folder = folder
         self.config = config
         self.group = group
         self.is_main = group.rank() == 0
+        self._copies: dict[str, Tensor] = {}
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._under_way: Future[bool] | None = None
 
-    def save(self, state: Mapping[str, Slice], manifest: Manifest) -> bool:
-        """Write one checkpoint and remove those that the config does not keep. Collective.
+    def save(self, state: Mapping[str, Slice], manifest: Manifest) -> None:
+        """Copy this rank's slices to host memory and begin to write them; `state` may change as soon as this returns. Collective.
 
-        The folder gets its name only when all is on disk. A failure removes what was written and leaves older checkpoints
-        as they are; it raises RuntimeError, or is logged and answered by False, as `checkpoint.on_write_error` says.
+        The folder gets its name only when all is on disk; then those that the config does not keep are removed. A failure
+        removes what was written, leaves older checkpoints as they are and is logged at once. One save at a time: waits for
+        the one before, and raises its failure as `finish` does.
         """
+        self.finish()
+        copies = self._copy(state)
+        self._under_way = self._thread.submit(self._write, copies, manifest)
+
+    def finish(self) -> bool:
+        """Wait for the save under way; True if it is complete or none was. Collective.
+
+        Raises: RuntimeError if it failed and `checkpoint.on_write_error` is `stop`.
+        """
+        under_way, self._under_way = self._under_way, None
+        return under_way is None or under_way.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        try:
+            self.finish()
+        except RuntimeError:
+            # What ended the run is the news; the failed save is in the log.
+            if error is None:
+                raise
+        finally:
+            self._thread.shutdown()
+
+    def _copy(self, state: Mapping[str, Slice]) -> dict[str, Slice]:
+        """The slices in host memory that is allocated once, page-locked where they come from a GPU."""
+        for name, piece in state.items():
+            if name not in self._copies or self._copies[name].shape != piece.values.shape:
+                self._copies[name] = torch.empty_like(piece.values, device="cpu", pin_memory=piece.values.is_cuda)
+            self._copies[name].copy_(piece.values, non_blocking=True)
+        if any(piece.values.is_cuda for piece in state.values()):
+            torch.cuda.synchronize()
+        return {name: replace(piece, values=self._copies[name]) for name, piece in state.items()}
+
+    def _write(self, state: Mapping[str, Slice], manifest: Manifest) -> bool:
         final = self.folder / f"step_{manifest.step:08d}"
         unfinished = final.with_suffix(".tmp")
         try:
@@ -65,6 +113,8 @@ class CheckpointStore:
             self._complete(unfinished, final, state, manifest)
         # CheckpointException is a BaseException in torch.
         except (CheckpointException, OSError, RuntimeError) as error:
+            if isinstance(error, Exception) and is_peer_failure(error):
+                raise  # no matter of disks, and the end of training whatever the config says
             reason = _first_reason(error)
             if self.is_main:
                 shutil.rmtree(unfinished, ignore_errors=True)
@@ -72,6 +122,7 @@ class CheckpointStore:
             if self.config.on_write_error == "continue":
                 logger.error("%s; training goes on (checkpoint.on_write_error=continue)", message)
                 return False
+            logger.error("%s; training stops before the next checkpoint (checkpoint.on_write_error=stop)", message)
             raise RuntimeError(message) from error
         if self.is_main:
             self._prune()
@@ -80,8 +131,9 @@ class CheckpointStore:
     def newest(self) -> tuple[Path, Manifest] | None:
         """The newest checkpoint whose files are as they were written; None if there is none at all. Collective.
 
-        Raises: RuntimeError if there are checkpoints and each is damaged.
+        Waits for the save under way. Raises: RuntimeError if there are checkpoints and each is damaged.
         """
+        self.finish()
         candidates = self._agree(lambda: [str(path) for path in complete_checkpoints(self.folder)] if self.is_main else [])[0]
         for candidate in map(Path, reversed(candidates)):
             found = self._agree(lambda: self._check_share(candidate))  # noqa: B023 # called at once
@@ -190,7 +242,7 @@ class CheckpointStore:
 class _Writer(dcp.FileSystemWriter):
     """Fails with the disk's own words: torch's archive makes "unexpected pos 704 vs 598" of a full one."""
 
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> TorchFuture[list[WriteResult]]:
         try:
             return super().write_data(plan, planner)
         except RuntimeError as error:

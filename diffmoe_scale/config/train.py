@@ -101,7 +101,7 @@ class CheckpointConfig:
     keep_every: int = 0
     """Checkpoints at multiples of this step are kept for good; 0 keeps none."""
     on_write_error: Literal["stop", "continue"] = "stop"
-    """What a failed save (a full disk) does to training; earlier checkpoints survive either way."""
+    """What a failed save (a full disk) does to training, at the latest before the next one; earlier checkpoints survive either way."""
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "checkpoint.every", self.every, "at least 1")

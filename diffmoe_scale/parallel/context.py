@@ -27,7 +27,8 @@ LARGEST_MMAP_THRESHOLD = 32 * 2**20
 @dataclass(frozen=True)
 class ParallelContext:
     """The place of this process. Dense parameters are replicated over `dp_group`; an expert lives on one rank of
-    each `ep_group` and is replicated over `expert_dp_group`. `control_group` is all ranks on gloo, for Python objects and files."""
+    each `ep_group` and is replicated over `expert_dp_group`. `control_group` is all ranks on gloo, for Python objects and files;
+    `checkpoint_group` is the same for the thread that writes checkpoints."""
 
     rank: int
     world_size: int
@@ -37,6 +38,7 @@ class ParallelContext:
     ep_group: dist.ProcessGroup
     expert_dp_group: dist.ProcessGroup
     control_group: dist.ProcessGroup
+    checkpoint_group: dist.ProcessGroup
     megatron_groups: ProcessGroupCollection
 
     @property
@@ -142,8 +144,8 @@ def initialize(*, expert_parallel: int, timeout_s: int) -> ParallelContext:
     # DeepSpeed would clone the world with torch's own time-out, 10 to 30 minutes, and reduce gradients over the clone.
     groups._WORLD_GROUP = parallel_state.get_data_parallel_group()
     collection = ProcessGroupCollection.use_mpu_process_groups()
-    control_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
-    assert isinstance(control_group, dist.ProcessGroup), "every rank is a member"
+    control_group, checkpoint_group = (dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)) for _ in range(2))
+    assert isinstance(control_group, dist.ProcessGroup) and isinstance(checkpoint_group, dist.ProcessGroup), "every rank is a member"
     logger.info("%d ranks, expert parallel %d, rank %d on %s with %d threads", world_size, expert_parallel, rank, device, torch.get_num_threads())
     return ParallelContext(
         rank=rank,
@@ -154,6 +156,7 @@ def initialize(*, expert_parallel: int, timeout_s: int) -> ParallelContext:
         ep_group=collection.ep,
         expert_dp_group=collection.expt_dp,
         control_group=control_group,
+        checkpoint_group=checkpoint_group,
         megatron_groups=collection,
     )
 

@@ -49,7 +49,7 @@ def train(config: Config, context: ParallelContext, directory: RunDirectory) -> 
     engine = Engine(pipeline.denoiser, config, context)
     if context.is_main and pipeline.denoiser.caption_encoder is not None:
         warn_of_cut_captions(pipeline.denoiser.caption_encoder, reader)
-    store = CheckpointStore(directory.checkpoints, config.checkpoint, group=context.control_group)
+    store = CheckpointStore(directory.checkpoints, config.checkpoint, group=context.checkpoint_group)
     start = resume(store, engine, config, directory)
     if context.is_main:
         record_config(config, directory)
@@ -62,7 +62,7 @@ def train(config: Config, context: ParallelContext, directory: RunDirectory) -> 
         micro_batch=config.run.micro_batch,
     )
     samples = start.samples
-    with Reporter(config, context, directory, moe_layers=pipeline.denoiser.moe_layers(), start_step=start.step) as reporter:
+    with Reporter(config, context, directory, moe_layers=pipeline.denoiser.moe_layers(), start_step=start.step) as reporter, store:
         for step in range(start.step + 1, config.run.steps + 1):
             train_step(step, batches, pipeline, engine, config, context, reporter)
             samples += config.run.global_batch

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -49,9 +50,14 @@ def even_cuts(size: int) -> Cuts:
 
 
 def save(context: ParallelContext, folder: Path, steps: Sequence[int], cuts: Cuts | None = None, **settings: Any) -> list[bool]:
-    store = CheckpointStore(folder, CheckpointConfig(**settings), group=context.control_group)
+    store = CheckpointStore(folder, CheckpointConfig(**settings), group=context.checkpoint_group)
     state = partial(make_state, context.rank, cuts or even_cuts(context.world_size))
-    return [store.save(state(step=step), manifest(step)) for step in steps]
+    return [write(store, state(step=step), step) for step in steps]
+
+
+def write(store: CheckpointStore, state: dict[str, Slice], step: int) -> bool:
+    store.save(state, manifest(step))
+    return store.finish()
 
 
 def manifest(step: int) -> Manifest:
@@ -64,7 +70,7 @@ def load_newest(context: ParallelContext, folder: Path, cuts: Cuts | None = None
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]  # the shortest handler
     module.logger.addHandler(handler)
-    store = CheckpointStore(folder, CheckpointConfig(), group=context.control_group)
+    store = CheckpointStore(folder, CheckpointConfig(), group=context.checkpoint_group)
     found = store.newest()
     assert found is not None
     state = empty_state(context.rank, cuts or even_cuts(context.world_size))
@@ -101,7 +107,7 @@ def test_manifest_describes_the_checkpoint_its_files_and_what_wrote_it(tmp_path:
 
 
 def newest_name(context: ParallelContext, folder: Path) -> str:
-    found = CheckpointStore(folder, CheckpointConfig(), group=context.control_group).newest()
+    found = CheckpointStore(folder, CheckpointConfig(), group=context.checkpoint_group).newest()
     return found[0].name if found else "none"
 
 
@@ -234,9 +240,9 @@ def fail_in_turn(context: ParallelContext, folder: Path, on_write_error: str) ->
                 answers.append(f"written: {is_written}")
             except RuntimeError as error:
                 answers.append(str(error))
-        dist.barrier(group=context.control_group)
+        dist.barrier(group=context.checkpoint_group)
         assert sorted(path.name for path in folder.iterdir()) == ["step_00000010"], name
-        dist.barrier(group=context.control_group)
+        dist.barrier(group=context.checkpoint_group)
     assert save(context, folder, [30]) == [True]
     return answers
 
@@ -257,6 +263,83 @@ def test_failure_of_one_rank_is_answered_by_all_where_training_goes_on(tmp_path:
     assert run_on_ranks(fail_in_turn, 2, tmp_path, "continue") == [["written: False"] * 5] * 2
 
 
+class SlowDisk:
+    """Writing waits until it is let go on; what happened, in order."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.is_free, self.events = threading.Event(), list[str]()
+        write = dcp.FileSystemWriter.write_data
+
+        def write_late(*arguments: Any) -> Any:
+            self.events.append("begin")
+            assert self.is_free.wait(60)
+            answer = write(*arguments)
+            self.events.append("end")
+            return answer
+
+        patch.setattr(dcp.FileSystemWriter, "write_data", write_late)
+
+
+def train_while_writing(context: ParallelContext, folder: Path) -> dict[str, Any]:
+    """What is seen between the beginning of a save and its end, and after it."""
+    with pytest.MonkeyPatch.context() as patch:
+        disk = SlowDisk(patch)
+        store = CheckpointStore(folder, CheckpointConfig(), group=context.checkpoint_group)
+        state = make_state(context.rank, even_cuts(context.world_size), step=10)
+        store.save(state, manifest(10))
+        for piece in state.values():
+            piece.values.zero_()
+        total = torch.ones(1)
+        for group in (context.dp_group, context.control_group):
+            dist.all_reduce(total, group=group)
+        seen = {"sum": float(total), "complete": [path.name for path in module.complete_checkpoints(folder)]}
+        disk.is_free.set()
+        store.save(make_state(context.rank, even_cuts(context.world_size), step=20), manifest(20))
+        seen["events at least"] = disk.events[:2]
+        assert store.finish()
+    for step in (10, 20):
+        state = empty_state(context.rank, even_cuts(context.world_size))
+        store.load(folder / f"step_{step:08d}", state, settings=SETTINGS)
+        seen[str(step)] = {name: piece.values.tolist() for name, piece in state.items()}
+    return seen
+
+
+def test_training_goes_on_and_changes_weights_while_a_save_is_written_and_the_next_save_waits(tmp_path: Path) -> None:
+    for rank, seen in enumerate(run_on_ranks(train_while_writing, 2, tmp_path)):
+        assert seen["sum"] == 4 and seen["complete"] == [] and seen["events at least"] == ["begin", "end"]
+        assert seen["10"] == expected_state(rank, (0, 6, 12), step=10) and seen["20"] == expected_state(rank, (0, 6, 12), step=20)
+
+
+def fail_behind_the_back(context: ParallelContext, folder: Path) -> list[str]:
+    """Who hears of a failed save: the next one, the end of the run, and nobody when the run ends with an error of its own."""
+    heard = []
+    state = make_state(context.rank, even_cuts(context.world_size), step=10)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json, "dump", fail)
+        for end in ("save", "run", "error"):
+            try:
+                with CheckpointStore(folder, CheckpointConfig(), group=context.checkpoint_group) as store:
+                    store.save(state, manifest(10))
+                    if end == "save":
+                        store.save(state, manifest(20))
+                    if end == "error":
+                        raise ArithmeticError("loss")
+            except (RuntimeError, ArithmeticError) as error:
+                heard.append(str(error))
+    return heard
+
+
+def test_failed_save_stops_the_next_one_or_the_end_of_the_run_and_hides_no_other_error(tmp_path: Path) -> None:
+    for heard in run_on_ranks(fail_behind_the_back, 2, tmp_path):
+        assert len(heard) == 3 and heard[0] == heard[1] and heard[2] == "loss"
+        assert heard[0].startswith(f"checkpoint {tmp_path}/step_00000010 was not written: rank 0: ") and "No space left" in heard[0]
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
@@ -270,13 +353,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def fill_disk(context: ParallelContext, folder: Path) -> list[str]:
     """160 KiB a checkpoint on a disk of 256."""
-    group = context.control_group
+    group = context.checkpoint_group
     state = {"master/w": Slice.whole(torch.ones(40 * 1024))}
     careful, careless = (CheckpointStore(folder, CheckpointConfig(on_write_error=choice), group=group) for choice in ("stop", "continue"))
-    assert careful.save(state, manifest(10))
+    assert write(careful, state, 10)
     with pytest.raises(RuntimeError) as failure:
-        careful.save(state, manifest(20))
-    assert not careless.save(state, manifest(30))
+        write(careful, state, 20)
+    assert not write(careless, state, 30)
     assert sorted(path.name for path in folder.iterdir()) == ["step_00000010"]
     found = careful.newest()
     assert found is not None
@@ -290,7 +373,7 @@ def test_full_disk_ends_in_one_sentence_and_the_checkpoint_before_is_whole(small
 
 
 def refuse_another_model(context: ParallelContext, folder: Path) -> str:
-    store = CheckpointStore(folder, CheckpointConfig(), group=context.control_group)
+    store = CheckpointStore(folder, CheckpointConfig(), group=context.checkpoint_group)
     state = make_state(context.rank, (0, 6, 12), step=1)
     state["master/w"] = Slice(state["master/w"].values, state["master/w"].start, shape=(6, 2))
     del state["buffer/threshold"]

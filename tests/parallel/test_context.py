@@ -127,7 +127,14 @@ def test_neighbours_share_experts_and_every_second_rank_replicates_them() -> Non
 def list_timeouts_s(context: ParallelContext) -> list[float]:
     from deepspeed.utils import groups
 
-    used = (context.dp_group, context.ep_group, context.expert_dp_group, context.control_group, groups._get_data_parallel_group())
+    used = (
+        context.dp_group,
+        context.ep_group,
+        context.expert_dp_group,
+        context.control_group,
+        context.checkpoint_group,
+        groups._get_data_parallel_group(),
+    )
     return [group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in used]
 
 
