@@ -80,6 +80,10 @@ class CheckpointStore:
         under_way, self._under_way = self._under_way, None
         return under_way is None or under_way.result()
 
+    def is_idle(self) -> bool:
+        """True if no save of this rank is being written."""
+        return self._under_way is None or self._under_way.done()
+
     def __enter__(self) -> Self:
         return self
 
@@ -191,10 +195,12 @@ class CheckpointStore:
                 return
             write_manifest(unfinished, full)
             _sync_folder(unfinished)
+            replaced = final.with_suffix(".replaced.tmp")
             if final.exists():
-                shutil.rmtree(final)
+                os.rename(final, replaced)
             os.rename(unfinished, final)
             _sync_folder(final.parent)
+            shutil.rmtree(replaced, ignore_errors=True)
 
         self._agree(publish)
 

@@ -58,7 +58,7 @@ class OptimizerConfig:
     decay_fraction: float = 0.0
     """Last part of the run in which the rate falls linearly to 0."""
     clip_norm: float = 1.0
-    """Largest global gradient norm; 0 switches clipping off."""
+    """Largest global gradient norm, routers and capacity predictors counted in; 0 switches clipping off."""
     ema_decay: float = 0.9999
     """Decay of the weight average, per step."""
     ema_warmup: bool = True
@@ -78,7 +78,7 @@ class ParallelConfig:
 
     expert_parallel: int = 1
     """Ranks that share one set of experts; divides the world size and moe.num_experts."""
-    zero_stage: Literal[1, 2] = 1
+    zero_stage: int = 1
     """DeepSpeed ZeRO stage: 1 shards optimizer state, 2 also gradients."""
     offload_optimizer: bool = False
     """Keep optimizer state in host memory."""
@@ -87,6 +87,12 @@ class ParallelConfig:
 
     def __post_init__(self) -> None:
         require(self.expert_parallel >= 1, "parallel.expert_parallel", self.expert_parallel, "at least 1")
+        require(
+            self.zero_stage in (1, 2),
+            "parallel.zero_stage",
+            self.zero_stage,
+            "1 or 2 (DeepSpeed's stage 0 clips by a mean of the ranks' own norms, its stage 3 averages the gradients of different experts)",
+        )
         require(self.timeout_s >= 5, "parallel.timeout_s", self.timeout_s, "at least 5")
 
 

@@ -9,6 +9,7 @@ import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
 from torch import Tensor
 
 from diffmoe_scale.config.schema import Config
@@ -40,6 +41,12 @@ class _ExpertEngine(DeepSpeedEngine):
     def _configure_distributed_model(self, model: torch.nn.Module) -> None:
         super()._configure_distributed_model(model)
         self.has_moe_layers = self.has_experts
+
+    def _do_optimizer_sanity_check(self, basic_optimizer: Any) -> str:
+        super()._do_optimizer_sanity_check(basic_optimizer)
+        # For bf16 added up in fp32 at stage 1 DeepSpeed 0.19.8 would answer BF16_Optimizer, which keeps its state in another way;
+        # its ZeRO optimizer, used in all other cases, can do it at both stages.
+        return ZERO_OPTIMIZATION
 
     def save_checkpoint(self, *_: Any, **__: Any) -> None:
         raise RuntimeError("DeepSpeed's own checkpoints would hold rank 0's experts only; use checkpoint.store")
@@ -206,7 +213,8 @@ def deepspeed_settings(config: Config, context: ParallelContext, *, num_paramete
         settings["zero_force_ds_cpu_optimizer"] = True
     if config.model.precision == "bf16":
         settings["bf16"] = {"enabled": True, "check_grad_overflow": True}
-        # Sums over many ranks would lose small gradients in bf16.
+        # Sums over many micro-batches and ranks would lose small gradients in bf16.
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
         settings["communication_data_type"] = "fp32"
     return settings
 

@@ -42,6 +42,8 @@ def test_command_line_wins_over_file_and_file_over_default(tmp_path: Path) -> No
         ("moe.pool=everywhere", "moe.pool is 'everywhere'; input should be 'rank'"),
         ("model.width=130", "model.width is 130; expected a multiple of model.heads (4)"),
         ("model.patch_size=5", "model.image_size is 32; expected a multiple of model.patch_size (5)"),
+        ("parallel.zero_stage=0", "parallel.zero_stage is 0; expected 1 or 2 (DeepSpeed's stage 0 clips by a mean of the ranks' own norms"),
+        ("parallel.zero_stage=3", "stage 3 averages the gradients of different experts"),
         ("parallel.expert_parallel=3", "moe.num_experts is 8; expected a multiple of parallel.expert_parallel (3)"),
         ("run.micro_batch=48", "run.global_batch is 64; expected a multiple of run.micro_batch (48)"),
         ("moe.precision=fp8_current", "moe.precision is 'fp8_current'; expected 'model' unless moe.backend is 'transformer_engine'"),

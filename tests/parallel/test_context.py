@@ -140,7 +140,7 @@ def list_timeouts_s(context: ParallelContext) -> list[float]:
 
 def test_no_group_waits_longer_for_a_stuck_rank_than_the_run_allows() -> None:
     # 60 s is what run_on_ranks asks for; torch's own default is 1800.
-    assert run_on_ranks(list_timeouts_s, 2, expert_parallel=2) == [[60.0] * 5] * 2
+    assert run_on_ranks(list_timeouts_s, 2, expert_parallel=2) == [[60.0] * 6] * 2
 
 
 def test_errors_of_gloo_are_told_from_our_own() -> None:
