@@ -4,6 +4,7 @@ import argparse
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import NoReturn
 from diffmoe_scale.config.load import describe_config, load_config
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
+from diffmoe_scale.train.stop import SIGNALS, Stopped, stop_at_once
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +22,8 @@ HOW_TO_CONTINUE = "the same command continues from the newest complete checkpoin
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 trained to the end, 1 a failure while running, 2 a wrong setting, 130 interrupted."""
+    """Exit code: 0 trained to the end, 1 a failure while running, 2 a wrong setting, 75 a signal asked for a checkpoint and the end
+    (sysexits.h's EX_TEMPFAIL: start again later), 130 the same by SIGINT."""
     try:
         config = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     except ValueError as error:
@@ -57,6 +60,8 @@ def run(config: Config) -> int:
     directory = RunDirectory(Path(config.run.directory))
     rank = adopt_launcher_variables()
     setup_logging(directory.path, rank=rank)
+    for signum in SIGNALS:
+        signal.signal(signum, stop_at_once)
     try:
         context = initialize(expert_parallel=config.parallel.expert_parallel, timeout_s=config.parallel.timeout_s)
         train(config, context, directory)
@@ -64,9 +69,9 @@ def run(config: Config) -> int:
     except ValueError as error:
         logger.error("stopped (rank %d): %s", rank, error)
         return 2
-    except KeyboardInterrupt:
-        logger.error("stopped (rank %d): interrupted; %s", rank, HOW_TO_CONTINUE)
-        return 130
+    except Stopped as stop:
+        logger.warning("stopped (rank %d): %s; %s", rank, stop, HOW_TO_CONTINUE)
+        return stop.exit_code
     except Exception as error:  # whatever it is, the others learn of it only when this process ends
         if is_peer_failure(error):
             told = "another rank died or hung; look for the first error in the ranks' output"

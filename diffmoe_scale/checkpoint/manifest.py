@@ -24,6 +24,8 @@ class Manifest:
     optimizer_steps: int
     settings: dict[str, Any] = field(default_factory=dict)
     layout: dict[str, int] = field(default_factory=dict)
+    guard: dict[str, Any] = field(default_factory=dict)
+    """State of train.guard: usual losses, bad steps and rollbacks so far."""
     shapes: dict[str, list[int]] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from typing import Literal
 
 from diffmoe_scale.config.check import require
 from diffmoe_scale.config.model import AutoencoderConfig, DiffusionConfig, ModelConfig, MoEConfig, TextConfig
-from diffmoe_scale.config.train import CheckpointConfig, DataConfig, OptimizerConfig, ParallelConfig, SamplingConfig, TelemetryConfig
+from diffmoe_scale.config.train import CheckpointConfig, DataConfig, DefenceConfig, OptimizerConfig, ParallelConfig, SamplingConfig, TelemetryConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    defence: DefenceConfig = field(default_factory=DefenceConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
 

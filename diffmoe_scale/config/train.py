@@ -1,4 +1,4 @@
-"""Settings of a run: data, optimizer, parallelism, checkpoints, sampling, telemetry."""
+"""Settings of a run: data, optimizer, parallelism, checkpoints, self-defence, sampling, telemetry."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -113,6 +113,26 @@ class CheckpointConfig:
         require(self.every >= 1, "checkpoint.every", self.every, "at least 1")
         require(self.keep_last >= 1, "checkpoint.keep_last", self.keep_last, "at least 1")
         require(self.keep_every >= 0, "checkpoint.keep_every", self.keep_every, "0 (off) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefenceConfig:
+    """When steps are bad, and what the run does about them. A step that is not finite is always bad; if its gradient is not, it changes nothing."""
+
+    spike_z_score: float = 10.0
+    """Robust standard deviations above the steps before that make a step's loss (each sample's over the mean of its time bin) a spike; 0 is never."""
+    window: int = 100
+    """Steps that a step's loss is compared with; there is no spike until so many were taken."""
+    bad_steps: int = 20
+    """Bad steps in a row after which the run goes back to its last checkpoint and on with the data behind them."""
+    max_rollbacks: int = 3
+    """Times that a run may do so before it stops with an error."""
+
+    def __post_init__(self) -> None:
+        require(self.spike_z_score >= 0, "defence.spike_z_score", self.spike_z_score, "0 (never) or more")
+        require(self.window >= 2, "defence.window", self.window, "at least 2")
+        require(self.bad_steps >= 1, "defence.bad_steps", self.bad_steps, "at least 1")
+        require(self.max_rollbacks >= 0, "defence.max_rollbacks", self.max_rollbacks, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,8 +64,6 @@ class Engine:
         self.accumulation = accumulation_steps(config, context)
         self.step_count = 0
         """Optimizer steps that changed the weights."""
-        self.skipped_in_a_row = 0
-        """Steps skipped since the last that changed the weights."""
         self._pending = 0
         has_experts = context.expert_parallel > 1
         if has_experts:
@@ -109,7 +107,6 @@ class Engine:
             group["lr"] = learning_rate * group["lr_ratio"]
         self._deepspeed.step()
         is_skipped = bool(self._zero.overflow)
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if is_skipped else 0
         if not is_skipped:
             self.step_count += 1
             self.average.update(self.step_count)

@@ -18,7 +18,7 @@ NUM_TIME_BINS = 10
 
 @dataclass(frozen=True)
 class StepLoss:
-    """`total` is what is differentiated; `parts` are its detached terms, means over the micro-batch."""
+    """`total` is what is differentiated; `parts` are its detached terms: means over the micro-batch, sums of each time bin, losses of samples."""
 
     total: Tensor
     parts: dict[str, Tensor]
@@ -61,7 +61,8 @@ def mean_auxiliary_losses(routings: list[Routing]) -> dict[str, Tensor]:
 
 
 def _loss_by_time(loss_B: Tensor, weight_B: Tensor, t_B: Tensor) -> dict[str, Tensor]:
-    """Sums of loss and weight in each tenth of the time axis; empty tenths are common, so the mean is taken later."""
+    """Each sample's loss and tenth of the time axis, and each tenth's sums of loss and weight; many are empty, so the mean is taken later."""
     bins_B = (t_B * NUM_TIME_BINS).long().clamp(max=NUM_TIME_BINS - 1)
     one_hot = torch.nn.functional.one_hot(bins_B, NUM_TIME_BINS).float()
-    return {"time_bin_sum": one_hot.T @ loss_B.float(), "time_bin_count": one_hot.T @ weight_B}
+    sums = {"time_bin_sum": one_hot.T @ loss_B.float(), "time_bin_count": one_hot.T @ weight_B}
+    return sums | {"sample_loss_B": loss_B, "time_bin_B": bins_B}

@@ -21,6 +21,7 @@ from diffmoe_scale.telemetry.metrics import Meter, MetricsWriter, MetricValue
 from diffmoe_scale.telemetry.progress import Progress
 from diffmoe_scale.telemetry.trackers import Tracker, build_trackers
 from diffmoe_scale.train.engine import StepResult, accumulation_steps
+from diffmoe_scale.train.guard import Verdict
 from diffmoe_scale.train.loss import StepLoss
 
 
@@ -70,6 +71,11 @@ class Reporter:
         self._meter.add("time/step_s", time.monotonic() - self._step_started)
         self._extra["optimizer/learning_rate"] = result.learning_rate
 
+    def add_verdict(self, verdict: Verdict) -> None:
+        """The step was judged."""
+        self._meter.add("defence/bad", float(verdict.is_bad))
+        self._meter.add("defence/z_score", verdict.z_score or 0.0, float(verdict.z_score is not None))
+
     def add(self, metrics: Mapping[str, MetricValue]) -> None:
         """Figures that go into this step's line as they are."""
         self._extra |= metrics
@@ -97,10 +103,10 @@ class Reporter:
 
     def _finish(self, means: dict[str, MetricValue], *, steps: int) -> dict[str, MetricValue]:
         """The line of a log step from the means since the last."""
-        by_time, bad_fraction, skipped, step_s = (
-            means.pop(name) for name in ("loss/by_time", "data/bad_fraction", "optimizer/skipped", "time/step_s")
-        )
-        assert isinstance(by_time, list) and isinstance(bad_fraction, float) and isinstance(skipped, float) and isinstance(step_s, float)
+        by_time = means.pop("loss/by_time")
+        bad_fraction, skipped, bad, step_s = (means.pop(name) for name in ("data/bad_fraction", "optimizer/skipped", "defence/bad", "time/step_s"))
+        assert isinstance(by_time, list) and isinstance(bad_fraction, float) and isinstance(skipped, float)
+        assert isinstance(bad, float) and isinstance(step_s, float)
         metrics: dict[str, MetricValue] = means | self._extra
         metrics |= {f"loss/by_time/{decile}": value for decile, value in enumerate(by_time) if not math.isnan(value)}
         for layer in self.moe_layers:
@@ -111,6 +117,7 @@ class Reporter:
             "throughput/images_per_s": self.config.run.global_batch / step_s,
             "data/bad_samples": float(round(bad_fraction * steps * self.config.run.global_batch)),
             "optimizer/skipped_steps": float(round(skipped * steps)),
+            "defence/bad_steps": float(round(bad * steps)),
             "memory/peak_gib": peak_memory_gib(self.context.device),
         }
 

@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
@@ -22,9 +23,11 @@ from diffmoe_scale.moe.capacity import update_thresholds
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.train.engine import Engine, accumulation_steps
+from diffmoe_scale.train.guard import Guard
 from diffmoe_scale.train.loss import denoising_loss
 from diffmoe_scale.train.optim import learning_rate
 from diffmoe_scale.train.reporter import Reporter
+from diffmoe_scale.train.stop import Stopped, StopSignals
 from diffmoe_scale.train.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -32,7 +35,6 @@ logger = logging.getLogger(__name__)
 TOKENIZER_CAPTIONS = 100_000
 JUDGED_CAPTIONS = 1000
 PREPARATION_TIMEOUT = timedelta(hours=2)
-MAX_SKIPPED_IN_A_ROW = 20
 
 
 def train(config: Config, context: ParallelContext, directory: RunDirectory) -> None:
@@ -53,7 +55,8 @@ def train(config: Config, context: ParallelContext, directory: RunDirectory) -> 
     start = resume(store, engine, config, directory)
     if context.is_main:
         record_config(config, directory)
-    validation = Validation(config, context, directory, pipeline, reader)
+    guard = Guard(config.defence, context)
+    guard.restore(start.guard)
     batches = reader.batches(
         start_sample=start.samples,
         dp_rank=context.dp_group.rank(),
@@ -61,22 +64,79 @@ def train(config: Config, context: ParallelContext, directory: RunDirectory) -> 
         global_batch=config.run.global_batch,
         micro_batch=config.run.micro_batch,
     )
-    samples = start.samples
-    with Reporter(config, context, directory, moe_layers=pipeline.denoiser.moe_layers(), start_step=start.step) as reporter, store:
-        for step in range(start.step + 1, config.run.steps + 1):
-            train_step(step, batches, pipeline, engine, config, context, reporter)
-            samples += config.run.global_batch
-            if _is_due(step, config.telemetry.validate_every, config):
-                with engine.averaged_weights():
-                    reporter.add(validation.loss())
-            if _is_due(step, config.telemetry.sample_every, config):
-                with engine.averaged_weights():
-                    reporter.add_image(step, "samples", validation.draw(step))
-            reporter.end_step(step, samples)
-            if _is_due(step, config.checkpoint.every, config):
-                store.save(engine.state(), manifest(step, samples, engine, config, context, directory))
-        if start.step >= config.run.steps:
-            logger.info("%s has its %d steps (run.steps) already; nothing to train", directory.path, config.run.steps)
+    if start.step >= config.run.steps:
+        logger.info("%s has its %d steps (run.steps) already; nothing to train", directory.path, config.run.steps)
+    with StopSignals() as stop, store:
+        run = Training(
+            config=config,
+            context=context,
+            directory=directory,
+            pipeline=pipeline,
+            engine=engine,
+            store=store,
+            validation=Validation(config, context, directory, pipeline, reader),
+            batches=batches,
+            guard=guard,
+            stop=stop,
+            step=start.step,
+            samples=start.samples,
+        )
+        try:
+            while run.step < config.run.steps:
+                train_on(run)
+                if guard.must_roll_back:
+                    roll_back(run)
+        finally:
+            if summary := guard.summary():
+                logger.warning("in this run %s", summary)
+
+
+@dataclass(kw_only=True)
+class Training:
+    """What a run consists of, and where it stands."""
+
+    config: Config
+    context: ParallelContext
+    directory: RunDirectory
+    pipeline: Pipeline
+    engine: Engine
+    store: CheckpointStore
+    validation: Validation
+    batches: Iterator[Batch]
+    guard: Guard
+    stop: StopSignals
+    step: int
+    samples: int
+
+
+def train_on(run: Training) -> None:
+    """Steps and what happens between them, to the end of the run or until it must be rolled back.
+
+    Raises: Stopped after a step whose end a signal asked for.
+    """
+    config, is_save_due = run.config, False
+    with Reporter(config, run.context, run.directory, moe_layers=run.pipeline.denoiser.moe_layers(), start_step=run.step) as reporter:
+        while run.step < config.run.steps:
+            run.step += 1
+            train_step(run, reporter)
+            run.samples += config.run.global_batch
+            if _is_due(run.step, config.telemetry.validate_every, config):
+                with run.engine.averaged_weights():
+                    reporter.add(run.validation.loss())
+            if _is_due(run.step, config.telemetry.sample_every, config):
+                with run.engine.averaged_weights():
+                    reporter.add_image(run.step, "samples", run.validation.draw(run.step))
+            reporter.end_step(run.step, run.samples)
+            if run.guard.must_roll_back:
+                return
+            is_save_due |= _is_due(run.step, config.checkpoint.every, config) or run.guard.is_stop_requested
+            # Never after a bad step: the newest checkpoint is the one to go back to.
+            if is_save_due and (run.guard.bad_in_a_row == 0 or run.step == config.run.steps):
+                save(run)
+                is_save_due = False
+            if run.guard.is_stop_requested and run.step < config.run.steps:
+                kept = "was bad and is not saved" if is_save_due else "is saved" if run.store.finish() else "could not be saved"
+                raise Stopped(f"a signal asked for it; step {run.step} {kept}", is_interrupt=run.guard.is_interrupt)
 
 
 def choose_kernels(*, is_deterministic: bool) -> None:
@@ -88,33 +148,61 @@ def choose_kernels(*, is_deterministic: bool) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set through a property that stubs lack
 
 
-def train_step(
-    step: int, batches: Iterator[Batch], pipeline: Pipeline, engine: Engine, config: Config, context: ParallelContext, reporter: Reporter
-) -> None:
-    """One optimizer step over the global batch, then thresholds and weight average."""
+def train_step(run: Training, reporter: Reporter) -> None:
+    """One optimizer step over the global batch, then thresholds and weight average, then the judgement on it."""
+    engine, context, config = run.engine, run.context, run.config
     reporter.begin_step()
     kth_probabilities = []
     for _ in range(engine.accumulation):
         waiting_since = time.monotonic()
-        batch = next(batches)
+        batch = next(run.batches)
         reporter.add_batch(batch, waited_s=time.monotonic() - waiting_since)
-        latents_BCHW = pipeline.autoencoder.encode(batch.images_BCHW.to(context.device))
-        selection = Selection(rule="train", step=step)
-        loss = denoising_loss(engine, pipeline.objective, batch, latents_BCHW, seed=config.run.seed, selection=selection)
+        latents_BCHW = run.pipeline.autoencoder.encode(batch.images_BCHW.to(context.device))
+        selection = Selection(rule="train", step=run.step)
+        loss = denoising_loss(engine, run.pipeline.objective, batch, latents_BCHW, seed=config.run.seed, selection=selection)
         engine.backward(loss.total)
         reporter.add_loss(loss)
+        run.guard.add(batch, loss)
         kth_probabilities += [torch.stack([routing.kth_probability_E for routing in loss.routings])] if loss.routings else []
-    result = engine.step(learning_rate(step, config))
-    reporter.add_step(result)
-    if result.is_skipped:
-        logger.warning("step %d is skipped: a gradient is not finite; samples %s to %s", step, batch.keys[0], batch.keys[-1])
-    if engine.skipped_in_a_row > MAX_SKIPPED_IN_A_ROW:
-        raise RuntimeError(
-            f"{engine.skipped_in_a_row} steps in a row had gradients that are not finite; "
-            "lower optimizer.learning_rate, or look for the first warning in the log"
-        )
+    result = engine.step(learning_rate(run.step, config))
     if kth_probabilities and not result.is_skipped:
-        update_thresholds(pipeline.denoiser.moe_layers(), torch.stack(kth_probabilities).mean(0), context.dp_group)
+        update_thresholds(run.pipeline.denoiser.moe_layers(), torch.stack(kth_probabilities).mean(0), context.dp_group)
+    reporter.add_verdict(run.guard.judge(run.step, is_skipped=result.is_skipped, stop=run.stop))
+    reporter.add_step(result)
+
+
+def roll_back(run: Training) -> None:
+    """Back to the newest checkpoint; the data goes on where it is. Collective over the world.
+
+    The checkpoint is written anew with that place in the data: a run that is killed later on leaves out the same samples.
+
+    Raises: RuntimeError if `defence.max_rollbacks` are used up or there is no checkpoint.
+    """
+    told = f"the last {run.guard.bad_in_a_row} steps to step {run.step} were bad (defence.bad_steps)"
+    advice = "lower optimizer.learning_rate, or look at the samples that the log names"
+    if run.guard.counts["rollbacks"] >= run.config.defence.max_rollbacks:
+        raise RuntimeError(f"{told} and {run.config.defence.max_rollbacks} rollbacks (defence.max_rollbacks) are used up; {advice}")
+    start = resume(run.store, run.engine, run.config, run.directory)
+    if start.step == 0:
+        raise RuntimeError(f"{told} and there is no checkpoint to go back to; {advice}")
+    run.step = start.step
+    run.guard.rolled_back(start.guard)
+    logger.warning("%s; back to step %d, on behind sample %d: %d samples are left out", told, run.step, run.samples, run.samples - start.samples)
+    save(run)
+
+
+def save(run: Training) -> None:
+    """A checkpoint of where the run stands. Collective over the world."""
+    context, config = run.context, run.config
+    manifest = Manifest(
+        step=run.step,
+        samples=run.samples,
+        optimizer_steps=run.engine.step_count,
+        settings=model_settings(config, tokenizer=run.directory.tokenizer),
+        layout={"world_size": context.world_size, "expert_parallel": context.expert_parallel, "zero_stage": config.parallel.zero_stage},
+        guard=run.guard.state(),
+    )
+    run.store.save(run.engine.state(), manifest)
 
 
 def _is_due(step: int, every: int, config: Config) -> bool:
@@ -131,12 +219,6 @@ def resume(store: CheckpointStore, engine: Engine, config: Config, directory: Ru
     engine.restored(step_count=loaded.optimizer_steps)
     logger.info("continues from %s (step %d, %d samples)", checkpoint, loaded.step, loaded.samples)
     return loaded
-
-
-def manifest(step: int, samples: int, engine: Engine, config: Config, context: ParallelContext, directory: RunDirectory) -> Manifest:
-    settings = model_settings(config, tokenizer=directory.tokenizer)
-    layout = {"world_size": context.world_size, "expert_parallel": context.expert_parallel, "zero_stage": config.parallel.zero_stage}
-    return Manifest(step=step, samples=samples, optimizer_steps=engine.step_count, settings=settings, layout=layout)
 
 
 def prepare_tokenizer(config: Config, directory: RunDirectory, reader: Reader) -> None:

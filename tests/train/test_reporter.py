@@ -10,6 +10,7 @@ from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.moe.routing import Routing, load_metrics
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.train.engine import StepResult
+from diffmoe_scale.train.guard import Verdict
 from diffmoe_scale.train.loss import StepLoss
 from diffmoe_scale.train.reporter import Reporter
 from tests.ranks import run_on_ranks
@@ -42,6 +43,7 @@ def report(context: ParallelContext, folder: Path, start_step: int = 0) -> None:
                 reporter.add_loss(step_loss(1.0 + 2 * context.rank + chunk, decile=chunk))
             is_skipped = step == 2
             reporter.add_step(StepResult(learning_rate=step * 1e-3, gradient_norm=float("inf") if is_skipped else 10.0, is_skipped=is_skipped))
+            reporter.add_verdict(Verdict(is_finite=not is_skipped, z_score=None if step == 3 else step / 2, is_spike=step == 5))
             if step == 3:
                 reporter.add({"loss/validation": 0.5})
             reporter.end_step(step, 8 * step)
@@ -78,6 +80,11 @@ def test_line_holds_the_loss_of_each_tenth_of_the_time_that_had_samples(lines: d
 def test_broken_samples_and_skipped_steps_are_counted_since_the_last_line(lines: dict[int, dict[str, Any]]) -> None:
     assert [line["data/bad_samples"] for line in lines.values()] == [2.0, 1.0, 1.0, 1.0]
     assert [line["optimizer/skipped_steps"] for line in lines.values()] == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_bad_steps_are_counted_and_scores_averaged_where_there_was_one(lines: dict[int, dict[str, Any]]) -> None:
+    assert [line["defence/bad_steps"] for line in lines.values()] == [1.0, 0.0, 0.0, 1.0]
+    assert [line.get("defence/z_score") for line in lines.values()] == [0.75, None, 2.0, 2.5]
 
 
 def test_norms_of_skipped_steps_are_left_out_and_rates_are_the_last(lines: dict[int, dict[str, Any]]) -> None:
