@@ -60,9 +60,9 @@ def run(config: Config) -> int:
     directory = RunDirectory(Path(config.run.directory))
     rank = adopt_launcher_variables()
     setup_logging(directory.path, rank=rank)
-    for signum in SIGNALS:
-        signal.signal(signum, stop_at_once)
     try:
+        for signum in SIGNALS:
+            signal.signal(signum, stop_at_once)
         context = initialize(expert_parallel=config.parallel.expert_parallel, timeout_s=config.parallel.timeout_s)
         train(config, context, directory)
         finalize()

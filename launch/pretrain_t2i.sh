@@ -8,6 +8,7 @@
 #   python launch/pretrain_t2i.sh --config FILE ...       one process
 #
 # Python takes this part for a docstring, and bash takes the Python part for a here-document.
+# A signal (TERM, USR1, USR2, INT) to the bash form makes the ranks on this machine write a checkpoint and end with exit code 75 (130 after INT).
 # Environment of the bash form:
 #   NPROC             processes on this machine; default: one a GPU, one where there is no GPU
 #   DEEPSPEED_ARGS    further options of deepspeed: '--hostfile launch/hostfile', or '--master_port 29501' for a second run on a machine
@@ -25,7 +26,24 @@ read -ra options <<<"${DEEPSPEED_ARGS:-}"
 [[ -z ${NPROC:-} ]] || options+=(--num_gpus "$NPROC")
 # Without a GPU deepspeed 0.19.8 would start one process a NUMA node, unless this says otherwise; with GPUs it is ignored.
 export LOCAL_SIZE=${NPROC:-1}
-exec deepspeed "${options[@]}" "$script" "$@"
+# deepspeed 0.19.8 dies of SIGTERM without its ranks, and its launcher gives them 30 seconds. So both are made deaf to USR1 and USR2, and the
+# ranks, which listen to these again, get USR1. A process group of its own keeps the signal, and Ctrl-C, from everyone else.
+set -m
+(trap '' USR1 USR2 && exec deepspeed "${options[@]}" "$script" "$@") </dev/null &
+group=$!
+set +m
+interrupted=
+# Again and again: ranks that are only starting are still deaf.
+ask() { while kill -USR1 -- "-$group" 2>/dev/null; do sleep 5; done & }
+trap ask TERM USR1 USR2
+trap '[[ -z $interrupted ]] || kill -KILL -- "-$group"; interrupted=yes; ask' INT
+# A trapped signal ends `wait`, not what is waited for.
+while true; do
+    wait "$group" && code=0 || code=$?
+    kill -0 "$group" 2>/dev/null || break
+done
+((code != 75)) || [[ -z $interrupted ]] || code=130
+exit "$code"
 : <<'# end of the Python part'
 """
 

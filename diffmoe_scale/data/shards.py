@@ -17,6 +17,7 @@ from diffmoe_scale.data.batch import Batch, collate
 from diffmoe_scale.data.index import ShardCatalog, expand_patterns
 from diffmoe_scale.data.order import FixedOrder, ShuffledOrder
 from diffmoe_scale.data.source import SampleSource, ShardFiles
+from diffmoe_scale.data.worker import follow_rank, start_worker_server
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +115,8 @@ class Reader:
 
     def _load(self, chunks: Iterable[range]) -> Iterator[Batch]:
         workers = self.config.workers
+        if workers:
+            start_worker_server()
         loader = DataLoader(
             _Chunks(self.source),
             batch_size=None,
@@ -121,6 +124,7 @@ class Reader:
             num_workers=workers,
             # Neither threads nor a CUDA context survive a plain fork.
             multiprocessing_context="forkserver" if workers else None,
+            worker_init_fn=follow_rank,
             # Its own generator: the loader would draw a seed from the global one.
             generator=torch.Generator(),
         )

@@ -30,7 +30,8 @@ class StopSignals:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        for signum, handler in self._before.items():
+        # When this rank has stopped in good order, the launcher may send more while another is a little behind.
+        for signum, handler in self._before.items() if not isinstance(error, Stopped) else ():
             signal.signal(signum, handler)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:

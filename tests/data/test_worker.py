@@ -1,0 +1,67 @@
+"""Reading processes when their rank gets a signal or is killed."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+from diffmoe_scale.config.model import ModelConfig
+from diffmoe_scale.config.train import DataConfig
+from diffmoe_scale.data.shards import build_reader
+from tests.data.samples import write_shards
+from tests.ranks import run_alone
+
+
+def read(folder: Path, num_batches: int) -> list[int]:
+    """Writes down its own reading processes, sends them and the server that forked them a SIGTERM, and reads on: the sample numbers."""
+    config = DataConfig(train=(str(folder / "*.tar"),), workers=2)
+    reader = build_reader(config, config.train, model=ModelConfig(image_size=4, patch_size=2), seed=0)
+    batches = reader.batches(start_sample=0, dp_rank=0, dp_size=1, global_batch=2, micro_batch=2)
+    next(batches)
+    workers = [child.pid for child in multiprocessing.active_children() if child.pid]
+    (folder / "workers.json").write_text(json.dumps(workers))
+    for process in (*map(parent, workers), *workers):
+        os.kill(process, signal.SIGTERM)
+    return [number for _ in range(num_batches) for number in next(batches).indices_B.tolist()]
+
+
+def read_and_be_killed(folder: Path) -> None:
+    read(folder, 1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def state(process: int) -> list[str]:
+    """State and parent, from /proc."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+
+
+def parent(process: int) -> int:
+    return int(state(process)[1])
+
+
+def is_running(process: int) -> bool:
+    try:
+        return state(process)[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_signal_to_all_processes_of_a_rank_leaves_it_its_data(tmp_path: Path) -> None:
+    write_shards(tmp_path, [60])
+    # More batches than the workers hold ready.
+    assert run_alone(read, tmp_path, 12) == list(range(2, 26))
+
+
+def test_killed_rank_leaves_no_reading_process_behind(tmp_path: Path) -> None:
+    write_shards(tmp_path, [60])
+    rank = multiprocessing.get_context("forkserver").Process(target=read_and_be_killed, args=(tmp_path,))
+    rank.start()
+    rank.join()
+    workers = json.loads((tmp_path / "workers.json").read_text())
+    assert rank.exitcode == -signal.SIGKILL and len(workers) == 2
+    deadline = time.monotonic() + 60
+    while any(map(is_running, workers)):
+        assert time.monotonic() < deadline, "reading processes outlive their rank"
+        time.sleep(0.05)

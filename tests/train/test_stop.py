@@ -1,0 +1,88 @@
+"""Runs that a signal asks to end: how they end, and that they go on as if nothing had happened."""
+
+import os
+import signal
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from diffmoe_scale.checkpoint.manifest import complete_checkpoints
+from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.train import trainer
+from diffmoe_scale.train.reporter import Reporter
+from diffmoe_scale.train.stop import INTERRUPTED, REQUEUE, SIGNALS, Stopped, StopSignals, stop_at_once
+from diffmoe_scale.train.trainer import Training, train
+from tests.ranks import run_on_ranks
+from tests.train.runs import text_settings, tiny_config
+from tests.train.test_trainer import SETTINGS, read_lines
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a run in FOLDER/name; `rank` gets `signum` in the middle of step 6."""
+
+    name: str
+    signum: signal.Signals | None = None
+    rank: int = 0
+
+
+STARTS = [Start("whole")]
+for _name, _signum, _rank in (("term", signal.SIGTERM, 0), ("usr1", signal.SIGUSR1, 1), ("usr2", signal.SIGUSR2, 1), ("int", signal.SIGINT, 1)):
+    STARTS += [Start(_name, _signum, _rank), Start(_name)]
+
+
+def train_starts(context: ParallelContext, folder: Path, common: list[str]) -> list[tuple[int, str]]:
+    """Exit code and reason of each start."""
+    train_step = trainer.train_step
+
+    def step_with_signal(start: Start, run: Training, reporter: Reporter) -> None:
+        if run.step == 6 and start.signum is not None and start.rank == context.rank:
+            os.kill(os.getpid(), start.signum)
+        train_step(run, reporter)
+
+    answers = []
+    for start in STARTS:
+        config = tiny_config([*common, f"run.directory={folder / start.name}"])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trainer, "train_step", partial(step_with_signal, start))
+            try:
+                train(config, context, RunDirectory(folder / start.name))
+                answers.append((0, ""))
+            except Stopped as stop:
+                answers.append((stop.exit_code, str(stop)))
+    return answers
+
+
+def test_signal_to_one_rank_ends_all_with_a_checkpoint_from_which_they_go_on_to_the_bit(tmp_path: Path) -> None:
+    first, second = run_on_ranks(train_starts, 2, tmp_path, [*text_settings(tmp_path), *SETTINGS, "run.steps=8"])
+    assert first == second
+    told = "a signal asked for it; step 6 is saved"
+    assert first == [(0, ""), (REQUEUE, told), (0, ""), (REQUEUE, told), (0, ""), (REQUEUE, told), (0, ""), (INTERRUPTED, told), (0, "")]
+    whole = read_lines(tmp_path / "whole")
+    assert list(whole) == list(range(1, 9))
+    for name in ("term", "usr1", "usr2", "int"):
+        assert read_lines(tmp_path / name) == whole
+        assert [path.name for path in complete_checkpoints(tmp_path / name / "checkpoints")] == ["step_00000006", "step_00000008"]
+
+
+def test_second_interrupt_ends_at_once() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyError), StopSignals() as stop:
+        for signum in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), signum)
+        assert stop.is_requested and stop.is_interrupt
+        with pytest.raises(Stopped) as stopped:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stopped.value.exit_code == INTERRUPTED
+        raise KeyError
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_signal_before_the_first_step_ends_at_once(signum: signal.Signals) -> None:
+    with pytest.raises(Stopped, match=signum.name) as stopped:
+        stop_at_once(signum, None)
+    assert stopped.value.exit_code == (INTERRUPTED if signum == signal.SIGINT else REQUEUE)
