@@ -8,7 +8,8 @@
 #   python launch/pretrain_t2i.sh --config FILE ...       one process
 #
 # Python takes this part for a docstring, and bash takes the Python part for a here-document.
-# A signal (TERM, USR1, USR2, INT) to the bash form makes the ranks on this machine write a checkpoint and end with exit code 75 (130 after INT).
+# A signal (TERM, USR1, USR2, INT) to the bash form makes the ranks write a checkpoint and end; exit code 75, or 130 after INT. Under a host list
+# deepspeed gives them 30 seconds for it, and the exit code is 1.
 # Environment of the bash form:
 #   NPROC             processes on this machine; default: one a GPU, one where there is no GPU
 #   DEEPSPEED_ARGS    further options of deepspeed: '--hostfile launch/hostfile', or '--master_port 29501' for a second run on a machine
@@ -33,8 +34,14 @@ set -m
 group=$!
 set +m
 interrupted=
-# Again and again: ranks that are only starting are still deaf.
-ask() { while kill -USR1 -- "-$group" 2>/dev/null; do sleep 5; done & }
+ask() {
+    if [[ ${DEEPSPEED_ARGS:-} == *--hostfile* ]]; then
+        kill -TERM "$group"  # deepspeed passes this on to the other machines
+    else
+        # Again and again: ranks that are only starting are still deaf.
+        while kill -USR1 -- "-$group" 2>/dev/null; do sleep 5; done &
+    fi
+}
 trap ask TERM USR1 USR2
 trap '[[ -z $interrupted ]] || kill -KILL -- "-$group"; interrupted=yes; ask' INT
 # A trapped signal ends `wait`, not what is waited for.

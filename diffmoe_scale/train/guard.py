@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 NAMED = 5
 REMEMBERED = 20
+# A sample is named beside the worst one if its own loss is so near.
+SUSPICIOUS_SHARE = 0.1
 COUNTERS = ("nonfinite", "spikes", "rollbacks")
 
 
@@ -116,7 +118,8 @@ class Guard:
         mine = sorted(mine, key=lambda pair: -pair[1])[:NAMED] if verdict.is_finite else [pair for pair in mine if math.isinf(pair[1])]
         everyone: list[Any] = [None] * self.context.world_size
         dist.all_gather_object(everyone, mine, group=self.context.control_group)
-        return sorted((pair for of_rank in everyone for pair in of_rank), key=lambda pair: -pair[1])
+        found = sorted((pair for of_rank in everyone for pair in of_rank), key=lambda pair: -pair[1])
+        return [pair for pair in found if pair[1] >= SUSPICIOUS_SHARE * found[0][1]]
 
     def rolled_back(self, state: Mapping[str, Any]) -> None:
         """The run stands at a checkpoint with `state` again. What was counted stays counted."""

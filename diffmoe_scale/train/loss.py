@@ -38,8 +38,13 @@ def denoising_loss(
 
     Noise and time come from (seed, global sample number): the same for every layout of ranks. Samples that failed to
     decode have weight 0 and still count in the mean, so that the loss does not depend on how they fall on ranks.
+
+    A sample whose latents are not finite has a loss and gradients of NaN, which skip the step. The network is given zeros
+    for it: routers refuse NaN, and would spread it over their pool.
     """
     device = latents_BCHW.device
+    is_finite_B = latents_BCHW.isfinite().flatten(1).all(1)
+    latents_BCHW = latents_BCHW.where(is_finite_B[:, None, None, None], 0.0)
     uniform_B, noise_BCHW = sample_noise(seed, batch.indices_B.tolist(), latents_BCHW.shape[1:], device)
     t_B = objective.sample_time(uniform_B)
     x_t_BCHW = objective.add_noise(latents_BCHW, noise_BCHW, t_B)
@@ -47,6 +52,7 @@ def denoising_loss(
     prediction = predict(x_t_BCHW, objective.embedding_time(t_B), condition, selection)
     weight_B = batch.weight_B.to(device)
     loss_B = objective.loss(prediction.value_BCHW, x_t_BCHW, latents_BCHW, noise_BCHW, t_B) * weight_B
+    loss_B = loss_B * torch.where(is_finite_B, 1.0, torch.nan)
     diffusion = loss_B.mean()
     auxiliary = mean_auxiliary_losses(prediction.routings)
     parts = {"loss/diffusion": diffusion.detach()} | {f"loss/{name}": value.detach() for name, value in auxiliary.items()}

@@ -137,8 +137,9 @@ def test_run_goes_back_on_bad_steps_and_on_as_if_their_data_had_never_been(outco
 @pytest.mark.parametrize("name, counts", [("not finite", "2 steps were not finite, 0 had"), ("spikes", "0 steps were not finite, 2 had")])
 def test_log_tells_which_samples_a_rollback_is_for(outcome: Outcome, name: str, counts: str) -> None:
     first, second, back, last = outcome.warnings(name)
-    assert first.startswith("step 7") and outcome.keys[50] in first.split(": ")[1].split(" ")[0]
-    assert second.startswith("step 8") and outcome.keys[57] in second.split(": ")[1].split(" ")[0]
+    for message, step, number in ((first, 7, 50), (second, 8, 57)):
+        named = message.rpartition(": ")[2].split(", ")
+        assert message.startswith(f"step {step}") and len(named) == 1 and named[0].split(" (")[0] == outcome.keys[number]
     assert back == "the last 2 steps to step 8 were bad (defence.bad_steps); back to step 4, on behind sample 64: 32 samples are left out"
     assert last.startswith(f"in this run {counts} a loss spike; 1 rollbacks; samples named last: ")
     assert outcome.keys[50] in last and outcome.keys[57] in last

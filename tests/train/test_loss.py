@@ -73,3 +73,19 @@ def test_tenths_of_the_time_hold_the_sums_and_counts_of_usable_samples() -> None
     parts = loss_of(batch).parts
     np.testing.assert_allclose(parts["time_bin_sum"], sums, rtol=1e-5)
     np.testing.assert_array_equal(parts["time_bin_count"], counts)
+
+
+def test_sample_that_is_not_finite_makes_the_loss_so_and_does_not_reach_the_network() -> None:
+    batch = tiny_batch(0, COUNT, config=tiny_config([]))
+    images_BCHW = batch.images_BCHW.clone()
+    images_BCHW[1, 2, 3, 4], images_BCHW[4, 0, 0, 0] = float("nan"), float("inf")
+    scale = torch.ones((), requires_grad=True)
+
+    def predict(x_BCHW: Tensor, *_: object) -> Prediction:
+        assert x_BCHW.isfinite().all()
+        return Prediction(scale * x_BCHW, [])
+
+    loss = denoising_loss(predict, OBJECTIVE, batch, images_BCHW, seed=3, selection=Selection())
+    loss.total.backward()
+    assert loss.total.isnan() and scale.grad is not None and scale.grad.isnan()
+    assert loss.parts["sample_loss_B"].isnan().tolist() == [False, True, False, False, True, False]
