@@ -42,7 +42,7 @@ DOORS = {
     },
     "transformer_engine": {"moe/transformer_engine"},
     "apex": {"train/optim"},
-    "webdataset": {"data/index"},
+    "webdataset": {"data/index", "data/remote"},
     "sentencepiece": {"encoders/text"},
     "open_clip": {"encoders/text"},
     "diffusers": {"encoders/autoencoder"},

@@ -77,9 +77,8 @@ def describe_config() -> str:
         assert isinstance(kind, type) and dataclasses.is_dataclass(kind)
         meanings = _field_docstrings(kind)
         for field in dataclasses.fields(kind):
-            default = yaml.safe_dump(
-                list(field.default) if isinstance(field.default, tuple) else field.default, default_flow_style=True
-            ).splitlines()[0]
+            value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            default = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True).splitlines()[0]
             lines.append(f"  {section.name}.{field.name}={default}\n      {meanings[field.name]}")
     return "\n".join(lines)
 

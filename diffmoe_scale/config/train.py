@@ -1,17 +1,32 @@
 """Settings of a run: data, optimizer, parallelism, checkpoints, self-defence, sampling, telemetry."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from diffmoe_scale.config.check import require
 
 
 @dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """One of several data sets that are mixed."""
+
+    shards: tuple[str, ...]
+    """WebDataset tar shards, as in `data.train`."""
+    weight: float
+    """Samples of this data set over those of all, times the sum of the weights."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.weight < math.inf, "weight (of an entry of data.train)", self.weight, "above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where samples come from and how they are read."""
 
-    train: tuple[str, ...] = ()
-    """WebDataset tar shards: paths, globs or brace lists."""
+    train: tuple[str | DatasetConfig, ...] = ()
+    """WebDataset tar shards: paths, globs, brace lists, URLs or 'pipe:COMMAND'; or data sets to mix, each {shards: [...], weight: 1}."""
     validation: tuple[str, ...] = ()
     """Shards of the held-out samples; empty switches validation off."""
     shuffle_block: int = 64
@@ -20,6 +35,18 @@ class DataConfig:
     """Reading processes a rank; 0 reads in the training process."""
     index_folder: str = ""
     """Folder for the indexes of shards that lie in a read-only folder; empty keeps those in memory, made anew at each start."""
+    cache_folder: str = ""
+    """Folder on each machine for copies of shards that are URLs; needed for those, and a cache: it may be emptied at any time."""
+    cache_gib: float = 100.0
+    """Disk space of those copies; the ones unused for longest leave first. Holds at least two blocks of `shuffle_block` shards."""
+    fetch_attempts: int = 6
+    """Attempts at copying a shard, 1, 2, 4, ... seconds apart, before its samples count as unusable."""
+    stall_timeout_s: float = 60.0
+    """Seconds without a byte after which such a transfer is broken off."""
+    prefetch: int = 2
+    """Micro-batches that each reading process prepares in advance."""
+    caption_weights: Mapping[str, float] = field(default_factory=lambda: {"txt": 1.0, "caption": 0.0})
+    """How often a caption is drawn from each source: `txt` is the member .txt, other names are fields of the .json; 0: where no other has one."""
     caption_dropout: float = 0.1
     """Probability of training on the empty caption (or null class), for guidance."""
     horizontal_flip: bool = False
@@ -32,6 +59,19 @@ class DataConfig:
     def __post_init__(self) -> None:
         require(self.shuffle_block >= 1, "data.shuffle_block", self.shuffle_block, "at least 1")
         require(self.workers >= 0, "data.workers", self.workers, "0 or more")
+        require(self.prefetch >= 1, "data.prefetch", self.prefetch, "at least 1")
+        require(self.cache_gib > 0, "data.cache_gib", self.cache_gib, "above 0")
+        require(self.fetch_attempts >= 1, "data.fetch_attempts", self.fetch_attempts, "at least 1")
+        require(self.stall_timeout_s > 0, "data.stall_timeout_s", self.stall_timeout_s, "above 0")
+        are_named = [isinstance(entry, DatasetConfig) for entry in self.train]
+        require(all(are_named) or not any(are_named), "data.train", self.train, "patterns alone, or {shards, weight} entries alone")
+        weights = self.caption_weights.values()
+        require(
+            bool(weights) and all(0 <= weight < math.inf for weight in weights),
+            "data.caption_weights",
+            dict(self.caption_weights),
+            "sources with weights of 0 or more",
+        )
         require(0 <= self.caption_dropout < 1, "data.caption_dropout", self.caption_dropout, "in [0, 1)")
         require(0 <= self.max_bad_fraction <= 1, "data.max_bad_fraction", self.max_bad_fraction, "in [0, 1]")
         require(all(0 <= value <= 255 for value in self.background), "data.background", self.background, "three values in 0..255")

@@ -1,16 +1,45 @@
 """What the reader gives to training: one micro-batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+FAILURES = {
+    "read": "bytes that could not be read",
+    "label": "no usable class label",
+    "no_picture": "bytes that are no picture of a kind that is read",
+    "bomb": "more pixels than a photograph has",
+    "float_pixels": "floating-point pixels",
+    "corrupt": "damaged picture",
+}
+"""Kinds of samples that cannot be used, with their meaning."""
+NOTES = {
+    "caption": "no caption, or an empty one",
+    "long_caption": "caption cut: far longer than any text encoder reads",
+    "cmyk": "CMYK, converted",
+    "16_bit": "16 bits a channel, converted",
+    "palette": "palette, converted",
+    "alpha": "transparency, laid over the background colour",
+    "rotated": "turned upright by its EXIF mark",
+    "retry": "transfer of a remote shard tried again",
+}
+"""Kinds of things that are dealt with and do not cost the sample."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that was dealt with: its kind (of NOTES), and whom it concerns."""
+
+    kind: str
+    text: str
+
 
 @dataclass(frozen=True)
 class Failure:
-    """A sample that could not be used: `kind` is `read`, `image` or `label`."""
+    """A sample that could not be used; `kind` is one of FAILURES."""
 
     kind: str
     key: str
@@ -29,6 +58,7 @@ class Sample:
     is_dropped: bool = False
     is_uncaptioned: bool = False
     failure: Failure | None = None
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,6 +83,16 @@ class Batch:
     """Samples of weight 0 that could not be used."""
     uncaptioned: list[str]
     """Keys of samples that have no caption; trained on the empty one."""
+    notes: list[Note] = field(default_factory=list)
+
+    def count_kinds(self) -> Tensor:
+        """float32: how many of each of FAILURES, then of NOTES."""
+        found = [failure.kind for failure in self.failures] + ["caption"] * len(self.uncaptioned) + [note.kind for note in self.notes]
+        return torch.tensor([float(found.count(kind)) for kind in (*FAILURES, *NOTES)])
+
+    def pin_memory(self) -> "Batch":
+        """The same with its images in page-locked memory, which a GPU copies from while it computes. Called by torch's DataLoader."""
+        return replace(self, images_BCHW=self.images_BCHW.pin_memory())
 
 
 def collate(samples: Sequence[Sample], *, image_size: int) -> Batch:
@@ -74,4 +114,5 @@ def collate(samples: Sequence[Sample], *, image_size: int) -> Batch:
         keys=[sample.key for sample in samples],
         failures=[sample.failure for sample in samples if sample.failure],
         uncaptioned=[sample.key for sample in samples if sample.is_uncaptioned],
+        notes=[note for sample in samples for note in sample.notes],
     )

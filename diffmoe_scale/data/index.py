@@ -24,6 +24,7 @@ from webdataset.tariterators import base_plus_ext
 
 from diffmoe_scale.data.archive import Problem, iterate_members
 from diffmoe_scale.data.recent import RecentlyUsed
+from diffmoe_scale.data.remote import RemoteShards, is_url
 
 logger = logging.getLogger(__name__)
 
@@ -72,11 +73,17 @@ class ShardIndex:
 class ShardCatalog:
     """All shards of a data set with the number of samples in each; an index is read when it is needed."""
 
-    def __init__(self, paths: Sequence[Path], *, index_folder: Path | None = None) -> None:
-        """Raises: ValueError if no shard holds a sample, or one cannot be indexed at all."""
+    def __init__(self, paths: Sequence[Path], *, index_folder: Path | None = None, remote: RemoteShards | None = None) -> None:
+        """`remote` knows which of the paths are copies of URLs; the index of one is its sidecar's, else of one pass over it.
+
+        Raises: ValueError if no shard holds a sample, or one cannot be indexed at all; OSError if a URL cannot be read.
+        """
         self.paths = list(paths)
         self.index_folder = index_folder
+        self.remote = remote
         self.counts = [0] * len(paths)
+        self.sizes = [0] * len(paths)
+        """Bytes of each shard."""
         self.problems: Counter[str] = Counter()
         self._recent: RecentlyUsed[int, ShardIndex] = RecentlyUsed(REMEMBERED_INDEXES)
         self._kept: dict[int, ShardIndex] = {}
@@ -95,54 +102,94 @@ class ShardCatalog:
     def index(self, shard: int) -> ShardIndex:
         return self._kept[shard] if shard in self._kept else self._recent.get(shard, self._load)
 
+    def open(self, shard: int) -> int:
+        """A descriptor to read a shard with. Raises: OSError."""
+        if self.remote is not None and self.is_remote(shard):
+            return self.remote.open(self.paths[shard], size=self.sizes[shard])
+        return os.open(self.paths[shard], os.O_RDONLY | os.O_CLOEXEC)
+
+    def is_remote(self, shard: int) -> bool:
+        return self.remote is not None and self.paths[shard] in self.remote.urls
+
     def _register(self, shard: int) -> None:
-        path = self.paths[shard]
-        for place in index_places(path, self.index_folder):
-            header = read_header(place, path)
-            if header is not None:
-                self.counts[shard] = header["samples"]
-                self.problems.update(problem["kind"] for problem in header["problems"])
-                return
-        index = scan_shard(path)
+        header = self._find_header(shard)
+        if header is None and self.remote is not None and self.is_remote(shard):
+            (place,) = self._places(shard)
+            header = self._find_header(shard) if self.remote.fetch_sidecar(self.paths[shard], suffix=INDEX_SUFFIX, place=place) else None
+        if header is not None:
+            self.counts[shard], self.sizes[shard] = header["samples"], header["shard_size"]
+            self.problems.update(problem["kind"] for problem in header["problems"])
+            return
+        index = self._scan(shard)
         self.counts[shard] = len(index)
         self.problems.update(problem.kind for problem in index.problems)
-        if write_index(index, path, self.index_folder) is None:
+        if write_index(index, self.paths[shard], self._places(shard), self._stamp(shard) | {"shard_size": self.sizes[shard]}) is None:
             self._kept[shard] = index
 
-    def _load(self, shard: int) -> ShardIndex:
+    def _scan(self, shard: int) -> ShardIndex:
+        """Scan a shard, and note its size."""
         path = self.paths[shard]
-        for place in index_places(path, self.index_folder):
-            index = read_index(place, path)
+        if self.remote is None or not self.is_remote(shard):
+            self.sizes[shard] = path.stat().st_size
+            return scan_shard(path)
+        descriptor = self.remote.open(path, size=self.sizes[shard] or None)
+        try:
+            self.sizes[shard] = os.fstat(descriptor).st_size
+            return scan_descriptor(descriptor, path)
+        finally:
+            os.close(descriptor)
+
+    def _places(self, shard: int) -> list[Path]:
+        """Files that the index of a shard may be in; of a copy's, one that stays when the copy leaves."""
+        path = self.paths[shard]
+        return [path.parent.parent / f"{path.name}{INDEX_SUFFIX}"] if self.is_remote(shard) else index_places(path, self.index_folder)
+
+    def _stamp(self, shard: int) -> dict[str, int]:
+        """What an index must say to belong to its shard; of a copy, the size is compared when it is opened."""
+        return {"format": FORMAT} if self.is_remote(shard) else stamp_of(self.paths[shard])
+
+    def _find_header(self, shard: int) -> dict[str, Any] | None:
+        return next((header for place in self._places(shard) if (header := read_header(place, self._stamp(shard))) is not None), None)
+
+    def _load(self, shard: int) -> ShardIndex:
+        for place in self._places(shard):
+            index = read_index(place, self._stamp(shard))
             if index is not None and len(index) == self.counts[shard]:
                 return index
         # Its index was removed or the shard was touched since the start: look again, but never go on with other samples.
-        index = scan_shard(path)
+        index = self._scan(shard)
         if len(index) != self.counts[shard]:
             raise RuntimeError(
-                f"shard {path} held {self.counts[shard]} samples when the run started and holds {len(index)} now; shards must not change during a run"
+                f"shard {self.paths[shard]} held {self.counts[shard]} samples when the run started and holds {len(index)} now; "
+                "shards must not change during a run"
             )
         return index
 
 
-def expand_patterns(patterns: Sequence[str]) -> list[Path]:
+def expand_patterns(patterns: Sequence[str], remote: RemoteShards | None = None) -> list[Path]:
     """Shard files of paths, globs and brace lists (webdataset's notation), in the order given and sorted within a glob.
 
-    Raises: ValueError for a pattern without a file, and for what is no local file.
+    URLs are registered with `remote`, and stand as the places of their copies. The braces of a `pipe:` command are webdataset's, too.
+
+    Raises: ValueError for a pattern without a file, and for a URL where there is no `remote`.
     """
     if not patterns:
         raise ValueError("no shards are given; set data.train to tar files, for example [shards/train-*.tar] or ['shards/train-{000..099}.tar']")
     paths: list[Path] = []
     for pattern in patterns:
         for name in expand_urls(pattern):
-            if re.match(r"(pipe|[a-z0-9]{2,}):", name):
-                raise ValueError(f"shard {name!r} is no local file; samples are read by offset, so copy or mount it first")
+            if is_url(name):
+                if remote is None:
+                    raise ValueError(f"shard {name!r} is no local file; set data.cache_folder to a folder for copies (data.cache_gib limits it)")
+                paths.append(remote.add(name))
+                continue
             # A wide glob also matches the indexes that the first start wrote; read as shards they would change the order of samples.
             matches = (match for match in glob.glob(name, recursive=True) if not match.endswith(INDEX_SUFFIX))
             found = sorted(matches) if glob.has_magic(name) else [name]
             if not found:
                 raise ValueError(f"shard pattern {name!r} matches no file (working directory {os.getcwd()})")
             paths += map(Path, found)
-    missing = [str(path) for path in paths if not path.is_file()]
+    missing = [str(path) for path in paths if not path.is_file() and (remote is None or path not in remote.urls)]
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(paths)} shards do not exist or are no files: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
@@ -158,24 +205,29 @@ def scan_shard(path: Path) -> ShardIndex:
 
     Members that follow each other with the same name up to the first dot are one sample, as in webdataset.
     """
-    samples: list[tuple[str, dict[str, Span]]] = []
-    problems = []
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        _refuse_compressed(path, os.pread(descriptor, 8, 0))
-        for item in iterate_members(descriptor):
-            if isinstance(item, Problem):
-                problems.append(item)
-                continue
-            key, suffix = base_plus_ext(item.name)
-            if key is None or META_NAME.match(item.name):
-                continue
-            if not samples or samples[-1][0] != key:
-                samples.append((key, {}))
-            if samples[-1][1].setdefault(suffix.lower(), span := Span(item.offset, item.size)) is not span:
-                problems.append(Problem("member twice", item.name))
+        return scan_descriptor(descriptor, path)
     finally:
         os.close(descriptor)
+
+
+def scan_descriptor(descriptor: int, path: Path) -> ShardIndex:
+    """The same of an open shard; `path` is for messages."""
+    samples: list[tuple[str, dict[str, Span]]] = []
+    problems = []
+    _refuse_compressed(path, os.pread(descriptor, 8, 0))
+    for item in iterate_members(descriptor):
+        if isinstance(item, Problem):
+            problems.append(item)
+            continue
+        key, suffix = base_plus_ext(item.name)
+        if key is None or META_NAME.match(item.name):
+            continue
+        if not samples or samples[-1][0] != key:
+            samples.append((key, {}))
+        if samples[-1][1].setdefault(suffix.lower(), span := Span(item.offset, item.size)) is not span:
+            problems.append(Problem("member twice", item.name))
     problems += [Problem("no image", f"{key} (has {', '.join(sorted(members))})") for key, members in samples if not has_image(members)]
     for problem in problems[:NAMED_PROBLEMS]:
         logger.warning("shard %s: %s: %s", path, problem.kind, problem.name)
@@ -221,20 +273,20 @@ def index_places(path: Path, index_folder: Path | None) -> list[Path]:
     return [beside, index_folder / f"{path.name}.{mark}{INDEX_SUFFIX}"]
 
 
-def _stamp(path: Path) -> dict[str, int]:
+def stamp_of(path: Path) -> dict[str, int]:
     """What an index is compared with to find out that its shard has changed."""
     status = path.stat()
     return {"format": FORMAT, "shard_size": status.st_size, "shard_mtime_ns": status.st_mtime_ns}
 
 
-def write_index(index: ShardIndex, path: Path, index_folder: Path | None) -> Path | None:
+def write_index(index: ShardIndex, path: Path, places: Sequence[Path], stamp: dict[str, int]) -> Path | None:
     """Write an index so that it appears complete or not at all; the place, or None where nothing could be written."""
-    header = _stamp(path) | {"samples": len(index), "suffixes": index.suffixes, "problems": [asdict(problem) for problem in index.problems]}
+    header = stamp | {"samples": len(index), "suffixes": index.suffixes, "problems": [asdict(problem) for problem in index.problems]}
     arrays = {name: getattr(index, name) for name in ("keys", "first_member", "suffix", "offset", "size")}
     buffer = io.BytesIO()
     np.savez(buffer, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
     reasons = []
-    for place in index_places(path, index_folder):
+    for place in places:
         temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -258,7 +310,7 @@ def _respect_mode(folder: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
-def _open_index(place: Path, path: Path) -> Any | None:
+def _open_index(place: Path, stamp: dict[str, int]) -> Any | None:
     """numpy's lazy archive and header of an index that belongs to the shard as it is now, or None."""
     try:
         archive = np.load(place, allow_pickle=False)
@@ -266,18 +318,18 @@ def _open_index(place: Path, path: Path) -> Any | None:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         # Absent or damaged: the scan makes it anew.
         return None
-    return (archive, header) if _stamp(path).items() <= header.items() else None
+    return (archive, header) if stamp.items() <= header.items() else None
 
 
-def read_header(place: Path, path: Path) -> dict[str, Any] | None:
-    """The header of an index file alone, or None if it is absent, damaged or older than its shard."""
-    opened = _open_index(place, path)
+def read_header(place: Path, stamp: dict[str, int]) -> dict[str, Any] | None:
+    """The header of an index file alone, or None if it is absent, damaged or has not that `stamp` (is older than its shard)."""
+    opened = _open_index(place, stamp)
     return None if opened is None else opened[1]
 
 
-def read_index(place: Path, path: Path) -> ShardIndex | None:
-    """The index in a file, or None if it is absent, damaged or older than its shard."""
-    opened = _open_index(place, path)
+def read_index(place: Path, stamp: dict[str, int]) -> ShardIndex | None:
+    """The index in a file, or None if it is absent, damaged or has not that `stamp` (is older than its shard)."""
+    opened = _open_index(place, stamp)
     if opened is None:
         return None
     archive, header = opened

@@ -60,7 +60,7 @@ class ShuffledOrder:
         return plan.shards[block * self.block + shard], row
 
     def _plan(self, epoch: int) -> _Epoch:
-        shards = _permutation(len(self.counts), (self.seed, epoch, 0, 0)).tolist()
+        shards = permutation(len(self.counts), (self.seed, epoch, 0, 0)).tolist()
         sizes = [sum(self.counts[shard] for shard in shards[first : first + self.block]) for first in range(0, len(shards), self.block)]
         return _Epoch(shards=shards, starts=[0, *accumulate(sizes[:-1])])
 
@@ -68,10 +68,11 @@ class ShuffledOrder:
         epoch, block = place
         shards = self._epochs.get(epoch, self._plan).shards[block * self.block : (block + 1) * self.block]
         counts = [self.counts[shard] for shard in shards]
-        return _permutation(sum(counts), (self.seed, epoch, 1, block)), FixedOrder(counts)
+        return permutation(sum(counts), (self.seed, epoch, 1, block)), FixedOrder(counts)
 
 
-def _permutation(length: int, stream: Sequence[int]) -> np.ndarray:
+def permutation(length: int, stream: Sequence[int]) -> np.ndarray:
+    """A shuffle of 0 to length - 1 (uint32), the same for the same numbers in `stream`."""
     # numpy guarantees the bits of a bit generator across versions, but not what Generator.permutation makes of them.
     bits = np.random.Philox(np.random.SeedSequence([number % 2**64 for number in stream])).random_raw(length)
     return np.argsort(bits, kind="stable").astype(np.uint32)

@@ -30,6 +30,12 @@ class RecentlyUsed(Generic[Key, Value]):
         while self.values:
             self._drop_oldest()
 
+    def discard_if(self, is_stale: Callable[[Value], bool]) -> None:
+        for key in [key for key, value in self.values.items() if is_stale(value)]:
+            value = self.values.pop(key)
+            if self.discard is not None:
+                self.discard(value)
+
     def _drop_oldest(self) -> None:
         _, value = self.values.popitem(last=False)
         if self.discard is not None:

@@ -4,7 +4,7 @@ import itertools
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,10 +12,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from diffmoe_scale.config.model import ModelConfig
-from diffmoe_scale.config.train import DataConfig
-from diffmoe_scale.data.batch import Batch, collate
+from diffmoe_scale.config.train import DataConfig, DatasetConfig
+from diffmoe_scale.data.batch import FAILURES, NOTES, Batch, Note, collate
 from diffmoe_scale.data.index import ShardCatalog, expand_patterns
+from diffmoe_scale.data.mixture import MixedOrder
 from diffmoe_scale.data.order import FixedOrder, ShuffledOrder
+from diffmoe_scale.data.remote import RemoteShards
 from diffmoe_scale.data.source import SampleSource, ShardFiles
 from diffmoe_scale.data.worker import follow_rank, start_worker_server
 
@@ -24,14 +26,30 @@ logger = logging.getLogger(__name__)
 LOGGED_FAILURES = 10
 JUDGED_SAMPLES = 200
 CHECKED_SAMPLES = 64
+# A look at some samples must not fetch a data set.
+LOOKED_AT_REMOTE_SHARDS = 4
+WARNED_OF = ("long_caption", "retry")
 
 
-def build_reader(config: DataConfig, patterns: Sequence[str], *, model: ModelConfig, seed: int) -> "Reader":
-    """A reader of the shards that the patterns name; makes missing indexes.
+def build_reader(config: DataConfig, patterns: Sequence[str | DatasetConfig], *, model: ModelConfig, seed: int) -> "Reader":
+    """A reader of the shards that the patterns name, or of data sets by weight; makes missing indexes.
 
-    Raises: ValueError for patterns without a file, shards without a sample, samples without captions (or labels).
+    Raises: ValueError for patterns without a file, shards without a sample, samples without captions (or labels); OSError for
+    a URL that cannot be read and has no index.
     """
-    catalog = ShardCatalog(expand_patterns(patterns), index_folder=Path(config.index_folder) if config.index_folder else None)
+    remote = None
+    if config.cache_folder:
+        limit_bytes = int(config.cache_gib * 2**30)
+        remote = RemoteShards(
+            Path(config.cache_folder), limit_bytes=limit_bytes, attempts=config.fetch_attempts, stall_timeout_s=config.stall_timeout_s
+        )
+    datasets = [entry for entry in patterns if isinstance(entry, DatasetConfig)]
+    shard_groups = [entry.shards for entry in datasets] or [[entry for entry in patterns if isinstance(entry, str)]]
+    groups = [expand_patterns(group, remote) for group in shard_groups]
+    catalog = ShardCatalog(
+        [path for group in groups for path in group], index_folder=Path(config.index_folder) if config.index_folder else None, remote=remote
+    )
+    _check_cache(config, catalog, [len(group) for group in groups])
     num_samples, num_lost = sum(catalog.counts), catalog.problems.total()
     if num_samples + num_lost >= JUDGED_SAMPLES and num_lost > config.max_bad_fraction * (num_samples + num_lost):
         raise ValueError(
@@ -41,31 +59,75 @@ def build_reader(config: DataConfig, patterns: Sequence[str], *, model: ModelCon
         )
     lost = f"; problems: {dict(catalog.problems)}" if catalog.problems else ""
     logger.info("%d samples in %d shards%s", sum(catalog.counts), len(catalog.paths), lost)
-    reader = Reader(config, catalog, model=model, seed=seed)
+    order: ShuffledOrder | MixedOrder = ShuffledOrder(catalog.counts, seed=seed, block=config.shuffle_block)
+    if datasets:
+        order = MixedOrder(_split(catalog.counts, groups), [entry.weight for entry in datasets], seed=seed, block=config.shuffle_block)
+        for number, (entry, counts) in enumerate(zip(datasets, _split(catalog.counts, groups), strict=True)):
+            logger.info("data set %d: %d samples an epoch, weight %g, %s", number, sum(counts), entry.weight, ", ".join(entry.shards))
+    reader = Reader(config, catalog, model=model, seed=seed, order=order)
     reader.check_conditions()
     return reader
+
+
+def _split(counts: Sequence[int], groups: Sequence[Sequence[Path]]) -> list[Sequence[int]]:
+    ends = list(itertools.accumulate(map(len, groups)))
+    return [counts[end - len(group) : end] for end, group in zip(ends, groups, strict=True)]
+
+
+def _check_cache(config: DataConfig, catalog: ShardCatalog, group_sizes: Sequence[int]) -> None:
+    """Raises: ValueError if the copies of shards that are read together exceed the cache: each sample would fetch a shard anew."""
+    sizes = sorted((size for shard, size in enumerate(catalog.sizes) if catalog.is_remote(shard)), reverse=True)
+    # Two: at the end of a block, shards of the next are opened while others still read this one.
+    together = 2 * sum(min(config.shuffle_block, group) for group in group_sizes)
+    needed_gib = sum(sizes[:together]) / 2**30
+    if needed_gib > config.cache_gib:
+        raise ValueError(
+            f"data.cache_gib is {config.cache_gib:g}, but two blocks of data.shuffle_block ({config.shuffle_block}) remote shards take "
+            f"{needed_gib:.3g} GiB; raise data.cache_gib or lower data.shuffle_block"
+        )
 
 
 class Reader:
     """Global batches of shards: window g of G samples is the same set of samples whoever shares it."""
 
-    def __init__(self, config: DataConfig, catalog: ShardCatalog, *, model: ModelConfig, seed: int) -> None:
+    def __init__(self, config: DataConfig, catalog: ShardCatalog, *, model: ModelConfig, seed: int, order: ShuffledOrder | MixedOrder) -> None:
         self.config = config
+        self.order = order
         self.catalog = catalog
         self.num_samples = sum(catalog.counts)
         """Samples of an epoch."""
         self.read_samples = 0
         """Samples that this rank was given."""
         self.counts: Counter[str] = Counter()
-        """Samples by what was wrong with them: `read`, `image`, `label` (these have weight 0) and `caption` (none there)."""
-        order = ShuffledOrder(catalog.counts, seed=seed, block=config.shuffle_block)
+        """Samples by what was wrong with them (FAILURES, these have weight 0) or was dealt with (NOTES)."""
         self.source = SampleSource(config=config, model=model, seed=seed, catalog=catalog, files=ShardFiles(catalog), order=order, is_augmented=True)
         self.fixed_source = replace(self.source, order=FixedOrder(catalog.counts), is_augmented=False)
 
     @property
     def bad_samples(self) -> int:
         """Samples of weight 0 so far."""
-        return self.counts.total() - self.counts["caption"]
+        return sum(self.counts[kind] for kind in FAILURES)
+
+    def dataset_counts(self, samples: int) -> Mapping[str, float]:
+        """How many of the first `samples` of the run came from each of several data sets."""
+        if not isinstance(self.order, MixedOrder):
+            return {}
+        return {f"data/samples/{number}": float(count) for number, count in enumerate(self.order.consumed(samples))}
+
+    def index_problems(self) -> Mapping[str, float]:
+        """What indexing lost, by kind."""
+        return {f"data/lost/{kind.replace(' ', '_')}": float(count) for kind, count in sorted(self.catalog.problems.items())}
+
+    def places(self, limit: int) -> list[tuple[int, int]]:
+        """Shard and row of at most `limit` samples, spread evenly over all shards, or over a few of those that would have to be fetched."""
+        counts = self.catalog.counts
+        filled = [shard for shard, count in enumerate(counts) if count]
+        if any(self.catalog.is_remote(shard) for shard in filled):
+            number = min(LOOKED_AT_REMOTE_SHARDS, len(filled))
+            filled = [filled[k * len(filled) // number] for k in range(number)]
+        order, total = FixedOrder([counts[shard] for shard in filled]), sum(counts[shard] for shard in filled)
+        found = (order.locate(k * total // min(limit, total)) for k in range(min(limit, total)))
+        return [(filled[place], row) for place, row in found]
 
     def batches(self, *, start_sample: int, dp_rank: int, dp_size: int, global_batch: int, micro_batch: int) -> Iterator[Batch]:
         """Micro-batches of one rank without end, from the global sample number `start_sample` on.
@@ -96,21 +158,21 @@ class Reader:
 
     def check_conditions(self) -> None:
         """Raises: ValueError if none of some samples spread over all shards has a caption (or label)."""
-        model, count = self.source.model, min(CHECKED_SAMPLES, self.num_samples)
-        samples = [self.fixed_source.order.locate(number * self.num_samples // count) for number in range(count)]
+        model, samples = self.source.model, self.places(CHECKED_SAMPLES)
         found: Counter[str] = Counter()
         for shard, row in samples:
             members = self.catalog.index(shard).members(row)
             found.update(members.keys())
-            if ("cls" in members) if model.conditioning == "class" else self.source.files.captions(shard, members):
+            if ("cls" in members) if model.conditioning == "class" else self.source.files.captions(shard, members, self.config.caption_weights):
                 return
         expected = (
             ".cls (model.conditioning is 'class')"
             if model.conditioning == "class"
-            else ".txt, or .json with \"caption\" (model.conditioning is 'text')"
+            else f".txt, or .json with a caption (data.caption_weights asks for {', '.join(self.config.caption_weights)})"
         )
         raise ValueError(
-            f"none of {count} samples that were looked at in {len(self.catalog.paths)} shards has a member {expected}; members found: {dict(found)}"
+            f"none of {len(samples)} samples that were looked at in {len(self.catalog.paths)} shards has a member {expected}; "
+            f"members found: {dict(found)}"
         )
 
     def _load(self, chunks: Iterable[range]) -> Iterator[Batch]:
@@ -122,6 +184,8 @@ class Reader:
             batch_size=None,
             sampler=chunks,
             num_workers=workers,
+            prefetch_factor=self.config.prefetch if workers else None,
+            pin_memory=torch.cuda.is_available(),
             # Neither threads nor a CUDA context survive a plain fork.
             multiprocessing_context="forkserver" if workers else None,
             worker_init_fn=follow_rank,
@@ -135,9 +199,11 @@ class Reader:
         for batch in batches:
             self.read_samples += len(batch.keys)
             for failure in batch.failures:
-                self._count(failure.kind, f"{failure.key}: {failure.reason}; its slot has weight 0")
+                self._count(failure.kind, f"sample {failure.key}: {failure.reason}; its slot has weight 0")
             for key in batch.uncaptioned:
-                self._count("caption", f"{key}: no caption; trained on the empty one")
+                self._count("caption", f"sample {key}: no caption; trained on the empty one")
+            for note in batch.notes:
+                self._count(note.kind, f"{NOTES[note.kind]}: {note.text}", level=logging.WARNING if note.kind in WARNED_OF else logging.INFO)
             if self.read_samples >= JUDGED_SAMPLES and self.bad_samples > self.config.max_bad_fraction * self.read_samples:
                 raise RuntimeError(
                     f"{self.bad_samples} of {self.read_samples} samples cannot be used ({dict(self.counts)}), "
@@ -145,10 +211,10 @@ class Reader:
                 )
             yield batch
 
-    def _count(self, kind: str, sentence: str) -> None:
+    def _count(self, kind: str, sentence: str, level: int = logging.WARNING) -> None:
         self.counts[kind] += 1
         if self.counts[kind] <= LOGGED_FAILURES:
-            logger.warning("sample %s%s", sentence, "; more of this kind are only counted" if self.counts[kind] == LOGGED_FAILURES else "")
+            logger.log(level, "%s%s", sentence, "; more of this kind are only counted" if self.counts[kind] == LOGGED_FAILURES else "")
 
 
 @dataclass(frozen=True)
@@ -158,12 +224,16 @@ class _Chunks(Dataset[Batch]):
     source: SampleSource
 
     def __getitem__(self, numbers: range) -> Batch:
-        return collate([self.source.load(number) for number in numbers], image_size=self.source.model.image_size)
+        batch = collate([self.source.load(number) for number in numbers], image_size=self.source.model.image_size)
+        remote = self.source.catalog.remote
+        if remote is None:
+            return batch
+        retried, remote.retried = remote.retried, []
+        return replace(batch, notes=batch.notes + [Note("retry", text) for text in retried])
 
 
 def iterate_captions(reader: Reader, limit: int) -> Iterator[str]:
-    """The captions of at most `limit` samples, spread evenly over all shards; no image is read."""
-    files, count = reader.source.files, min(limit, reader.num_samples)
-    for number in range(count):
-        shard, row = reader.fixed_source.order.locate(number * reader.num_samples // count)
-        yield from files.captions(shard, reader.catalog.index(shard).members(row))
+    """The captions of at most `limit` samples (Reader.places); no image is read."""
+    for shard, row in reader.places(limit):
+        members = reader.catalog.index(shard).members(row)
+        yield from (text for text, _ in reader.source.files.captions(shard, members, reader.config.caption_weights))

@@ -2,23 +2,33 @@
 
 import json
 import os
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.train import DataConfig
-from diffmoe_scale.data.batch import Failure, Sample
+from diffmoe_scale.data.batch import Failure, Note, Sample
 from diffmoe_scale.data.index import IMAGE_SUFFIXES, ShardCatalog, Span
 from diffmoe_scale.data.order import Order, sample_draws
 from diffmoe_scale.data.recent import RecentlyUsed
-from diffmoe_scale.data.transforms import decode_image
+from diffmoe_scale.data.transforms import BadPicture, decode_image
 
 OPEN_FILES = 128
+LONGEST_CAPTION = 10_000
 
 
 def caption_texts(found: object) -> list[str]:
     """The captions in a "caption" field: its text, or the texts of its list; blank ones and what is no text are left out."""
     texts = found if isinstance(found, list) else [found]
     return [stripped for text in texts if isinstance(text, str) and (stripped := text.strip())]
+
+
+def choose(weights: Sequence[float], draw: float) -> int:
+    """The number of the weight that a draw in [0, 1) falls into."""
+    ends = list(accumulate(weights))
+    return min(bisect_right(ends, draw * ends[-1]), len(weights) - 1)
 
 
 class ShardFiles:
@@ -36,21 +46,36 @@ class ShardFiles:
             raise OSError(f"{len(data)} of {span.size} bytes at {span.offset}: the shard was cut off after it was indexed")
         return data
 
-    def captions(self, shard: int, members: dict[str, Span]) -> list[str]:
-        """The captions of a sample: its `.txt`, else "caption" (text or list of texts) of its `.json`; [] where there is none."""
-        found: object = []
-        if "txt" in members:
-            found = self.read(shard, members["txt"]).decode("utf-8", "replace")
-        elif "json" in members:
+    def captions(self, shard: int, members: dict[str, Span], weights: Mapping[str, float]) -> list[tuple[str, float]]:
+        """Captions with the weights that they are drawn by: the texts of a source share its weight in data.caption_weights.
+
+        A source is the `.txt`, or a field of the `.json` with a text or a list of texts.
+        """
+        drawn, fallback = ([name for name, weight in weights.items() if (weight > 0) == is_drawn] for is_drawn in (True, False))
+        found = self._texts(shard, members, drawn)
+        if found:
+            return [(text, weights[name] / len(texts)) for name, texts in found.items() for text in texts]
+        # Read only here: most samples do without them.
+        return [(text, 1.0) for texts in self._texts(shard, members, fallback).values() for text in texts]
+
+    def _texts(self, shard: int, members: dict[str, Span], names: list[str]) -> dict[str, list[str]]:
+        """The captions of each source that has any."""
+        record: object = None
+        if "json" in members and names not in ([], ["txt"]):
             try:
                 record = json.loads(self.read(shard, members["json"]))
             except (ValueError, RecursionError):
                 record = None
-            found = record.get("caption") if isinstance(record, dict) else None
-        return caption_texts(found)
+        found: dict[str, object] = {name: record.get(name) for name in names} if isinstance(record, dict) else {}
+        if "txt" in names:
+            found["txt"] = self.read(shard, members["txt"]).decode("utf-8", "replace") if "txt" in members else None
+        return {name: texts for name, value in found.items() if (texts := caption_texts(value))}
 
     def _open(self, shard: int) -> int:
-        return os.open(self.catalog.paths[shard], os.O_RDONLY | os.O_CLOEXEC)
+        if self.catalog.is_remote(shard):
+            # A removed copy takes its disk space until nobody has it open.
+            self._descriptors.discard_if(lambda descriptor: os.fstat(descriptor).st_nlink == 0)
+        return self.catalog.open(shard)
 
 
 @dataclass(frozen=True)
@@ -85,22 +110,32 @@ class SampleSource:
         image_suffix = next(suffix for suffix in IMAGE_SUFFIXES if suffix in members)
         try:
             data = self.files.read(shard, members[image_suffix])
-            captions = self.files.captions(shard, members) if self.model.conditioning == "text" else []
+            is_text = self.model.conditioning == "text"
+            captions = self.files.captions(shard, members, self.config.caption_weights) if is_text else []
             label = self._label(shard, members) if self.model.conditioning == "class" else -1
         except OSError as error:
             return self._failed(index, key, "read", error)
         except ValueError as error:
             return self._failed(index, key, "label", error)
+        oddities: set[str] = set()
         try:
-            image_HWC = decode_image(data, image_size=self.model.image_size, background=self.config.background, is_flipped=is_flipped)
+            image_HWC = decode_image(
+                data, image_size=self.model.image_size, background=self.config.background, is_flipped=is_flipped, oddities=oddities
+            )
+        except BadPicture as error:
+            return self._failed(index, key, error.kind, error)
         except Exception as error:
             # Pillow raises a dozen types for broken data, among them SyntaxError and struct.error.
-            return self._failed(index, key, "image", error)
+            return self._failed(index, key, "corrupt", error)
+        notes = tuple(Note(kind, key) for kind in sorted(oddities))
         if self.model.conditioning == "class":
-            return Sample(index, key, image_HWC, label=self.model.num_classes if is_dropped else label, is_dropped=is_dropped)
+            return Sample(index, key, image_HWC, label=self.model.num_classes if is_dropped else label, is_dropped=is_dropped, notes=notes)
         if is_dropped or not captions:
-            return Sample(index, key, image_HWC, is_dropped=True, is_uncaptioned=not captions)
-        return Sample(index, key, image_HWC, caption=captions[int(draws.caption * len(captions)) if self.is_augmented else 0])
+            return Sample(index, key, image_HWC, is_dropped=True, is_uncaptioned=not captions, notes=notes)
+        caption, _ = captions[choose([weight for _, weight in captions], draws.caption) if self.is_augmented else 0]
+        if len(caption) > LONGEST_CAPTION:
+            caption, notes = caption[:LONGEST_CAPTION], (*notes, Note("long_caption", f"{key}: {len(caption)} characters, cut to {LONGEST_CAPTION}"))
+        return Sample(index, key, image_HWC, caption=caption, notes=notes)
 
     def _label(self, shard: int, members: dict[str, Span]) -> int:
         if "cls" not in members:

@@ -4,7 +4,7 @@ import contextlib
 import io
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 # Pillow's other formats start programs (EPS) or are no photographs.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
@@ -13,19 +13,29 @@ MAX_PIXELS = 89_000_000
 RGB = tuple[int, int, int]
 
 
-def decode_image(data: bytes, *, image_size: int, background: RGB, is_flipped: bool = False) -> np.ndarray:
+class BadPicture(ValueError):
+    """A picture that is not read; `kind` says why, as in batch.FAILURES."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def decode_image(data: bytes, *, image_size: int, background: RGB, is_flipped: bool = False, oddities: set[str] | None = None) -> np.ndarray:
     """A picture as uint8 [H, W, 3]: upright, transparency over `background`, shorter side to `image_size`, centre kept.
 
-    Raises: whatever Pillow raises for broken data; ValueError for too many pixels or an unknown number format.
+    `oddities` is filled with what had to be converted (kinds of batch.NOTES).
+
+    Raises: whatever Pillow raises for broken data; BadPicture for other data, too many pixels or an unknown number format.
     """
-    image = flatten(open_image(data, draft_size=2 * image_size), background)
+    image = flatten(open_image(data, draft_size=2 * image_size, oddities=oddities), background)
     if image.size != (image_size, image_size):
         image = image.resize((image_size, image_size), Image.Resampling.LANCZOS, box=_centre_square(*image.size), reducing_gap=3.0)
     pixels = np.asarray(image)
     return pixels[:, ::-1] if is_flipped else pixels
 
 
-def open_image(data: bytes, *, draft_size: int | None = None) -> Image.Image:
+def open_image(data: bytes, *, draft_size: int | None = None, oddities: set[str] | None = None) -> Image.Image:
     """A decoded, upright picture in mode RGB or RGBA, 8 bits a channel.
 
     `draft_size` lets the JPEG decoder shrink by a power of two while both sides keep that length: several times faster.
@@ -34,13 +44,27 @@ def open_image(data: bytes, *, draft_size: int | None = None) -> Image.Image:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         # Pillow's message names the address of the buffer.
-        raise ValueError(f"{len(data)} bytes that begin with {data[:8]!r} are no picture of a kind that is read ({', '.join(FORMATS)})") from error
+        message = f"{len(data)} bytes that begin with {data[:8]!r} are no picture of a kind that is read ({', '.join(FORMATS)})"
+        raise BadPicture("no_picture", message) from error
+    except Image.DecompressionBombError as error:
+        # Pillow's own limit is twice ours; it raises before the size can be compared.
+        raise BadPicture("bomb", str(error)) from error
     if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels; expected at most {MAX_PIXELS}")
+        raise BadPicture("bomb", f"{image.width} x {image.height} pixels; expected at most {MAX_PIXELS}")
     if draft_size is not None:
         image.draft(None, (draft_size, draft_size))
     image.load()
+    if oddities is not None:
+        oddities |= _oddities(image)
     return _to_8_bit(_upright(image))
+
+
+def _oddities(image: Image.Image) -> set[str]:
+    found = {"palette": image.mode in ("P", "PA"), "cmyk": image.mode == "CMYK", "16_bit": image.mode == "I" or image.mode.startswith("I;16")}
+    found["alpha"] = image.has_transparency_data
+    with contextlib.suppress(Exception):  # as in _upright
+        found["rotated"] = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    return {kind for kind, is_there in found.items() if is_there}
 
 
 def flatten(image: Image.Image, background: RGB) -> Image.Image:
@@ -66,7 +90,7 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
         # convert() would clip 16 bits at 255: nearly all white.
         return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ValueError("the picture has floating-point pixels of unknown range; expected 8 or 16 bits")
+        raise BadPicture("float_pixels", "the picture has floating-point pixels of unknown range; expected 8 or 16 bits")
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 

@@ -19,6 +19,7 @@ from diffmoe_scale.checkpoint.manifest import complete_checkpoints
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
+from diffmoe_scale.data.batch import FAILURES, NOTES
 from diffmoe_scale.evaluation.page import Markup, bar, element, facts, figure, fold, join, missing, page, table
 from diffmoe_scale.telemetry.metrics import read_metrics
 from diffmoe_scale.telemetry.plots import plot_capacity, plot_load_by_layer, plot_load_by_time, plot_training
@@ -277,13 +278,16 @@ def _training_load(records: Sequence[Record]) -> Markup:
 
 
 def _troubles(records: Sequence[Record], config: Config | None, directory: RunDirectory) -> Markup:
-    """Samples that failed to decode, and the last warnings of the log."""
+    """What was wrong with samples, by kind, and the last warnings of the log."""
     num_bad = sum(record.get("data/bad_samples", 0) for record in records)
     seen = records[-1]["samples"] if records else 0
     limit = f"; the run would stop above {100 * config.data.max_bad_fraction:g} %" if config else ""
     parts = [element("h2", "Bad samples and warnings")]
     if seen:
-        parts.append(element("p", f"{num_bad:,.0f} of {seen:,} samples failed to decode ({100 * num_bad / seen:.2g} %){limit}."))
+        parts.append(element("p", f"{num_bad:,.0f} of {seen:,} samples could not be used ({100 * num_bad / seen:.2g} %){limit}."))
+    kinds = _kinds_of_trouble(records)
+    if kinds:
+        parts.append(table(kinds, header=["kind", "", "count"], numbers=(2,)))
     lines = directory.log.read_text(encoding="utf-8", errors="replace").splitlines() if directory.log.is_file() else []
     warnings = [line for line in lines if line.split(" ", 3)[2:3] in (["WARNING"], ["ERROR"], ["CRITICAL"])]
     if warnings:
@@ -296,6 +300,18 @@ def _troubles(records: Sequence[Record], config: Config | None, directory: RunDi
     else:
         parts.append(element("p", "No warnings in log.txt." if directory.log.is_file() else "There is no log.txt.", kind="note"))
     return join(parts)
+
+
+def _kinds_of_trouble(records: Sequence[Record]) -> list[tuple[str, str, str]]:
+    """Kind, its meaning and its count: samples of weight 0, what was dealt with, and what indexing lost."""
+    rows = []
+    for prefix, meanings, effect in (("data/bad/", FAILURES, "weight 0"), ("data/note/", NOTES, "dealt with")):
+        for kind, meaning in meanings.items():
+            count = sum(record.get(prefix + kind, 0) for record in records)
+            rows += [(kind, f"{meaning} ({effect})", f"{count:,.0f}")] if count else []
+    # Every start finds the same losses again.
+    lost = {name: value for record in records for name, value in record.items() if name.startswith("data/lost/")}
+    return rows + [(name.removeprefix("data/lost/"), "found in shards when they were indexed", f"{count:,.0f}") for name, count in lost.items()]
 
 
 def _picture(path: Path) -> Markup:

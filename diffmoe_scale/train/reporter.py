@@ -13,7 +13,7 @@ import torch
 from diffmoe_scale.config.load import config_tree
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.data.batch import Batch
+from diffmoe_scale.data.batch import FAILURES, NOTES, Batch
 from diffmoe_scale.moe.capacity import average_capacity
 from diffmoe_scale.moe.layer import MoELayer
 from diffmoe_scale.parallel.context import ParallelContext
@@ -51,6 +51,7 @@ class Reporter:
         """One micro-batch was read after waiting for it."""
         self._meter.add("time/data_s", waited_s * self._accumulation)
         self._meter.add("data/bad_fraction", float((batch.weight_B == 0).float().mean()))
+        self._meter.add("data/kinds", batch.count_kinds() / len(batch.keys))
 
     def add_loss(self, loss: StepLoss) -> None:
         """One micro-batch was computed."""
@@ -103,12 +104,16 @@ class Reporter:
 
     def _finish(self, means: dict[str, MetricValue], *, steps: int) -> dict[str, MetricValue]:
         """The line of a log step from the means since the last."""
-        by_time = means.pop("loss/by_time")
-        bad_fraction, skipped, bad, step_s = (means.pop(name) for name in ("data/bad_fraction", "optimizer/skipped", "defence/bad", "time/step_s"))
-        assert isinstance(by_time, list) and isinstance(bad_fraction, float) and isinstance(skipped, float)
-        assert isinstance(bad, float) and isinstance(step_s, float)
+        by_time, bad_fraction, kinds, skipped, bad, step_s = (
+            means.pop(name) for name in ("loss/by_time", "data/bad_fraction", "data/kinds", "optimizer/skipped", "defence/bad", "time/step_s")
+        )
+        assert isinstance(by_time, list) and isinstance(kinds, list) and isinstance(bad_fraction, float)
+        assert isinstance(skipped, float) and isinstance(bad, float) and isinstance(step_s, float)
         metrics: dict[str, MetricValue] = means | self._extra
         metrics |= {f"loss/by_time/{decile}": value for decile, value in enumerate(by_time) if not math.isnan(value)}
+        names = [f"data/bad/{kind}" for kind in FAILURES] + [f"data/note/{kind}" for kind in NOTES]
+        counts = (float(round(share * steps * self.config.run.global_batch)) for share in kinds)
+        metrics |= {name: count for name, count in zip(names, counts, strict=True) if count}
         for layer in self.moe_layers:
             if self.config.moe.router == "diffmoe":
                 metrics[f"moe/threshold/{layer.layer_index}"] = layer.router.predictor.threshold().tolist()

@@ -75,6 +75,7 @@ def train(config: Config, context: ParallelContext, directory: RunDirectory) -> 
             engine=engine,
             store=store,
             validation=Validation(config, context, directory, pipeline, reader),
+            reader=reader,
             batches=batches,
             guard=guard,
             stop=stop,
@@ -102,6 +103,7 @@ class Training:
     engine: Engine
     store: CheckpointStore
     validation: Validation
+    reader: Reader
     batches: Iterator[Batch]
     guard: Guard
     stop: StopSignals
@@ -116,10 +118,12 @@ def train_on(run: Training) -> None:
     """
     config, is_save_due = run.config, False
     with Reporter(config, run.context, run.directory, moe_layers=run.pipeline.denoiser.moe_layers(), start_step=run.step) as reporter:
+        reporter.add(run.reader.index_problems())
         while run.step < config.run.steps:
             run.step += 1
             train_step(run, reporter)
             run.samples += config.run.global_batch
+            reporter.add(run.reader.dataset_counts(run.samples))
             if _is_due(run.step, config.telemetry.validate_every, config):
                 with run.engine.averaged_weights():
                     reporter.add(run.validation.loss())
@@ -157,7 +161,7 @@ def train_step(run: Training, reporter: Reporter) -> None:
         waiting_since = time.monotonic()
         batch = next(run.batches)
         reporter.add_batch(batch, waited_s=time.monotonic() - waiting_since)
-        latents_BCHW = run.pipeline.autoencoder.encode(batch.images_BCHW.to(context.device))
+        latents_BCHW = run.pipeline.autoencoder.encode(batch.images_BCHW.to(context.device, non_blocking=True))
         selection = Selection(rule="train", step=run.step)
         loss = denoising_loss(engine, run.pipeline.objective, batch, latents_BCHW, seed=config.run.seed, selection=selection)
         engine.backward(loss.total)

@@ -10,7 +10,7 @@ import webdataset
 
 from diffmoe_scale.data import index as index_module
 from diffmoe_scale.data.archive import Problem
-from diffmoe_scale.data.index import INDEX_SUFFIX, ShardCatalog, expand_patterns, read_index, scan_shard
+from diffmoe_scale.data.index import INDEX_SUFFIX, ShardCatalog, expand_patterns, read_index, scan_shard, stamp_of
 from tests.data.samples import header_offset, make_sample, overwrite, write_shard, write_shards
 
 
@@ -100,7 +100,7 @@ def test_a_damaged_index_is_made_anew(tmp_path: Path, damage: bytes) -> None:
     ShardCatalog(paths)
     _beside(paths[0]).write_bytes(damage)
     catalog = ShardCatalog(paths)
-    assert catalog.counts == [4] and catalog.index(0).key(3) == "0_3" and read_index(_beside(paths[0]), paths[0]) is not None
+    assert catalog.counts == [4] and catalog.index(0).key(3) == "0_3" and read_index(_beside(paths[0]), stamp_of(paths[0])) is not None
 
 
 def test_a_cut_index_is_made_anew(tmp_path: Path) -> None:
@@ -203,8 +203,8 @@ def test_a_wide_glob_does_not_take_indexes_for_shards(tmp_path: Path) -> None:
         (["{folder}/none-*.tar"], "none-\\*.tar' matches no file"),
         (["{folder}/shard-00{0..2}.tar"], "2 of 3 shards do not exist.*shard-001.tar.*shard-002.tar"),
         (["{folder}"], "1 of 1 shards do not exist or are no files"),
-        (["pipe:cat a.tar"], "is no local file"),
-        (["https://example.org/a.tar"], "is no local file"),
+        (["pipe:cat a.tar"], "is no local file; set data.cache_folder"),
+        (["https://example.org/a.tar"], "is no local file; set data.cache_folder"),
     ],
 )
 def test_patterns_without_a_file_are_errors(tmp_path: Path, patterns: list[str], message: str) -> None:

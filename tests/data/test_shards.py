@@ -120,14 +120,14 @@ def test_a_corrupt_image_is_skipped_counted_and_logged(tmp_path: Path, caplog: p
     batches = _batches(reader, 20)
     weights = {key: weight for batch in batches for key, weight in zip(batch.keys, batch.weight_B.tolist(), strict=True)}
     assert weights == {key: float(key != "shard-001.tar/1_3") for key in all_keys([20, 20])}
-    assert reader.counts == {"image": 1} and reader.bad_samples == 1 and reader.read_samples == 40
+    assert reader.counts == {"no_picture": 1} and reader.bad_samples == 1 and reader.read_samples == 40
     assert caplog.text.count("shard-001.tar/1_3") == 1 and "its slot has weight 0" in caplog.text
 
 
 def test_of_many_failures_the_first_are_logged_and_all_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     reader = _reader(tmp_path, [60], replaced={f"0_{row}": BROKEN for row in range(40)}, max_bad_fraction=1.0)
     _batches(reader, 30)
-    assert reader.counts["image"] == 40 and len(caplog.records) == LOGGED_FAILURES
+    assert reader.counts["no_picture"] == 40 and len(caplog.records) == LOGGED_FAILURES
     assert "more of this kind are only counted" in caplog.records[-1].message
 
 

@@ -46,7 +46,7 @@ def test_a_corrupt_image_is_a_failure_with_its_key(tmp_path: Path) -> None:
     source = _source(tmp_path, [3], replaced={"0_1": {"jpg": b"\xff\xd8\xff broken", "txt": b"caption"}})
     failed = source.load(1)
     assert failed.image_HWC is None and failed.is_dropped and failed.caption == ""
-    assert failed.failure is not None and (failed.failure.kind, failed.failure.key) == ("image", "shard-000.tar/0_1")
+    assert failed.failure is not None and (failed.failure.kind, failed.failure.key) == ("no_picture", "shard-000.tar/0_1")
     assert [source.load(number).failure for number in (0, 2)] == [None, None]
 
 
@@ -97,7 +97,8 @@ def test_a_shard_removed_during_a_run_gives_read_failures(tmp_path: Path, was_re
 def test_captions_come_from_txt_and_else_from_json(tmp_path: Path, members: Members, expected: list[str]) -> None:
     source = _source(tmp_path, [1], replaced={"0_0": {"png": IMAGE} | members})
     sample = source.load(0)
-    assert source.files.captions(0, source.catalog.index(0).members(0)) == expected
+    captions = source.files.captions(0, source.catalog.index(0).members(0), source.config.caption_weights)
+    assert [text for text, _ in captions] == expected
     assert sample.caption == (expected[0] if expected else "") and sample.is_uncaptioned == sample.is_dropped == (not expected)
     assert sample.failure is None and sample.image_HWC is not None
 
