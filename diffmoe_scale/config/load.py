@@ -22,6 +22,8 @@ MODEL_SETTINGS = {
     "diffusion": ("kind", "prediction", "time_scale"),
 }
 """What may change while a model trains is not here: backend, capacity, loss weights, time sampling, ..."""
+UNION_MEMBERS = ("str", "DatasetConfig")
+"""pydantic puts the kinds that a value could have had into its path."""
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -131,7 +133,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 def _sentence(error: Any) -> str:  # pydantic's ErrorDetails
-    path = ".".join(str(part) for part in error["loc"])
+    path = ".".join(str(part) for part in error["loc"] if part not in UNION_MEMBERS)
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "value_error":
         return message  # our own sentences name their path

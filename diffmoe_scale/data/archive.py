@@ -39,6 +39,9 @@ def iterate_members(descriptor: int) -> Iterator[Member | Problem]:
     (no `ustar` mark) cannot be searched, they end there.
     """
     end = os.fstat(descriptor).st_size
+    if end == 0:
+        yield Problem("empty file", "no byte")
+        return
     position = 0
     extension: dict[str, str] = {}
     while position < end:
@@ -48,7 +51,7 @@ def iterate_members(descriptor: int) -> Iterator[Member | Problem]:
             following = _find_header(descriptor, position + 1, end)
             if following is None and not block.strip(b"\0"):
                 return
-            yield Problem("broken header", _describe(block, position))
+            yield Problem("broken header" if position > 0 or following is not None else "not a tar file", _describe(block, position))
             if following is None:
                 return
             position, extension = following, {}

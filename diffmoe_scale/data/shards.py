@@ -44,7 +44,7 @@ def build_reader(config: DataConfig, patterns: Sequence[str | DatasetConfig], *,
             Path(config.cache_folder), limit_bytes=limit_bytes, attempts=config.fetch_attempts, stall_timeout_s=config.stall_timeout_s
         )
     datasets = [entry for entry in patterns if isinstance(entry, DatasetConfig)]
-    shard_groups = [entry.shards for entry in datasets] or [[entry for entry in patterns if isinstance(entry, str)]]
+    shard_groups = [entry.shards for entry in datasets] or [tuple(entry for entry in patterns if isinstance(entry, str))]
     groups = [expand_patterns(group, remote) for group in shard_groups]
     catalog = ShardCatalog(
         [path for group in groups for path in group], index_folder=Path(config.index_folder) if config.index_folder else None, remote=remote

@@ -104,16 +104,16 @@ def test_a_file_cut_off_keeps_what_stands_before(tmp_path: Path, beyond_header: 
     assert members == _without("5.png", "6.png", "7.png") and [found.kind for found in problems][:1] == [problem]
 
 
-def test_a_file_without_a_byte_has_no_end_mark(tmp_path: Path) -> None:
+def test_a_file_without_a_byte_is_an_empty_file(tmp_path: Path) -> None:
     (tmp_path / "a.tar").touch()
     members, problems = _read(tmp_path / "a.tar")
-    assert members == {} and [problem.kind for problem in problems] == ["no end mark"]
+    assert members == {} and [problem.kind for problem in problems] == ["empty file"]
 
 
 def test_a_file_that_is_no_archive_has_one_problem(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"<html>not found</html>" * 100)
     members, problems = _read(tmp_path / "a.tar")
-    assert members == {} and [problem.kind for problem in problems] == ["broken header"]
+    assert members == {} and [problem.kind for problem in problems] == ["not a tar file"]
 
 
 # The folder is shared by the examples; each writes the file anew.

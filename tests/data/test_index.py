@@ -147,7 +147,7 @@ def test_a_shard_without_a_sample_is_named_and_the_others_are_read(tmp_path: Pat
     paths = write_shards(tmp_path, [2, 0, 3])
     (tmp_path / "zero.tar").touch()
     catalog = ShardCatalog([*paths, tmp_path / "zero.tar"])
-    assert catalog.counts == [2, 0, 3, 0] and catalog.problems == {"no end mark": 1}
+    assert catalog.counts == [2, 0, 3, 0] and catalog.problems == {"empty file": 1}
     assert f"shard {paths[1]} holds no sample" in caplog.text and f"shard {tmp_path / 'zero.tar'} holds no sample" in caplog.text
 
 

@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.train import DataConfig
 from diffmoe_scale.data.index import ShardCatalog
 from diffmoe_scale.data.order import FixedOrder
-from diffmoe_scale.data.source import SampleSource, ShardFiles
+from diffmoe_scale.data.source import LONGEST_CAPTION, SampleSource, ShardFiles, choose
 from tests.data.samples import Members, color, encode, header_offset, make_sample, overwrite, write_shards
 
 IMAGE = encode(Image.new("RGB", (4, 4), "red"))
@@ -111,6 +112,36 @@ def test_of_several_captions_each_is_drawn_equally_often(tmp_path: Path) -> None
     drawn = [source.load(number).caption for number in range(900)]
     # Binomial: 300 +- 14; five standard deviations.
     assert all(abs(drawn.count(text) - 300) < 70 for text in texts)
+
+
+def test_captions_are_drawn_by_the_weights_of_their_sources(tmp_path: Path) -> None:
+    record = {"short": "short", "long": ["long one", "long two"], "unused": "unused", "fallback": "fallback"}
+    members = {"png": IMAGE, "txt": b"text", "json": json.dumps(record).encode()}
+    weights = {"txt": 1.0, "short": 1.0, "long": 2.0, "absent": 5.0, "fallback": 0.0}
+    source = _source(tmp_path, [1], replaced={"0_0": members}, is_augmented=True, caption_dropout=0.0, caption_weights=weights)
+    drawn = Counter(source.load(number).caption for number in range(1000))
+    # Binomial: 250 +- 13.7; five standard deviations.
+    assert drawn.keys() == {"text", "short", "long one", "long two"} and all(abs(count - 250) < 69 for count in drawn.values())
+
+
+def test_a_source_of_weight_0_is_read_where_no_other_has_a_caption(tmp_path: Path) -> None:
+    replaced = {"0_0": {"png": IMAGE, "json": b'{"long": "long", "alt": "alt"}'}, "0_1": {"png": IMAGE, "json": b'{"long": " ", "alt": "alt"}'}}
+    source = _source(tmp_path, [2], replaced=replaced, is_augmented=True, caption_dropout=0.0, caption_weights={"long": 1.0, "alt": 0.0})
+    assert [{source.load(number).caption for number in range(row, 100, 2)} for row in (0, 1)] == [{"long"}, {"alt"}]
+
+
+def test_a_draw_falls_into_a_weight() -> None:
+    assert [choose([1.0, 0.0, 3.0], draw) for draw in (0.0, 0.2499, 0.25, 0.9999)] == [0, 0, 2, 2]
+    assert choose([0.1] * 10, 1 - 2**-53) == 9
+
+
+def test_a_caption_of_any_length_and_script_is_read(tmp_path: Path) -> None:
+    text = "\N{CAT}\N{COMBINING ACUTE ACCENT} \u6f22\u5b57 \u0639\u0631\u0628\u064a "
+    replaced = {"0_0": {"png": IMAGE, "txt": text.encode()}, "0_1": {"png": IMAGE, "txt": (text * 10_000).encode()}}
+    source = _source(tmp_path, [2], replaced=replaced)
+    short, long = source.load(0), source.load(1)
+    assert short.caption == text.strip() and short.notes == ()
+    assert long.caption == (text * 10_000)[:LONGEST_CAPTION] and [note.kind for note in long.notes] == ["long_caption"]
 
 
 def test_captions_are_dropped_at_the_configured_rate(tmp_path: Path) -> None:

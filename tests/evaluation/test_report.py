@@ -64,12 +64,17 @@ def write_metrics(directory: Path, *, steps: int, every: int) -> None:
                 "time/data_s": 0.005,
                 "memory/peak_gib": 1.25,
                 "data/bad_samples": float(step == 10 * every),
+                "data/lost/broken_header": 3.0,
             }
             metrics |= {
                 f"loss/by_time/{decile}": float(0.1 + 0.05 * decile + np.exp(-step / 250) + generator.normal(0, 0.02)) for decile in range(10)
             }
             metrics |= {f"moe/threshold/{layer}": [0.3 * (1 - np.exp(-step / 150)) + 0.01 * layer] * EXPERTS for layer in LAYERS}
             metrics |= {f"moe/load/{layer}": [1.0] * EXPERTS for layer in LAYERS}
+            if step == 10 * every:
+                metrics |= {"data/bad/corrupt": 1.0}
+            if step in (every, 2 * every):
+                metrics |= {"data/note/cmyk": 1000.0}
             if step % (10 * every) == 0:
                 metrics["loss/validation"] = float(0.16 + 0.8 * np.exp(-step / 300))
             writer.write(step, step * 64, metrics)
@@ -139,10 +144,18 @@ def test_report_of_a_whole_run_misses_nothing(full_page: str) -> None:
         "evaluation-counting.png",
         "step_00000400.png",
         "0.92 \N{PLUS-MINUS SIGN} 0.03",
-        "1 of 25,600 samples failed",
+        "1 of 25,600 samples could not be used",
         "num_experts: 8",
     ):
         assert text in full_page
+
+
+def test_report_counts_what_was_wrong_with_samples_by_kind(full_page: str) -> None:
+    rows = [re.sub("<[^>]*>", "|", row) for row in full_page.split("<tr>")]
+    for kind, meaning, count in (("corrupt", "damaged picture (weight 0)", "1"), ("cmyk", "CMYK, converted (dealt with)", "2,000")):
+        assert sum(f"|{kind}||{meaning}||{count}|" in row for row in rows) == 1
+    # Found again at each start, not once more in each line.
+    assert sum("|broken_header||found in shards when they were indexed||3|" in row for row in rows) == 1
 
 
 def test_inlined_grid_is_the_file_itself(full_run: Path, full_page: str) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.data.batch import Failure
 from diffmoe_scale.moe.routing import Routing, load_metrics
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.train.engine import StepResult
@@ -39,7 +40,8 @@ def report(context: ParallelContext, folder: Path, start_step: int = 0) -> None:
             reporter.begin_step()
             for chunk in (0, 1):
                 is_broken = context.rank == 1 and chunk == 1
-                reporter.add_batch(replace(batch, weight_B=torch.tensor([1.0, 0.0])) if is_broken else batch, waited_s=0.25)
+                broken = replace(batch, weight_B=torch.tensor([1.0, 0.0]), failures=[Failure("corrupt", "key", "reason")], uncaptioned=["key"])
+                reporter.add_batch(broken if is_broken else batch, waited_s=0.25)
                 reporter.add_loss(step_loss(1.0 + 2 * context.rank + chunk, decile=chunk))
             is_skipped = step == 2
             reporter.add_step(StepResult(learning_rate=step * 1e-3, gradient_norm=float("inf") if is_skipped else 10.0, is_skipped=is_skipped))
@@ -78,7 +80,9 @@ def test_line_holds_the_loss_of_each_tenth_of_the_time_that_had_samples(lines: d
 
 
 def test_broken_samples_and_skipped_steps_are_counted_since_the_last_line(lines: dict[int, dict[str, Any]]) -> None:
-    assert [line["data/bad_samples"] for line in lines.values()] == [2.0, 1.0, 1.0, 1.0]
+    for name in ("data/bad_samples", "data/bad/corrupt", "data/note/caption"):
+        assert [line[name] for line in lines.values()] == [2.0, 1.0, 1.0, 1.0]
+    assert "data/bad/read" not in lines[2]
     assert [line["optimizer/skipped_steps"] for line in lines.values()] == [1.0, 0.0, 0.0, 0.0]
 
 
