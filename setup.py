@@ -26,6 +26,8 @@ setup(
         "wandb",
         "tensorboard",
         "matplotlib",
+        "pyarrow",
+        "imagehash",
         "numpy",
         "pillow",
         "scipy",

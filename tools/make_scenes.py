@@ -3,16 +3,14 @@
 import argparse
 import io
 import json
-import os
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import webdataset
 from PIL import Image
 from tqdm import tqdm
 
+from diffmoe_scale.data.publish import begin, publish, write_shard
 from diffmoe_scale.data.scenes import Level, Split, draw_scene
 from diffmoe_scale.data.shapes import render
 
@@ -43,51 +41,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_scenes(parsed: argparse.Namespace) -> int:
-    """Write the set unless it is there. The folder appears only when complete, so an interrupted call leaves none."""
+    """Write the set unless it is there. The folder appears only when complete; the same call again goes on where it was stopped."""
     made_with = {name: getattr(parsed, name) for name in ("train", "validation", "level", "resolution", "seed")}
     _check(made_with)
-    output = parsed.output.resolve()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        found = _made_with(output)
-        if found == made_with and not parsed.overwrite:
-            print(f"{parsed.output}: these scenes are there already")
-            return 0
-        if found is None:
-            raise ValueError(f"{parsed.output} exists and holds no scenes; choose another --output")
-        if not parsed.overwrite:
-            raise ValueError(f"{parsed.output} holds scenes made with other arguments ({found}); choose another --output or give --overwrite")
-    unfinished = output.with_name(output.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        counts: dict[Split, int] = {"train": parsed.train, "validation": parsed.validation}
-        for split, count in counts.items():
-            write_split(unfinished, split, count=count, level=parsed.level, resolution=parsed.resolution, seed=parsed.seed)
-        (unfinished / MANIFEST).write_text(json.dumps(made_with, indent=1) + "\n")
-        if output.exists():
-            shutil.rmtree(output)
-        os.rename(unfinished, output)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    folder = begin(parsed.output, manifest=MANIFEST, made_with=made_with, is_overwritten=parsed.overwrite)
+    if folder is None:
+        print(f"{parsed.output}: these scenes are there already")
+        return 0
+    counts: dict[Split, int] = {"train": parsed.train, "validation": parsed.validation}
+    for split, count in counts.items():
+        write_split(folder, split, count=count, level=parsed.level, resolution=parsed.resolution, seed=parsed.seed)
+    publish(parsed.output)
     print(f"{parsed.output}: {parsed.train} training and {parsed.validation} validation samples")
     return 0
 
 
 def write_split(folder: Path, split: Split, *, count: int, level: Level, resolution: int, seed: int) -> None:
-    """Shards of one split, SHARD_SAMPLES a shard; no shard for no samples."""
-    if count == 0:
-        return
-    pattern = str(folder / split).replace("%", "%%") + "-%06d.tar"
-    # mtime: equal arguments give equal bytes.
-    with webdataset.ShardWriter(pattern, maxcount=SHARD_SAMPLES, mtime=0, verbose=0) as writer:
-        for sample in tqdm(
-            _samples(split, count=count, level=level, resolution=resolution, seed=seed), total=count, desc=split, unit="sample", disable=None
-        ):
-            writer.write(sample)
+    """The shards of one split that are not there yet, SHARD_SAMPLES a shard; no shard for no samples."""
+    with tqdm(total=count, desc=split, unit="sample", disable=None) as progress:
+        for number, first in enumerate(range(0, count, SHARD_SAMPLES)):
+            indices = range(first, min(first + SHARD_SAMPLES, count))
+            path = folder / f"{split}-{number:06d}.tar"
+            if not path.is_file():
+                write_shard(path, _samples(split, indices, level=level, resolution=resolution, seed=seed))
+            progress.update(len(indices))
 
 
-def _samples(split: Split, *, count: int, level: Level, resolution: int, seed: int) -> Iterator[dict[str, str | bytes]]:
-    for index in range(count):
+def _samples(split: Split, indices: range, *, level: Level, resolution: int, seed: int) -> Iterator[dict[str, str | bytes]]:
+    for index in indices:
         scene = draw_scene(index, seed=seed, level=level, split=split)
         buffer = io.BytesIO()
         Image.fromarray(render(scene.objects, resolution)).save(buffer, "png", compress_level=6)
@@ -103,15 +84,6 @@ def _check(made_with: dict[str, int]) -> None:
     for name, least in (("train", 1), ("validation", 0), ("resolution", 32), ("seed", 0)):
         if made_with[name] < least:
             raise ValueError(f"--{name} is {made_with[name]}; expected at least {least}")
-
-
-def _made_with(folder: Path) -> dict[str, int] | None:
-    """The arguments of the complete set in a folder, or None."""
-    try:
-        found = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 if __name__ == "__main__":

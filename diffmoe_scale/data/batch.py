@@ -7,6 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffmoe_scale.data.features import CaptionFeatures, FeatureSet, stack_captions, stack_latents
+from diffmoe_scale.encoders.text import TextFeatures
+
 FAILURES = {
     "read": "bytes that could not be read",
     "label": "no usable class label",
@@ -14,6 +17,7 @@ FAILURES = {
     "bomb": "more pixels than a photograph has",
     "float_pixels": "floating-point pixels",
     "corrupt": "damaged picture",
+    "features": "damaged features",
 }
 """Kinds of samples that cannot be used, with their meaning."""
 NOTES = {
@@ -48,7 +52,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Sample:
-    """One slot of a batch before collation; `image_HWC` is uint8 and None exactly when there is a failure."""
+    """One slot of a batch before collation: `image_HWC` (uint8) or, of a set of features, `latents_CHW`; neither when there is a failure."""
 
     index: int
     key: str
@@ -59,14 +63,16 @@ class Sample:
     is_uncaptioned: bool = False
     failure: Failure | None = None
     notes: tuple[Note, ...] = ()
+    latents_CHW: Tensor | None = None
+    text: CaptionFeatures | None = None
 
 
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch of a rank. A failed sample keeps its slot: zero image, no condition, weight 0."""
 
-    images_BCHW: Tensor
-    """float32 in [-1, 1]."""
+    images_BCHW: Tensor | None
+    """float32 in [-1, 1]; None where the shards hold latents."""
     captions: list[str]
     """"" where the caption is dropped, missing, or the run is conditioned on classes."""
     labels_B: Tensor
@@ -83,6 +89,10 @@ class Batch:
     """Samples of weight 0 that could not be used."""
     uncaptioned: list[str]
     """Keys of samples that have no caption; trained on the empty one."""
+    latents_BCHW: Tensor | None = None
+    """bf16, where the shards hold them."""
+    text: TextFeatures | None = None
+    """bf16, where the shards hold the captions' features."""
     notes: list[Note] = field(default_factory=list)
 
     def count_kinds(self) -> Tensor:
@@ -91,28 +101,43 @@ class Batch:
         return torch.tensor([float(found.count(kind)) for kind in (*FAILURES, *NOTES)])
 
     def pin_memory(self) -> "Batch":
-        """The same with its images in page-locked memory, which a GPU copies from while it computes. Called by torch's DataLoader."""
-        return replace(self, images_BCHW=self.images_BCHW.pin_memory())
+        """The same with its pictures or features in page-locked memory, which a GPU copies from while it computes. Called by torch's DataLoader."""
+        pinned = {name: tensor.pin_memory() for name in ("images_BCHW", "latents_BCHW") if (tensor := getattr(self, name)) is not None}
+        text = None if self.text is None else TextFeatures(*(tensor.pin_memory() for tensor in vars(self.text).values()))
+        return replace(self, **pinned, text=text)
 
 
-def collate(samples: Sequence[Sample], *, image_size: int) -> Batch:
-    """One batch of samples whose images are image_size x image_size."""
-    images_BHWC = np.zeros((len(samples), image_size, image_size, 3), dtype=np.uint8)
-    for row, sample in enumerate(samples):
-        if sample.image_HWC is not None:
-            images_BHWC[row] = sample.image_HWC
-    images_BCHW = torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
-    weight_B = torch.tensor([0.0 if sample.failure else 1.0 for sample in samples])
-    images_BCHW[weight_B == 0] = 0
+def collate(samples: Sequence[Sample], *, image_size: int, features: FeatureSet | None = None) -> Batch:
+    """One batch of samples whose images are image_size x image_size, or that come from a set of `features`."""
     return Batch(
-        images_BCHW=images_BCHW,
+        images_BCHW=_stack_images(samples, image_size) if features is None else None,
         captions=[sample.caption for sample in samples],
         labels_B=torch.tensor([sample.label for sample in samples]),
         dropped_B=torch.tensor([sample.is_dropped for sample in samples]),
-        weight_B=weight_B,
+        weight_B=torch.tensor([0.0 if sample.failure else 1.0 for sample in samples]),
         indices_B=torch.tensor([sample.index for sample in samples]),
         keys=[sample.key for sample in samples],
         failures=[sample.failure for sample in samples if sample.failure],
         uncaptioned=[sample.key for sample in samples if sample.is_uncaptioned],
         notes=[note for sample in samples for note in sample.notes],
+        latents_BCHW=None if features is None else stack_latents([sample.latents_CHW for sample in samples], features.source.latent_shape),
+        text=None if features is None or features.empty is None else stack_captions([sample.text or features.empty for sample in samples]),
     )
+
+
+def _stack_images(samples: Sequence[Sample], image_size: int) -> Tensor:
+    images_BHWC = np.zeros((len(samples), image_size, image_size, 3), dtype=np.uint8)
+    for row, sample in enumerate(samples):
+        if sample.image_HWC is not None:
+            images_BHWC[row] = sample.image_HWC
+    images_BCHW = to_unit_range(images_BHWC)
+    for row, sample in enumerate(samples):
+        if sample.image_HWC is None:
+            # Row by row: a mask would be compared with every pixel of the batch.
+            images_BCHW[row] = 0
+    return images_BCHW
+
+
+def to_unit_range(images_BHWC: np.ndarray) -> Tensor:
+    """uint8 pictures as float32 [B, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)

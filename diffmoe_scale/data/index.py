@@ -23,6 +23,7 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from diffmoe_scale.data.archive import Problem, iterate_members
+from diffmoe_scale.data.features import FEATURE_SUFFIX
 from diffmoe_scale.data.recent import RecentlyUsed
 from diffmoe_scale.data.remote import RemoteShards, is_url
 
@@ -239,7 +240,8 @@ def scan_descriptor(descriptor: int, path: Path) -> ShardIndex:
 
 
 def has_image(members: dict[str, Span]) -> bool:
-    return any(suffix in members for suffix in IMAGE_SUFFIXES)
+    """Whether there is a picture, or what an autoencoder made of one."""
+    return any(suffix in members for suffix in (*IMAGE_SUFFIXES, FEATURE_SUFFIX))
 
 
 def _refuse_compressed(path: Path, beginning: bytes) -> None:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.train import DataConfig, DatasetConfig
 from diffmoe_scale.data.batch import FAILURES, NOTES, Batch, Note, collate
+from diffmoe_scale.data.features import FEATURE_SUFFIX, find_feature_set, load_feature_set
 from diffmoe_scale.data.index import ShardCatalog, expand_patterns
 from diffmoe_scale.data.mixture import MixedOrder
 from diffmoe_scale.data.order import FixedOrder, ShuffledOrder
@@ -100,7 +101,8 @@ class Reader:
         """Samples that this rank was given."""
         self.counts: Counter[str] = Counter()
         """Samples by what was wrong with them (FAILURES, these have weight 0) or was dealt with (NOTES)."""
-        self.source = SampleSource(config=config, model=model, seed=seed, catalog=catalog, files=ShardFiles(catalog), order=order, is_augmented=True)
+        source = SampleSource(config=config, model=model, seed=seed, catalog=catalog, files=ShardFiles(catalog), order=order, is_augmented=True)
+        self.source = replace(source, features=find_feature_set(catalog.paths))
         self.fixed_source = replace(self.source, order=FixedOrder(catalog.counts), is_augmented=False)
 
     @property
@@ -152,7 +154,9 @@ class Reader:
         rounds = math.ceil(count / (dp_size * micro_batch))
         for first in range(dp_rank * micro_batch, rounds * dp_size * micro_batch, dp_size * micro_batch):
             numbers = range(first, first + micro_batch)
-            batch = collate([self.fixed_source.load(number % count) for number in numbers], image_size=self.source.model.image_size)
+            batch = collate(
+                [self.fixed_source.load(number % count) for number in numbers], image_size=self.source.model.image_size, features=self.source.features
+            )
             is_counted_B = torch.tensor([number < count for number in numbers])
             yield replace(batch, weight_B=batch.weight_B * is_counted_B)
 
@@ -163,7 +167,10 @@ class Reader:
         for shard, row in samples:
             members = self.catalog.index(shard).members(row)
             found.update(members.keys())
-            if ("cls" in members) if model.conditioning == "class" else self.source.files.captions(shard, members, self.config.caption_weights):
+            if FEATURE_SUFFIX in members and self.source.features is None:
+                load_feature_set(self.catalog.paths[shard].parent)
+            has_text = self.source.has_text_features or self.source.files.captions(shard, members, self.config.caption_weights)
+            if ("cls" in members) if model.conditioning == "class" else has_text:
                 return
         expected = (
             ".cls (model.conditioning is 'class')"
@@ -224,8 +231,9 @@ class _Chunks(Dataset[Batch]):
     source: SampleSource
 
     def __getitem__(self, numbers: range) -> Batch:
-        batch = collate([self.source.load(number) for number in numbers], image_size=self.source.model.image_size)
-        remote = self.source.catalog.remote
+        source = self.source
+        batch = collate([source.load(number) for number in numbers], image_size=source.model.image_size, features=source.features)
+        remote = source.catalog.remote
         if remote is None:
             return batch
         retried, remote.retried = remote.retried, []

@@ -4,12 +4,13 @@ import json
 import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.train import DataConfig
 from diffmoe_scale.data.batch import Failure, Note, Sample
+from diffmoe_scale.data.features import FEATURE_SUFFIX, FeatureSet, unpack_sample
 from diffmoe_scale.data.index import IMAGE_SUFFIXES, ShardCatalog, Span
 from diffmoe_scale.data.order import Order, sample_draws
 from diffmoe_scale.data.recent import RecentlyUsed
@@ -90,6 +91,13 @@ class SampleSource:
     order: Order
     is_augmented: bool
     """Drop captions, choose among several and flip by chance; otherwise none, the first, never."""
+    features: FeatureSet | None = None
+    """What made the shards, where they hold features instead of pictures."""
+
+    @property
+    def has_text_features(self) -> bool:
+        """Captions come as features from the shards, and no text is read."""
+        return self.features is not None and self.features.empty is not None
 
     def load(self, index: int) -> Sample:
         """Sample number `index`; one that cannot be used comes back with its failure.
@@ -107,35 +115,48 @@ class SampleSource:
         draws = sample_draws(self.seed, index)
         is_dropped = self.is_augmented and draws.dropout < self.config.caption_dropout
         is_flipped = self.is_augmented and self.config.horizontal_flip and draws.flip < 0.5
-        image_suffix = next(suffix for suffix in IMAGE_SUFFIXES if suffix in members)
+        suffix = FEATURE_SUFFIX if self.features else next((suffix for suffix in IMAGE_SUFFIXES if suffix in members), FEATURE_SUFFIX)
         try:
-            data = self.files.read(shard, members[image_suffix])
-            is_text = self.model.conditioning == "text"
-            captions = self.files.captions(shard, members, self.config.caption_weights) if is_text else []
+            data = self.files.read(shard, members[suffix])
+            is_read = self.model.conditioning == "text" and not self.has_text_features
+            captions = self.files.captions(shard, members, self.config.caption_weights) if is_read else []
             label = self._label(shard, members) if self.model.conditioning == "class" else -1
         except OSError as error:
             return self._failed(index, key, "read", error)
         except ValueError as error:
             return self._failed(index, key, "label", error)
         oddities: set[str] = set()
+        image_HWC = latents_CHW = None
+        weights, stored = [weight for _, weight in captions], None
         try:
-            image_HWC = decode_image(
-                data, image_size=self.model.image_size, background=self.config.background, is_flipped=is_flipped, oddities=oddities
-            )
+            if self.features is None:
+                image_HWC = decode_image(
+                    data, image_size=self.model.image_size, background=self.config.background, is_flipped=is_flipped, oddities=oddities
+                )
+            else:
+                found = unpack_sample(data, self.features.source)
+                latents_CHW = found.latents_VCHW[int(is_flipped)]
+                if self.has_text_features:
+                    weights, stored = found.caption_weights(), found
         except BadPicture as error:
             return self._failed(index, key, error.kind, error)
         except Exception as error:
-            # Pillow raises a dozen types for broken data, among them SyntaxError and struct.error.
-            return self._failed(index, key, "corrupt", error)
+            # Pillow raises a dozen types for broken data, among them SyntaxError and struct.error; safetensors its own.
+            return self._failed(index, key, "corrupt" if self.features is None else "features", error)
         notes = tuple(Note(kind, key) for kind in sorted(oddities))
+        sample = Sample(index, key, image_HWC, latents_CHW=latents_CHW, notes=notes)
         if self.model.conditioning == "class":
-            return Sample(index, key, image_HWC, label=self.model.num_classes if is_dropped else label, is_dropped=is_dropped, notes=notes)
-        if is_dropped or not captions:
-            return Sample(index, key, image_HWC, is_dropped=True, is_uncaptioned=not captions, notes=notes)
-        caption, _ = captions[choose([weight for _, weight in captions], draws.caption) if self.is_augmented else 0]
+            return replace(sample, label=self.model.num_classes if is_dropped else label, is_dropped=is_dropped)
+        if is_dropped or not weights:
+            return replace(sample, is_dropped=True, is_uncaptioned=not weights)
+        choice = choose(weights, draws.caption) if self.is_augmented else 0
+        if stored is not None:
+            return replace(sample, text=stored.caption(choice))
+        caption = captions[choice][0]
         if len(caption) > LONGEST_CAPTION:
-            caption, notes = caption[:LONGEST_CAPTION], (*notes, Note("long_caption", f"{key}: {len(caption)} characters, cut to {LONGEST_CAPTION}"))
-        return Sample(index, key, image_HWC, caption=caption, notes=notes)
+            cut = Note("long_caption", f"{key}: {len(caption)} characters, cut to {LONGEST_CAPTION}")
+            return replace(sample, caption=caption[:LONGEST_CAPTION], notes=(*notes, cut))
+        return replace(sample, caption=caption)
 
     def _label(self, shard: int, members: dict[str, Span]) -> int:
         if "cls" not in members:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffmoe_scale.config.check import require
 from diffmoe_scale.config.model import AutoencoderConfig
+from diffmoe_scale.encoders.fingerprint import fingerprint
 
 
 class Autoencoder(Protocol):
@@ -23,6 +24,10 @@ class Autoencoder(Protocol):
     def encode(self, images_BCHW: Tensor) -> Tensor: ...
 
     def decode(self, latents_BCHW: Tensor) -> Tensor: ...
+
+    def fingerprint(self) -> str:
+        """Equal for autoencoders that give equal latents."""
+        ...
 
 
 class Pixels:
@@ -36,6 +41,9 @@ class Pixels:
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         return latents_BCHW
+
+    def fingerprint(self) -> str:
+        return "pixels"
 
 
 class KL:
@@ -66,6 +74,9 @@ class KL:
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         images_BCHW: Tensor = self.model.decode(latents_BCHW / self._scale_C11 + self._shift_C11).sample
         return images_BCHW
+
+    def fingerprint(self) -> str:
+        return fingerprint(self.model, self._shift_C11.tolist(), self._scale_C11.tolist())
 
 
 def build_autoencoder(config: AutoencoderConfig, *, device: torch.device) -> Autoencoder:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from diffmoe_scale.config.check import require
 from diffmoe_scale.config.model import TextConfig
+from diffmoe_scale.encoders.fingerprint import fingerprint
 
 # T5's layout of special pieces.
 PAD, END, UNKNOWN = 0, 1, 2
@@ -72,6 +73,10 @@ class TextEncoder(nn.Module, ABC):
     def tokenize(self, captions: list[str]) -> Tensor:
         """Ids on the CPU, int64 [B, L]; an empty caption has no piece, only what the tokenizer adds."""
         return self.tokenizer(captions)
+
+    def fingerprint(self) -> str:
+        """Equal for encoders that give equal features."""
+        return fingerprint(self, type(self).__name__, self.tokenizer.max_tokens)
 
     @abstractmethod
     def forward(self, tokens_BL: Tensor) -> TextFeatures: ...

@@ -111,6 +111,20 @@ def plot_capacity(load_TLE: np.ndarray, layers: Sequence[int], times: Sequence[f
     return _svg(figure)
 
 
+def plot_histograms(panels: Mapping[str, Sequence[float]]) -> str:
+    """A panel for each title, with the numbers below it; panels without numbers are left out."""
+    shown = {title: np.asarray(numbers) for title, numbers in panels.items() if len(numbers)}
+    columns = min(3, max(1, len(shown)))
+    rows = max(1, math.ceil(len(shown) / columns))
+    figure = Figure(figsize=(3.7 * columns, 2.6 * rows), layout="constrained")
+    for place, (title, numbers) in enumerate(shown.items(), start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        axes.hist(numbers, bins=min(40, max(1, len(np.unique(numbers)))), color=COLORS[0])
+        _style(axes)
+        axes.set_title(title, fontsize=10, loc="left", color=INK, fontweight="bold")
+    return _svg(figure)
+
+
 def save_image_grid(images_BCHW: torch.Tensor, captions: Sequence[str], path: Path, columns: int, passed: Sequence[bool] | None = None) -> None:
     """Write images in [-1, 1] with their captions below as one PNG; `passed` marks each as right or wrong.
 

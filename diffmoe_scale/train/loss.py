@@ -9,6 +9,8 @@ from torch import Tensor
 from diffmoe_scale.data.batch import Batch
 from diffmoe_scale.diffusion.noise import sample_noise
 from diffmoe_scale.diffusion.objective import Objective
+from diffmoe_scale.encoders.autoencoder import Autoencoder
+from diffmoe_scale.encoders.text import TextFeatures
 from diffmoe_scale.model.denoiser import Condition
 from diffmoe_scale.model.transformer import Prediction
 from diffmoe_scale.moe.routing import Routing, Selection
@@ -23,6 +25,20 @@ class StepLoss:
     total: Tensor
     parts: dict[str, Tensor]
     routings: list[Routing]
+
+
+def latents_of(batch: Batch, autoencoder: Autoencoder, device: torch.device) -> Tensor:
+    """The batch's latents [B, C, H, W] in fp32, from the shards or of its images."""
+    if batch.images_BCHW is not None:
+        return autoencoder.encode(batch.images_BCHW.to(device))
+    assert batch.latents_BCHW is not None
+    return batch.latents_BCHW.to(device).float()
+
+
+def text_of(batch: Batch, device: torch.device) -> TextFeatures | None:
+    """The captions' features in fp32 where the shards hold them; None leaves encoding to the denoiser."""
+    text = batch.text
+    return None if text is None else TextFeatures(text.tokens_BLT.to(device).float(), text.mask_BL.to(device), text.pooled_BV.to(device).float())
 
 
 def denoising_loss(
@@ -49,7 +65,7 @@ def denoising_loss(
     t_B = objective.sample_time(uniform_B)
     x_t_BCHW = objective.add_noise(latents_BCHW, noise_BCHW, t_B)
     condition = Condition(captions=batch.captions, labels_B=batch.labels_B.to(device), dropped_B=batch.dropped_B.to(device))
-    prediction = predict(x_t_BCHW, objective.embedding_time(t_B), condition, selection)
+    prediction = predict(x_t_BCHW, objective.embedding_time(t_B), condition, selection, text_of(batch, device))
     weight_B = batch.weight_B.to(device)
     loss_B = objective.loss(prediction.value_BCHW, x_t_BCHW, latents_BCHW, noise_BCHW, t_B) * weight_B
     loss_B = loss_B * torch.where(is_finite_B, 1.0, torch.nan)

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -16,6 +16,7 @@ from diffmoe_scale.config.load import dump_config, model_settings
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.batch import Batch
+from diffmoe_scale.data.features import check_features
 from diffmoe_scale.data.shards import Reader, build_reader, iterate_captions
 from diffmoe_scale.encoders.text import TextEncoder, train_tokenizer
 from diffmoe_scale.model.pipeline import Pipeline, build_pipeline
@@ -24,7 +25,7 @@ from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.train.engine import Engine, accumulation_steps
 from diffmoe_scale.train.guard import Guard
-from diffmoe_scale.train.loss import denoising_loss
+from diffmoe_scale.train.loss import denoising_loss, latents_of
 from diffmoe_scale.train.optim import learning_rate
 from diffmoe_scale.train.reporter import Reporter
 from diffmoe_scale.train.stop import Stopped, StopSignals
@@ -57,6 +58,8 @@ def train(config: Config, context: ParallelContext, directory: RunDirectory) -> 
         record_config(config, directory)
     guard = Guard(config.defence, context)
     guard.restore(start.guard)
+    validation = Validation(config, context, directory, pipeline, reader)
+    refuse_other_features([reader, validation.reader], pipeline, config)
     batches = reader.batches(
         start_sample=start.samples,
         dp_rank=context.dp_group.rank(),
@@ -74,7 +77,7 @@ def train(config: Config, context: ParallelContext, directory: RunDirectory) -> 
             pipeline=pipeline,
             engine=engine,
             store=store,
-            validation=Validation(config, context, directory, pipeline, reader),
+            validation=validation,
             reader=reader,
             batches=batches,
             guard=guard,
@@ -161,7 +164,7 @@ def train_step(run: Training, reporter: Reporter) -> None:
         waiting_since = time.monotonic()
         batch = next(run.batches)
         reporter.add_batch(batch, waited_s=time.monotonic() - waiting_since)
-        latents_BCHW = run.pipeline.autoencoder.encode(batch.images_BCHW.to(context.device, non_blocking=True))
+        latents_BCHW = latents_of(batch, run.pipeline.autoencoder, context.device)
         selection = Selection(rule="train", step=run.step)
         loss = denoising_loss(engine, run.pipeline.objective, batch, latents_BCHW, seed=config.run.seed, selection=selection)
         engine.backward(loss.total)
@@ -238,6 +241,20 @@ def warn_of_cut_captions(encoder: TextEncoder, reader: Reader) -> None:
     share = encoder.tokenizer.num_cut / encoder.tokenizer.num_captions
     if share > 0.01:
         logger.warning("%.0f %% of the captions are longer than text.max_tokens (%d) and cut; raise it", 100 * share, encoder.tokenizer.max_tokens)
+
+
+def refuse_other_features(readers: Sequence[Reader | None], pipeline: Pipeline, config: Config) -> None:
+    """Raise ValueError if shards hold features that this run's autoencoder and text encoder would not give."""
+    for features in [reader.source.features for reader in readers if reader is not None]:
+        if features is not None:
+            encoder = pipeline.denoiser.caption_encoder
+            check_features(
+                features.source,
+                autoencoder=pipeline.autoencoder.fingerprint(),
+                text=encoder.fingerprint() if encoder is not None and not encoder.is_trained else "",
+                latent_shape=pipeline.latent_shape,
+                is_flipped=config.data.horizontal_flip,
+            )
 
 
 def record_config(config: Config, directory: RunDirectory) -> None:

@@ -16,7 +16,7 @@ from diffmoe_scale.model.pipeline import Pipeline
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.telemetry.plots import save_image_grid
-from diffmoe_scale.train.loss import denoising_loss
+from diffmoe_scale.train.loss import denoising_loss, latents_of
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Validation:
         )
         total = torch.zeros(2, device=self.context.device)
         for batch in batches:
-            latents_BCHW = self.pipeline.autoencoder.encode(batch.images_BCHW.to(self.context.device))
+            latents_BCHW = latents_of(batch, self.pipeline.autoencoder, self.context.device)
             loss = denoising_loss(
                 self.pipeline.denoiser, self.pipeline.objective, batch, latents_BCHW, seed=self.config.run.seed + 1, selection=Selection(rule="train")
             )

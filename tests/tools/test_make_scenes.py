@@ -52,7 +52,7 @@ def test_training_reads_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_no_samples_make_no_shard(tmp_path: Path) -> None:
     assert _make(tmp_path / "out", validation=0) == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [make_scenes.MANIFEST, "train-000000.tar"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [make_scenes.MANIFEST, "train-000000.tar", "train-000000.tar.index.npz"]
 
 
 def test_a_second_call_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,18 +78,20 @@ def test_equal_arguments_give_equal_bytes(tmp_path: Path) -> None:
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis.txt").write_text("draft")
-    assert _make(tmp_path, options=("--overwrite",)) == 2 and "holds no scenes" in capsys.readouterr().err
+    assert _make(tmp_path, options=("--overwrite",)) == 2 and "holds no scenes.json" in capsys.readouterr().err
     assert (tmp_path / "thesis.txt").read_text() == "draft"
 
 
-def test_an_interrupted_call_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_call_leaves_no_folder_and_is_completed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(make_scenes, "render", interrupted)
     with pytest.raises(KeyboardInterrupt):
         _make(tmp_path / "out")
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    assert _make(tmp_path / "out") == 0 and [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_folder_name_with_a_percent_sign_is_only_a_name(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_an_image_without_a_caption_is_kept_with_an_empty_one(images: Path, tmp_
 def test_captions_can_be_required(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _add(images, "plain.png")
     assert _prepare(images, tmp_path / "out", "--require-captions") == 0
-    assert "plain" not in _read(tmp_path / "out") and "'plain.png': ValueError: no caption" in capsys.readouterr().out
+    assert "plain" not in _read(tmp_path / "out") and "'plain.png': no caption" in capsys.readouterr().out
 
 
 def test_captions_and_what_else_is_known_come_from_json(images: Path, tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_shards_are_replaced_only_when_asked_for(images: Path, tmp_path: Path, c
 def test_a_folder_with_other_things_is_never_replaced(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("draft")
-    assert _prepare(images, tmp_path / "out", "--overwrite") == 2 and "holds no shards of an earlier call" in _error(capsys)
+    assert _prepare(images, tmp_path / "out", "--overwrite") == 2 and "of an earlier call" in _error(capsys)
     assert (tmp_path / "out" / "thesis.txt").read_text() == "draft"
 
 
@@ -315,7 +315,8 @@ def test_an_interrupted_call_leaves_the_earlier_shards(images: Path, tmp_path: P
     with pytest.raises(KeyboardInterrupt):
         _prepare(images, tmp_path / "out", "--overwrite")
     assert (tmp_path / "out" / "train-000000.tar").read_bytes() == before
-    assert {path.name for path in tmp_path.iterdir()} == {"images", "out"}
+    monkeypatch.undo()
+    assert _prepare(images, tmp_path / "out", "--overwrite") == 0 and {path.name for path in tmp_path.iterdir()} == {"images", "out"}
 
 
 def _wrong_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -329,7 +330,7 @@ def _wrong_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
     (folder / "broken" / "a.txt").write_text("x")
     yield folder / "broken", "none of 1 images is left for training; left out: 'a.png'"
     for name, content, message in (
-        ("other.xlsx", b"", "neither a folder nor a .csv, .tsv or .jsonl file"),
+        ("other.xlsx", b"", "neither a folder nor a .tar, .csv"),
         ("nothing.csv", b"", "no image in"),
         ("header.csv", b"image,caption\n", "no image in"),
         ("columns.csv", b"id,url,alt\n1,2,3\n", "no image column image or image_path"),
@@ -371,3 +372,49 @@ def test_the_command_runs_from_anywhere_with_the_package_installed(images: Path,
     done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True, check=False)
     # No progress bar without a terminal.
     assert done.returncode == 0 and done.stdout == "out: 3 training and 0 validation samples, 0 without a caption\n" and done.stderr == ""
+
+
+def test_each_filter_leaves_out_and_counts_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "images"
+    for name, size, color in (("good.png", (30, 30), (200, 0, 0)), ("copy.bmp", (40, 40), (200, 0, 0)), ("small.png", (30, 9), (0, 200, 0))):
+        _add(folder, name, caption=name, size=size, color=color)
+    _add(folder, "long.png", caption="x", size=(90, 10), color=(0, 0, 200))
+    (folder / "broken.jpg").touch()
+    assert _prepare(folder, tmp_path / "out", "--min-size", "10", "--max-aspect", "4", "--duplicates", "0") == 0
+    # Sorted by name: the copy comes first.
+    assert set(_read(tmp_path / "out")) == {"copy"}
+    manifest = json.loads((tmp_path / "out" / prepare_shards.MANIFEST).read_text())
+    assert manifest["left_out"] == {"broken": 1, "duplicate": 1, "too long": 1, "too small": 1}
+    printed = capsys.readouterr().out
+    assert "'good.png': looks like 'copy.bmp'" in printed and "1 duplicate" in printed
+
+
+def test_a_stopped_call_goes_on_without_looking_or_writing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        _add(tmp_path / "images", f"{number}.png", caption="x")
+    write, wrote = prepare_shards.write_shard, []
+
+    def stop_at_the_second(path: Path, samples: object) -> None:
+        if wrote:
+            raise KeyboardInterrupt
+        wrote.append(path.name)
+        write(path, samples)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_shards, "write_shard", stop_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            _prepare(tmp_path / "images", tmp_path / "out", "--samples-per-shard", "2")
+    kept = (tmp_path / "out.unfinished" / "train-000000.tar").stat()
+    monkeypatch.delattr(prepare_shards, "look")
+    monkeypatch.setattr(prepare_shards, "look", None, raising=False)
+    assert _prepare(tmp_path / "images", tmp_path / "out", "--samples-per-shard", "2") == 0
+    assert (tmp_path / "out" / "train-000000.tar").stat() == kept and len(_read(tmp_path / "out")) == 5
+    # Done: nothing is written again.
+    assert _prepare(tmp_path / "images", tmp_path / "out", "--samples-per-shard", "2") == 0
+    assert (tmp_path / "out" / "train-000000.tar").stat() == kept
+
+
+def test_the_number_of_workers_changes_nothing(images: Path, tmp_path: Path) -> None:
+    for workers in ("1", "3"):
+        _prepare(images, tmp_path / workers, "--workers", workers)
+    assert (tmp_path / "1" / "train-000000.tar").read_bytes() == (tmp_path / "3" / "train-000000.tar").read_bytes()

@@ -1,0 +1,189 @@
+"""Samples that are computed before training: an autoencoder's latents and a frozen text encoder's features.
+
+V views of a picture (as it is and, in sets made for flipping, mirrored), C H W latents, K captions of a sample, L tokens, T their width,
+P pooled width. A sample's member `KEY.safetensors` holds `latents_VCHW` and, unless the text encoder is trained along, `tokens_LT` of
+all captions one after another without padding, `lengths_K`, `pooled_KP` and, where K > 1, `weights_K` by which a caption is drawn (those
+of `data.caption_weights` when the features were made). `features.safetensors` beside the shards says what made them.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from diffmoe_scale.config.check import require
+from diffmoe_scale.encoders.text import TextFeatures
+
+FEATURE_SUFFIX = "safetensors"
+SET_FILE = "features.safetensors"
+PRECISIONS = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
+
+
+@dataclass(frozen=True)
+class CaptionFeatures:
+    """Features of one caption: its valid tokens alone."""
+
+    tokens_LT: Tensor
+    pooled_P: Tensor
+
+
+@dataclass(frozen=True)
+class FeatureSource:
+    """What features depend on; two sets of equal sources can be mixed."""
+
+    autoencoder: str
+    """Fingerprint of the autoencoder."""
+    text: str
+    """Fingerprint of the text encoder; "" where captions are not encoded."""
+    latent_shape: tuple[int, int, int]
+    """C, H, W."""
+    num_views: int
+    """1, or 2 with the mirrored picture."""
+    precision: str
+    """Stored format, a key of PRECISIONS."""
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """The features of a set of shards: their source, and the features of the empty caption (None without text)."""
+
+    source: FeatureSource
+    empty: CaptionFeatures | None
+
+    def save(self, folder: Path) -> None:
+        tensors = {} if self.empty is None else {"tokens_LT": self.empty.tokens_LT.contiguous(), "pooled_P": self.empty.pooled_P.contiguous()}
+        # As bytes: `save_file` would map the file, which another rank may be writing too.
+        (folder / SET_FILE).write_bytes(safetensors.torch.save(tensors, metadata={"source": json.dumps(asdict(self.source))}))
+
+
+def load_feature_set(folder: Path) -> FeatureSet:
+    """The set whose shards lie in a folder. Raises: ValueError where it is missing or unreadable."""
+    path = folder / SET_FILE
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            fields = json.loads(file.metadata()["source"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dictionary
+        source = FeatureSource(**fields | {"latent_shape": tuple(fields["latent_shape"])})
+        return FeatureSet(source, CaptionFeatures(**tensors) if tensors else None)
+    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{path} is missing or damaged ({error}); it belongs beside the shards that tools/cache_features.py wrote") from error
+
+
+def find_feature_set(shards: Sequence[Path]) -> FeatureSet | None:
+    """What made the features in some shards; None for shards of pictures. Raises: ValueError where not all come from the same source."""
+    folders = list(dict.fromkeys(path.parent for path in shards))
+    if not any((folder / SET_FILE).is_file() for folder in folders):
+        return None
+    (first, found), *others = ((folder, load_feature_set(folder)) for folder in folders)
+    for folder, other in others:
+        if other.source != found.source:
+            raise ValueError(
+                f"the features in {first} and {folder} cannot be mixed: {_differences(found.source, other.source)}; cache them anew alike"
+            )
+    return found
+
+
+def check_features(found: FeatureSource, *, autoencoder: str, text: str, latent_shape: tuple[int, int, int], is_flipped: bool) -> None:
+    """Raises: ValueError if training would compute other features than those in its shards.
+
+    `text` is the fingerprint of the run's frozen text encoder, or "" for one that is trained along, and in class mode.
+    """
+    # Without features of captions the denoiser encodes them itself.
+    expected = FeatureSource(autoencoder, text if found.text else "", latent_shape, found.num_views, found.precision)
+    if found != expected:
+        raise ValueError(
+            f"the shards of data.train or data.validation hold features of other settings: {_differences(found, expected)}; "
+            "set autoencoder, text and model.image_size as they were, or make the features anew by tools/cache_features.py"
+        )
+    require(not is_flipped or found.num_views == 2, "data.horizontal_flip", is_flipped, "false: the shards hold no features of mirrored pictures")
+
+
+def _differences(found: FeatureSource, expected: FeatureSource) -> str:
+    pairs = [(name, value, asdict(expected)[name]) for name, value in asdict(found).items() if value != asdict(expected)[name]]
+    return ", ".join(f"{name} {found or 'none'!r} instead of {wanted or 'none'!r}" for name, found, wanted in pairs)
+
+
+def pack_sample(latents_VCHW: Tensor, captions: Sequence[CaptionFeatures], weights: Sequence[float], *, precision: str) -> bytes:
+    """The member of one sample; `captions`, drawn by `weights`, is empty in sets without text."""
+    tensors = {"latents_VCHW": latents_VCHW}
+    if captions:
+        tensors |= {
+            "tokens_LT": torch.cat([caption.tokens_LT.float() for caption in captions]),
+            "pooled_KP": torch.stack([c.pooled_P for c in captions]),
+        }
+    stored = {name: to_stored(tensor, precision) for name, tensor in tensors.items()}
+    if captions:
+        stored["lengths_K"] = torch.tensor([len(caption.tokens_LT) for caption in captions], dtype=torch.int32)
+    if len(captions) > 1:
+        stored["weights_K"] = torch.tensor(weights, dtype=torch.float32)
+    return safetensors.torch.save(stored)
+
+
+def to_stored(tensor: Tensor, precision: str) -> Tensor:
+    """In the stored format, on the CPU; fp8 saturates at its largest number, where a cast would give NaN."""
+    stored = PRECISIONS[precision]
+    limit = torch.finfo(stored).max
+    # In fp32: few operations are there for 8 bits.
+    return tensor.detach().cpu().float().clamp(-limit, limit).to(stored).contiguous()
+
+
+@dataclass(frozen=True)
+class SampleFeatures:
+    """A member as it is stored."""
+
+    latents_VCHW: Tensor
+    tokens_LT: Tensor | None = None
+    pooled_KP: Tensor | None = None
+    lengths_K: Tensor | None = None
+    weights_K: Tensor | None = None
+
+    def caption_weights(self) -> list[float]:
+        """By which a caption is drawn; empty where there is none. Raises: ValueError where the tensors do not fit each other."""
+        number = 0 if self.lengths_K is None else len(self.lengths_K)
+        weights = [1.0] * number if self.weights_K is None else self.weights_K.tolist()
+        rows = (0, 0) if self.tokens_LT is None or self.pooled_KP is None else (len(self.tokens_LT), len(self.pooled_KP))
+        expected = (0 if self.lengths_K is None else int(self.lengths_K.sum()), number)
+        if rows != expected or len(weights) != number:
+            raise ValueError(f"{rows[0]} tokens and {rows[1]} pooled features of {number} captions; expected {expected}")
+        return weights
+
+    def caption(self, number: int) -> CaptionFeatures:
+        """Features of caption `number` of those that have weights."""
+        assert self.tokens_LT is not None and self.lengths_K is not None and self.pooled_KP is not None
+        lengths = self.lengths_K.tolist()
+        first = sum(lengths[:number])
+        return CaptionFeatures(self.tokens_LT[first : first + lengths[number]], self.pooled_KP[number])
+
+
+def unpack_sample(data: bytes, source: FeatureSource) -> SampleFeatures:
+    """Raises: safetensors.SafetensorError, TypeError or ValueError for bytes that are no member of a set of that source."""
+    found = SampleFeatures(**safetensors.torch.load(data))
+    expected = (source.num_views, *source.latent_shape)
+    if found.latents_VCHW.shape != expected:
+        raise ValueError(f"latents of shape {tuple(found.latents_VCHW.shape)}; expected {expected}")
+    return found
+
+
+def stack_latents(latents: Sequence[Tensor | None], shape: tuple[int, int, int]) -> Tensor:
+    """[B, C, H, W] in bf16 of each sample's [C, H, W]; zeros for None. bf16 holds both stored formats exactly."""
+    stacked_BCHW = torch.zeros(len(latents), *shape, dtype=torch.bfloat16)
+    for row, latents_CHW in enumerate(latents):
+        if latents_CHW is not None:
+            stacked_BCHW[row] = latents_CHW
+    return stacked_BCHW
+
+
+def stack_captions(captions: Sequence[CaptionFeatures]) -> TextFeatures:
+    """Captions padded with zeros to the longest, in bf16."""
+    lengths = [len(caption.tokens_LT) for caption in captions]
+    tokens_BLT = torch.zeros(len(captions), max(lengths), captions[0].tokens_LT.shape[1], dtype=torch.bfloat16)
+    pooled_BP = torch.empty(len(captions), len(captions[0].pooled_P), dtype=torch.bfloat16)
+    for row, (caption, length) in enumerate(zip(captions, lengths, strict=True)):
+        tokens_BLT[row, :length] = caption.tokens_LT
+        pooled_BP[row] = caption.pooled_P
+    return TextFeatures(tokens_BLT, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None], pooled_BP)

@@ -1,0 +1,233 @@
+import json
+import re
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from diffmoe_scale.config.load import load_config
+from diffmoe_scale.config.schema import Config
+from diffmoe_scale.data.batch import Batch
+from diffmoe_scale.data.shards import Reader, build_reader
+from diffmoe_scale.encoders.text import TextFeatures
+from diffmoe_scale.model.pipeline import Pipeline, build_pipeline
+from diffmoe_scale.moe.routing import Selection
+from diffmoe_scale.train.loss import denoising_loss, latents_of
+from diffmoe_scale.train.trainer import refuse_other_features
+from tests.data.samples import encode, write_shards
+from tests.encoders.test_autoencoder import tiny_model
+from tests.encoders.test_text import TOWER
+from tests.moe.layers import alone
+from tools import cache_features
+
+# Stored numbers keep 8 binary digits.
+BF16 = {"rtol": 2**-7, "atol": 2**-7}
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `kl` and `clip` of a tiny random autoencoder and text tower."""
+    folder = tmp_path_factory.mktemp("encoders")
+    tiny_model(scaling_factor=1.5, shift_factor=0.25).save_pretrained(folder / "kl")
+    torch.manual_seed(0)
+    tower = open_clip.CLIP(**TOWER)
+    (folder / "clip").mkdir()
+    (folder / "clip" / "open_clip_config.json").write_text(json.dumps({"model_cfg": TOWER, "preprocess_cfg": {}}))
+    save_file(tower.state_dict(), folder / "clip" / "open_clip_model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(encoders: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("raw")
+    several = {"png": encode(Image.linear_gradient("L")), "json": b'{"caption": ["a red circle", "two long words and three more"]}'}
+    broken = {"png": b"no picture", "txt": b"x"}
+    uncaptioned = {"png": encode(Image.radial_gradient("L"))}
+    write_shards(folder, [5, 7, 3], replaced={"0_2": several, "1_1": several, "1_4": uncaptioned, "2_1": broken})
+    return [
+        "autoencoder.kind=kl",
+        f"autoencoder.path={encoders / 'kl'}",
+        "text.kind=open_clip",
+        f"text.open_clip_weights=local-dir:{encoders / 'clip'}",
+        "text.max_tokens=12",
+        "model.image_size=16",
+        "model.channels=16",
+        "model.patch_size=2",
+        "model.depth=2",
+        "model.width=32",
+        "model.heads=2",
+        "moe.num_experts=4",
+        f"data.train=[{folder}/shard-*.tar]",
+    ]
+
+
+@pytest.fixture(scope="module")
+def pipeline(settings: list[str]) -> Pipeline:
+    pipeline = build_pipeline(load_config(None, settings), tokenizer_path=Path(), groups=alone(), device=torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in pipeline.denoiser.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return pipeline
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+
+
+def _cache(output: Path, settings: list[str], *options: str, shards: str = "*") -> int:
+    folder = Path(load_config(None, settings).data.train[0]).parent
+    (output.parent / "empty.yaml").touch()
+    command = ["--config", str(output.parent / "empty.yaml"), "--input", f"{folder}/shard-{shards}.tar", "--output", str(output), "--batch", "4"]
+    return cache_features.main([*command, *options, *settings])
+
+
+def _reader(config: Config, shards: str) -> Reader:
+    return build_reader(config.data, [shards], model=config.model, seed=3)
+
+
+def _batches(reader: Reader, count: int) -> list[Batch]:
+    batches = reader.batches(start_sample=0, dp_rank=0, dp_size=1, global_batch=4, micro_batch=4)
+    return [next(batches) for _ in range(count)]
+
+
+@pytest.mark.parametrize("options", [(), ("data.horizontal_flip=true",)])
+def test_training_losses_are_those_of_computing_on_the_fly(tmp_path: Path, settings: list[str], pipeline: Pipeline, options: tuple[str, ...]) -> None:
+    # Without the broken sample, which a cache leaves out.
+    assert _cache(tmp_path / "cache", [*settings, *options], shards="00[01]") == 0
+    config = load_config(None, [*settings, *options])
+    raw = _batches(_reader(config, config.data.train[0].replace("*", "00[01]")), 6)
+    cached = _batches(_reader(config, f"{tmp_path}/cache/*.tar"), 6)
+    for ours, plain in zip(cached, raw, strict=True):
+        assert ours.keys == plain.keys and ours.captions == plain.captions and ours.images_BCHW is None and ours.text is not None
+        latents_BCHW = latents_of(plain, pipeline.autoencoder, pipeline.device)
+        torch.testing.assert_close(latents_of(ours, pipeline.autoencoder, pipeline.device), latents_BCHW, **BF16)
+        text = pipeline.denoiser.encode(plain.captions, pipeline.device)
+        assert text is not None and torch.equal(ours.text.mask_BL, text.mask_BL)
+        torch.testing.assert_close(ours.text.tokens_BLT.float()[text.mask_BL], text.tokens_BLT[text.mask_BL], **BF16)
+        losses = []
+        for batch, latents in ((ours, latents_of(ours, pipeline.autoencoder, pipeline.device)), (plain, latents_BCHW.bfloat16().float())):
+            predict = pipeline.denoiser
+            if batch is plain:
+                rounded = TextFeatures(text.tokens_BLT.bfloat16().float(), text.mask_BL, text.pooled_BV.bfloat16().float())
+                losses.append(
+                    denoising_loss(
+                        lambda *inputs, features=rounded: pipeline.denoiser(*inputs[:4], features),
+                        pipeline.objective,
+                        batch,
+                        latents,
+                        seed=0,
+                        selection=Selection("static"),
+                    )
+                )
+            else:
+                losses.append(denoising_loss(predict, pipeline.objective, batch, latents, seed=0, selection=Selection("static")))
+        # Other batches round the encoders' sums in another order, which can move a stored number by one of its last digits.
+        assert losses[0].total.item() == pytest.approx(losses[1].total.item(), rel=1e-3)
+
+
+def test_the_size_is_told_before_and_kept(tmp_path: Path, settings: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert _cache(tmp_path / "cache", settings) == 0
+    estimate = float(re.search(r"about ([\d.]+) KB", capfd.readouterr().out)[1]) * 1000
+    written = sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.tar"))
+    assert abs(estimate - written) < 0.05 * written
+
+
+def test_a_budget_too_small_writes_nothing(tmp_path: Path, settings: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert _cache(tmp_path / "cache", settings, "--budget", "20K") == 2
+    assert "--budget is 20K, less than" in capfd.readouterr().err and not list(tmp_path.glob("cache*"))
+
+
+def test_half_the_bits_store_fp8(tmp_path: Path, settings: list[str]) -> None:
+    assert _cache(tmp_path / "cache", settings, "--precision", "fp8", shards="001") == 0
+    config = load_config(None, settings)
+    (ours,) = _batches(_reader(config, f"{tmp_path}/cache/*.tar"), 1)
+    (plain,) = _batches(_reader(config, config.data.train[0].replace("*", "001")), 1)
+    assert plain.images_BCHW is not None and ours.latents_BCHW is not None
+    latents_BCHW = build_pipeline_latents(config, plain)
+    # 3 binary digits behind the first.
+    torch.testing.assert_close(ours.latents_BCHW.float(), latents_BCHW, rtol=2**-3, atol=2**-6)
+
+
+def build_pipeline_latents(config: Config, batch: Batch) -> torch.Tensor:
+    assert batch.images_BCHW is not None
+    return cache_features.build_autoencoder(config.autoencoder, device=torch.device("cpu")).encode(batch.images_BCHW)
+
+
+def test_ranks_share_the_shards_and_the_last_one_publishes(tmp_path: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert _cache(tmp_path / "cache", settings) == 0 and not (tmp_path / "cache").exists()
+    assert sorted(path.name for path in (tmp_path / "cache.unfinished").glob("*.tar")) == ["shard-000.tar", "shard-002.tar"]
+    monkeypatch.setenv("RANK", "1")
+    assert _cache(tmp_path / "cache", settings) == 0
+    assert len(list((tmp_path / "cache").glob("*.tar"))) == 3 and not (tmp_path / "cache.unfinished").exists()
+
+
+def test_a_stopped_call_goes_on_where_it_was(tmp_path: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    write = cache_features.write_shard
+
+    def stop_at_the_last(path: Path, samples: object) -> None:
+        if path.name == "shard-002.tar":
+            raise KeyboardInterrupt
+        write(path, samples)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_features, "write_shard", stop_at_the_last)
+        with pytest.raises(KeyboardInterrupt):
+            _cache(tmp_path / "cache", settings)
+    kept = (tmp_path / "cache.unfinished" / "shard-001.tar").stat()
+    assert _cache(tmp_path / "cache", settings) == 0
+    assert (tmp_path / "cache" / "shard-001.tar").stat() == kept and (tmp_path / "cache" / "shard-002.tar").is_file()
+    assert _cache(tmp_path / "cache", settings) == 0 and (tmp_path / "cache" / "shard-001.tar").stat() == kept
+
+
+def test_broken_pictures_are_left_out_and_named(tmp_path: Path, settings: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert _cache(tmp_path / "cache", settings, shards="002") == 0
+    assert "left out shard-002.tar/2_1: " in capfd.readouterr().err
+    assert _reader(load_config(None, settings), f"{tmp_path}/cache/*.tar").num_samples == 2
+
+
+def test_features_of_other_encoders_are_refused(tmp_path: Path, settings: list[str], pipeline: Pipeline, encoders: Path) -> None:
+    assert _cache(tmp_path / "cache", settings) == 0
+    config = load_config(None, settings)
+    reader = _reader(config, f"{tmp_path}/cache/*.tar")
+    refuse_other_features([reader, None], pipeline, config)
+    flipped = load_config(None, [*settings, "data.horizontal_flip=true"])
+    with pytest.raises(ValueError, match=r"data\.horizontal_flip is True; expected false"):
+        refuse_other_features([reader], pipeline, flipped)
+    with torch.no_grad():
+        next(pipeline.autoencoder.model.parameters()).mul_(2)
+    with pytest.raises(ValueError, match="features of other settings: autoencoder '"):
+        refuse_other_features([reader], pipeline, config)
+    with torch.no_grad():
+        next(pipeline.autoencoder.model.parameters()).div_(2)
+
+
+def test_shards_without_what_describes_them_are_refused(tmp_path: Path, settings: list[str]) -> None:
+    assert _cache(tmp_path / "cache", settings, shards="000") == 0
+    (tmp_path / "cache" / "features.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"features\.safetensors is missing or damaged"):
+        _reader(load_config(None, settings), f"{tmp_path}/cache/*.tar")
+
+
+def test_an_encoder_that_is_trained_along_is_not_cached(tmp_path: Path, settings: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    plain = [setting for setting in settings if not setting.startswith("text.")]
+    assert _cache(tmp_path / "cache", plain, shards="000") == 0 and "their features are not cached" in capfd.readouterr().out
+    (batch,) = _batches(_reader(load_config(None, plain), f"{tmp_path}/cache/*.tar"), 1)
+    assert batch.text is None and batch.latents_BCHW is not None and any(batch.captions)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [(["autoencoder.kind=pixels", "autoencoder.path="], "pixels need no cache"), (["model.image_size=18"], "a multiple of 4")],
+)
+def test_a_wrong_setting_is_named(tmp_path: Path, settings: list[str], capfd: pytest.CaptureFixture[str], changed: list[str], message: str) -> None:
+    if "pixels" in changed[0]:
+        settings = [setting for setting in settings if not setting.startswith("model.channels")]
+    assert _cache(tmp_path / "cache", [*settings, *changed]) == 2
+    assert message in capfd.readouterr().err

@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.data.samples import encode, write_shards
+from tools import inspect_data
+
+
+def test_counts_sizes_captions_and_what_is_broken_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = {"jpg": encode(Image.new("RGB", (40, 10)), "JPEG"), "txt": "über drei Wörter".encode()}
+    paths = write_shards(
+        tmp_path, [6, 4], replaced={"0_1": {"png": b"broken", "txt": b"x"}, "0_2": odd, "1_0": {"png": encode(Image.new("L", (4, 4)))}}
+    )
+    paths[0].rename(tmp_path / "twin.tar")
+    (tmp_path / "shard-000.tar").write_bytes((tmp_path / "twin.tar").read_bytes())
+    page = tmp_path / "pages" / "data.html"
+    assert inspect_data.main(["--input", f"{tmp_path}/*.tar", "--html", str(page)]) == 0
+    printed = capsys.readouterr().out
+    facts = {line[:24].strip(): line[24:] for line in printed.splitlines()}
+    assert facts["samples"].startswith("16 in 3 shards") and facts["samples"].endswith("16 read")
+    assert facts["broken samples"] == "2 ValueError" and facts["without caption"] == "1" and facts["duplicate keys"] == "12"
+    assert facts["width"].startswith("4 to 40") and facts["width / height"].startswith("1 to 4") and facts["caption words"].startswith("1 to 3")
+    html = page.read_text()
+    assert "shard-000.tar/0_1: ValueError" in html and html.count("data:image/") == 2 and "http" not in html.replace("http-equiv", "")
+
+
+def test_tokens_of_a_run_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_shards(tmp_path, [3])
+    (tmp_path / "c.yaml").write_text("model: {image_size: 16, patch_size: 4}")
+    assert inspect_data.main(["--config", str(tmp_path / "c.yaml"), "--input", f"{tmp_path}/*.tar", f"run.directory={tmp_path}"]) == 0
+    assert "image tokens an epoch   48" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("options", "message"), [(["--samples", "-1"], "--samples is -1"), (["a.b=1"], "without --config")])
+def test_a_wrong_option_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
+    write_shards(tmp_path, [1])
+    assert inspect_data.main(["--input", f"{tmp_path}/*.tar", *options]) == 2 and message in capsys.readouterr().err

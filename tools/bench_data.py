@@ -1,0 +1,246 @@
+"""Samples a second and CPU time a sample of reading: pictures (decode, crop) and features, against webdataset and torchvision on the same files."""
+
+import argparse
+import io
+import json
+import os
+import platform
+import statistics
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+import torch
+import webdataset
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+
+from diffmoe_scale.config.check import require
+from diffmoe_scale.config.model import ModelConfig
+from diffmoe_scale.config.train import DataConfig
+from diffmoe_scale.data.batch import to_unit_range
+from diffmoe_scale.data.features import (
+    FEATURE_SUFFIX,
+    CaptionFeatures,
+    FeatureSet,
+    FeatureSource,
+    find_feature_set,
+    pack_sample,
+    stack_captions,
+    stack_latents,
+    unpack_sample,
+)
+from diffmoe_scale.data.index import IMAGE_SUFFIXES, expand_patterns
+from diffmoe_scale.data.publish import write_shard
+from diffmoe_scale.data.shards import build_reader
+from diffmoe_scale.data.transforms import decode_image
+
+SHARDS = 4
+LATENT_SHAPE = (4, 32, 32)
+CAPTION_TOKENS, TEXT_WIDTH = 20, 768
+OURS = "this reader"
+WHITE = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Medians over the rounds of one contender."""
+
+    samples_per_s: float
+    samples_per_cpu_s: float
+    ratio: float
+    """Median over the rounds of this reader's CPU speed over the contender's, pair by pair."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="bench_data", description=f"{__doc__} One core each, in turns; medians over the rounds.")
+    add = parser.add_argument
+    add("--pictures", default="", help="shards of pictures: a path, glob or brace list (default: makes some of JPEG, 256 x 256)")
+    add("--features", default="", help="shards of tools/cache_features.py (default: makes some: latents 4 x 32 x 32, text 20 x 768)")
+    add("--image-size", type=int, default=256, help="width and height of decoded pictures (default: 256)")
+    add("--samples", type=int, default=1024, help="samples a round (default: 1024)")
+    add("--batch", type=int, default=64, help="samples a batch (default: 64)")
+    add("--rounds", type=int, default=7, help="rounds (default: 7)")
+    add("--json", type=Path, help="file for the figures")
+    parsed = parser.parse_args(arguments)
+    try:
+        for name in ("image_size", "samples", "batch", "rounds"):
+            require(getattr(parsed, name) >= 1, f"--{name.replace('_', '-')}", getattr(parsed, name), "at least 1")
+        with tempfile.TemporaryDirectory() as folder:
+            report = bench(parsed, Path(folder))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if parsed.json:
+        parsed.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+def bench(parsed: argparse.Namespace, work: Path) -> dict[str, object]:
+    torch.set_num_threads(1)
+    pictures, features = parsed.pictures, parsed.features
+    if not pictures:
+        pictures = make_pictures(work / "pictures", count=parsed.samples, size=256)
+    if not features:
+        features = make_features(work / "features", count=parsed.samples)
+    report: dict[str, object] = {
+        "command": " ".join(sys.argv),
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    print(f"{'':<12}{'':<14}{'samples/s':>12}{'per CPU s':>12}{'CPU us/sample':>15}{'ratio':>8}")
+    for title, contenders in (
+        ("pictures", picture_contenders(pictures, work / "folders", image_size=parsed.image_size, batch=parsed.batch)),
+        ("features", feature_contenders(features, batch=parsed.batch)),
+    ):
+        figures = race(contenders, batches=-(-parsed.samples // parsed.batch), batch=parsed.batch, rounds=parsed.rounds)
+        report[title] = {name: vars(figure) for name, figure in figures.items()}
+        for name, figure in figures.items():
+            speed = figure.samples_per_cpu_s
+            print(f"{title:<12}{name:<14}{figure.samples_per_s:>12,.0f}{speed:>12,.0f}{1e6 / speed:>15,.1f}{figure.ratio:>8.2f}")
+    print(f"ratio: CPU speed of {OURS} over that of the line")
+    return report
+
+
+def race(contenders: dict[str, Iterator[object]], *, batches: int, batch: int, rounds: int) -> dict[str, Figure]:
+    """Each contender reads `batches` batches a round, in turns; who begins changes."""
+    walls: dict[str, list[float]] = {name: [] for name in contenders}
+    cpus: dict[str, list[float]] = {name: [] for name in contenders}
+    for contender in contenders.values():
+        next(contender)  # opens files
+    names = list(contenders)
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            wall, cpu = time.perf_counter(), time.process_time()
+            for _ in range(batches):
+                next(contenders[name])
+            walls[name].append((time.perf_counter() - wall) / (batches * batch))
+            cpus[name].append((time.process_time() - cpu) / (batches * batch))
+    return {
+        name: Figure(
+            samples_per_s=1 / statistics.median(walls[name]),
+            samples_per_cpu_s=1 / statistics.median(cpus[name]),
+            ratio=statistics.median(theirs / ours for theirs, ours in zip(cpus[name], cpus[OURS], strict=True)),
+        )
+        for name in names
+    }
+
+
+def picture_contenders(shards: str, folders: Path, *, image_size: int, batch: int) -> dict[str, Iterator[object]]:
+    """Endless batches of pictures in [-1, 1] with captions, all by the same decoding and cropping."""
+
+    def decode(data: bytes) -> np.ndarray:
+        return decode_image(data, image_size=image_size, background=WHITE)
+
+    def picture(sample: dict[str, bytes]) -> tuple[np.ndarray, str]:
+        return decode(next(sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample)), sample.get("txt", b"").decode()
+
+    def collate(samples: list[tuple[np.ndarray, object]]) -> tuple[torch.Tensor, list[object]]:
+        return to_unit_range(np.stack([sample[0] for sample in samples])), [sample[1] for sample in samples]
+
+    unpack(shards, folders)
+    dataset = ImageFolder(str(folders), loader=lambda path: decode(Path(path).read_bytes()))
+    return {
+        OURS: our_batches(shards, image_size=image_size, batch=batch),
+        "webdataset": plain_webdataset(shards, picture, collate, batch=batch),
+        "ImageFolder": cycle_batches(lambda: DataLoader(dataset, batch_size=batch, shuffle=True, collate_fn=collate, drop_last=True)),
+    }
+
+
+def feature_contenders(shards: str, *, batch: int) -> dict[str, Iterator[object]]:
+    """Endless batches of latents and padded text features."""
+    features = find_feature_set(expand_patterns([shards]))
+    if features is None:
+        raise ValueError(f"--features is {shards!r}; expected shards of tools/cache_features.py")
+
+    def load(sample: dict[str, bytes]) -> tuple[torch.Tensor, CaptionFeatures | None, str]:
+        found = unpack_sample(sample[FEATURE_SUFFIX], features.source)
+        return found.latents_VCHW[0], found.caption(0) if found.lengths_K is not None else features.empty, sample.get("txt", b"").decode()
+
+    def collate(samples: list[tuple[torch.Tensor, CaptionFeatures | None, str]]) -> object:
+        texts = [text for _, text, _ in samples if text is not None]
+        return stack_latents([latents for latents, _, _ in samples], features.source.latent_shape), stack_captions(texts) if texts else None
+
+    return {OURS: our_batches(shards, image_size=1, batch=batch), "webdataset": plain_webdataset(shards, load, collate, batch=batch)}
+
+
+def our_batches(shards: str, *, image_size: int, batch: int) -> Iterator[object]:
+    config, model = DataConfig(caption_dropout=0.0), ModelConfig(image_size=image_size)
+    return build_reader(config, [shards], model=model, seed=0).batches(start_sample=0, dp_rank=0, dp_size=1, global_batch=batch, micro_batch=batch)
+
+
+def plain_webdataset(shards: str, load: Callable[..., object], collate: Callable[..., object], *, batch: int) -> Iterator[object]:
+    """With a small shuffle buffer, full before the first round: its training order, as this reader has its own."""
+    urls = [str(path) for path in expand_patterns([shards])]
+    samples = webdataset.WebDataset(urls, shardshuffle=False).shuffle(batch, initial=batch).map(load)
+    return iter(samples.batched(batch, collation_fn=collate, partial=False).repeat())
+
+
+def cycle_batches(make: Callable[[], DataLoader[object]]) -> Iterator[object]:
+    return (batch for loader in cycle([make]) for batch in loader())
+
+
+def unpack(shards: str, folder: Path) -> None:
+    """The pictures of shards as files in FOLDER/SHARD, as torchvision reads them."""
+    for path in expand_patterns([shards]):
+        (folder / path.stem).mkdir(parents=True)
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if member.name.rpartition(".")[2].lower() in IMAGE_SUFFIXES and (file := archive.extractfile(member)):
+                    (folder / path.stem / member.name.replace("/", "_")).write_bytes(file.read())
+
+
+def make_pictures(folder: Path, *, count: int, size: int) -> str:
+    """Shards of JPEG files about as large and as hard to decode as photographs."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for shard in range(SHARDS):
+        samples = []
+        for row in range(-(-count // SHARDS)):
+            coarse = Image.fromarray(random.integers(0, 256, (size // 8, size // 8, 3), dtype=np.uint8))
+            noise = random.integers(-12, 13, (size, size, 3))
+            pixels = (np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC)).astype(int) + noise).clip(0, 255).astype(np.uint8)
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+            samples.append({"__key__": f"{shard}_{row:06d}", "jpg": buffer.getvalue(), "txt": f"caption {row} of shard {shard}".encode()})
+        write_shard(folder / f"train-{shard:06d}.tar", samples)
+    return f"{folder}/train-*.tar"
+
+
+def make_features(folder: Path, *, count: int) -> str:
+    folder.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    empty = CaptionFeatures(draw(2, TEXT_WIDTH).bfloat16(), draw(TEXT_WIDTH).bfloat16())
+    FeatureSet(FeatureSource("made", "made", LATENT_SHAPE, 1, "bf16"), empty).save(folder)
+    for shard in range(SHARDS):
+        write_shard(
+            folder / f"train-{shard:06d}.tar",
+            [
+                {
+                    "__key__": f"{shard}_{row:06d}",
+                    FEATURE_SUFFIX: pack_sample(
+                        draw(1, *LATENT_SHAPE), [CaptionFeatures(draw(CAPTION_TOKENS, TEXT_WIDTH), draw(TEXT_WIDTH))], [1.0], precision="bf16"
+                    ),
+                    "txt": f"caption {row} of shard {shard}".encode(),
+                }
+                for row in range(-(-count // SHARDS))
+            ],
+        )
+    return f"{folder}/train-*.tar"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
