@@ -39,7 +39,45 @@ PREPARATION_TIMEOUT = timedelta(hours=2)
 
 
 def train(config: Config, context: ParallelContext, directory: RunDirectory) -> None:
-    """Train to `run.steps` from the newest complete checkpoint of the directory, or from the start. Collective over the world."""
+    """Train to `run.steps` from the newest complete checkpoint of the directory, or from the start. Collective over the world.
+
+    Raises: Stopped when a signal asked for the end.
+    """
+    run = set_up(config, context, directory)
+    if run.step >= config.run.steps:
+        logger.info("%s has its %d steps (run.steps) already; nothing to train", directory.path, config.run.steps)
+    with run.stop, run.store:
+        try:
+            while run.step < config.run.steps:
+                train_on(run)
+                if run.guard.must_roll_back:
+                    roll_back(run)
+        finally:
+            if summary := run.guard.summary():
+                logger.warning("in this run %s", summary)
+
+
+@dataclass(kw_only=True)
+class Training:
+    """What a run consists of, and where it stands."""
+
+    config: Config
+    context: ParallelContext
+    directory: RunDirectory
+    pipeline: Pipeline
+    engine: Engine
+    store: CheckpointStore
+    validation: Validation
+    reader: Reader
+    batches: Iterator[Batch]
+    guard: Guard
+    stop: StopSignals
+    step: int
+    samples: int
+
+
+def set_up(config: Config, context: ParallelContext, directory: RunDirectory) -> Training:
+    """All that a run consists of, at its newest checkpoint or at the start. Collective over the world."""
     torch.set_float32_matmul_precision(config.run.matmul_precision)
     choose_kernels(is_deterministic=config.run.deterministic)
     accumulation_steps(config, context)  # refuses a batch that does not split, before the slow work
@@ -67,51 +105,21 @@ def train(config: Config, context: ParallelContext, directory: RunDirectory) -> 
         global_batch=config.run.global_batch,
         micro_batch=config.run.micro_batch,
     )
-    if start.step >= config.run.steps:
-        logger.info("%s has its %d steps (run.steps) already; nothing to train", directory.path, config.run.steps)
-    with StopSignals() as stop, store:
-        run = Training(
-            config=config,
-            context=context,
-            directory=directory,
-            pipeline=pipeline,
-            engine=engine,
-            store=store,
-            validation=validation,
-            reader=reader,
-            batches=batches,
-            guard=guard,
-            stop=stop,
-            step=start.step,
-            samples=start.samples,
-        )
-        try:
-            while run.step < config.run.steps:
-                train_on(run)
-                if guard.must_roll_back:
-                    roll_back(run)
-        finally:
-            if summary := guard.summary():
-                logger.warning("in this run %s", summary)
-
-
-@dataclass(kw_only=True)
-class Training:
-    """What a run consists of, and where it stands."""
-
-    config: Config
-    context: ParallelContext
-    directory: RunDirectory
-    pipeline: Pipeline
-    engine: Engine
-    store: CheckpointStore
-    validation: Validation
-    reader: Reader
-    batches: Iterator[Batch]
-    guard: Guard
-    stop: StopSignals
-    step: int
-    samples: int
+    return Training(
+        config=config,
+        context=context,
+        directory=directory,
+        pipeline=pipeline,
+        engine=engine,
+        store=store,
+        validation=validation,
+        reader=reader,
+        batches=batches,
+        guard=guard,
+        stop=StopSignals(),
+        step=start.step,
+        samples=start.samples,
+    )
 
 
 def train_on(run: Training) -> None:
