@@ -88,10 +88,10 @@ def leave(code: int) -> NoReturn:
     After a failure the interpreter's shutdown is left out: it joins threads and frees process groups that may wait for a dead
     rank, for minutes or for good, while the other ranks wait for this one.
     """
+    for worker in multiprocessing.active_children():
+        worker.kill()  # data workers; they would notice seconds later, and the interpreter's own request to end means nothing to them
     if code == 0:
         sys.exit()
-    for worker in multiprocessing.active_children():
-        worker.kill()  # data workers; they would notice seconds later
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
