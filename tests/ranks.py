@@ -41,6 +41,19 @@ def _rank_main(fn: Callable[..., Any], rank: int, world_size: int, expert_parall
         raise
 
 
+def start_ranks(fn: Callable[..., Any], world_size: int, folder: str, *args: Any, expert_parallel: int = 1) -> tuple[list[Any], Any]:
+    """Processes, which meet in a file in `folder`, and the queue of their (rank, is_good, answer or traceback)."""
+    results = _FORKSERVER.Queue()
+    store = os.path.join(folder, "store")
+    ranks = [
+        _FORKSERVER.Process(target=_rank_main, args=(fn, rank, world_size, expert_parallel, store, results, args), daemon=True)
+        for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    return ranks, results
+
+
 def run_on_ranks(fn: Callable[..., Any], world_size: int, *args: Any, expert_parallel: int = 1, timeout_s: float = 120) -> list[Any]:
     """`[fn(context, *args) on rank r for r in range(world_size)]`; fn is a module-level function.
 
@@ -48,15 +61,7 @@ def run_on_ranks(fn: Callable[..., Any], world_size: int, *args: Any, expert_par
     traceback of the first rank that failed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        results = _FORKSERVER.Queue()
-        ranks = [
-            _FORKSERVER.Process(
-                target=_rank_main, args=(fn, rank, world_size, expert_parallel, os.path.join(folder, "store"), results, args), daemon=True
-            )
-            for rank in range(world_size)
-        ]
-        for process in ranks:
-            process.start()
+        ranks, results = start_ranks(fn, world_size, folder, *args, expert_parallel=expert_parallel)
         answers: dict[int, Any] = {}
         deadline = time.monotonic() + timeout_s
         try:

@@ -28,7 +28,7 @@ FLOORS = {
     "evaluate": 6,
 }
 DOORS = {
-    "deepspeed": {"train/engine", "train/optim", "parallel/context"},
+    "deepspeed": {"train/engine", "parallel/context"},
     "megatron": {
         "parallel/context",
         "moe/routing",

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any  # DeepSpeed is untyped
 
 import torch
-from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
@@ -164,9 +163,6 @@ class Engine:
             if isinstance(optimizer, torch.optim.AdamW):
                 for flat in group["params"]:
                     optimizer.state[flat]["step"] = torch.tensor(float(step), device=flat.device)
-            elif isinstance(optimizer, DeepSpeedCPUAdam):
-                for flat in group["params"]:
-                    optimizer.state[flat]["step"] = step
             else:  # apex counts by group, and begins to in its first step
                 group["step"] = step
 
@@ -207,7 +203,8 @@ def deepspeed_settings(config: Config, context: ParallelContext, *, num_paramete
     }
     if config.parallel.offload_optimizer:
         settings["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": context.device.type == "cuda"}
-        settings["zero_force_ds_cpu_optimizer"] = True
+        # torch's fused AdamW instead of DeepSpeed's, which is compiled for minutes at its first use.
+        settings["zero_force_ds_cpu_optimizer"] = False
     if config.model.precision == "bf16":
         settings["bf16"] = {"enabled": True, "check_grad_overflow": True}
         # Sums over many micro-batches and ranks would lose small gradients in bf16.

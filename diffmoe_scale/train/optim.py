@@ -59,14 +59,10 @@ def expert_group_name(parameter: nn.Parameter) -> str:
 
 
 def build_optimizer(groups: list[dict[str, object]], config: OptimizerConfig, *, device: torch.device, is_offloaded: bool) -> Optimizer:
-    """AdamW with decoupled weight decay: DeepSpeed's for host memory, apex's where it is built, torch's fused one."""
+    """AdamW with decoupled weight decay: apex's where it is built and the state is on the GPU, else torch's fused one, on CPU too."""
     rate, betas, eps = config.learning_rate, (config.beta1, config.beta2), config.eps
-    if is_offloaded:
-        from deepspeed.ops.adam import DeepSpeedCPUAdam  # imported here: compiles at its first use
-
-        return DeepSpeedCPUAdam(groups, adamw_mode=True, lr=rate, betas=betas, eps=eps)
     # PyPI's `apex` is another package; NVIDIA's brings this extension.
-    if device.type == "cuda" and importlib.util.find_spec("amp_C") is not None:
+    if device.type == "cuda" and not is_offloaded and importlib.util.find_spec("amp_C") is not None:
         from apex.optimizers import FusedAdam
 
         logger.info("optimizer: apex FusedAdam")

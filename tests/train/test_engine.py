@@ -24,7 +24,7 @@ from tests.train.runs import (
     train_on_rank,
 )
 
-LAYOUTS = [(1, 1, 1), (2, 1, 1), (2, 2, 1), (4, 2, 1), (4, 4, 1), (2, 2, 2)]
+LAYOUTS = [(1, 1, 1), (2, 1, 1), (2, 2, 1), (4, 2, 1), (4, 4, 1), (2, 1, 2), (2, 2, 2), (4, 4, 2)]
 layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: "world {} expert parallel {} stage {}".format(*layout))
 pools = pytest.mark.parametrize("pool", ["data_parallel", "rank"])
 # Sums over ranks and micro-batches in another order: about one rounding in losses and norms, ten after 20 steps in weights,
@@ -51,6 +51,7 @@ def trained(layout: tuple[int, int, int]) -> dict[str, Run]:
     world_size, expert_parallel, stage = layout
     settings = [f"parallel.expert_parallel={expert_parallel}", f"parallel.zero_stage={stage}"]
     names = {pool: [*pool_settings(pool, world_size), *settings] for pool in ("data_parallel", "rank")}
+    names["offload"] = [*names["rank"], "parallel.offload_optimizer=true"]
     if world_size == 2:
         names["bf16"] = [*pool_settings("rank", world_size), *settings, "model.precision=bf16"]
     answers = run_on_ranks(train_on_rank, world_size, list(names.values()), expert_parallel=expert_parallel)
@@ -86,6 +87,15 @@ def test_gradients_of_experts_are_those_of_one_process(layout: tuple[int, int, i
     for name in experts:
         assert np.abs(reference[name]).max() > 1e-5
         np.testing.assert_allclose(got[name], reference[name], **MOMENTS, err_msg=name)
+
+
+@layouts
+def test_optimizer_state_in_host_memory_takes_the_same_twenty_steps(layout: tuple[int, int, int]) -> None:
+    got, reference = trained(layout)["offload"], expected("rank")
+    np.testing.assert_allclose(got.norms, reference.norms, **LOSSES)
+    for name in reference.state:
+        tolerance = MOMENTS if name.startswith("exp_avg") else WEIGHTS
+        np.testing.assert_allclose(got.state[name], reference.state[name], **tolerance, err_msg=name)
 
 
 @pytest.mark.parametrize("layout", [(2, 1, 1), (2, 2, 1), (2, 2, 2)])
@@ -144,6 +154,37 @@ def test_bf16_gradients_of_micro_batches_and_ranks_are_added_up_in_fp32(stage: i
         # The first moment after one step is a tenth of the gradient. A sum of 16 in bf16 is off by 1e-2.
         error = np.linalg.norm(got[f"exp_avg/{name}"] / 0.1 - gradient) / max(np.linalg.norm(gradient), 1e-9)
         assert error < 1e-4, (name, error)
+
+
+def count_bytes(context: ParallelContext, settings: list[list[str]]) -> list[dict[str, int]]:
+    """Bytes of this rank's fp32 state by dense and expert parts, as allocated, padding included."""
+    answers = []
+    for choice in settings:
+        config = tiny_config([*choice, f"parallel.expert_parallel={context.expert_parallel}"])
+        pipeline = tiny_pipeline(config, context.megatron_groups)
+        engine = Engine(pipeline.denoiser, config, context)
+        engine.state()
+        held = {"expert": 0, "dense": 0}
+        zero = engine._zero
+        for group, master, average in zip(zero.optimizer.param_groups, zero.single_partition_of_fp32_groups, engine.average.averages, strict=True):
+            tensors = [master, average, *(zero.optimizer.state[master][family] for family in module.MOMENTS)]
+            held["expert" if group.get("moe") else "dense"] += sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+        answers.append(held)
+    return answers
+
+
+@pytest.mark.parametrize("expert_parallel", [1, 2, 4])
+def test_a_rank_holds_its_share_of_masters_moments_and_averages(expert_parallel: int) -> None:
+    parameters = tiny_pipeline(tiny_config([]), alone()).denoiser.canonical_parameters()
+    expert = sum(parameter.numel() for name, parameter in parameters.items() if ".experts." in name)
+    whole = {"expert": expert, "dense": sum(parameter.numel() for parameter in parameters.values()) - expert}
+    for answers in run_on_ranks(count_bytes, 4, [["parallel.zero_stage=1"], ["parallel.zero_stage=2"]], expert_parallel=expert_parallel):
+        for held in answers:
+            if expert_parallel == 1:
+                held = {"all": held["expert"] + held["dense"]}
+            for part, size in held.items():
+                # Four numbers of four bytes a parameter, over four ranks. Slices of a group are of one size, with few elements of padding.
+                assert 0 <= size - 16 * (sum(whole.values()) if part == "all" else whole[part]) / 4 < 1000, (part, size)
 
 
 def skip_a_step(context: ParallelContext, settings: list[str], first_step: int) -> dict[str, object]:

@@ -11,6 +11,7 @@ from typing import Any  # lines of metrics.jsonl
 import numpy as np
 import pytest
 
+from diffmoe_scale.checkpoint.manifest import complete_checkpoints
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.parallel.context import ParallelContext
@@ -106,7 +107,7 @@ def test_killed_run_goes_on_by_the_same_command_as_if_nothing_had_happened(setti
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
-    while len(read_metrics(metrics)) < 10:
+    while len(read_metrics(metrics)) < 10 or not complete_checkpoints(tmp_path / "run" / "checkpoints"):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
