@@ -7,30 +7,41 @@ survivor has to end by itself. Not part of the quick tests: a kill takes seconds
 """
 
 import argparse
+import faulthandler
 import random
 import shutil
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any  # processes of a context, lines of metrics.jsonl
 
 from diffmoe_scale.checkpoint.manifest import complete_checkpoints, read_manifest
 from diffmoe_scale.config.run_directory import RunDirectory
-from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.parallel.context import ParallelContext, is_peer_failure
+from diffmoe_scale.pretrain import leave
 from diffmoe_scale.telemetry.metrics import read_metrics
 from diffmoe_scale.train.trainer import train
 from tests.ranks import run_on_ranks, start_ranks
 from tests.train.runs import text_settings, tiny_config
 
 WORLD_SIZE = 2
-SURVIVOR_S = 60
+SURVIVOR_S = 80
 CLOCKED = ("time", "throughput", "memory")
 
 
 def train_on(context: ParallelContext, settings: list[str]) -> None:
+    """Train, and end as a rank of a real run does."""
     config = tiny_config([*settings, f"parallel.expert_parallel={WORLD_SIZE}"])
-    train(config, context, RunDirectory(Path(config.run.directory)))
+    faulthandler.dump_traceback_later(SURVIVOR_S / 2)
+    try:
+        train(config, context, RunDirectory(Path(config.run.directory)))
+    except Exception as error:
+        if not is_peer_failure(error):
+            traceback.print_exc()
+        leave(1)
+    faulthandler.cancel_dump_traceback_later()
 
 
 def outcome(run: Path) -> dict[str, Any]:
