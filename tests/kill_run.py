@@ -104,7 +104,7 @@ def main() -> int:
     while len(kills) < parsed.kills:
         run, met = folder / f"killed_{runs}", ""
         settings = [*common, f"run.directory={run}"]
-        while met != "done" and len(kills) < parsed.kills:
+        while met != "done" and len(kills) < parsed.kills and last_line(run) < parsed.steps:
             rank = (None, 0, 1)[len(kills) % 3]
             met = kill_once(run, settings, parsed.steps, rank=rank, dice=dice)
             if met != "done":
