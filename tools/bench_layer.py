@@ -246,7 +246,9 @@ def main(arguments: list[str] | None = None) -> int:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
-        torch.multiprocessing.spawn(_pool_rank, (port, shapes, parsed), nprocs=parsed.ranks)
+        # The packages are imported once, in a server that each rank is a copy of.
+        torch.multiprocessing.set_forkserver_preload(["diffmoe_scale.moe.layer", "diffmoe_scale.parallel.context"])
+        torch.multiprocessing.start_processes(_pool_rank, (port, shapes, parsed), nprocs=parsed.ranks, start_method="forkserver")
         return 0
     torch.set_num_threads(parsed.threads)
     device = torch.device(parsed.device)
