@@ -21,6 +21,7 @@ from tests.moe.layers import WIDTH, make_layer
 from tests.ranks import run_on_ranks
 
 WORLD = 4
+EXAMPLES = 6
 # fp32 sums in another order, of values up to some tens.
 CLOSE = {"rtol": 1e-5, "atol": 2e-5}
 
@@ -61,9 +62,13 @@ class Case:
         return layer
 
 
+TRAINING = [(pool, ("train",)) for pool in ("sample", "rank", "expert_parallel", "data_parallel")]
+INFERENCE = [(pool, ("threshold", "threshold_count", "interval", "static")) for pool in ("sample", "data_parallel")]
+
+
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
-    num_experts, pool = draw(st.sampled_from([4, 8])), draw(st.sampled_from(["sample", "rank", "expert_parallel", "data_parallel"]))
+def cases(draw: st.DrawFn, pool: str, rules: tuple[str, ...]) -> Case:
+    num_experts = draw(st.sampled_from([4, 8]))
     router = {
         "num_experts": num_experts,
         "pool": pool,
@@ -77,7 +82,7 @@ def cases(draw: st.DrawFn) -> Case:
         num_samples=draw(st.integers(1, 3)),
         num_tokens=draw(st.integers(num_experts, 13)),
         scales=tuple(draw(st.lists(st.integers(0, 3), min_size=WORLD, max_size=WORLD))),
-        rule=draw(st.sampled_from(["train", "train", "threshold", "threshold_count", "interval", "static"])),
+        rule=draw(st.sampled_from(rules)),
         seed=draw(st.integers(0, 9)),
     )
 
@@ -121,31 +126,32 @@ def compare_drawn_cases(parallel: ParallelContext) -> int:
     """How many cases were compared."""
     compared = []
 
+    def agree(case: Case) -> None:
+        problem = ""
+        try:
+            compare(case, parallel)
+        except AssertionError as error:
+            problem = str(error) or "the selection differs"
+        outcome = torch.tensor(float(bool(problem)))
+        dist.all_reduce(outcome)
+        compared.append(case)
+        assert not outcome, problem or "another rank differs"
+
     # Nothing that depends on a rank's clock or disk: the ranks must draw alike.
-    @settings(
-        max_examples=20,
+    alike = settings(
+        max_examples=EXAMPLES,
         derandomize=True,
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate],
     )
-    @given(cases())
-    def agree(case: Case) -> None:
-        problem = ""
-        try:
-            compare(case, parallel)
-        except AssertionError as error:
-            problem = str(error)
-        outcome = torch.tensor(float(bool(problem)))
-        dist.all_reduce(outcome)
-        compared.append(case)
-        assert not outcome, problem or "another rank differs"
-
-    agree()
+    for pool, rules in TRAINING + INFERENCE:
+        alike(given(case=cases(pool, rules))(agree))()
     return len(compared)
 
 
 @pytest.mark.parametrize("expert_parallel", [1, 2, 4])
 def test_every_layout_and_pool_selects_and_computes_as_one_process(expert_parallel: int) -> None:
-    assert min(run_on_ranks(compare_drawn_cases, WORLD, expert_parallel=expert_parallel)) >= 20
+    compared = run_on_ranks(compare_drawn_cases, WORLD, expert_parallel=expert_parallel)
+    assert min(compared) >= EXAMPLES * len(TRAINING + INFERENCE)
