@@ -28,8 +28,13 @@ def load_transformer_engine() -> ModuleType:
 
 
 def precision_context(precision: str) -> Callable[[], AbstractContextManager[object]]:
-    """A maker of the context in which expert GEMMs run with `moe.precision`."""
+    """A maker of the context in which expert GEMMs run with `moe.precision`. Raises RuntimeError where the GPU cannot."""
     te = load_transformer_engine()
+    if precision == "model":
+        return nullcontext
+    is_supported, reason = (te.is_fp8_block_scaling_available if precision == "fp8_block" else te.is_fp8_available)(return_reason=True)
+    if not is_supported:
+        raise RuntimeError(f"moe.precision is {precision!r} but this GPU cannot do it ({reason}); set moe.precision to 'model'")
     from transformer_engine.common import recipe
 
     match precision:
@@ -38,10 +43,8 @@ def precision_context(precision: str) -> Callable[[], AbstractContextManager[obj
             chosen = recipe.DelayedScaling(reduce_amax=False)
         case "fp8_current":
             chosen = recipe.Float8CurrentScaling()
-        case "fp8_block":
-            chosen = recipe.Float8BlockScaling()
         case _:
-            return nullcontext
+            chosen = recipe.Float8BlockScaling()
     return partial(te.autocast, enabled=True, recipe=chosen)
 
 

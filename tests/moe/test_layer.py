@@ -105,6 +105,17 @@ def test_recomputation_in_the_backward_pass_changes_nothing():
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
+@pytest.mark.parametrize("backend", ["loop", "grouped"])
+@pytest.mark.parametrize("gamma, taken", [(1.0, 0), (0.0, EXPERTS)])
+def test_tokens_may_be_taken_by_no_expert_or_by_all(backend, gamma, taken):
+    layer, x_SD = make_layer(backend=backend), tokens().requires_grad_()
+    y_SD, routing = layer(x_SD, context("interval", gamma=gamma))
+    assert routing.mask_SE.sum(dim=1).tolist() == [taken] * len(x_SD) and routing.metrics["capacity"] == taken
+    assert bool(y_SD.eq(0).all()) == (taken == 0)
+    y_SD.sum().backward()
+    assert all(parameter.grad is not None for _, parameter in layer.expert_parameters())
+
+
 def test_fewer_tokens_than_experts_are_an_error():
     with pytest.raises(ValueError, match=r"8 tokens compete for moe.num_experts 16"):
         make_layer(num_experts=16)(tokens(num_samples=1), context(num_samples=1))
@@ -117,6 +128,10 @@ ROUTERS = [{"pool": pool, "shared_experts": 1} for pool in POOLS] + [
     {"router": "expert_choice"},
     {"router": "token_choice", "top_k": 2},
 ]
+
+
+# With gamma 1 no rank has a row for any expert.
+INFERENCE = [("threshold", 0.5), ("interval", 0.5), ("interval", 1.0), ("threshold_count", 0.5), ("static", 0.5)]
 
 
 def rank_tokens(rank: int) -> tuple[Tensor, Tensor]:
@@ -148,9 +163,7 @@ def infer_on_rank(parallel: ParallelContext, settings: dict) -> dict[str, np.nda
     layer = make_layer(groups=parallel.megatron_groups, threshold_bias_correction=False, **settings)
     set_uneven_thresholds(layer)
     with torch.no_grad():
-        return {
-            rule: layer(rank_tokens(parallel.rank)[0], context(rule))[0].numpy() for rule in ("threshold", "interval", "threshold_count", "static")
-        }
+        return {(rule, gamma): layer(rank_tokens(parallel.rank)[0], context(rule, gamma=gamma))[0].numpy() for rule, gamma in INFERENCE}
 
 
 def train_and_infer_on_rank(parallel: ParallelContext) -> tuple[list[dict[str, np.ndarray]], dict[str, np.ndarray]]:
@@ -199,6 +212,6 @@ def test_uneven_and_empty_loads_at_inference_equal_one_process():
     set_uneven_thresholds(layer)
     for expert_parallel in (2, 4):
         for rank, (_, got) in enumerate(run_on_ranks(train_and_infer_on_rank, expert_parallel, expert_parallel=expert_parallel)):
-            for rule, y_SD in got.items():
+            for (rule, gamma), y_SD in got.items():
                 with torch.no_grad():
-                    np.testing.assert_allclose(y_SD, layer(rank_tokens(rank)[0], context(rule))[0], **CLOSE, err_msg=rule)
+                    np.testing.assert_allclose(y_SD, layer(rank_tokens(rank)[0], context(rule, gamma=gamma))[0], **CLOSE, err_msg=rule)

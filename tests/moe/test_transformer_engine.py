@@ -1,8 +1,12 @@
 import importlib.util
+import sys
+from contextlib import nullcontext
+from types import ModuleType
 
 import pytest
 import torch
 
+from diffmoe_scale.moe.transformer_engine import precision_context
 from tests.moe.layers import make_layer
 
 WIDTH = 64
@@ -12,6 +16,33 @@ WIDTH = 64
 def test_missing_package_is_an_error_that_names_the_command():
     with pytest.raises(RuntimeError, match=r"moe.backend is 'transformer_engine' but .*pip install"):
         make_layer(backend="transformer_engine", width=WIDTH)
+
+
+def pretend_installed(monkeypatch: pytest.MonkeyPatch, **functions: object) -> None:
+    package, module = ModuleType("transformer_engine"), ModuleType("transformer_engine.pytorch")
+    vars(module).update(functions)
+    package.pytorch = module
+    monkeypatch.setitem(sys.modules, "transformer_engine", package)
+    monkeypatch.setitem(sys.modules, "transformer_engine.pytorch", module)
+
+
+def test_package_without_a_gpu_is_an_error_that_names_the_other_backend(monkeypatch):
+    pretend_installed(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match=r"no CUDA device; set moe.backend to 'grouped'"):
+        precision_context("model")
+
+
+@pytest.mark.parametrize("precision, asked", [("fp8_delayed", "fp8"), ("fp8_current", "fp8"), ("fp8_block", "fp8_block_scaling")])
+def test_fp8_on_a_gpu_that_lacks_it_is_an_error_with_the_packages_reason(monkeypatch, precision, asked):
+    answers = {f"is_{name}_available": lambda return_reason, good=name != asked: (good, "needs a newer GPU") for name in ("fp8", "fp8_block_scaling")}
+    pretend_installed(monkeypatch, **answers)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(
+        RuntimeError, match=rf"moe.precision is '{precision}' but this GPU cannot do it \(needs a newer GPU\); set moe.precision to 'model'"
+    ):
+        precision_context(precision)
+    assert precision_context("model") is nullcontext
 
 
 @pytest.mark.gpu
