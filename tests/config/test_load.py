@@ -39,7 +39,7 @@ def test_command_line_wins_over_file_and_file_over_default(tmp_path: Path) -> No
         ("run={steps: 3}", "argument 'run={steps: 3}' names no setting; expected section.key=value"),
         ("run.steps", "is no assignment"),
         ("data.train=x.tar", "data.train is 'x.tar'; expected a list, for example [x.tar]"),
-        ("moe.pool=everywhere", "moe.pool is 'everywhere'; input should be 'rank'"),
+        ("moe.pool=everywhere", "moe.pool is 'everywhere'; input should be 'sample', 'rank'"),
         ("model.width=130", "model.width is 130; expected a multiple of model.heads (4)"),
         ("model.patch_size=5", "model.image_size is 32; expected a multiple of model.patch_size (5)"),
         ("parallel.zero_stage=0", "parallel.zero_stage is 0; expected 1 or 2 (DeepSpeed's stage 0 clips by a mean of the ranks' own norms"),

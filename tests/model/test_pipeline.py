@@ -89,6 +89,19 @@ def test_a_picture_does_not_depend_on_the_batch_that_it_is_drawn_in() -> None:
     torch.testing.assert_close(together.load_TLE, (parts[0].load_TLE + 2 * parts[1].load_TLE) / 3)
 
 
+def test_a_picture_of_a_caption_does_not_depend_on_longer_captions_beside_it(tmp_path: Path) -> None:
+    captions = ["red circle", "a green square left of a blue circle and a red square", "blue square"]
+    train_tokenizer(captions, vocabulary=512, path=tmp_path / "tokenizer")
+    model = ModelConfig(image_size=SIZE, patch_size=2, depth=2, width=WIDTH)
+    pipeline = build(config(model=model, text=TextConfig(width=16, heads=2, depth=1, vocabulary=512)), tokenizer=tmp_path / "tokenizer")
+    sampling = SamplingConfig(steps=STEPS, guidance=2.0)
+    together = pipeline.generate(captions, sampling, seed=5)
+    one_by_one = [pipeline.generate([caption], sampling, seed=5, first_index=i) for i, caption in enumerate(captions)]
+    # The same arithmetic over other numbers of rows and of padded text tokens.
+    torch.testing.assert_close(together.images_BCHW, torch.cat([part.images_BCHW for part in one_by_one]), rtol=1e-5, atol=1e-5)
+    assert 0 < together.capacity < EXPERTS
+
+
 @pytest.mark.parametrize("guidance, end, passes", [(1.0, 0.0, STEPS), (2.0, 0.0, 2 * STEPS), (2.0, 0.5, 2 * STEPS - 1)])
 def test_guidance_costs_a_pass_a_step_while_it_is_on(guidance: float, end: float, passes: int) -> None:
     pipeline = build(config())
