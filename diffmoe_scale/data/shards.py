@@ -67,6 +67,7 @@ def build_reader(config: DataConfig, patterns: Sequence[str | DatasetConfig], *,
             logger.info("data set %d: %d samples an epoch, weight %g, %s", number, sum(counts), entry.weight, ", ".join(entry.shards))
     reader = Reader(config, catalog, model=model, seed=seed, order=order)
     reader.check_conditions()
+    reader.count_retries()
     return reader
 
 
@@ -119,6 +120,11 @@ class Reader:
     def index_problems(self) -> Mapping[str, float]:
         """What indexing lost, by kind."""
         return {f"data/lost/{kind.replace(' ', '_')}": float(count) for kind, count in sorted(self.catalog.problems.items())}
+
+    def count_retries(self) -> None:
+        """Count and log what this process tried again so far; before reading processes get copies of the list."""
+        for text in self.source.take_retries():
+            self._count("retry", f"{NOTES['retry']}: {text}")
 
     def places(self, limit: int) -> list[tuple[int, int]]:
         """Shard and row of at most `limit` samples, spread evenly over all shards, or over a few of those that would have to be fetched."""
@@ -233,11 +239,7 @@ class _Chunks(Dataset[Batch]):
     def __getitem__(self, numbers: range) -> Batch:
         source = self.source
         batch = collate([source.load(number) for number in numbers], image_size=source.model.image_size, features=source.features)
-        remote = source.catalog.remote
-        if remote is None:
-            return batch
-        retried, remote.retried = remote.retried, []
-        return replace(batch, notes=batch.notes + [Note("retry", text) for text in retried])
+        return replace(batch, notes=batch.notes + [Note("retry", text) for text in source.take_retries()])
 
 
 def iterate_captions(reader: Reader, limit: int) -> Iterator[str]:

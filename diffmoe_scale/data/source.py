@@ -158,6 +158,14 @@ class SampleSource:
             return replace(sample, caption=caption[:LONGEST_CAPTION], notes=(*notes, cut))
         return replace(sample, caption=caption)
 
+    def take_retries(self) -> list[str]:
+        """What was tried again since the last call, in this process."""
+        remote = self.catalog.remote
+        if remote is None:
+            return []
+        retried, remote.retried = remote.retried, []
+        return retried
+
     def _label(self, shard: int, members: dict[str, Span]) -> int:
         if "cls" not in members:
             raise ValueError(f"no member .cls; the sample has {', '.join(sorted(members))}")
