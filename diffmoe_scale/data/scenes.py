@@ -134,8 +134,8 @@ def _draw_classes(generator: np.random.Generator, kind: str) -> tuple[list[str],
 def _easy_layout(generator: np.random.Generator, count: int) -> list[tuple[float, float, float]]:
     """(x, y, radius) of each object: large at the centre, or medium on the four cells of a loose grid."""
     if count == 1:
-        x, y = generator.uniform(-0.1, 0.1, 2)
-        return [(float(x), float(y), float(generator.uniform(0.48, 0.6)))]
+        x, y = generator.uniform(-0.06, 0.06, 2)
+        return [(float(x), float(y), float(generator.uniform(0.5, 0.58)))]
     if count == 2:
         # Side by side or one above the other, on a common axis.
         places = [(-0.5, 0.0), (0.5, 0.0)] if generator.random() < 0.5 else [(0.0, -0.5), (0.0, 0.5)]

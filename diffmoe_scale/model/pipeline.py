@@ -19,6 +19,8 @@ from diffmoe_scale.encoders.text import build_text_encoder
 from diffmoe_scale.model.denoiser import Condition, Denoiser, build_denoiser
 from diffmoe_scale.moe.routing import Routing, Selection
 
+STEP_SEED = 2**32
+"""Between the seeds of two steps' fresh noise: more than any seed that a user picks."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -77,10 +79,18 @@ class Pipeline:
             loads_by_step.append(torch.stack(loads).mean(0))
             return value
 
-        _, noise_BCHW = sample_noise(seed, range(first_index, first_index + count), self.latent_shape, self.device)
+        indices = range(first_index, first_index + count)
+        _, noise_BCHW = sample_noise(seed, indices, self.latent_shape, self.device)
         was_training = self.denoiser.training
         self.denoiser.eval()
-        latents_BCHW = euler(predict, self.objective, noise_BCHW, sampling_times(sampling.steps))
+        latents_BCHW = euler(
+            predict,
+            self.objective,
+            noise_BCHW,
+            sampling_times(sampling.steps),
+            fresh_share=sampling.fresh_noise,
+            fresh_noise=lambda step: sample_noise(seed + (step + 1) * STEP_SEED, indices, self.latent_shape, self.device)[1],
+        )
         self.denoiser.train(was_training)
         return Generated(self.autoencoder.decode(latents_BCHW).clamp(-1, 1), torch.stack(loads_by_step).cpu())
 

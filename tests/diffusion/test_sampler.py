@@ -43,6 +43,29 @@ def test_ddim_on_the_exact_noise_of_one_point_finds_the_point() -> None:
     torch.testing.assert_close(euler(predict, objective, noise, sampling_times(20)), point, atol=1e-3, rtol=0)
 
 
+def test_fresh_noise_forgets_the_mistakes_of_early_steps() -> None:
+    """The prediction of data is wrong by 1 above t = 0.5, and from then on pulled half way to the truth from where x_t says it is."""
+    objective = build_objective(DiffusionConfig(prediction="sample"))
+
+    def predict(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(x_t) if float(t[0]) > 0.5 else x_t / (2 * (1 - t[:, None, None, None]))
+
+    _, noise = sample_noise(0, range(64), (1, 8, 8), torch.device("cpu"))
+
+    def draw(share: float) -> torch.Tensor:
+        return euler(
+            predict,
+            objective,
+            noise,
+            sampling_times(20),
+            fresh_share=share,
+            fresh_noise=lambda step: sample_noise(step + 1, range(64), (1, 8, 8), torch.device("cpu"))[1],
+        )
+
+    assert torch.equal(draw(0.0), euler(predict, objective, noise, sampling_times(20)))
+    assert float(draw(1.0).mean().abs()) < 0.1 < float(draw(0.0).mean().abs())
+
+
 def test_guidance_of_one_is_the_conditional_prediction() -> None:
     conditional, unconditional = torch.randn(2, 3), torch.randn(2, 3)
     torch.testing.assert_close(guide(conditional, unconditional, 1.0), conditional)

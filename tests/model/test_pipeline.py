@@ -80,7 +80,7 @@ def test_pictures_are_euler_steps_of_the_guided_velocity() -> None:
 
 
 def test_a_picture_does_not_depend_on_the_batch_that_it_is_drawn_in() -> None:
-    pipeline, sampling = build(config()), SamplingConfig(steps=STEPS, guidance=2.0)
+    pipeline, sampling = build(config()), SamplingConfig(steps=STEPS, guidance=2.0, fresh_noise=0.5)
     together = pipeline.generate([0, 1, 2], sampling, seed=5)
     parts = [pipeline.generate([0], sampling, seed=5), pipeline.generate([1, 2], sampling, seed=5, first_index=1)]
     alone_BCHW = torch.cat([part.images_BCHW for part in parts])
@@ -94,7 +94,7 @@ def test_a_picture_of_a_caption_does_not_depend_on_longer_captions_beside_it(tmp
     train_tokenizer(captions, vocabulary=512, path=tmp_path / "tokenizer")
     model = ModelConfig(image_size=SIZE, patch_size=2, depth=2, width=WIDTH)
     pipeline = build(config(model=model, text=TextConfig(width=16, heads=2, depth=1, vocabulary=512)), tokenizer=tmp_path / "tokenizer")
-    sampling = SamplingConfig(steps=STEPS, guidance=2.0)
+    sampling = SamplingConfig(steps=STEPS, guidance=2.0, fresh_noise=0.5)
     together = pipeline.generate(captions, sampling, seed=5)
     one_by_one = [pipeline.generate([caption], sampling, seed=5, first_index=i) for i, caption in enumerate(captions)]
     # The same arithmetic over other numbers of rows and of padded text tokens.
