@@ -23,7 +23,8 @@ def start_worker_server() -> None:
 def follow_rank(worker: int) -> None:
     """For DataLoader's worker_init_fn: end when the rank does, also when it was killed.
 
-    torch looks at the parent process, which is the fork server, and that waits for its workers.
+    Without this a long read (a stalled transfer) would go on: torch looks for its parent's end, and that is the fork server, which
+    waits for its workers.
     """
     # torch has set a handler of SIGTERM by now.
     for signum in IGNORED:

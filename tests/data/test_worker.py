@@ -10,6 +10,7 @@ from pathlib import Path
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.train import DataConfig
 from diffmoe_scale.data.shards import build_reader
+from diffmoe_scale.data.worker import follow_rank
 from tests.data.samples import write_shards
 from tests.ranks import run_alone
 
@@ -27,8 +28,18 @@ def read(folder: Path, num_batches: int) -> list[int]:
     return [number for _ in range(num_batches) for number in next(batches).indices_B.tolist()]
 
 
-def read_and_be_killed(folder: Path) -> None:
-    read(folder, 1)
+def be_slow(folder: Path) -> None:
+    """A reading process in the middle of a long read."""
+    follow_rank(0)
+    (folder / "worker.tmp").write_text(str(os.getpid()))
+    (folder / "worker.tmp").rename(folder / "worker")
+    time.sleep(300)
+
+
+def start_reading_and_be_killed(folder: Path) -> None:
+    multiprocessing.get_context("forkserver").Process(target=be_slow, args=(folder,)).start()
+    while not (folder / "worker").exists():
+        time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -55,13 +66,11 @@ def test_signal_to_all_processes_of_a_rank_leaves_it_its_data(tmp_path: Path) ->
 
 
 def test_killed_rank_leaves_no_reading_process_behind(tmp_path: Path) -> None:
-    write_shards(tmp_path, [60])
-    rank = multiprocessing.get_context("forkserver").Process(target=read_and_be_killed, args=(tmp_path,))
+    rank = multiprocessing.get_context("forkserver").Process(target=start_reading_and_be_killed, args=(tmp_path,))
     rank.start()
     rank.join()
-    workers = json.loads((tmp_path / "workers.json").read_text())
-    assert rank.exitcode == -signal.SIGKILL and len(workers) == 2
-    deadline = time.monotonic() + 60
-    while any(map(is_running, workers)):
-        assert time.monotonic() < deadline, "reading processes outlive their rank"
+    assert rank.exitcode == -signal.SIGKILL
+    worker, deadline = int((tmp_path / "worker").read_text()), time.monotonic() + 30
+    while is_running(worker):
+        assert time.monotonic() < deadline, "a reading process outlives its rank"
         time.sleep(0.05)
