@@ -1,11 +1,9 @@
 """The MoE layer against the dense network of equal activated parameters, research code's loop, and its expert GEMMs alone.
 
-    MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_MMAP_THRESHOLD_=17179869184 \\
     python tools/bench_layer.py --threads 2 --shape 384x16x8192 --output layer.json
     python tools/bench_layer.py --ranks 4 --shape 384x16x2048 --output pool.json
 
-On CPU, glibc by default returns large blocks to the system at every free and takes page faults at every use; the two
-variables keep them. They hold for all contenders alike, and the result records them.
+On CPU freed memory is kept, as in training (parallel.context.keep_freed_memory), for all contenders alike.
 """
 
 import argparse
@@ -25,8 +23,9 @@ from torch import Tensor, nn
 from diffmoe_scale.config.model import MoEConfig
 from diffmoe_scale.moe.feed_forward import FeedForward
 from diffmoe_scale.moe.layer import MoELayer, build_moe_layer
-from diffmoe_scale.moe.routing import Routing, RoutingContext, Selection, gather_pool, kth_largest, select_top
-from diffmoe_scale.parallel.context import ParallelContext, initialize
+from diffmoe_scale.moe.routing import Routing, RoutingContext, Selection
+from diffmoe_scale.moe.selection import gather_pool, kth_largest, select_top
+from diffmoe_scale.parallel.context import ParallelContext, initialize, keep_freed_memory
 from diffmoe_scale.telemetry.benchmark import MIB, format_table, measure_memory, quartiles, ratios, time_interleaved, write_result
 
 SAMPLE_TOKENS = 256
@@ -252,6 +251,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     torch.set_num_threads(parsed.threads)
     device = torch.device(parsed.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     table = [row for shape in shapes for row in bench_shape(*shape, parsed, device)]
     report(table, parsed.output, device)
     for width, num_experts, num_tokens in shapes:

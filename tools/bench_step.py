@@ -1,10 +1,9 @@
 """A training step of a whole model with experts against the dense model of equal activated parameters, and research code's loop.
 
-    MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_MMAP_THRESHOLD_=17179869184 \\
     python tools/bench_step.py --threads 2 --width 384 --depth 4 --batch 32 --output step.json
 
 A class-conditional network on random latents, one process, torch's AdamW. The dense model's step updates fewer weights:
-`forward+backward` leaves the update out, `step` has it.
+`forward+backward` leaves the update out, `step` has it. On CPU freed memory is kept, as in training, for all contenders alike.
 """
 
 import argparse
@@ -19,6 +18,7 @@ from torch import Tensor
 from diffmoe_scale.config.model import ModelConfig, MoEConfig
 from diffmoe_scale.model.transformer import DiffusionTransformer, Prediction
 from diffmoe_scale.moe.routing import Selection
+from diffmoe_scale.parallel.context import keep_freed_memory
 from diffmoe_scale.telemetry.benchmark import format_table, measure_memory, quartiles, ratios, time_interleaved, write_result
 from diffmoe_scale.train.loss import mean_auxiliary_losses
 
@@ -137,6 +137,8 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = parse(arguments)
     torch.set_num_threads(parsed.threads)
     device = torch.device(parsed.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     try:
         table = bench(parsed, device)
     except ValueError as error:

@@ -21,7 +21,9 @@ logger = logging.getLogger(__name__)
 
 # malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-LARGEST_MMAP_THRESHOLD = 32 * 2**20
+LARGEST_INT = 2**31 - 1
+OLD_MMAP_LIMIT = 32 * 2**20
+"""Old releases of glibc refuse a larger threshold."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,9 @@ def keep_freed_memory() -> None:
     first touch of every page (5 to 10 % of a small model's step on a CPU)."""
     if platform.libc_ver()[0] == "glibc":
         malloc = ctypes.CDLL(None)
-        malloc.mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
-        malloc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        malloc.mallopt(M_TRIM_THRESHOLD, LARGEST_INT)
+        malloc.mallopt(M_MMAP_THRESHOLD, OLD_MMAP_LIMIT)
+        malloc.mallopt(M_MMAP_THRESHOLD, LARGEST_INT)
 
 
 def choose_device(local_rank: int) -> torch.device:
