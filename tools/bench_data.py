@@ -40,7 +40,7 @@ from diffmoe_scale.data.features import (
 from diffmoe_scale.data.index import IMAGE_SUFFIXES, expand_patterns
 from diffmoe_scale.data.publish import write_shard
 from diffmoe_scale.data.shards import build_reader
-from diffmoe_scale.data.transforms import decode_image
+from diffmoe_scale.data.transforms import Size, decode_image
 
 SHARDS = 4
 LATENT_SHAPE = (4, 32, 32)
@@ -139,7 +139,7 @@ def picture_contenders(shards: str, folders: Path, *, image_size: int, batch: in
     """Endless batches of pictures in [-1, 1] with captions, all by the same decoding and cropping."""
 
     def decode(data: bytes) -> np.ndarray:
-        return decode_image(data, image_size=image_size, background=WHITE)
+        return decode_image(data, size=Size(image_size, image_size), background=WHITE).pixels_HWC
 
     def picture(sample: dict[str, bytes]) -> tuple[np.ndarray, str]:
         return decode(next(sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample)), sample.get("txt", b"").decode()
@@ -175,7 +175,9 @@ def feature_contenders(shards: str, *, batch: int) -> dict[str, Iterator[object]
 
 def our_batches(shards: str, *, image_size: int, batch: int) -> Iterator[object]:
     config, model = DataConfig(caption_dropout=0.0), ModelConfig(image_size=image_size)
-    return build_reader(config, [shards], model=model, seed=0).batches(start_sample=0, dp_rank=0, dp_size=1, global_batch=batch, micro_batch=batch)
+    reader = build_reader(config, [shards], model=model, seed=0)
+    plan = reader.plan(global_batch=batch, micro_batch=batch)
+    return reader.batches(plan, plan.position(step=0, samples=0, by_bucket={}), dp_rank=0, dp_size=1)
 
 
 def plain_webdataset(shards: str, load: Callable[..., object], collate: Callable[..., object], *, batch: int) -> Iterator[object]:

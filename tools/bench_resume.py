@@ -74,7 +74,8 @@ def time_start(folder: Path, share: float, shuffle_block: int) -> dict[str, floa
     reader = _reader(folder, shuffle_block)
     opened = time.monotonic()
     start = int(share * reader.num_samples)
-    batch = next(reader.batches(start_sample=start, dp_rank=0, dp_size=1, global_batch=GLOBAL_BATCH, micro_batch=GLOBAL_BATCH))
+    plan = reader.plan(global_batch=GLOBAL_BATCH, micro_batch=GLOBAL_BATCH)
+    batch = next(reader.batches(plan, plan.position(step=0, samples=start, by_bucket={}), dp_rank=0, dp_size=1))
     assert batch.indices_B[0] == start and not batch.failures
     return {"open_s": opened - began, "batch_s": time.monotonic() - opened}
 

@@ -100,6 +100,8 @@ def cache_features(parsed: argparse.Namespace, config: Config) -> int:
     require(
         config.autoencoder.kind != "pixels", "autoencoder.kind", "pixels", "'kl': pixels need no cache; to shrink them, see prepare_shards --resize"
     )
+    for name, is_set in (("buckets.enabled", config.buckets.enabled), ("model.size_conditioning", config.model.size_conditioning)):
+        require(not is_set, name, is_set, "false: cached features are of squares and tell no sizes; train on the pictures themselves")
     budget = parse_size(parsed.budget) if parsed.budget else math.inf
     reader = build_reader(config.data, parsed.input, model=config.model, seed=0)
     require(reader.source.features is None, "--input", parsed.input, "shards of pictures; these hold features already")
@@ -219,7 +221,8 @@ def _encode(part: Sequence[Sample], reader: Reader, encoders: Encoders, features
     good = [sample for sample in part if sample.failure is None]
     if not good:
         return
-    latents_BVCHW = encoders.views(to_unit_range(np.stack([sample.image_HWC for sample in good])), features.source.num_views)
+    images_BHWC = np.stack([sample.picture.pixels_HWC for sample in good if sample.picture is not None])
+    latents_BVCHW = encoders.views(to_unit_range(images_BHWC), features.source.num_views)
     places = [reader.fixed_source.order.locate(sample.index) for sample in good]
     members = [reader.catalog.index(shard).members(row) for shard, row in places]
     read, weights = reader.source.files.captions, reader.config.caption_weights

@@ -17,11 +17,13 @@ NAMED = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a checkpoint holds. `samples` is the position in the data, `optimizer_steps` leaves skipped steps out."""
+    """What a checkpoint holds. `samples` is the position in the data, and `samples_by_bucket` where there are buckets;
+    `optimizer_steps` leaves skipped steps out."""
 
     step: int
     samples: int
     optimizer_steps: int
+    samples_by_bucket: dict[str, int] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     layout: dict[str, int] = field(default_factory=dict)
     guard: dict[str, Any] = field(default_factory=dict)

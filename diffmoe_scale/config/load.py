@@ -17,7 +17,18 @@ from diffmoe_scale.config.schema import Config
 MODEL_SETTINGS = {
     "autoencoder": ("kind",),
     "text": ("kind", "width", "depth", "heads", "max_tokens", "open_clip_name"),
-    "model": ("conditioning", "num_classes", "image_size", "channels", "patch_size", "depth", "width", "heads", "feed_forward_ratio"),
+    "model": (
+        "conditioning",
+        "num_classes",
+        "image_size",
+        "channels",
+        "patch_size",
+        "depth",
+        "width",
+        "heads",
+        "feed_forward_ratio",
+        "size_conditioning",
+    ),
     "moe": ("num_experts", "every", "router", "gate", "router_input", "shared_experts", "expert_width_ratio", "activation"),
     "diffusion": ("kind", "prediction", "time_scale"),
 }

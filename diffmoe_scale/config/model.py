@@ -156,6 +156,8 @@ class ModelConfig:
     """Attention heads."""
     feed_forward_ratio: float = 4.0
     """Hidden width of dense feed-forward networks over the token width."""
+    size_conditioning: bool = False
+    """Tell the network the original's size, the crop's place and the image's size (SDXL's micro-conditions), added to the timestep embedding."""
     activation_checkpointing: Literal["none", "blocks", "experts"] = "none"
     """What is recomputed in the backward pass instead of being stored: whole blocks, or their feed-forward networks (dense and experts) alone."""
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -5,7 +5,16 @@ from typing import Literal
 
 from diffmoe_scale.config.check import require
 from diffmoe_scale.config.model import AutoencoderConfig, DiffusionConfig, ModelConfig, MoEConfig, TextConfig
-from diffmoe_scale.config.train import CheckpointConfig, DataConfig, DefenceConfig, OptimizerConfig, ParallelConfig, SamplingConfig, TelemetryConfig
+from diffmoe_scale.config.train import (
+    BucketConfig,
+    CheckpointConfig,
+    DataConfig,
+    DefenceConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    SamplingConfig,
+    TelemetryConfig,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +50,7 @@ class Config:
 
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    buckets: BucketConfig = field(default_factory=BucketConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     text: TextConfig = field(default_factory=TextConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -74,6 +84,11 @@ class Config:
             self.moe.every,
             f"at most model.depth ({self.model.depth}), or moe.num_experts=0 for a dense model",
         )
+        if self.buckets.enabled:
+            size, step = self.model.image_size, self.buckets.step
+            require(size % step == 0, "model.image_size", size, f"a multiple of buckets.step ({step})")
+            for _, resolution in self.buckets.resolutions:
+                require(step <= resolution <= size and resolution % step == 0, "buckets.resolutions", resolution, f"multiples of {step} up to {size}")
         if self.autoencoder.kind == "pixels":
             size, patch = self.model.image_size, self.model.patch_size
             require(size % patch == 0, "model.image_size", size, f"a multiple of model.patch_size ({patch})")

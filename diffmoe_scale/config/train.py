@@ -78,6 +78,39 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BucketConfig:
+    """Images of many shapes, each batch of one."""
+
+    enabled: bool = False
+    """Give each image the aspect ratio of `aspects` that is nearest to its own; otherwise all are cut to squares."""
+    aspects: tuple[float, ...] = (0.5, 0.5625, 0.6667, 0.75, 0.8, 1.0, 1.25, 1.3333, 1.5, 1.7778, 2.0)
+    """Width over height of each bucket, rising; an image beyond the ends is cut more."""
+    step: int = 16
+    """Sides are multiples of this many pixels; itself a multiple of model.patch_size times the factor of the autoencoder."""
+    constant_tokens: bool = True
+    """More images a batch where they are smaller than the square of model.image_size, so that steps have about equally many tokens."""
+    resolutions: tuple[tuple[int, int], ...] = ()
+    """Pairs of a first step (from 1) and a resolution: the pixels of its square are the most that an image has; empty is model.image_size."""
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.aspects) and self.aspects[0] > 0 and all(low < high for low, high in zip(self.aspects, self.aspects[1:], strict=False)),
+            "buckets.aspects",
+            self.aspects,
+            "rising numbers above 0, width over height, for example [0.75, 1.0, 1.3333]",
+        )
+        require(
+            len({f"{aspect:g}" for aspect in self.aspects}) == len(self.aspects) <= 255, "buckets.aspects", self.aspects, "at most 255 that differ"
+        )
+        require(self.step >= 1, "buckets.step", self.step, "at least 1")
+        firsts = [first for first, _ in self.resolutions]
+        require(
+            not firsts or (firsts[0] == 1 and firsts == sorted(set(firsts))), "buckets.resolutions", self.resolutions, "first steps that rise from 1"
+        )
+        require(self.enabled or not self.resolutions, "buckets.resolutions", self.resolutions, "empty unless buckets.enabled is set")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW, its schedule and the weight average."""
 
@@ -193,11 +226,17 @@ class SamplingConfig:
     """The constant threshold of `interval`."""
     batch: int = 64
     """Images drawn at once."""
+    height: int = 0
+    """Of the pictures, in pixels; 0 is model.image_size."""
+    width: int = 0
+    """Of the pictures, in pixels; 0 is model.image_size."""
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "sampling.steps", self.steps, "at least 1")
         require(self.batch >= 1, "sampling.batch", self.batch, "at least 1")
         require(0 <= self.fresh_noise <= 1, "sampling.fresh_noise", self.fresh_noise, "in [0, 1]")
+        for name in ("height", "width"):
+            require(getattr(self, name) >= 0, f"sampling.{name}", getattr(self, name), "0 (model.image_size) or more")
         require(0 <= self.gamma <= 1, "sampling.gamma", self.gamma, "in [0, 1]")
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffmoe_scale.data.features import CaptionFeatures, FeatureSet, stack_captions, stack_latents
+from diffmoe_scale.data.transforms import Picture, Size
 from diffmoe_scale.encoders.text import TextFeatures
 
 FAILURES = {
@@ -52,11 +53,11 @@ class Failure:
 
 @dataclass(frozen=True)
 class Sample:
-    """One slot of a batch before collation: `image_HWC` (uint8) or, of a set of features, `latents_CHW`; neither when there is a failure."""
+    """One slot of a batch before collation: `picture` or, of a set of features, `latents_CHW`; neither when there is a failure."""
 
     index: int
     key: str
-    image_HWC: np.ndarray | None
+    picture: Picture | None
     caption: str = ""
     label: int = -1
     is_dropped: bool = False
@@ -89,6 +90,8 @@ class Batch:
     """Samples of weight 0 that could not be used."""
     uncaptioned: list[str]
     """Keys of samples that have no caption; trained on the empty one."""
+    sizes_BZ: Tensor | None
+    """float32: height and width of the original, rows above and columns left of the crop, height and width of the image; with images."""
     latents_BCHW: Tensor | None = None
     """bf16, where the shards hold them."""
     text: TextFeatures | None = None
@@ -107,10 +110,10 @@ class Batch:
         return replace(self, **pinned, text=text)
 
 
-def collate(samples: Sequence[Sample], *, image_size: int, features: FeatureSet | None = None) -> Batch:
-    """One batch of samples whose images are image_size x image_size, or that come from a set of `features`."""
+def collate(samples: Sequence[Sample], *, size: Size, features: FeatureSet | None = None) -> Batch:
+    """One batch of samples whose images are of one size, or that come from a set of `features`."""
     return Batch(
-        images_BCHW=_stack_images(samples, image_size) if features is None else None,
+        images_BCHW=_stack_images(samples, size) if features is None else None,
         captions=[sample.caption for sample in samples],
         labels_B=torch.tensor([sample.label for sample in samples]),
         dropped_B=torch.tensor([sample.is_dropped for sample in samples]),
@@ -119,23 +122,32 @@ def collate(samples: Sequence[Sample], *, image_size: int, features: FeatureSet 
         keys=[sample.key for sample in samples],
         failures=[sample.failure for sample in samples if sample.failure],
         uncaptioned=[sample.key for sample in samples if sample.is_uncaptioned],
+        sizes_BZ=_stack_sizes(samples, size) if features is None else None,
         notes=[note for sample in samples for note in sample.notes],
         latents_BCHW=None if features is None else stack_latents([sample.latents_CHW for sample in samples], features.source.latent_shape),
         text=None if features is None or features.empty is None else stack_captions([sample.text or features.empty for sample in samples]),
     )
 
 
-def _stack_images(samples: Sequence[Sample], image_size: int) -> Tensor:
-    images_BHWC = np.zeros((len(samples), image_size, image_size, 3), dtype=np.uint8)
+def _stack_images(samples: Sequence[Sample], size: Size) -> Tensor:
+    images_BHWC = np.zeros((len(samples), *size, 3), dtype=np.uint8)
     for row, sample in enumerate(samples):
-        if sample.image_HWC is not None:
-            images_BHWC[row] = sample.image_HWC
+        if sample.picture is not None:
+            images_BHWC[row] = sample.picture.pixels_HWC
     images_BCHW = to_unit_range(images_BHWC)
     for row, sample in enumerate(samples):
-        if sample.image_HWC is None:
+        if sample.picture is None:
             # Row by row: a mask would be compared with every pixel of the batch.
             images_BCHW[row] = 0
     return images_BCHW
+
+
+def _stack_sizes(samples: Sequence[Sample], size: Size) -> Tensor:
+    sizes_BZ = torch.zeros(len(samples), 6)
+    for row, sample in enumerate(samples):
+        if sample.picture is not None:
+            sizes_BZ[row] = torch.tensor((*sample.picture.original, *sample.picture.crop, *size))
+    return sizes_BZ
 
 
 def to_unit_range(images_BHWC: np.ndarray) -> Tensor:

@@ -2,7 +2,7 @@
 
 import struct
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import accumulate
@@ -30,6 +30,20 @@ class FixedOrder:
         position = index % self.ends[-1]
         shard = bisect_right(self.ends, position)
         return shard, position - (self.ends[shard - 1] if shard else 0)
+
+
+class BucketOrder:
+    """Sample n of bucket b of B, as number n * B + b. Shuffled with one seed, all buckets go through the shards alike."""
+
+    def __init__(self, orders: Sequence[Order], rows: Callable[[int], Sequence[np.ndarray]]) -> None:
+        """`orders[b]` gives shard and place among the shard's samples of bucket b, `rows(shard)[b]` their rows."""
+        self.orders = list(orders)
+        self.rows = rows
+
+    def locate(self, index: int) -> tuple[int, int]:
+        number, bucket = divmod(index, len(self.orders))
+        shard, place = self.orders[bucket].locate(number)
+        return shard, int(self.rows(shard)[bucket][place])
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Batches of WebDataset shards. The state of reading is one integer: the samples that all ranks have consumed together."""
+"""Batches of WebDataset shards. The state of reading is one integer a bucket: the samples that all ranks have consumed together."""
 
 import itertools
 import logging
@@ -11,15 +11,19 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from diffmoe_scale.config.check import require
 from diffmoe_scale.config.model import ModelConfig
-from diffmoe_scale.config.train import DataConfig, DatasetConfig
+from diffmoe_scale.config.train import BucketConfig, DataConfig, DatasetConfig
 from diffmoe_scale.data.batch import FAILURES, NOTES, Batch, Note, collate
+from diffmoe_scale.data.buckets import BatchPlan, Chunk, Position, bucket_size, build_plan, fill_rate
 from diffmoe_scale.data.features import FEATURE_SUFFIX, find_feature_set, load_feature_set
 from diffmoe_scale.data.index import ShardCatalog, expand_patterns
 from diffmoe_scale.data.mixture import MixedOrder
-from diffmoe_scale.data.order import FixedOrder, ShuffledOrder
+from diffmoe_scale.data.order import BucketOrder, FixedOrder, Order, ShuffledOrder
 from diffmoe_scale.data.remote import RemoteShards
+from diffmoe_scale.data.sizes import ImageBuckets
 from diffmoe_scale.data.source import SampleSource, ShardFiles
+from diffmoe_scale.data.transforms import Size
 from diffmoe_scale.data.worker import follow_rank, start_worker_server
 
 logger = logging.getLogger(__name__)
@@ -32,8 +36,11 @@ LOOKED_AT_REMOTE_SHARDS = 4
 WARNED_OF = ("long_caption", "retry")
 
 
-def build_reader(config: DataConfig, patterns: Sequence[str | DatasetConfig], *, model: ModelConfig, seed: int) -> "Reader":
-    """A reader of the shards that the patterns name, or of data sets by weight; makes missing indexes.
+def build_reader(
+    config: DataConfig, patterns: Sequence[str | DatasetConfig], *, model: ModelConfig, seed: int, buckets: BucketConfig | None = None
+) -> "Reader":
+    """A reader of the shards that the patterns name, or of data sets by weight; makes missing indexes. Without `buckets` all
+    images are cut to squares.
 
     Raises: ValueError for patterns without a file, shards without a sample, samples without captions (or labels); OSError for
     a URL that cannot be read and has no index.
@@ -47,9 +54,10 @@ def build_reader(config: DataConfig, patterns: Sequence[str | DatasetConfig], *,
     datasets = [entry for entry in patterns if isinstance(entry, DatasetConfig)]
     shard_groups = [entry.shards for entry in datasets] or [tuple(entry for entry in patterns if isinstance(entry, str))]
     groups = [expand_patterns(group, remote) for group in shard_groups]
-    catalog = ShardCatalog(
-        [path for group in groups for path in group], index_folder=Path(config.index_folder) if config.index_folder else None, remote=remote
-    )
+    paths = [path for group in groups for path in group]
+    buckets = buckets or BucketConfig()
+    _check_shapes(buckets, model, paths, num_datasets=len(groups), num_urls=len(remote.urls) if remote else 0)
+    catalog = ShardCatalog(paths, index_folder=Path(config.index_folder) if config.index_folder else None, remote=remote)
     _check_cache(config, catalog, [len(group) for group in groups])
     num_samples, num_lost = sum(catalog.counts), catalog.problems.total()
     if num_samples + num_lost >= JUDGED_SAMPLES and num_lost > config.max_bad_fraction * (num_samples + num_lost):
@@ -60,12 +68,17 @@ def build_reader(config: DataConfig, patterns: Sequence[str | DatasetConfig], *,
         )
     lost = f"; problems: {dict(catalog.problems)}" if catalog.problems else ""
     logger.info("%d samples in %d shards%s", sum(catalog.counts), len(catalog.paths), lost)
-    order: ShuffledOrder | MixedOrder = ShuffledOrder(catalog.counts, seed=seed, block=config.shuffle_block)
-    if datasets:
+    images = None
+    order: Order = ShuffledOrder(catalog.counts, seed=seed, block=config.shuffle_block)
+    if buckets.enabled:
+        ratios = [size.width / size.height for size in _full_sizes(buckets, model.image_size)]
+        images = ImageBuckets(catalog, ShardFiles(catalog), buckets.aspects, ratios=ratios)
+        order = BucketOrder([ShuffledOrder(counts, seed=seed, block=config.shuffle_block) for counts in images.counts], images.rows)
+    elif datasets:
         order = MixedOrder(_split(catalog.counts, groups), [entry.weight for entry in datasets], seed=seed, block=config.shuffle_block)
         for number, (entry, counts) in enumerate(zip(datasets, _split(catalog.counts, groups), strict=True)):
             logger.info("data set %d: %d samples an epoch, weight %g, %s", number, sum(counts), entry.weight, ", ".join(entry.shards))
-    reader = Reader(config, catalog, model=model, seed=seed, order=order)
+    reader = Reader(config, catalog, model=model, seed=seed, order=order, buckets=buckets, images=images)
     reader.check_conditions()
     reader.count_retries()
     return reader
@@ -89,12 +102,42 @@ def _check_cache(config: DataConfig, catalog: ShardCatalog, group_sizes: Sequenc
         )
 
 
+def _check_shapes(buckets: BucketConfig, model: ModelConfig, paths: Sequence[Path], *, num_datasets: int, num_urls: int) -> None:
+    """Raises: ValueError for shards whose pictures cannot be had in other shapes than squares, or without their original sizes."""
+    if buckets.enabled:
+        several = f"false with {num_datasets} data sets by weight: the order of a bucket knows no weights; give data.train one list of shards"
+        require(num_datasets == 1, "buckets.enabled", True, several)
+        remote = f"false with {num_urls} shards behind URLs: each would be fetched whole for the sizes of its pictures; copy them to a local folder"
+        require(num_urls == 0, "buckets.enabled", True, remote)
+    for name, is_set in (("buckets.enabled", buckets.enabled), ("model.size_conditioning", model.size_conditioning)):
+        cached = "false with shards of cached features, which are of squares and tell no sizes; name the shards of pictures that they were made from"
+        require(not is_set or find_feature_set(paths) is None, name, True, cached)
+
+
+def _full_sizes(buckets: BucketConfig, image_size: int) -> list[Size]:
+    """Of the images of each bucket at full resolution."""
+    return [bucket_size(aspect, resolution=image_size, step=buckets.step) for aspect in buckets.aspects]
+
+
 class Reader:
     """Global batches of shards: window g of G samples is the same set of samples whoever shares it."""
 
-    def __init__(self, config: DataConfig, catalog: ShardCatalog, *, model: ModelConfig, seed: int, order: ShuffledOrder | MixedOrder) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        catalog: ShardCatalog,
+        *,
+        model: ModelConfig,
+        seed: int,
+        order: Order,
+        buckets: BucketConfig,
+        images: ImageBuckets | None,
+    ) -> None:
+        """`images` are the buckets' where they are on, and `order` goes by them."""
         self.config = config
         self.order = order
+        self.buckets = buckets
+        self.images = images
         self.catalog = catalog
         self.num_samples = sum(catalog.counts)
         """Samples of an epoch."""
@@ -102,6 +145,7 @@ class Reader:
         """Samples that this rank was given."""
         self.counts: Counter[str] = Counter()
         """Samples by what was wrong with them (FAILURES, these have weight 0) or was dealt with (NOTES)."""
+        self._edge = model.image_size
         source = SampleSource(config=config, model=model, seed=seed, catalog=catalog, files=ShardFiles(catalog), order=order, is_augmented=True)
         self.source = replace(source, features=find_feature_set(catalog.paths))
         self.fixed_source = replace(self.source, order=FixedOrder(catalog.counts), is_augmented=False)
@@ -137,34 +181,60 @@ class Reader:
         found = (order.locate(k * total // min(limit, total)) for k in range(min(limit, total)))
         return [(filled[place], row) for place, row in found]
 
-    def batches(self, *, start_sample: int, dp_rank: int, dp_size: int, global_batch: int, micro_batch: int) -> Iterator[Batch]:
-        """Micro-batches of one rank without end, from the global sample number `start_sample` on.
+    def plan(self, *, global_batch: int, micro_batch: int) -> BatchPlan:
+        """What each step of a run takes: `global_batch` squares in chunks of `micro_batch`, or as many tokens in other shapes."""
+        edge = self._edge
+        if self.images is None:
+            return build_plan(self.buckets, [self.num_samples], image_size=edge, global_batch=global_batch, micro_batch=micro_batch)
+        counts = [sum(counts) for counts in self.images.counts]
+        plan = build_plan(self.buckets, counts, image_size=edge, global_batch=global_batch, micro_batch=micro_batch)
+        for first, shapes in plan.stages:
+            for name, count, shape in zip(plan.names, counts, shapes, strict=True):
+                size, batch = shape.size, shape.count * plan.micro_batches
+                logger.info("from step %d, aspect %s: %d images of %d x %d, %d a step", first, name, count, size.width, size.height, batch)
+                if 0 < count < batch:
+                    logger.warning(
+                        "aspect %s has %d images, fewer than its batch of %d: they repeat in it; leave it out of buckets.aspects", name, count, batch
+                    )
+            filled = 100 * fill_rate(plan, first, budget=micro_batch * edge**2)
+            logger.info("from step %d: steps use %.1f %% of the tokens of %d squares of %d, no padding", first, filled, global_batch, edge)
+        logger.info("buckets cut off %.1f %% of the pixels; squares would %.1f %%", 100 * self.images.cropped, 100 * self.images.cropped_to_square)
+        return plan
 
-        Micro-batch a of rank r in a window is chunk a * dp_size + r of `micro_batch` samples.
+    def batches(self, plan: BatchPlan, start: Position, *, dp_rank: int, dp_size: int) -> Iterator[Batch]:
+        """Micro-batches of one rank without end, from a position on.
 
-        Raises: ValueError if the window cannot be split so; RuntimeError when more samples fail than data.max_bad_fraction.
+        Raises: ValueError if a step cannot be split so; RuntimeError when more samples fail than data.max_bad_fraction.
         """
-        if global_batch % (dp_size * micro_batch) != 0:
+        if plan.micro_batches % dp_size != 0:
             raise ValueError(
-                f"run.global_batch is {global_batch}; expected a multiple of {dp_size} data-parallel ranks times run.micro_batch ({micro_batch})"
+                f"run.global_batch is {plan.micro_batches} times run.micro_batch; expected a multiple of {dp_size}, the data-parallel ranks"
             )
-        chunks = (range(first, first + micro_batch) for first in itertools.count(start_sample + dp_rank * micro_batch, dp_size * micro_batch))
-        return self._judged(self._load(chunks))
+        return self._judged(self._load(plan.chunks(start, dp_rank=dp_rank, dp_size=dp_size)))
 
     def validation_batches(self, *, limit: int, dp_rank: int, dp_size: int, micro_batch: int) -> Iterator[Batch]:
-        """The first `limit` samples of the shards in a fixed order, split over the ranks; no dropout, no flip.
+        """The first `limit` samples of the shards in a fixed order, bucket by bucket, split over the ranks; no dropout, no flip.
 
-        Every rank gets the same number of full micro-batches; slots beyond the last sample repeat the first ones with weight 0.
+        Every rank gets the same number of full micro-batches; slots beyond a bucket's last sample repeat its first ones with
+        weight 0.
         """
-        count = min(limit, self.num_samples)
-        rounds = math.ceil(count / (dp_size * micro_batch))
-        for first in range(dp_rank * micro_batch, rounds * dp_size * micro_batch, dp_size * micro_batch):
-            numbers = range(first, first + micro_batch)
-            batch = collate(
-                [self.fixed_source.load(number % count) for number in numbers], image_size=self.source.model.image_size, features=self.source.features
-            )
-            is_counted_B = torch.tensor([number < count for number in numbers])
-            yield replace(batch, weight_B=batch.weight_B * is_counted_B)
+        for size, numbers in self._fixed_groups(min(limit, self.num_samples)):
+            rounds = math.ceil(len(numbers) / (dp_size * micro_batch))
+            for first in range(dp_rank * micro_batch, rounds * dp_size * micro_batch, dp_size * micro_batch):
+                places = range(first, first + micro_batch)
+                samples = [self.fixed_source.load(numbers[place % len(numbers)], size) for place in places]
+                batch = collate(samples, size=size, features=self.source.features)
+                is_counted_B = torch.tensor([place < len(numbers) for place in places])
+                yield replace(batch, weight_B=batch.weight_B * is_counted_B)
+
+    def _fixed_groups(self, count: int) -> list[tuple[Size, Sequence[int]]]:
+        """The first samples in the fixed order by bucket, and the size of each bucket at full resolution; empty ones left out."""
+        if self.images is None:
+            return [(Size(self._edge, self._edge), range(count))]
+        numbers: list[list[int]] = [[] for _ in self.buckets.aspects]
+        for number in range(count):
+            numbers[self.images.bucket(*self.fixed_source.order.locate(number))].append(number)
+        return [(size, found) for size, found in zip(_full_sizes(self.buckets, self._edge), numbers, strict=True) if found]
 
     def check_conditions(self) -> None:
         """Raises: ValueError if none of some samples spread over all shards has a caption (or label)."""
@@ -188,7 +258,7 @@ class Reader:
             f"members found: {dict(found)}"
         )
 
-    def _load(self, chunks: Iterable[range]) -> Iterator[Batch]:
+    def _load(self, chunks: Iterable[Chunk]) -> Iterator[Batch]:
         workers = self.config.workers
         if workers:
             start_worker_server()
@@ -232,13 +302,13 @@ class Reader:
 
 @dataclass(frozen=True)
 class _Chunks(Dataset[Batch]):
-    """The batch of a range of sample numbers."""
+    """The batch of sample numbers in a size."""
 
     source: SampleSource
 
-    def __getitem__(self, numbers: range) -> Batch:
+    def __getitem__(self, chunk: Chunk) -> Batch:
         source = self.source
-        batch = collate([source.load(number) for number in numbers], image_size=source.model.image_size, features=source.features)
+        batch = collate([source.load(number, chunk.size) for number in chunk.numbers], size=chunk.size, features=source.features)
         return replace(batch, notes=batch.notes + [Note("retry", text) for text in source.take_retries()])
 
 

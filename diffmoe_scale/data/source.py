@@ -14,7 +14,7 @@ from diffmoe_scale.data.features import FEATURE_SUFFIX, FeatureSet, unpack_sampl
 from diffmoe_scale.data.index import IMAGE_SUFFIXES, ShardCatalog, Span
 from diffmoe_scale.data.order import Order, sample_draws
 from diffmoe_scale.data.recent import RecentlyUsed
-from diffmoe_scale.data.transforms import BadPicture, decode_image
+from diffmoe_scale.data.transforms import BadPicture, Size, decode_image
 
 OPEN_FILES = 128
 LONGEST_CAPTION = 10_000
@@ -99,8 +99,8 @@ class SampleSource:
         """Captions come as features from the shards, and no text is read."""
         return self.features is not None and self.features.empty is not None
 
-    def load(self, index: int) -> Sample:
-        """Sample number `index`; one that cannot be used comes back with its failure.
+    def load(self, index: int, size: Size | None = None) -> Sample:
+        """Sample number `index` in a size (None: the square of `model.image_size`); one that cannot be used comes back with its failure.
 
         Raises: RuntimeError if a shard was replaced by another during the run.
         """
@@ -126,13 +126,12 @@ class SampleSource:
         except ValueError as error:
             return self._failed(index, key, "label", error)
         oddities: set[str] = set()
-        image_HWC = latents_CHW = None
+        picture = latents_CHW = None
+        wanted = size or Size(self.model.image_size, self.model.image_size)
         weights, stored = [weight for _, weight in captions], None
         try:
             if self.features is None:
-                image_HWC = decode_image(
-                    data, image_size=self.model.image_size, background=self.config.background, is_flipped=is_flipped, oddities=oddities
-                )
+                picture = decode_image(data, size=wanted, background=self.config.background, is_flipped=is_flipped, oddities=oddities)
             else:
                 found = unpack_sample(data, self.features.source)
                 latents_CHW = found.latents_VCHW[int(is_flipped)]
@@ -144,7 +143,7 @@ class SampleSource:
             # Pillow raises a dozen types for broken data, among them SyntaxError and struct.error; safetensors its own.
             return self._failed(index, key, "corrupt" if self.features is None else "features", error)
         notes = tuple(Note(kind, key) for kind in sorted(oddities))
-        sample = Sample(index, key, image_HWC, latents_CHW=latents_CHW, notes=notes)
+        sample = Sample(index, key, picture, latents_CHW=latents_CHW, notes=notes)
         if self.model.conditioning == "class":
             return replace(sample, label=self.model.num_classes if is_dropped else label, is_dropped=is_dropped)
         if is_dropped or not weights:

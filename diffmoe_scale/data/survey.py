@@ -12,10 +12,10 @@ from diffmoe_scale.data.features import FEATURE_SUFFIX, FeatureSet, find_feature
 from diffmoe_scale.data.index import IMAGE_SUFFIXES, ShardCatalog, Span
 from diffmoe_scale.data.order import FixedOrder
 from diffmoe_scale.data.source import ShardFiles
-from diffmoe_scale.data.transforms import RGB, decode_image, open_image
+from diffmoe_scale.data.transforms import RGB, Size, decode_image, open_image
 
 SHOWN = 24
-SHOWN_SIZE = 128
+SHOWN_SIZE = Size(128, 128)
 BACKGROUND: RGB = (255, 255, 255)
 
 
@@ -90,7 +90,7 @@ def _look_at_picture(survey: Survey, read: Callable[[Span], bytes], members: dic
     survey.widths.append(image.width)
     survey.heights.append(image.height)
     if is_shown:
-        survey.shown.append((decode_image(data, image_size=SHOWN_SIZE, background=BACKGROUND), caption))
+        survey.shown.append((decode_image(data, size=SHOWN_SIZE, background=BACKGROUND).pixels_HWC, caption))
 
 
 def _look_at_features(survey: Survey, read: Callable[[Span], bytes], members: dict[str, Span], caption: str, is_shown: bool) -> None:

@@ -1,7 +1,9 @@
-"""Encoded picture to a square RGB array."""
+"""Encoded picture to an RGB array of the size that training wants."""
 
 import contextlib
 import io
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -10,6 +12,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 # Just below the size from which Pillow warns of a decompression bomb.
 MAX_PIXELS = 89_000_000
+# Camera orientations that lie on their side.
+LYING = (5, 6, 7, 8)
 RGB = tuple[int, int, int]
 
 
@@ -21,18 +25,47 @@ class BadPicture(ValueError):
         self.kind = kind
 
 
-def decode_image(data: bytes, *, image_size: int, background: RGB, is_flipped: bool = False, oddities: set[str] | None = None) -> np.ndarray:
-    """A picture as uint8 [H, W, 3]: upright, transparency over `background`, shorter side to `image_size`, centre kept.
+class Size(NamedTuple):
+    """Of a picture, in pixels."""
+
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """uint8 RGB, and what SDXL calls micro-conditions (arXiv 2307.01952 section 2.2)."""
+
+    pixels_HWC: np.ndarray
+    original: Size
+    """Of the whole upright picture as it is stored."""
+    crop: tuple[int, int]
+    """Rows above and columns left of what was kept, in pixels of the result."""
+
+
+def decode_image(data: bytes, *, size: Size, background: RGB, is_flipped: bool = False, oddities: set[str] | None = None) -> Picture:
+    """A picture upright, transparency over `background`, scaled to cover `size`, centre kept.
 
     `oddities` is filled with what had to be converted (kinds of batch.NOTES).
 
     Raises: whatever Pillow raises for broken data; BadPicture for other data, too many pixels or an unknown number format.
     """
-    image = flatten(open_image(data, draft_size=2 * image_size, oddities=oddities), background)
-    if image.size != (image_size, image_size):
-        image = image.resize((image_size, image_size), Image.Resampling.LANCZOS, box=_centre_square(*image.size), reducing_gap=3.0)
+    stored, original = _open(data, draft_size=2 * max(size), oddities=oddities)
+    image = flatten(stored, background)
+    left, top, right, bottom = _centre_box(*image.size, size)
+    scale = size.height / (bottom - top)
+    if image.size != (size.width, size.height):
+        image = image.resize((size.width, size.height), Image.Resampling.LANCZOS, box=(left, top, right, bottom), reducing_gap=3.0)
     pixels = np.asarray(image)
-    return pixels[:, ::-1] if is_flipped else pixels
+    return Picture(pixels[:, ::-1] if is_flipped else pixels, original=original, crop=(round(top * scale), round(left * scale)))
+
+
+def stored_size(data: bytes) -> Size:
+    """Of an upright picture, from its header; the beginning of its bytes may do. Raises: as `decode_image`."""
+    image = _identify(data)
+    # Pillow would decode a PNG whole in search of an orientation behind the pixels.
+    exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
+    return Size(image.width, image.height) if exif.get(ExifTags.Base.Orientation) in LYING else Size(image.height, image.width)
 
 
 def open_image(data: bytes, *, draft_size: int | None = None, oddities: set[str] | None = None) -> Image.Image:
@@ -40,6 +73,26 @@ def open_image(data: bytes, *, draft_size: int | None = None, oddities: set[str]
 
     `draft_size` lets the JPEG decoder shrink by a power of two while both sides keep that length: several times faster.
     """
+    return _open(data, draft_size=draft_size, oddities=oddities)[0]
+
+
+def _open(data: bytes, *, draft_size: int | None, oddities: set[str] | None) -> tuple[Image.Image, Size]:
+    """The picture of `open_image`, and its upright size from before `draft_size`."""
+    image = _identify(data)
+    width, height = image.size
+    if draft_size is not None:
+        image.draft(None, (draft_size, draft_size))
+    image.load()
+    if oddities is not None:
+        oddities |= _oddities(image)
+    is_wide = image.width > image.height
+    image = _upright(image)
+    # No need to know in which way a square was turned.
+    is_turned = is_wide != (image.width > image.height)
+    return _to_8_bit(image), Size(width, height) if is_turned else Size(height, width)
+
+
+def _identify(data: bytes) -> Image.Image:
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
@@ -51,12 +104,7 @@ def open_image(data: bytes, *, draft_size: int | None = None, oddities: set[str]
         raise BadPicture("bomb", str(error)) from error
     if image.width * image.height > MAX_PIXELS:
         raise BadPicture("bomb", f"{image.width} x {image.height} pixels; expected at most {MAX_PIXELS}")
-    if draft_size is not None:
-        image.draft(None, (draft_size, draft_size))
-    image.load()
-    if oddities is not None:
-        oddities |= _oddities(image)
-    return _to_8_bit(_upright(image))
+    return image
 
 
 def _oddities(image: Image.Image) -> set[str]:
@@ -94,7 +142,9 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
-def _centre_square(width: int, height: int) -> tuple[float, float, float, float]:
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    return left, top, left + side, top + side
+def _centre_box(width: int, height: int, size: Size) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of the largest box in the middle that has the proportions of `size`."""
+    box_width = min(width, height * size.width / size.height)
+    box_height = min(height, width * size.height / size.width)
+    left, top = (width - box_width) / 2, (height - box_height) / 2
+    return left, top, left + box_width, top + box_height

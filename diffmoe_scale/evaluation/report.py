@@ -161,10 +161,13 @@ def _settings(config: Config | None, directory: RunDirectory) -> Markup:
     if moe.num_experts:
         experts = f"{moe.num_experts} in every {_ordinal(moe.every)}block, router {moe.router}, "
         experts += f"capacity {moe.capacity:g}, pool {moe.pool}, backend {moe.backend}"
+    images = f"{model.image_size} x {model.image_size} pixels"
+    if config.buckets.enabled:
+        images = f"{len(config.buckets.aspects)} aspect ratios of at most {model.image_size**2} pixels"
     batch = f"{config.run.global_batch} samples a step in micro-batches of {config.run.micro_batch}"
     rows = [
         ("Model", f"{model.depth} blocks of width {model.width}, {model.heads} heads, patch {model.patch_size}, {model.conditioning}-conditional"),
-        ("Images", f"{model.image_size} x {model.image_size} pixels, autoencoder {config.autoencoder.kind}"),
+        ("Images", f"{images}, autoencoder {config.autoencoder.kind}"),
         ("Experts", experts),
         ("Objective", f"{config.diffusion.kind}, prediction {config.diffusion.prediction}, time {config.diffusion.time_sampling}"),
         ("Optimizer", f"AdamW, peak rate {optimizer.learning_rate:g}, {batch}, weight average {optimizer.ema_decay:g}"),

@@ -15,19 +15,24 @@ from diffmoe_scale.moe.routing import Selection
 
 @dataclass(frozen=True)
 class Condition:
-    """What a batch is to be pictures of: captions and, in class mode, labels. `dropped_B` marks unconditional samples."""
+    """What a batch is to be pictures of: captions and, in class mode, labels. `dropped_B` marks unconditional samples.
+
+    `sizes_BZ` is what `model.size_conditioning` tells (transformer.NUM_SIZE_CONDITIONS); None where it is off.
+    """
 
     captions: list[str]
     labels_B: Tensor
     dropped_B: Tensor
+    sizes_BZ: Tensor | None = None
 
     @staticmethod
-    def unconditional(count: int, *, num_classes: int, device: torch.device) -> "Condition":
+    def unconditional(count: int, *, num_classes: int, device: torch.device, sizes_BZ: Tensor | None = None) -> "Condition":
         """`count` empty captions and null classes, for guidance."""
         return Condition(
             captions=[""] * count,
             labels_B=torch.full((count,), num_classes, dtype=torch.int64, device=device),
             dropped_B=torch.ones(count, dtype=torch.bool, device=device),
+            sizes_BZ=sizes_BZ,
         )
 
 
@@ -74,7 +79,13 @@ class Denoiser(nn.Module):
         if text is None:
             text = self.encode(condition.captions, x_BCHW.device)
         prediction: Prediction = self.transformer(
-            x_BCHW, time_B, text=text, labels_B=condition.labels_B, dropped_B=condition.dropped_B, selection=selection
+            x_BCHW,
+            time_B,
+            text=text,
+            labels_B=condition.labels_B,
+            dropped_B=condition.dropped_B,
+            selection=selection,
+            sizes_BZ=condition.sizes_BZ,
         )
         return prediction
 

@@ -4,6 +4,7 @@ B samples, N tokens a sample, D width, L text tokens, T text width, C H W image 
 """
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -18,16 +19,31 @@ def sinusoidal_embedding(time_B: Tensor, width: int, *, max_period: float = 1000
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def position_embedding(rows: int, columns: int, width: int) -> Tensor:
-    """Fixed 2-D sine-cosine embedding [rows * columns, width]: half of the width for the column, half for the row (MAE, DiT)."""
+def position_embedding(rows: int, columns: int, width: int, *, base: int = 0) -> Tensor:
+    """Fixed 2-D sine-cosine embedding [rows * columns, width]: half of the width for the column, half for the row (MAE, DiT).
+
+    With `base`, the grid is scaled about its middle to the area and middle of one of base x base tokens: the same part of a
+    picture has nearly the same embedding in every resolution and shape, and rows = columns = base is that grid itself.
+    """
+    scale = base / math.sqrt(rows * columns) if base else 1.0
+
+    def coordinates(count: int) -> Tensor:
+        number_N = torch.arange(count, dtype=torch.float64)
+        return (number_N - (count - 1) / 2) * scale + (base - 1) / 2 if base else number_N
 
     def axis_embedding(position_N: Tensor) -> Tensor:
         frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
-        angles = position_N.double()[:, None] * frequencies
+        angles = position_N[:, None] * frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    row, column = torch.meshgrid(coordinates(rows), coordinates(columns), indexing="ij")
     return torch.cat([axis_embedding(column.flatten()), axis_embedding(row.flatten())], dim=1).float()
+
+
+@lru_cache(maxsize=64)
+def position_embedding_on(device: torch.device, rows: int, columns: int, width: int, base: int) -> Tensor:
+    """`position_embedding` on a device, remembered for the shapes of a run's buckets."""
+    return position_embedding(rows, columns, width, base=base).to(device)
 
 
 def patchify(x_BCHW: Tensor, patch: int) -> Tensor:
@@ -65,6 +81,21 @@ class TimestepEmbedding(nn.Module):
     def forward(self, time_B: Tensor) -> Tensor:
         first: nn.Linear = self.mlp[0]  # type: ignore[assignment]  # Sequential's items are typed as Module
         embedding_BD: Tensor = self.mlp(sinusoidal_embedding(time_B, self.num_frequencies).to(first.weight.dtype))
+        return embedding_BD
+
+
+class SizeEmbedding(nn.Module):
+    """MLP on 256 sinusoids of each of Z size conditions (SDXL, arXiv 2307.01952 section 2.2): [B, Z] -> [B, D]. Starts at zero."""
+
+    def __init__(self, num_conditions: int, width: int) -> None:
+        super().__init__()
+        self.num_frequencies = 256
+        self.hidden = nn.Linear(num_conditions * self.num_frequencies, width)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, sizes_BZ: Tensor) -> Tensor:
+        sinusoids_BF = sinusoidal_embedding(sizes_BZ.flatten(), self.num_frequencies).view(sizes_BZ.shape[0], -1)
+        embedding_BD: Tensor = self.output(F.silu(self.hidden(sinusoids_BF.to(self.hidden.weight.dtype))))
         return embedding_BD
 
 

@@ -57,10 +57,16 @@ class Pipeline:
         """One picture [3, H, W] in [-1, 1] for each caption (or label, in class mode).
 
         Picture i starts from noise of (seed, first_index + i) alone: it does not change with the batch that it is drawn in.
+
+        Raises: ValueError if `sampling.height` or `sampling.width` cannot be cut into patches.
         """
         count = len(prompts)
-        condition = self._condition(prompts)
-        unconditional = Condition.unconditional(count, num_classes=self.num_classes, device=self.device)
+        channels, height, width = self._latent_shape(sampling)
+        pixels = (height * self.autoencoder.factor, width * self.autoencoder.factor)
+        # An original of just this size, not cropped; also for the unconditional half, as in SDXL.
+        sizes_BZ = torch.tensor([[*pixels, 0, 0, *pixels]] * count, dtype=torch.float32, device=self.device)
+        condition = self._condition(prompts, sizes_BZ)
+        unconditional = Condition.unconditional(count, num_classes=self.num_classes, device=self.device, sizes_BZ=sizes_BZ)
         text = self.denoiser.encode(condition.captions, self.device)
         empty_text = self.denoiser.encode(unconditional.captions, self.device)
         selection = Selection(rule=sampling.selection, gamma=sampling.gamma)
@@ -79,8 +85,8 @@ class Pipeline:
             loads_by_step.append(torch.stack(loads).mean(0))
             return value
 
-        indices = range(first_index, first_index + count)
-        _, noise_BCHW = sample_noise(seed, indices, self.latent_shape, self.device)
+        indices, shape = range(first_index, first_index + count), (channels, height, width)
+        _, noise_BCHW = sample_noise(seed, indices, shape, self.device)
         was_training = self.denoiser.training
         self.denoiser.eval()
         latents_BCHW = euler(
@@ -89,18 +95,28 @@ class Pipeline:
             noise_BCHW,
             sampling_times(sampling.steps),
             fresh_share=sampling.fresh_noise,
-            fresh_noise=lambda step: sample_noise(seed + (step + 1) * STEP_SEED, indices, self.latent_shape, self.device)[1],
+            fresh_noise=lambda step: sample_noise(seed + (step + 1) * STEP_SEED, indices, shape, self.device)[1],
         )
         self.denoiser.train(was_training)
         return Generated(self.autoencoder.decode(latents_BCHW).clamp(-1, 1), torch.stack(loads_by_step).cpu())
 
-    def _condition(self, prompts: Sequence[str | int]) -> Condition:
+    def _latent_shape(self, sampling: SamplingConfig) -> tuple[int, int, int]:
+        channels, *sides = self.latent_shape
+        multiple = self.autoencoder.factor * self.denoiser.transformer.patch
+        for number, name in enumerate(("height", "width")):
+            pixels = getattr(sampling, name)
+            require(pixels % multiple == 0, f"sampling.{name}", pixels, f"a multiple of {multiple} (model.patch_size times the autoencoder's factor)")
+            sides[number] = pixels // self.autoencoder.factor or sides[number]
+        return channels, sides[0], sides[1]
+
+    def _condition(self, prompts: Sequence[str | int], sizes_BZ: Tensor) -> Condition:
         captions = [prompt if isinstance(prompt, str) else "" for prompt in prompts]
         labels = [prompt if isinstance(prompt, int) else -1 for prompt in prompts]
         return Condition(
             captions=captions,
             labels_B=torch.tensor(labels, device=self.device),
             dropped_B=torch.zeros(len(prompts), dtype=torch.bool, device=self.device),
+            sizes_BZ=sizes_BZ,
         )
 
 
@@ -117,6 +133,13 @@ def build_pipeline(config: Config, *, tokenizer_path: Path, groups: ProcessGroup
     autoencoder = build_autoencoder(config.autoencoder, device=device)
     size, factor = config.model.image_size, autoencoder.factor
     require(size % factor == 0, "model.image_size", size, f"a multiple of {factor}, by which the autoencoder of autoencoder.path shrinks images")
+    multiple = factor * config.model.patch_size
+    require(
+        not config.buckets.enabled or config.buckets.step % multiple == 0,
+        "buckets.step",
+        config.buckets.step,
+        f"a multiple of {multiple} (model.patch_size times the autoencoder's factor)",
+    )
     text_encoder = None
     if config.model.conditioning == "text":
         with torch.random.fork_rng(devices=[]):

@@ -1,6 +1,6 @@
 """The DiffMoE transformer: DiT blocks with adaLN-Zero, cross-attention to the caption, and experts in some of them.
 
-B samples, N tokens a sample, S = B * N, D width, L text tokens, T text width, V pooled text width.
+B samples, N tokens a sample, S = B * N, D width, L text tokens, T text width, V pooled text width, Z size conditions.
 """
 
 from dataclasses import dataclass
@@ -16,16 +16,20 @@ from diffmoe_scale.encoders.text import TextFeatures
 from diffmoe_scale.model.parts import (
     CrossAttention,
     SelfAttention,
+    SizeEmbedding,
     TimestepEmbedding,
     modulate,
     patchify,
-    position_embedding,
+    position_embedding_on,
     unpatchify,
 )
 from diffmoe_scale.moe.feed_forward import FeedForward
 from diffmoe_scale.moe.generator import named_generator
 from diffmoe_scale.moe.layer import MoELayer, build_moe_layer
 from diffmoe_scale.moe.routing import Routing, RoutingContext, Selection
+
+NUM_SIZE_CONDITIONS = 6
+"""Height and width of the original, rows above and columns left of the crop, height and width of the image; in pixels."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +108,13 @@ class DiffusionTransformer(nn.Module):
         if latent_size % patch != 0:
             raise ValueError(f"model.patch_size is {patch} but latents are {latent_size} wide; choose a divisor of {latent_size}")
         self.patch = patch
-        self.rows = latent_size // patch
+        self.base = latent_size // patch
         self.recompute_blocks = config.activation_checkpointing == "blocks"
         self.patch_embedding = nn.Linear(config.channels * patch * patch, width)
         self.time_embedding = TimestepEmbedding(width)
         self.pooled_projection = nn.Linear(pooled_width, width) if pooled_width else None
         self.class_embedding = nn.Embedding(config.num_classes + 1, width) if config.conditioning == "class" else None
-        self.register_buffer("position_ND", position_embedding(self.rows, self.rows, width), persistent=False)
+        self.size_embedding = SizeEmbedding(NUM_SIZE_CONDITIONS, width) if config.size_conditioning else None
         self.blocks = nn.ModuleList()
         for index in range(config.depth):
             has_experts = moe.num_experts > 0 and index % moe.every == moe.every - 1
@@ -144,7 +148,7 @@ class DiffusionTransformer(nn.Module):
                 nn.init.zeros_(module.bias)
         if self.class_embedding is not None:
             nn.init.normal_(self.class_embedding.weight, std=0.02)
-        zeroed = [self.final_modulation, self.final_projection]
+        zeroed = [self.final_modulation, self.final_projection] + ([self.size_embedding.output] if self.size_embedding else [])
         for block in self.blocks:
             assert isinstance(block, Block)
             zeroed += [block.modulation] + ([block.cross_attention.projection] if block.cross_attention else [])
@@ -157,11 +161,26 @@ class DiffusionTransformer(nn.Module):
         return [block.feed_forward for block in self.blocks if isinstance(block, Block) and isinstance(block.feed_forward, MoELayer)]
 
     def forward(
-        self, x_BCHW: Tensor, time_B: Tensor, *, text: TextFeatures | None, labels_B: Tensor | None, dropped_B: Tensor, selection: Selection
+        self,
+        x_BCHW: Tensor,
+        time_B: Tensor,
+        *,
+        text: TextFeatures | None,
+        labels_B: Tensor | None,
+        dropped_B: Tensor,
+        selection: Selection,
+        sizes_BZ: Tensor | None = None,
     ) -> Prediction:
-        """`time_B` is what the timestep embedding sees (`Objective.embedding_time`)."""
-        dtype = self.patch_embedding.weight.dtype
-        x_BND = self.patch_embedding(patchify(x_BCHW.to(dtype), self.patch)) + self.position_ND.to(dtype)
+        """`time_B` is what the timestep embedding sees (`Objective.embedding_time`); `sizes_BZ` is for `model.size_conditioning`.
+
+        Height and width may be any multiples of the patch.
+        """
+        rows, columns = (length // self.patch for length in x_BCHW.shape[2:])
+        assert x_BCHW.shape[2:] == (rows * self.patch, columns * self.patch), f"{tuple(x_BCHW.shape)} is cut into patches of {self.patch}"
+        weight = self.patch_embedding.weight
+        dtype = weight.dtype
+        position_ND = position_embedding_on(weight.device, rows, columns, weight.shape[0], self.base)
+        x_BND = self.patch_embedding(patchify(x_BCHW.to(dtype), self.patch)) + position_ND.to(dtype)
         time_BD = self.time_embedding(time_B)
         if text is not None:
             # A frozen encoder stays in fp32, whatever the format of the model.
@@ -171,6 +190,9 @@ class DiffusionTransformer(nn.Module):
             time_BD = time_BD + self.pooled_projection(text.pooled_BV)
         if self.class_embedding is not None:
             time_BD = time_BD + self.class_embedding(labels_B)
+        if self.size_embedding is not None:
+            assert sizes_BZ is not None
+            time_BD = time_BD + self.size_embedding(sizes_BZ)
         routings = []
         for block in self.blocks:
             if self.recompute_blocks and torch.is_grad_enabled():
@@ -182,4 +204,4 @@ class DiffusionTransformer(nn.Module):
         shift_BD, scale_BD = self.final_modulation(F.silu(time_BD)).chunk(2, dim=-1)
         y_BNP = self.final_projection(modulate(F.layer_norm(x_BND, x_BND.shape[-1:], eps=1e-6), shift_BD, scale_BD))
         # Losses and samplers compute in fp32: differences of nearly equal images.
-        return Prediction(unpatchify(y_BNP.float(), patch=self.patch, rows=self.rows, columns=self.rows), routings)
+        return Prediction(unpatchify(y_BNP.float(), patch=self.patch, rows=rows, columns=columns), routings)

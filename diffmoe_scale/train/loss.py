@@ -64,7 +64,12 @@ def denoising_loss(
     uniform_B, noise_BCHW = sample_noise(seed, batch.indices_B.tolist(), latents_BCHW.shape[1:], device)
     t_B = objective.sample_time(uniform_B)
     x_t_BCHW = objective.add_noise(latents_BCHW, noise_BCHW, t_B)
-    condition = Condition(captions=batch.captions, labels_B=batch.labels_B.to(device), dropped_B=batch.dropped_B.to(device))
+    condition = Condition(
+        captions=batch.captions,
+        labels_B=batch.labels_B.to(device),
+        dropped_B=batch.dropped_B.to(device),
+        sizes_BZ=None if batch.sizes_BZ is None else batch.sizes_BZ.to(device),
+    )
     prediction = predict(x_t_BCHW, objective.embedding_time(t_B), condition, selection, text_of(batch, device))
     weight_B = batch.weight_B.to(device)
     loss_B = objective.loss(prediction.value_BCHW, x_t_BCHW, latents_BCHW, noise_BCHW, t_B) * weight_B

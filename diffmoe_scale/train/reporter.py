@@ -50,8 +50,11 @@ class Reporter:
     def add_batch(self, batch: Batch, *, waited_s: float) -> None:
         """One micro-batch was read after waiting for it."""
         self._meter.add("time/data_s", waited_s * self._accumulation)
-        self._meter.add("data/bad_fraction", float((batch.weight_B == 0).float().mean()))
-        self._meter.add("data/kinds", batch.count_kinds() / len(batch.keys))
+        # Of all ranks' samples in a step, as this micro-batch has it.
+        micro_batches = self._accumulation * self.context.dp_group.size()
+        self._meter.add("data/images", float(len(batch.keys) * micro_batches))
+        self._meter.add("data/unusable", float((batch.weight_B == 0).sum() * micro_batches))
+        self._meter.add("data/kinds", batch.count_kinds() * micro_batches)
 
     def add_loss(self, loss: StepLoss) -> None:
         """One micro-batch was computed."""
@@ -104,23 +107,24 @@ class Reporter:
 
     def _finish(self, means: dict[str, MetricValue], *, steps: int) -> dict[str, MetricValue]:
         """The line of a log step from the means since the last."""
-        by_time, bad_fraction, kinds, skipped, bad, step_s = (
-            means.pop(name) for name in ("loss/by_time", "data/bad_fraction", "data/kinds", "optimizer/skipped", "defence/bad", "time/step_s")
+        by_time, images, unusable, kinds, skipped, bad, step_s = (
+            means.pop(name)
+            for name in ("loss/by_time", "data/images", "data/unusable", "data/kinds", "optimizer/skipped", "defence/bad", "time/step_s")
         )
-        assert isinstance(by_time, list) and isinstance(kinds, list) and isinstance(bad_fraction, float)
+        assert isinstance(by_time, list) and isinstance(kinds, list) and isinstance(images, float) and isinstance(unusable, float)
         assert isinstance(skipped, float) and isinstance(bad, float) and isinstance(step_s, float)
         metrics: dict[str, MetricValue] = means | self._extra
         metrics |= {f"loss/by_time/{decile}": value for decile, value in enumerate(by_time) if not math.isnan(value)}
         names = [f"data/bad/{kind}" for kind in FAILURES] + [f"data/note/{kind}" for kind in NOTES]
-        counts = (float(round(share * steps * self.config.run.global_batch)) for share in kinds)
+        counts = (float(round(count * steps)) for count in kinds)
         metrics |= {name: count for name, count in zip(names, counts, strict=True) if count}
         for layer in self.moe_layers:
             if self.config.moe.router == "diffmoe":
                 metrics[f"moe/threshold/{layer.layer_index}"] = layer.router.predictor.threshold().tolist()
         return metrics | {
             "time/step_s": step_s,
-            "throughput/images_per_s": self.config.run.global_batch / step_s,
-            "data/bad_samples": float(round(bad_fraction * steps * self.config.run.global_batch)),
+            "throughput/images_per_s": images / step_s,
+            "data/bad_samples": float(round(unusable * steps)),
             "optimizer/skipped_steps": float(round(skipped * steps)),
             "defence/bad_steps": float(round(bad * steps)),
             "memory/peak_gib": peak_memory_gib(self.context.device),

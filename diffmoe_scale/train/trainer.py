@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
@@ -16,6 +16,7 @@ from diffmoe_scale.config.load import dump_config, model_settings
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.batch import Batch
+from diffmoe_scale.data.buckets import BatchPlan, Position
 from diffmoe_scale.data.features import check_features
 from diffmoe_scale.data.shards import Reader, build_reader, iterate_captions
 from diffmoe_scale.encoders.text import TextEncoder, train_tokenizer
@@ -69,11 +70,13 @@ class Training:
     store: CheckpointStore
     validation: Validation
     reader: Reader
+    plan: BatchPlan
     batches: Iterator[Batch]
     guard: Guard
     stop: StopSignals
     step: int
-    samples: int
+    position: Position
+    """In the data, after the last whole step."""
 
 
 def set_up(config: Config, context: ParallelContext, directory: RunDirectory) -> Training:
@@ -81,7 +84,8 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
     torch.set_float32_matmul_precision(config.run.matmul_precision)
     choose_kernels(is_deterministic=config.run.deterministic)
     accumulation_steps(config, context)  # refuses a batch that does not split, before the slow work
-    reader = build_reader(config.data, config.data.train, model=config.model, seed=config.run.seed)
+    reader = build_reader(config.data, config.data.train, model=config.model, seed=config.run.seed, buckets=config.buckets)
+    plan = reader.plan(global_batch=config.run.global_batch, micro_batch=config.run.micro_batch)
     if context.is_main:
         prepare_tokenizer(config, directory, reader)
     # The tokenizer reads captions of all shards, perhaps over a network: longer than a collective may take.
@@ -92,19 +96,14 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
         warn_of_cut_captions(pipeline.denoiser.caption_encoder, reader)
     store = CheckpointStore(directory.checkpoints, config.checkpoint, group=context.checkpoint_group)
     start = resume(store, engine, config, directory)
+    position = plan.position(step=start.step, samples=start.samples, by_bucket=start.samples_by_bucket)
     if context.is_main:
         record_config(config, directory)
     guard = Guard(config.defence, context)
     guard.restore(start.guard)
     validation = Validation(config, context, directory, pipeline, reader)
     refuse_other_features([reader, validation.reader], pipeline, config)
-    batches = reader.batches(
-        start_sample=start.samples,
-        dp_rank=context.dp_group.rank(),
-        dp_size=context.dp_group.size(),
-        global_batch=config.run.global_batch,
-        micro_batch=config.run.micro_batch,
-    )
+    batches = reader.batches(plan, position, dp_rank=context.dp_group.rank(), dp_size=context.dp_group.size())
     return Training(
         config=config,
         context=context,
@@ -114,11 +113,12 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
         store=store,
         validation=validation,
         reader=reader,
+        plan=plan,
         batches=batches,
         guard=guard,
         stop=StopSignals(),
         step=start.step,
-        samples=start.samples,
+        position=position,
     )
 
 
@@ -133,15 +133,15 @@ def train_on(run: Training) -> None:
         while run.step < config.run.steps:
             run.step += 1
             train_step(run, reporter)
-            run.samples += config.run.global_batch
-            reporter.add(run.reader.dataset_counts(run.samples))
+            run.position = run.plan.advance(run.position)
+            reporter.add(run.reader.dataset_counts(run.position.samples))
             if _is_due(run.step, config.telemetry.validate_every, config):
                 with run.engine.averaged_weights():
                     reporter.add(run.validation.loss())
             if _is_due(run.step, config.telemetry.sample_every, config):
                 with run.engine.averaged_weights():
                     reporter.add_image(run.step, "samples", run.validation.draw(run.step))
-            reporter.end_step(run.step, run.samples)
+            reporter.end_step(run.step, run.position.samples)
             if run.guard.must_roll_back:
                 return
             is_save_due |= _is_due(run.step, config.checkpoint.every, config) or run.guard.is_stop_requested
@@ -200,9 +200,13 @@ def roll_back(run: Training) -> None:
     start = resume(run.store, run.engine, run.config, run.directory)
     if start.step == 0:
         raise RuntimeError(f"{told} and there is no checkpoint to go back to; {advice}")
-    run.step = start.step
+    run.step, run.position = start.step, replace(run.position, step=start.step)
+    if len(run.plan.stages) > 1:
+        # The sizes of images go by the step, which went back.
+        run.batches = run.reader.batches(run.plan, run.position, dp_rank=run.context.dp_group.rank(), dp_size=run.context.dp_group.size())
     run.guard.rolled_back(start.guard)
-    logger.warning("%s; back to step %d, on behind sample %d: %d samples are left out", told, run.step, run.samples, run.samples - start.samples)
+    samples = run.position.samples
+    logger.warning("%s; back to step %d, on behind sample %d: %d samples are left out", told, run.step, samples, samples - start.samples)
     save(run)
 
 
@@ -211,7 +215,8 @@ def save(run: Training) -> None:
     context, config = run.context, run.config
     manifest = Manifest(
         step=run.step,
-        samples=run.samples,
+        samples=run.position.samples,
+        samples_by_bucket=run.plan.by_bucket(run.position),
         optimizer_steps=run.engine.step_count,
         settings=model_settings(config, tokenizer=run.directory.tokenizer),
         layout={"world_size": context.world_size, "expert_parallel": context.expert_parallel, "zero_stage": config.parallel.zero_stage},

@@ -30,7 +30,9 @@ class Validation:
 
     def __init__(self, config: Config, context: ParallelContext, directory: RunDirectory, pipeline: Pipeline, train_reader: Reader) -> None:
         self.config, self.context, self.directory, self.pipeline = config, context, directory, pipeline
-        self.reader = build_reader(config.data, config.data.validation, model=config.model, seed=config.run.seed) if config.data.validation else None
+        self.reader: Reader | None = None
+        if config.data.validation:
+            self.reader = build_reader(config.data, config.data.validation, model=config.model, seed=config.run.seed, buckets=config.buckets)
         self._train_reader = train_reader
 
     @cached_property

@@ -2,10 +2,13 @@
 
 import io
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
+
+from diffmoe_scale.data.batch import Batch
+from diffmoe_scale.data.shards import Reader
 
 Members = dict[str, bytes]
 
@@ -58,3 +61,11 @@ def overwrite(path: Path, offset: int, data: bytes) -> None:
 def header_offset(path: Path, name: str) -> int:
     with tarfile.open(path) as archive:
         return archive.getmember(name).offset
+
+
+def read_batches(
+    reader: Reader, *, global_batch: int, micro_batch: int, start_sample: int = 0, dp_rank: int = 0, dp_size: int = 1
+) -> Iterator[Batch]:
+    """The micro-batches of a rank from a sample number on, of a reader without buckets."""
+    plan = reader.plan(global_batch=global_batch, micro_batch=micro_batch)
+    return reader.batches(plan, plan.position(step=0, samples=start_sample, by_bucket={}), dp_rank=dp_rank, dp_size=dp_size)

@@ -3,14 +3,16 @@ import pytest
 import torch
 
 from diffmoe_scale.data.batch import Failure, Sample, collate
+from diffmoe_scale.data.transforms import Picture, Size
 
 PIXELS = np.array([[[0, 51, 255], [102, 153, 204]], [[1, 2, 3], [4, 5, 6]]], dtype=np.uint8)
-GOOD = Sample(7, "a.tar/0", PIXELS, caption="a red circle")
+PICTURE = Picture(PIXELS, original=Size(8, 6), crop=(1, 0))
+GOOD = Sample(7, "a.tar/0", PICTURE, caption="a red circle")
 BAD = Sample(8, "a.tar/1", None, is_dropped=True, failure=Failure("image", "a.tar/1", "OSError: broken"))
 
 
 def test_pixels_go_from_bytes_to_minus_one_to_one() -> None:
-    batch = collate([GOOD], image_size=2)
+    batch = collate([GOOD], size=Size(2, 2))
     assert batch.images_BCHW.shape == (1, 3, 2, 2) and batch.images_BCHW.dtype == torch.float32 and batch.images_BCHW.is_contiguous()
     for y, x, channel in np.ndindex(2, 2, 3):
         # One rounding of the quotient.
@@ -18,22 +20,26 @@ def test_pixels_go_from_bytes_to_minus_one_to_one() -> None:
 
 
 def test_a_failed_sample_keeps_its_row_without_weight() -> None:
-    batch = collate([GOOD, BAD, GOOD], image_size=2)
+    batch = collate([GOOD, BAD, GOOD], size=Size(2, 2))
     assert batch.weight_B.tolist() == [1, 0, 1] and batch.dropped_B.tolist() == [False, True, False]
     assert (batch.images_BCHW[1] == 0).all() and batch.captions == ["a red circle", "", "a red circle"]
     assert batch.failures == [BAD.failure] and batch.keys == ["a.tar/0", "a.tar/1", "a.tar/0"] and batch.indices_B.tolist() == [7, 8, 7]
 
 
 def test_samples_without_a_caption_count_and_are_named() -> None:
-    batch = collate([GOOD, Sample(9, "a.tar/2", PIXELS, is_dropped=True, is_uncaptioned=True)], image_size=2)
+    batch = collate([GOOD, Sample(9, "a.tar/2", PICTURE, is_dropped=True, is_uncaptioned=True)], size=Size(2, 2))
     assert batch.uncaptioned == ["a.tar/2"] and batch.weight_B.tolist() == [1, 1] and batch.failures == []
 
 
 def test_labels_are_integers() -> None:
-    batch = collate([Sample(0, "a", PIXELS, label=3), Sample(1, "b", PIXELS, label=10, is_dropped=True)], image_size=2)
+    batch = collate([Sample(0, "a", PICTURE, label=3), Sample(1, "b", PICTURE, label=10, is_dropped=True)], size=Size(2, 2))
     assert batch.labels_B.dtype == torch.int64 and batch.labels_B.tolist() == [3, 10]
 
 
 def test_a_picture_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError):
-        collate([GOOD], image_size=4)
+        collate([GOOD], size=Size(4, 4))
+
+
+def test_a_batch_knows_original_crop_and_size_of_each_image() -> None:
+    assert collate([GOOD, BAD], size=Size(2, 2)).sizes_BZ.tolist() == [[8, 6, 1, 0, 2, 2], [0] * 6]

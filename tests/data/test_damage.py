@@ -15,7 +15,7 @@ from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.train import DataConfig
 from diffmoe_scale.data.batch import FAILURES, NOTES, Batch
 from diffmoe_scale.data.shards import Reader, build_reader
-from tests.data.samples import Members, encode, header_offset, write_shards
+from tests.data.samples import Members, encode, header_offset, read_batches, write_shards
 
 COUNT = 30
 PHOTO = Image.fromarray((np.random.default_rng(0).random((32, 32, 3)) * 255).astype(np.uint8))
@@ -75,7 +75,7 @@ def folder(tmp_path: Path) -> Path:
 def _read(folder: Path, **settings: object) -> tuple[Reader, list[Batch]]:
     config = DataConfig(**({"max_bad_fraction": 0.5} | settings))
     reader = build_reader(config, [f"{folder}/*.tar"], model=ModelConfig(image_size=4), seed=0)
-    batches = reader.batches(start_sample=0, dp_rank=0, dp_size=1, global_batch=1, micro_batch=1)
+    batches = read_batches(reader, global_batch=1, micro_batch=1)
     return reader, list(itertools.islice(batches, reader.num_samples))
 
 

@@ -11,7 +11,7 @@ from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.train import DataConfig, DatasetConfig
 from diffmoe_scale.data.mixture import CYCLE, MixedOrder, shares
 from diffmoe_scale.data.shards import Reader, build_reader
-from tests.data.samples import write_shards
+from tests.data.samples import read_batches, write_shards
 
 COUNTS = [[3, 0, 5], [40, 7], [2]]
 TOTALS = [8, 47, 2]
@@ -90,7 +90,7 @@ def test_a_mixture_is_the_same_for_all_ranks_and_after_a_stop(tmp_path: Path) ->
     reader = _reader(tmp_path)
 
     def read(start: int, dp_rank: int, dp_size: int, number: int) -> list[tuple[int, str, str]]:
-        batches = reader.batches(start_sample=start, dp_rank=dp_rank, dp_size=dp_size, global_batch=8, micro_batch=2)
+        batches = read_batches(reader, start_sample=start, dp_rank=dp_rank, dp_size=dp_size, global_batch=8, micro_batch=2)
         taken = itertools.islice(batches, number)
         return [(int(n), key, text) for batch in taken for n, key, text in zip(batch.indices_B, batch.keys, batch.captions, strict=True)]
 

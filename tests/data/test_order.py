@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffmoe_scale.data.order import FixedOrder, ShuffledOrder, sample_draws
+from diffmoe_scale.data.order import BucketOrder, FixedOrder, ShuffledOrder, sample_draws
 
 COUNTS = st.lists(st.integers(0, 12), min_size=1, max_size=12).filter(any)
 
@@ -87,3 +87,10 @@ def test_draws_are_uniform_and_independent() -> None:
 def test_draws_are_a_function_of_seed_and_number(seed: int, index: int) -> None:
     assert sample_draws(seed, index) == sample_draws(seed, index)
     assert sample_draws(seed, index) != sample_draws(seed, index + 1) and sample_draws(seed, index) != sample_draws(seed + 1, index)
+
+
+def test_numbers_of_a_bucket_order_go_through_each_bucket_s_own_rows() -> None:
+    rows = [[np.array([0, 2]), np.array([1])], [np.array([1]), np.array([0, 2])]]
+    order = BucketOrder([FixedOrder([2, 1]), FixedOrder([1, 2])], rows.__getitem__)
+    assert [order.locate(2 * number) for number in range(4)] == [(0, 0), (0, 2), (1, 1), (0, 0)]
+    assert [order.locate(2 * number + 1) for number in range(4)] == [(0, 1), (1, 0), (1, 2), (0, 1)]

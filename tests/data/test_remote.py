@@ -18,7 +18,7 @@ from diffmoe_scale.data import remote as remote_module
 from diffmoe_scale.data.index import INDEX_SUFFIX, ShardCatalog, expand_patterns
 from diffmoe_scale.data.remote import RemoteShards
 from diffmoe_scale.data.shards import LOOKED_AT_REMOTE_SHARDS, Reader, build_reader
-from tests.data.samples import all_keys, write_shards
+from tests.data.samples import all_keys, read_batches, write_shards
 
 COUNTS = [5, 2, 7, 3, 4, 6]
 
@@ -83,7 +83,7 @@ def _reader(folder: Path, pattern: str, **settings: object) -> Reader:
 
 
 def _keys(reader: Reader, *, start_sample: int = 0, number: int = sum(COUNTS) // 3) -> list[str]:
-    batches = reader.batches(start_sample=start_sample, dp_rank=0, dp_size=1, global_batch=3, micro_batch=3)
+    batches = read_batches(reader, start_sample=start_sample, global_batch=3, micro_batch=3)
     return [key for batch in islice(batches, number) for key, weight in zip(batch.keys, batch.weight_B, strict=True) if weight == 1]
 
 

@@ -14,7 +14,7 @@ from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.train import DataConfig
 from diffmoe_scale.data.batch import Batch
 from diffmoe_scale.data.shards import Reader, build_reader
-from tests.data.samples import all_keys, write_shards
+from tests.data.samples import all_keys, read_batches, write_shards
 
 # 56 shards of 0 to 12 samples.
 COUNTS = [(7 * number + number * number) % 13 for number in range(56)]
@@ -45,7 +45,7 @@ def _steps(reader: Reader, *, first: int, number: int, dp_size: int, micro_batch
     """Global batches from step `first` on: its micro-batches in the order of the window, over all ranks."""
     accumulation = GLOBAL_BATCH // (dp_size * micro_batch)
     ranks = [
-        reader.batches(start_sample=first * GLOBAL_BATCH, dp_rank=rank, dp_size=dp_size, global_batch=GLOBAL_BATCH, micro_batch=micro_batch)
+        read_batches(reader, start_sample=first * GLOBAL_BATCH, dp_rank=rank, dp_size=dp_size, global_batch=GLOBAL_BATCH, micro_batch=micro_batch)
         for rank in range(dp_size)
     ]
     return [[sample for _ in range(accumulation) for batches in ranks for sample in _samples(next(batches))] for _ in range(number)]

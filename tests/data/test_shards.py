@@ -15,7 +15,7 @@ from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.train import DataConfig
 from diffmoe_scale.data.batch import Batch
 from diffmoe_scale.data.shards import CHECKED_SAMPLES, JUDGED_SAMPLES, LOGGED_FAILURES, Reader, build_reader, iterate_captions
-from tests.data.samples import Members, all_keys, header_offset, make_sample, overwrite, write_shards
+from tests.data.samples import Members, all_keys, header_offset, make_sample, overwrite, read_batches, write_shards
 
 COUNTS = [7, 1, 12, 4, 9]
 GLOBAL_BATCH, MICRO_BATCH = 8, 2
@@ -32,7 +32,7 @@ def _reader(
 
 
 def _batches(reader: Reader, number: int, *, start_sample: int = 0, dp_rank: int = 0, dp_size: int = 1) -> list[Batch]:
-    batches = reader.batches(start_sample=start_sample, dp_rank=dp_rank, dp_size=dp_size, global_batch=GLOBAL_BATCH, micro_batch=MICRO_BATCH)
+    batches = read_batches(reader, start_sample=start_sample, dp_rank=dp_rank, dp_size=dp_size, global_batch=GLOBAL_BATCH, micro_batch=MICRO_BATCH)
     return list(itertools.islice(batches, number))
 
 
@@ -207,7 +207,7 @@ def _read_to_the_end(batches: Iterator[Batch], number: int) -> int:
 
 def test_more_bad_samples_than_allowed_stop_the_run(tmp_path: Path) -> None:
     reader = _reader(tmp_path, [100], replaced={f"0_{row}": BROKEN for row in range(7)}, max_bad_fraction=0.06)
-    batches = reader.batches(start_sample=0, dp_rank=0, dp_size=1, global_batch=10, micro_batch=10)
+    batches = read_batches(reader, global_batch=10, micro_batch=10)
     # Judged from the first JUDGED_SAMPLES on: two epochs with 7 % each.
     assert _read_to_the_end(batches, JUDGED_SAMPLES // 10 - 1) == JUDGED_SAMPLES - 10
     with pytest.raises(RuntimeError, match=r"14 of 200 samples cannot be used.*data\.max_bad_fraction \(0\.06\)"):
@@ -216,18 +216,18 @@ def test_more_bad_samples_than_allowed_stop_the_run(tmp_path: Path) -> None:
 
 def test_as_many_bad_samples_as_allowed_do_not_stop_the_run(tmp_path: Path) -> None:
     reader = _reader(tmp_path, [100], replaced={f"0_{row}": BROKEN for row in range(7)}, max_bad_fraction=0.07)
-    batches = reader.batches(start_sample=0, dp_rank=0, dp_size=1, global_batch=100, micro_batch=100)
+    batches = read_batches(reader, global_batch=100, micro_batch=100)
     assert _read_to_the_end(batches, 4) == 400 and reader.bad_samples == 28
 
 
 def test_samples_without_captions_are_not_bad(tmp_path: Path) -> None:
     replaced = {f"0_{row}": {"png": make_sample(0, row)["png"]} for row in range(1, 100)}
     reader = _reader(tmp_path, [100], replaced=replaced, max_bad_fraction=0.0)
-    assert _read_to_the_end(reader.batches(start_sample=0, dp_rank=0, dp_size=1, global_batch=100, micro_batch=100), 3) == 300
+    assert _read_to_the_end(read_batches(reader, global_batch=100, micro_batch=100), 3) == 300
 
 
 def test_a_window_that_cannot_be_shared_evenly_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"run\.global_batch is 8; expected a multiple of 3 data-parallel ranks times run\.micro_batch \(2\)"):
+    with pytest.raises(ValueError, match=r"run\.global_batch is 4 times run\.micro_batch; expected a multiple of 3, the data-parallel ranks"):
         _batches(_reader(tmp_path, [4]), 1, dp_size=3)
 
 

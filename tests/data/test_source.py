@@ -40,13 +40,13 @@ def test_a_number_gives_the_image_and_the_caption_of_its_place(tmp_path: Path) -
     for number, (shard, row) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (0, 0)]):
         sample = source.load(number)
         assert (sample.index, sample.key, sample.caption) == (number, f"shard-{shard:03d}.tar/{shard}_{row}", f"caption {shard} {row}")
-        assert sample.image_HWC is not None and (sample.image_HWC == color(shard, row)).all() and sample.failure is None
+        assert sample.picture is not None and (sample.picture.pixels_HWC == color(shard, row)).all() and sample.failure is None
 
 
 def test_a_corrupt_image_is_a_failure_with_its_key(tmp_path: Path) -> None:
     source = _source(tmp_path, [3], replaced={"0_1": {"jpg": b"\xff\xd8\xff broken", "txt": b"caption"}})
     failed = source.load(1)
-    assert failed.image_HWC is None and failed.is_dropped and failed.caption == ""
+    assert failed.picture is None and failed.is_dropped and failed.caption == ""
     assert failed.failure is not None and (failed.failure.kind, failed.failure.key) == ("no_picture", "shard-000.tar/0_1")
     assert [source.load(number).failure for number in (0, 2)] == [None, None]
 
@@ -101,7 +101,7 @@ def test_captions_come_from_txt_and_else_from_json(tmp_path: Path, members: Memb
     captions = source.files.captions(0, source.catalog.index(0).members(0), source.config.caption_weights)
     assert [text for text, _ in captions] == expected
     assert sample.caption == (expected[0] if expected else "") and sample.is_uncaptioned == sample.is_dropped == (not expected)
-    assert sample.failure is None and sample.image_HWC is not None
+    assert sample.failure is None and sample.picture is not None
 
 
 def test_of_several_captions_each_is_drawn_equally_often(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_half_of_the_images_are_mirrored_when_asked_for(tmp_path: Path) -> None:
     pixels[:, :2] = 255
     replaced = {"0_0": {"png": encode(Image.fromarray(pixels)), "txt": b"left"}}
     source = _source(tmp_path, [1], replaced=replaced, is_augmented=True, horizontal_flip=True)
-    images = [source.load(number).image_HWC for number in range(400)]
+    images = [picture.pixels_HWC for number in range(400) if (picture := source.load(number).picture)]
     flipped = sum(image is not None and (image == pixels[:, ::-1]).all() for image in images)
     assert flipped + sum(image is not None and (image == pixels).all() for image in images) == 400
     # Binomial: 200 +- 10; five standard deviations.
@@ -184,7 +184,7 @@ def test_labels_are_read_and_dropped_to_the_null_class(tmp_path: Path) -> None:
 def test_a_wrong_label_is_a_failure(tmp_path: Path, members: Members, reason: str) -> None:
     failed = _source(tmp_path, [1], replaced={"0_0": {"png": IMAGE} | members}, num_classes=10).load(0)
     assert failed.failure is not None and failed.failure.kind == "label" and reason in failed.failure.reason
-    assert failed.image_HWC is None and failed.label == 10 and failed.is_dropped
+    assert failed.picture is None and failed.label == 10 and failed.is_dropped
 
 
 def test_a_copy_in_another_process_opens_files_of_its_own(tmp_path: Path) -> None:

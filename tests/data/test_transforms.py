@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffmoe_scale.data.transforms import MAX_PIXELS, decode_image, flatten, open_image
+from diffmoe_scale.data.transforms import MAX_PIXELS, Size, decode_image, flatten, open_image, stored_size
 from tests.data.samples import encode
 
 WHITE = (255, 255, 255)
@@ -24,7 +24,7 @@ UPRIGHT = {
 
 
 def _decode(image: Image.Image, kind: str = "PNG", *, size: int = 2, **options: object) -> np.ndarray:
-    return decode_image(encode(image, kind, **options), image_size=size, background=WHITE)
+    return decode_image(encode(image, kind, **options), size=Size(size, size), background=WHITE).pixels_HWC
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF", "PPM"])
@@ -108,7 +108,7 @@ def test_ink_becomes_light() -> None:
 @pytest.mark.parametrize(("alpha", "expected"), [(255, (200, 100, 0)), (0, (0, 0, 255)), (51, (40, 20, 204))])
 def test_the_background_shows_through_transparency(alpha: int, expected: tuple[int, int, int]) -> None:
     image = Image.new("RGBA", (2, 2), (200, 100, 0, alpha))
-    assert (decode_image(encode(image), image_size=2, background=(0, 0, 255)) == expected).all()
+    assert (decode_image(encode(image), size=Size(2, 2), background=(0, 0, 255)).pixels_HWC == expected).all()
 
 
 def test_transparent_colours_of_palettes_grey_and_rgb_show_the_background() -> None:
@@ -116,9 +116,9 @@ def test_transparent_colours_of_palettes_grey_and_rgb_show_the_background() -> N
     index_of_red = palette.getpixel((0, 0))
     expected = np.where((CORNERS == (255, 0, 0)).all(-1, keepdims=True), (9, 8, 7), CORNERS)
     for image, transparency in ((palette, index_of_red), (Image.fromarray(CORNERS), (255, 0, 0))):
-        assert (decode_image(encode(image, transparency=transparency), image_size=2, background=(9, 8, 7)) == expected).all()
+        assert (decode_image(encode(image, transparency=transparency), size=Size(2, 2), background=(9, 8, 7)).pixels_HWC == expected).all()
     grey = encode(Image.fromarray(np.array([[0, 50], [100, 255]], dtype=np.uint8)), transparency=50)
-    assert decode_image(grey, image_size=2, background=(9, 8, 7))[0].tolist() == [[0, 0, 0], [9, 8, 7]]
+    assert decode_image(grey, size=Size(2, 2), background=(9, 8, 7)).pixels_HWC[0].tolist() == [[0, 0, 0], [9, 8, 7]]
 
 
 def test_of_an_animation_the_first_frame_counts() -> None:
@@ -144,7 +144,7 @@ def test_an_even_picture_stays_even_at_any_size() -> None:
 
 def test_flipped_is_mirrored_left_to_right() -> None:
     data = encode(Image.fromarray(CORNERS))
-    assert (decode_image(data, image_size=2, background=WHITE, is_flipped=True) == CORNERS[:, ::-1]).all()
+    assert (decode_image(data, size=Size(2, 2), background=WHITE, is_flipped=True).pixels_HWC == CORNERS[:, ::-1]).all()
 
 
 def test_a_jpeg_decoded_in_draft_looks_like_the_whole() -> None:
@@ -183,3 +183,23 @@ def test_too_many_pixels_are_refused_before_they_are_decoded() -> None:
 def test_flatten_leaves_opaque_pictures_alone() -> None:
     image = Image.new("RGB", (2, 2), "red")
     assert flatten(image, WHITE) is image
+
+
+def test_a_picture_covers_the_size_and_tells_what_was_cut_off() -> None:
+    image = Image.new("RGB", (80, 20), "white")
+    image.paste("red", (16, 0, 64, 20))
+    picture = decode_image(encode(image), size=Size(10, 16), background=WHITE)
+    # Halved to 40 x 10, of which the 16 columns in the middle stay.
+    assert picture.pixels_HWC.shape == (10, 16, 3) and (picture.pixels_HWC == (255, 0, 0)).all()
+    assert (picture.original, picture.crop) == ((20, 80), (0, 12))
+    tall = decode_image(encode(image.rotate(90, expand=True)), size=Size(16, 10), background=WHITE)
+    assert (tall.original, tall.crop) == ((80, 20), (12, 0)) and (tall.pixels_HWC == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_original_size_is_upright_and_from_before_the_draft(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.new("RGB", (640, 320)), "JPEG", exif=exif)
+    expected = Size(640, 320) if orientation in (5, 6, 7, 8) else Size(320, 640)
+    assert decode_image(data, size=Size(8, 8), background=WHITE).original == expected == stored_size(data) == stored_size(data[:1000])

@@ -11,7 +11,7 @@ from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.train import DataConfig
 from diffmoe_scale.data.shards import build_reader
 from diffmoe_scale.data.worker import follow_rank
-from tests.data.samples import write_shards
+from tests.data.samples import read_batches, write_shards
 from tests.ranks import run_alone
 
 
@@ -19,7 +19,7 @@ def read(folder: Path, num_batches: int) -> list[int]:
     """Writes down its own reading processes, sends them and the server that forked them a SIGTERM, and reads on: the sample numbers."""
     config = DataConfig(train=(str(folder / "*.tar"),), workers=2)
     reader = build_reader(config, config.train, model=ModelConfig(image_size=4, patch_size=2), seed=0)
-    batches = reader.batches(start_sample=0, dp_rank=0, dp_size=1, global_batch=2, micro_batch=2)
+    batches = read_batches(reader, global_batch=2, micro_batch=2)
     next(batches)
     workers = [child.pid for child in multiprocessing.active_children() if child.pid]
     (folder / "workers.json").write_text(json.dumps(workers))

@@ -73,3 +73,13 @@ def test_cross_attention_of_one_token_is_its_value_for_every_query() -> None:
     _, value_BD = layer.key_value(text_BLT[:, 1]).chunk(2, dim=-1)
     expected_BND = layer.projection(value_BD)[:, None].expand(2, 5, 8)
     torch.testing.assert_close(layer(torch.randn(2, 5, 8), text_BLT, mask_BL), expected_BND)
+
+
+def test_position_embedding_of_another_resolution_covers_the_same_ground() -> None:
+    assert torch.equal(position_embedding(4, 4, WIDTH, base=4), position_embedding(4, 4, WIDTH))
+    # Tokens 1 and 2 of 4 have the coordinates 1 and 2; of 8 tokens half as wide, the two halves of token 1 lie at 0.75 and 1.25.
+    fine = position_embedding(8, 8, 4, base=4).unflatten(0, (8, 8))
+    expected = torch.tensor([[math.sin(x), math.cos(x)] for x in (0.75, 1.25)])
+    torch.testing.assert_close(fine[0, 2:4, :2], expected)
+    wide = position_embedding(2, 8, 4, base=4).unflatten(0, (2, 8))
+    torch.testing.assert_close(wide[0, 0, :2], torch.tensor([math.sin(-2.0), math.cos(-2.0)]))

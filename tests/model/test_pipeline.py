@@ -1,5 +1,6 @@
 """Sampling with the network, its rules and its guidance; the sampler itself is tested with tests/diffusion."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any  # settings of any type are passed on to the config
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from diffmoe_scale.config.model import AutoencoderConfig, DiffusionConfig, ModelConfig, MoEConfig, TextConfig
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.config.train import SamplingConfig
+from diffmoe_scale.config.train import BucketConfig, SamplingConfig
 from diffmoe_scale.diffusion.noise import sample_noise
 from diffmoe_scale.encoders.text import train_tokenizer
 from diffmoe_scale.model import pipeline as module
@@ -178,3 +179,19 @@ def test_weights_are_in_the_named_format_and_thresholds_in_fp32() -> None:
 def test_every_objective_draws_pictures_of_finite_pixels(objective: str) -> None:
     images_BCHW = build(config(diffusion=DiffusionConfig(kind=objective))).generate([0, 1], PLAIN, seed=0).images_BCHW
     assert images_BCHW.isfinite().all() and images_BCHW.abs().max() <= 1
+
+
+def test_pictures_have_the_height_and_width_asked_for() -> None:
+    pipeline = build(config())
+    images_BCHW = pipeline.generate([0, 1], replace(PLAIN, height=SIZE // 2, width=2 * SIZE), seed=0).images_BCHW
+    assert images_BCHW.shape == (2, 3, SIZE // 2, 2 * SIZE)
+    assert torch.equal(
+        pipeline.generate([0], PLAIN, seed=0).images_BCHW, pipeline.generate([0], replace(PLAIN, height=SIZE, width=SIZE), seed=0).images_BCHW
+    )
+    with pytest.raises(ValueError, match=r"sampling\.width is 7; expected a multiple of 2"):
+        pipeline.generate([0], replace(PLAIN, width=7), seed=0)
+
+
+def test_a_bucket_step_that_patches_do_not_divide_is_named() -> None:
+    with pytest.raises(ValueError, match=r"buckets\.step is 1; expected a multiple of 2"):
+        build(replace(config(), buckets=BucketConfig(enabled=True, step=1)))

@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffmoe_scale.config.model import DiffusionConfig
 from diffmoe_scale.diffusion.objective import build_objective
 from diffmoe_scale.diffusion.sampler import euler, guide, sampling_times
 from diffmoe_scale.encoders.text import TextFeatures
+from diffmoe_scale.model.parts import SizeEmbedding
 from diffmoe_scale.model.transformer import DiffusionTransformer, Prediction
 from diffmoe_scale.moe.capacity import update_thresholds
 from diffmoe_scale.moe.generator import named_generator
@@ -19,9 +20,11 @@ from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.parallel.context import ParallelContext
 from tests.model.models import (
     CHANNELS,
+    EXPERTS,
     REFERENCE,
     SIZE,
     TEXT_WIDTH,
+    WIDTH,
     assert_near,
     canonical_parameters,
     disturb,
@@ -265,3 +268,25 @@ def test_bf16_takes_fp32_features_of_a_frozen_text_encoder() -> None:
 def test_a_patch_that_does_not_divide_the_latents_is_named() -> None:
     with pytest.raises(ValueError, match=r"model.patch_size is 3 but latents are 8 wide; choose a divisor of 8"):
         make_transformer("text", patch_size=3)
+
+
+@pytest.mark.parametrize("shape", [(4, 12), (12, 4), (16, 16)])
+def test_other_shapes_keep_their_height_and_width(shape: tuple[int, int]) -> None:
+    transformer = make_transformer("class")
+    disturb(transformer)
+    x_BCHW = torch.randn(2, CHANNELS, *shape)
+    arguments = {"text": None, "labels_B": torch.tensor([1, 2]), "dropped_B": torch.zeros(2, dtype=torch.bool), "selection": Selection()}
+    prediction = transformer(x_BCHW, torch.tensor([3.0, 500.0]), **arguments)
+    assert prediction.value_BCHW.shape == x_BCHW.shape and prediction.routings[0].mask_SE.shape == (2 * shape[0] * shape[1] // 4, EXPERTS)
+    mirrored = transformer(x_BCHW.flip(3), torch.tensor([3.0, 500.0]), **arguments).value_BCHW.flip(3)
+    assert not torch.allclose(prediction.value_BCHW, mirrored), "columns have places"
+
+
+def test_size_conditions_start_without_effect_and_then_have_one() -> None:
+    embedding = SizeEmbedding(6, WIDTH)
+    nn.init.zeros_(embedding.output.weight)
+    nn.init.zeros_(embedding.output.bias)
+    sizes_BZ = torch.tensor([[64.0, 48, 0, 3, 32, 24], [64, 48, 3, 0, 32, 24]])
+    assert (embedding(sizes_BZ) == 0).all()
+    disturb(embedding)
+    assert not torch.allclose(*embedding(sizes_BZ))

@@ -17,7 +17,7 @@ from diffmoe_scale.model.pipeline import Pipeline, build_pipeline
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.train.loss import denoising_loss, latents_of
 from diffmoe_scale.train.trainer import refuse_other_features
-from tests.data.samples import encode, write_shards
+from tests.data.samples import encode, read_batches, write_shards
 from tests.encoders.test_autoencoder import tiny_model
 from tests.encoders.test_text import TOWER
 from tests.moe.layers import alone
@@ -92,7 +92,7 @@ def _reader(config: Config, shards: str) -> Reader:
 
 
 def _batches(reader: Reader, count: int) -> list[Batch]:
-    batches = reader.batches(start_sample=0, dp_rank=0, dp_size=1, global_batch=4, micro_batch=4)
+    batches = read_batches(reader, global_batch=4, micro_batch=4)
     return [next(batches) for _ in range(count)]
 
 
@@ -224,7 +224,12 @@ def test_an_encoder_that_is_trained_along_is_not_cached(tmp_path: Path, settings
 
 @pytest.mark.parametrize(
     ("changed", "message"),
-    [(["autoencoder.kind=pixels", "autoencoder.path="], "pixels need no cache"), (["model.image_size=18"], "a multiple of 4")],
+    [
+        (["autoencoder.kind=pixels", "autoencoder.path="], "pixels need no cache"),
+        (["model.image_size=18"], "a multiple of 4"),
+        (["buckets.enabled=true"], "buckets.enabled is True; expected false: cached features are of squares"),
+        (["model.size_conditioning=true"], "model.size_conditioning is True; expected false: cached features are of squares"),
+    ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, settings: list[str], capfd: pytest.CaptureFixture[str], changed: list[str], message: str) -> None:
     if "pixels" in changed[0]:

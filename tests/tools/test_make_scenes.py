@@ -12,6 +12,7 @@ from diffmoe_scale.config.train import DataConfig
 from diffmoe_scale.data.scenes import Split, draw_scene
 from diffmoe_scale.data.shapes import render
 from diffmoe_scale.data.shards import build_reader
+from tests.data.samples import read_batches
 from tools import make_scenes
 
 
@@ -45,7 +46,7 @@ def test_training_reads_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(make_scenes, "SHARD_SAMPLES", 2)
     _make(tmp_path / "out")
     reader = build_reader(DataConfig(caption_dropout=0.0), [f"{tmp_path}/out/train-*.tar"], model=ModelConfig(image_size=32), seed=0)
-    batch = next(reader.batches(start_sample=0, dp_rank=0, dp_size=1, global_batch=5, micro_batch=5))
+    batch = next(read_batches(reader, global_batch=5, micro_batch=5))
     assert reader.catalog.counts == [2, 2, 1] and reader.catalog.problems == {}
     assert set(batch.captions) == {draw_scene(index, seed=7, level="easy").caption for index in range(5)}
 

@@ -16,7 +16,7 @@ from PIL import Image
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.train import DataConfig
 from diffmoe_scale.data.shards import build_reader
-from tests.data.samples import encode
+from tests.data.samples import encode, read_batches
 from tools import prepare_shards
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +86,7 @@ def test_a_folder_becomes_shards_with_the_original_bytes(images: Path, tmp_path:
 def test_training_reads_what_was_written(images: Path, tmp_path: Path) -> None:
     _prepare(images, tmp_path / "out", "--samples-per-shard", "2")
     reader = build_reader(DataConfig(caption_dropout=0.0), [f"{tmp_path}/out/train-*.tar"], model=ModelConfig(image_size=4), seed=0)
-    batch = next(reader.batches(start_sample=0, dp_rank=0, dp_size=1, global_batch=3, micro_batch=3))
+    batch = next(read_batches(reader, global_batch=3, micro_batch=3))
     assert len(reader.catalog.paths) == 2 and reader.catalog.problems == {} and batch.weight_B.tolist() == [1, 1, 1]
     assert set(batch.captions) == {"caption 0", "caption 1", "caption 2"}
 

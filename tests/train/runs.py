@@ -105,6 +105,7 @@ def tiny_batch(first: int, count: int, *, config: Config) -> Batch:
         keys=[str(number) for number in numbers],
         failures=[],
         uncaptioned=[],
+        sizes_BZ=torch.zeros(count, 6),
     )
 
 

@@ -1,0 +1,150 @@
+"""The sizes of a data set's images, read once from their headers and kept in a file beside each shard, and their buckets.
+
+B buckets, R images of a shard, Z = (height, width).
+"""
+
+import io
+import logging
+import os
+import random
+import uuid
+import zipfile
+from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+from diffmoe_scale.data.buckets import cropped_share, nearest_bucket
+from diffmoe_scale.data.index import IMAGE_SUFFIXES, ShardCatalog, ShardIndex, Span, index_places
+from diffmoe_scale.data.recent import RecentlyUsed
+from diffmoe_scale.data.source import ShardFiles
+from diffmoe_scale.data.transforms import Size, stored_size
+
+logger = logging.getLogger(__name__)
+
+HEADER_BYTES = 1 << 14
+REMEMBERED_SHARDS = 128
+UNKNOWN = Size(0, 0)
+
+
+class ImageBuckets:
+    """The images of each shard by bucket. Pickles without what can be read again."""
+
+    def __init__(self, catalog: ShardCatalog, files: ShardFiles, aspects: Sequence[float], *, ratios: Sequence[float]) -> None:
+        """`aspects` choose the bucket; `ratios` are width over height of what images are cut to there, in whole steps."""
+        self.catalog = catalog
+        self.files = files
+        self.aspects = tuple(aspects)
+        self.counts = [[0] * len(catalog.paths) for _ in aspects]
+        """Images of each bucket in each shard."""
+        self.num_unknown = 0
+        """Images without a readable header, in the bucket that a square is in."""
+        self.cropped = self.cropped_to_square = 0.0
+        """Mean share of an image's pixels that is cut off, in its bucket and without buckets."""
+        self._kept: dict[int, np.ndarray] = {}
+        self._rows: RecentlyUsed[int, list[np.ndarray]] = RecentlyUsed(REMEMBERED_SHARDS)
+        # As in ShardCatalog: ranks that start together each read some shards' headers and take the others' files.
+        for shard in random.SystemRandom().sample(range(len(catalog.paths)), len(catalog.paths)):
+            self._register(shard, ratios)
+        self.cropped /= sum(catalog.counts)
+        self.cropped_to_square /= sum(catalog.counts)
+        if self.num_unknown:
+            logger.warning("%d images have no readable size; they keep their places, in the bucket of squares", self.num_unknown)
+
+    def rows(self, shard: int) -> list[np.ndarray]:
+        """The rows of a shard's images in each bucket, rising."""
+        return self._rows.get(shard, self._split)
+
+    def bucket(self, shard: int, row: int) -> int:
+        """The bucket of one image."""
+        return next(bucket for bucket, rows in enumerate(self.rows(shard)) if row in rows)
+
+    def _register(self, shard: int, ratios: Sequence[float]) -> None:
+        sizes_RZ = self._sizes(shard)
+        bucket_R = nearest_bucket(sizes_RZ, self.aspects)
+        for bucket, count in enumerate(np.bincount(bucket_R, minlength=len(self.aspects)).tolist()):
+            self.counts[bucket][shard] = count
+        self.num_unknown += int((sizes_RZ == 0).any(axis=1).sum())
+        self.cropped += float(cropped_share(sizes_RZ, np.asarray(ratios)[bucket_R]).sum())
+        self.cropped_to_square += float(cropped_share(sizes_RZ, 1.0).sum())
+
+    def _split(self, shard: int) -> list[np.ndarray]:
+        bucket_R = nearest_bucket(self._sizes(shard), self.aspects)
+        return [np.flatnonzero(bucket_R == bucket) for bucket in range(len(self.aspects))]
+
+    def _sizes(self, shard: int) -> np.ndarray:
+        """[R, 2] uint32, from memory, from the file beside the shard, or from the images."""
+        if shard in self._kept:
+            return self._kept[shard]
+        index = self.catalog.index(shard)
+        places = size_places(self.catalog.paths[shard], self.catalog.index_folder)
+        digest = _digest(index)
+        for place in places:
+            found = _read(place, digest)
+            if found is not None:
+                return found
+        sizes_RZ = scan_sizes(index, shard, self.files)
+        if not any(_write(place, sizes_RZ, digest) for place in places):
+            self._kept[shard] = sizes_RZ
+            logger.info(
+                "the image sizes of shard %s are kept in memory and read anew at each start; data.index_folder names a folder for them",
+                self.catalog.paths[shard],
+            )
+        return sizes_RZ
+
+
+def scan_sizes(index: ShardIndex, shard: int, files: ShardFiles) -> np.ndarray:
+    """Upright height and width of each image of a shard, [R, 2] uint32, from its header; 0 where that cannot be read."""
+    sizes_RZ = np.zeros((len(index), 2), dtype=np.uint32)
+    for row in range(len(index)):
+        members = index.members(row)
+        span = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
+        # A sample of stray cached features has none.
+        sizes_RZ[row] = UNKNOWN if span is None else _read_size(files, shard, span)
+    return sizes_RZ
+
+
+def size_places(path: Path, index_folder: Path | None) -> list[Path]:
+    """Files that the sizes of a shard's images may be in, as for its index."""
+    return index_places(path.with_name(path.name + ".sizes"), index_folder)
+
+
+def _read_size(files: ShardFiles, shard: int, span: Span) -> Size:
+    # Some headers lie behind a thumbnail, some formats have theirs at the end.
+    for size in {min(span.size, HEADER_BYTES): None, span.size: None}:
+        try:
+            return stored_size(files.read(shard, Span(span.offset, size)))
+        except Exception:  # of a dozen types, as in decoding; the image is counted and named when its turn comes
+            continue
+    return UNKNOWN
+
+
+def _digest(index: ShardIndex) -> np.ndarray:
+    """What the sizes are compared with to find out that they are of another shard."""
+    content = index.keys.tobytes() + index.offset.tobytes() + index.size.tobytes()
+    return np.frombuffer(blake2b(content, digest_size=16).digest(), np.uint8)
+
+
+def _read(place: Path, digest: np.ndarray) -> np.ndarray | None:
+    try:
+        archive = np.load(place, allow_pickle=False)
+        return np.asarray(archive["sizes"]) if np.array_equal(archive["digest"], digest) else None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        # Absent or damaged: read from the images anew.
+        return None
+
+
+def _write(place: Path, sizes_RZ: np.ndarray, digest: np.ndarray) -> bool:
+    """Write the file so that it appears complete or not at all; whether it could be."""
+    buffer = io.BytesIO()
+    np.savez(buffer, sizes=sizes_RZ, digest=digest)
+    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(buffer.getvalue())
+        os.replace(temporary, place)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        return False
+    return True

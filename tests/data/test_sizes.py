@@ -1,0 +1,173 @@
+import itertools
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tests.ranks  # noqa: F401  # its preloaded imports: a reading process then starts in milliseconds
+from diffmoe_scale.config.model import ModelConfig
+from diffmoe_scale.config.train import BucketConfig, DataConfig, DatasetConfig
+from diffmoe_scale.data import sizes as sizes_module
+from diffmoe_scale.data.batch import Batch
+from diffmoe_scale.data.buckets import Position
+from diffmoe_scale.data.features import FeatureSet, FeatureSource
+from diffmoe_scale.data.index import ShardCatalog, expand_patterns
+from diffmoe_scale.data.shards import Reader, build_reader
+from diffmoe_scale.data.sizes import ImageBuckets, size_places
+from diffmoe_scale.data.source import ShardFiles
+from tests.data.samples import Members, all_keys, encode, write_shards
+
+ASPECTS = (0.5, 0.5625, 0.6667, 0.75, 0.8, 0.9, 1.0, 1.25, 1.3333, 1.5, 1.7778, 2.0)
+COUNTS = [11, 3, 17, 29]
+GLOBAL_BATCH, MICRO_BATCH = 8, 2
+
+
+def _members(number: int, row: int) -> Members:
+    """An image of one of the twelve ratios, all of about 1024 pixels."""
+    aspect = ASPECTS[(5 * number + row) % 12]
+    size = (round(32 * aspect**0.5), round(32 / aspect**0.5))
+    return {"png": encode(Image.new("RGB", size, (number, row, 0))), "txt": b"caption"}
+
+
+def _mixed_shards(folder: Path) -> list[Path]:
+    return write_shards(folder, COUNTS, replaced={f"{n}_{row}": _members(n, row) for n, count in enumerate(COUNTS) for row in range(count)})
+
+
+def _reader(folder: Path, **data: object) -> Reader:
+    buckets = BucketConfig(enabled=True, aspects=ASPECTS, step=2)
+    return build_reader(DataConfig(**({"shuffle_block": 2} | data)), [f"{folder}/*.tar"], model=ModelConfig(image_size=16), seed=5, buckets=buckets)
+
+
+def _steps(reader: Reader, number: int, *, start: Position | None = None, dp_size: int = 1) -> list[list[Batch]]:
+    """The batches of all ranks, step by step, in the order of their places."""
+    plan = reader.plan(global_batch=GLOBAL_BATCH, micro_batch=MICRO_BATCH)
+    start = start or plan.position(step=0, samples=0, by_bucket={})
+    each = plan.micro_batches // dp_size
+    ranks = [list(itertools.islice(reader.batches(plan, start, dp_rank=rank, dp_size=dp_size), number * each)) for rank in range(dp_size)]
+    return [[batches[step * each + turn] for turn in range(each) for batches in ranks] for step in range(number)]
+
+
+def _content(steps: list[list[Batch]]) -> list[list[tuple[int, str, str, bytes]]]:
+    return [
+        [
+            (index, key, caption, image.numpy().tobytes())
+            for batch in step
+            for index, key, caption, image in zip(batch.indices_B.tolist(), batch.keys, batch.captions, batch.images_BCHW, strict=True)
+        ]
+        for step in steps
+    ]
+
+
+def test_an_epoch_of_twelve_ratios_has_batches_of_one_shape_and_each_key_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _mixed_shards(tmp_path)
+    caplog.set_level("INFO")
+    reader = _reader(tmp_path)
+    assert reader.images is not None and sum(map(sum, reader.images.counts)) == 60 and min(map(sum, reader.images.counts)) >= 4
+    steps = _steps(reader, 24)
+    assert all(len({batch.images_BCHW.shape for batch in step}) == 1 for step in steps)
+    assert len({step[0].images_BCHW.shape for step in steps}) > 6 and all((batch.weight_B == 1).all() for step in steps for batch in step)
+    # A bucket's epochs follow each other in its own stream.
+    streams: dict[int, list[str]] = {}
+    for step in steps:
+        for batch in step:
+            for index, key in zip(batch.indices_B.tolist(), batch.keys, strict=True):
+                streams.setdefault(index % 12, []).append(key)
+    totals = [sum(counts) for counts in reader.images.counts]
+    assert all(len(keys) >= totals[bucket] for bucket, keys in streams.items())
+    epoch = Counter(key for bucket, keys in streams.items() for key in keys[: totals[bucket]])
+    assert epoch == dict.fromkeys(all_keys(COUNTS), 1)
+    # Squares of these images would lose more than a quarter.
+    assert "no padding" in caplog.text and "of the tokens of 8 squares of 16" in caplog.text and "squares would 28.1 %" in caplog.text
+    assert "aspect 2 has 4 images, fewer than its batch of" in caplog.text
+
+
+@pytest.mark.parametrize(("dp_size", "workers"), [(2, 0), (4, 0), (1, 2)])
+def test_steps_are_the_same_for_any_ranks_and_workers_and_from_any_stop(tmp_path: Path, dp_size: int, workers: int) -> None:
+    _mixed_shards(tmp_path)
+    reader = _reader(tmp_path, horizontal_flip=True)
+    unstopped = _content(_steps(reader, 20))
+    assert _content(_steps(_reader(tmp_path, horizontal_flip=True, workers=workers), 8, dp_size=dp_size)) == unstopped[:8]
+    plan = reader.plan(global_batch=GLOBAL_BATCH, micro_batch=MICRO_BATCH)
+    position = plan.position(step=0, samples=0, by_bucket={})
+    for _ in range(13):
+        position = plan.advance(position)
+    assert _content(_steps(_reader(tmp_path, horizontal_flip=True), 7, start=position, dp_size=dp_size)) == unstopped[13:]
+
+
+def test_validation_weighs_each_sample_once_in_batches_of_one_shape(tmp_path: Path) -> None:
+    _mixed_shards(tmp_path)
+    reader = _reader(tmp_path)
+    for dp_size in (1, 2):
+        ranks = [list(reader.validation_batches(limit=40, dp_rank=rank, dp_size=dp_size, micro_batch=3)) for rank in range(dp_size)]
+        weights = Counter()
+        for batches in ranks:
+            for batch in batches:
+                weights.update({key: int(weight) for key, weight in zip(batch.keys, batch.weight_B.tolist(), strict=True) if weight})
+        assert weights.total() == 40 == len(weights)
+        assert [[batch.images_BCHW.shape for batch in batches] for batches in ranks] == [[batch.images_BCHW.shape for batch in ranks[0]]] * dp_size
+
+
+def test_data_sets_by_weight_and_remote_shards_are_refused_in_buckets(tmp_path: Path) -> None:
+    (path,) = write_shards(tmp_path, [4])
+    two = [DatasetConfig(shards=(str(path),), weight=weight) for weight in (1.0, 2.0)]
+    model, buckets = ModelConfig(image_size=16), BucketConfig(enabled=True, step=2)
+    with pytest.raises(ValueError, match=r"buckets\.enabled is True; expected false with 2 data sets by weight.*give data\.train one list"):
+        build_reader(DataConfig(), two, model=model, seed=0, buckets=buckets)
+    # One alone has no weight to keep.
+    assert build_reader(DataConfig(), two[:1], model=model, seed=0, buckets=buckets).images is not None
+    config = DataConfig(cache_folder=str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=r"buckets\.enabled is True; expected false with 1 shards behind URLs.*copy them to a local folder"):
+        build_reader(config, ["http://localhost:1/shard.tar"], model=model, seed=0, buckets=buckets)
+
+
+@pytest.mark.parametrize("name", ["buckets.enabled", "model.size_conditioning"])
+def test_cached_features_are_refused_with_shapes_or_sizes(tmp_path: Path, name: str) -> None:
+    (path,) = write_shards(tmp_path, [4])
+    FeatureSet(FeatureSource("a", "", (4, 2, 2), 1, "bf16"), None).save(tmp_path)
+    model = ModelConfig(image_size=16, size_conditioning=name == "model.size_conditioning")
+    with pytest.raises(ValueError, match=rf"{name} is True; expected false with shards of cached features.*name the shards of pictures"):
+        build_reader(DataConfig(), [str(path)], model=model, seed=0, buckets=BucketConfig(enabled=name == "buckets.enabled", step=2))
+
+
+def test_a_sample_of_stray_features_has_no_size(tmp_path: Path) -> None:
+    write_shards(tmp_path, [2], replaced={"0_1": {"safetensors": b"x", "txt": b"caption"}})
+    assert _buckets(tmp_path).num_unknown == 1
+
+
+def _buckets(folder: Path) -> ImageBuckets:
+    catalog = ShardCatalog(expand_patterns([f"{folder}/*.tar*"]))
+    return ImageBuckets(catalog, ShardFiles(catalog), ASPECTS, ratios=ASPECTS)
+
+
+def test_headers_are_read_once_and_again_for_another_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = _mixed_shards(tmp_path)
+    first = _buckets(tmp_path)
+    scanned: list[int] = []
+    monkeypatch.setattr(sizes_module, "scan_sizes", lambda index, shard, files: scanned.append(shard) or np.ones((len(index), 2), np.uint32))
+    assert _buckets(tmp_path).counts == first.counts and scanned == []
+    write_shards(tmp_path, [1, *COUNTS[1:]])
+    (place,) = size_places(paths[2], None)
+    place.write_bytes(place.read_bytes()[:100])
+    assert len(_buckets(tmp_path).catalog.paths) == 4, "the file of sizes matches the glob and is no shard"
+    assert sorted(scanned) == [0, 1, 2, 3]
+
+
+def test_an_image_without_a_readable_size_keeps_its_place_among_the_squares(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_shards(tmp_path, [4], replaced={"0_2": {"png": b"broken", "txt": b"caption"}})
+    buckets = _buckets(tmp_path)
+    assert (
+        buckets.rows(0)[ASPECTS.index(1.0)].tolist() == [0, 1, 2, 3] and buckets.num_unknown == 1 and "1 images have no readable size" in caplog.text
+    )
+    assert pickle.loads(pickle.dumps(buckets)).rows(0)[6].tolist() == [0, 1, 2, 3]
+
+
+def test_a_header_behind_a_long_thumbnail_is_read(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "x" * 40_000
+    turned = encode(Image.new("RGB", (32, 16)), "JPEG", exif=exif)
+    write_shards(tmp_path, [1], replaced={"0_0": {"jpg": turned, "txt": b"caption"}})
+    # Lying on its side: 16 wide and 32 high.
+    assert _buckets(tmp_path).rows(0)[0].tolist() == [0]
