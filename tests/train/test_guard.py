@@ -26,6 +26,8 @@ NAN = float("nan")
 # Numbers in the run; eight to a step. Rank 1 computes 50, 51 and 59, rank 0 computes 57.
 POISONED = (51,)
 TWO_STEPS = (50, 57)
+# Larger pictures from step 7 on: between the checkpoint to go back to and the bad steps.
+STAGES = ("buckets.enabled=true", "buckets.aspects=[1]", "buckets.step=4", "buckets.constant_tokens=false", "buckets.resolutions=[[1,8],[7,16]]")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ CASES = [
     Case("killed", TWO_STEPS, NAN),
     Case("clean", settings=("run.steps=4",)),
     Case("clean", num_left_out=32),
+    Case("stages", TWO_STEPS, NAN, settings=STAGES),
+    Case("killed in stages", TWO_STEPS, NAN, is_killed=True, settings=STAGES),
+    Case("killed in stages", TWO_STEPS, NAN, settings=STAGES),
     Case("hopeless", tuple(range(50, 200, 8)), NAN),
 ]
 
@@ -134,6 +139,12 @@ def test_run_goes_back_on_bad_steps_and_on_as_if_their_data_had_never_been(outco
     assert lines == read_lines(outcome.folder / "clean")
 
 
+def test_sizes_of_images_go_back_with_the_step_also_by_the_next_start(outcome: Outcome) -> None:
+    lines = read_lines(outcome.folder / "stages")
+    assert [line["samples"] for line in lines.values()] == [8, 16, 24, 32, *range(72, 136, 8)]
+    assert lines == read_lines(outcome.folder / "killed in stages")
+
+
 @pytest.mark.parametrize("name, counts", [("not finite", "2 steps were not finite, 0 had"), ("spikes", "0 steps were not finite, 2 had")])
 def test_log_tells_which_samples_a_rollback_is_for(outcome: Outcome, name: str, counts: str) -> None:
     first, second, back, last = outcome.warnings(name)
@@ -151,7 +162,7 @@ def test_rollback_before_a_kill_is_told_at_the_end(outcome: Outcome) -> None:
 
 def test_run_that_is_bad_again_after_its_rollbacks_ends_with_an_error(outcome: Outcome) -> None:
     *good, hopeless = outcome.errors
-    assert good == ["", "", "", "killed", "", "", ""]
+    assert good == ["", "", "", "killed", "", "", "", "", "killed", ""]
     assert hopeless == (
         "the last 2 steps to step 6 were bad (defence.bad_steps) and 1 rollbacks (defence.max_rollbacks) are used up; "
         "lower optimizer.learning_rate, or look at the samples that the log names"
