@@ -95,7 +95,8 @@ def cache_features(parsed: argparse.Namespace, config: Config) -> int:
         warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
         from diffmoe_scale.parallel.context import adopt_launcher_variables, choose_device, share_cores
     rank = adopt_launcher_variables()
-    share_cores()
+    local_rank = int(os.environ["LOCAL_RANK"])
+    share_cores(local_rank)
     require(parsed.batch >= 1, "--batch", parsed.batch, "at least 1")
     require(
         config.autoencoder.kind != "pixels", "autoencoder.kind", "pixels", "'kl': pixels need no cache; to shrink them, see prepare_shards --resize"
@@ -107,7 +108,7 @@ def cache_features(parsed: argparse.Namespace, config: Config) -> int:
     require(reader.source.features is None, "--input", parsed.input, "shards of pictures; these hold features already")
     names = [path.name for path in reader.catalog.paths]
     require(len(set(names)) == len(names), "--input", parsed.input, "shards of different names; cache folder by folder")
-    encoders = build_encoders(config, device=choose_device(int(os.environ["LOCAL_RANK"])))
+    encoders = build_encoders(config, device=choose_device(local_rank))
     feature_set = describe_features(config, encoders, precision=parsed.precision)
     estimate = estimate_size(reader, encoders, feature_set)
     if rank == 0:

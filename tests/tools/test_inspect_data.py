@@ -19,10 +19,10 @@ def test_counts_sizes_captions_and_what_is_broken_are_shown(tmp_path: Path, caps
     printed = capsys.readouterr().out
     facts = {line[:24].strip(): line[24:] for line in printed.splitlines()}
     assert facts["samples"].startswith("16 in 3 shards") and facts["samples"].endswith("16 read")
-    assert facts["broken samples"] == "2 ValueError" and facts["without caption"] == "1" and facts["duplicate keys"] == "12"
+    assert facts["broken samples"] == "2 BadPicture" and facts["without caption"] == "1" and facts["duplicate keys"] == "12"
     assert facts["width"].startswith("4 to 40") and facts["width / height"].startswith("1 to 4") and facts["caption words"].startswith("1 to 3")
     html = page.read_text()
-    assert "shard-000.tar/0_1: ValueError" in html and html.count("data:image/") == 2 and "http" not in html.replace("http-equiv", "")
+    assert "shard-000.tar/0_1: BadPicture" in html and html.count("data:image/") == 2 and "http" not in html.replace("http-equiv", "")
 
 
 def test_tokens_of_a_run_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
