@@ -19,8 +19,8 @@ from diffmoe_scale.encoders.text import build_text_encoder
 from diffmoe_scale.model.denoiser import Condition, Denoiser, build_denoiser
 from diffmoe_scale.moe.routing import Routing, Selection
 
-STEP_SEED = 2**32
-"""Between the seeds of two steps' fresh noise: more than any seed that a user picks."""
+STEP_SEED = 1_000_003
+"""Between the seeds of two steps' fresh noise. torch's generator of a CPU reads 32 bits of a seed: a power of two would be lost there."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

@@ -80,6 +80,16 @@ def test_pictures_are_euler_steps_of_the_guided_velocity() -> None:
     assert generated.images_BCHW.shape == (3, 3, SIZE, SIZE)
 
 
+def test_each_step_draws_noise_of_its_own() -> None:
+    """Equal noise in the first two steps would give almost equal inputs (a correlation of 0.99)."""
+    pipeline, seen = build(config()), []
+    predict = pipeline.denoiser.forward
+    pipeline.denoiser.forward = lambda x_BCHW, *rest: seen.append(x_BCHW) or predict(x_BCHW, *rest)  # type: ignore[method-assign]
+    pipeline.generate([0], SamplingConfig(steps=STEPS, guidance=1.0, fresh_noise=1.0), seed=5)
+    correlations = torch.corrcoef(torch.stack([x_BCHW.flatten() for x_BCHW in seen]))
+    assert len(seen) == STEPS and abs(float(correlations[0, 1])) < 0.6
+
+
 def test_a_picture_does_not_depend_on_the_batch_that_it_is_drawn_in() -> None:
     pipeline, sampling = build(config()), SamplingConfig(steps=STEPS, guidance=2.0, fresh_noise=0.5)
     together = pipeline.generate([0, 1, 2], sampling, seed=5)
