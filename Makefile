@@ -34,7 +34,7 @@ demo: $(READY)
 	$(BIN)/python tools/make_scenes.py --output $(DATA)
 	$(DEVICES) $(BIN)/deepspeed launch/pretrain_t2i.sh --config configs/demo.yaml parallel.expert_parallel=$(NPROC) run.directory=$(RUN) 'data.train=[$(DATA)/train-*.tar]' 'data.validation=[$(DATA)/validation-*.tar]'
 	$(BIN)/python -m diffmoe_scale.sample --checkpoint $(RUN) --prompt "a red circle" --prompt "three green triangles" --prompt "a blue square left of a yellow circle" --prompt "a purple triangle and a green square"
-	$(BIN)/python -m diffmoe_scale.evaluate --checkpoint $(RUN)
+	$(BIN)/python -m diffmoe_scale.evaluate --checkpoint $(RUN) --prompts 192
 	@echo "report: $(RUN)/report.html"
 
 test: $(READY) lint
