@@ -285,25 +285,33 @@ def write_index(index: ShardIndex, path: Path, places: Sequence[Path], stamp: di
     """Write an index so that it appears complete or not at all; the place, or None where nothing could be written."""
     header = stamp | {"samples": len(index), "suffixes": index.suffixes, "problems": [asdict(problem) for problem in index.problems]}
     arrays = {name: getattr(index, name) for name in ("keys", "first_member", "suffix", "offset", "size")}
-    buffer = io.BytesIO()
-    np.savez(buffer, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
     reasons = []
     for place in places:
-        temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            _respect_mode(place.parent)
-            temporary.write_bytes(buffer.getvalue())
-            os.replace(temporary, place)
+            write_arrays(place, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
             return place
         except OSError as error:
             reasons.append(str(error))
-            with contextlib.suppress(OSError):
-                temporary.unlink()
     logger.info(
         "the index of shard %s is kept in memory and made anew at each start (%s); data.index_folder names a folder for it", path, "; ".join(reasons)
     )
     return None
+
+
+def write_arrays(place: Path, **arrays: Any) -> None:  # arrays; numpy's stub takes an unpacked one for its own flag
+    """numpy's archive of the arrays, which appears complete or not at all. Raises: OSError, leaving nothing."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _respect_mode(place.parent)
+        temporary.write_bytes(buffer.getvalue())
+        os.replace(temporary, place)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def _respect_mode(folder: Path) -> None:

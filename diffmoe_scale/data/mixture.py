@@ -1,6 +1,5 @@
 """Several data sets in one order, each read at its own pace and through epochs of its own."""
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -50,9 +49,6 @@ class MixedOrder:
         cycle, place = divmod(index, CYCLE)
         here = np.bincount(self._cycles.get(cycle, self._shuffle).dataset[:place], minlength=len(self.turns))
         return [cycle * turns + int(extra) for turns, extra in zip(self.turns, here, strict=True)]
-
-    def dataset_of(self, shard: int) -> int:
-        return bisect_right(self.first_shard, shard) - 1
 
     def _shuffle(self, cycle: int) -> _Turns:
         dataset = np.repeat(np.arange(len(self.turns)), self.turns)[permutation(CYCLE, (self.seed, cycle, MIXTURE_STREAM, 0))]

@@ -3,11 +3,8 @@
 B buckets, R images of a shard, Z = (height, width).
 """
 
-import io
 import logging
-import os
 import random
-import uuid
 import zipfile
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -16,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from diffmoe_scale.data.buckets import cropped_share, nearest_bucket
-from diffmoe_scale.data.index import IMAGE_SUFFIXES, ShardCatalog, ShardIndex, Span, index_places
+from diffmoe_scale.data.index import IMAGE_SUFFIXES, ShardCatalog, ShardIndex, Span, index_places, write_arrays
 from diffmoe_scale.data.recent import RecentlyUsed
 from diffmoe_scale.data.source import ShardFiles
 from diffmoe_scale.data.transforms import Size, stored_size
@@ -136,15 +133,9 @@ def _read(place: Path, digest: np.ndarray) -> np.ndarray | None:
 
 
 def _write(place: Path, sizes_RZ: np.ndarray, digest: np.ndarray) -> bool:
-    """Write the file so that it appears complete or not at all; whether it could be."""
-    buffer = io.BytesIO()
-    np.savez(buffer, sizes=sizes_RZ, digest=digest)
-    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
+    """Whether the file could be written."""
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(buffer.getvalue())
-        os.replace(temporary, place)
+        write_arrays(place, sizes=sizes_RZ, digest=digest)
     except OSError:
-        temporary.unlink(missing_ok=True)
         return False
     return True
