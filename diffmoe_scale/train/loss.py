@@ -30,9 +30,9 @@ class StepLoss:
 def latents_of(batch: Batch, autoencoder: Autoencoder, device: torch.device) -> Tensor:
     """The batch's latents [B, C, H, W] in fp32, from the shards or of its images."""
     if batch.images_BCHW is not None:
-        return autoencoder.encode(batch.images_BCHW.to(device))
+        return autoencoder.encode(batch.images_BCHW.to(device, non_blocking=True))
     assert batch.latents_BCHW is not None
-    return batch.latents_BCHW.to(device).float()
+    return batch.latents_BCHW.to(device, non_blocking=True).float()
 
 
 def text_of(batch: Batch, device: torch.device) -> TextFeatures | None:
