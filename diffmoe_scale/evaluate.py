@@ -6,22 +6,17 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from diffmoe_scale.sample import SETTINGS_HELP
+from diffmoe_scale.sample import add_model_arguments
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="evaluate", description="Score a model on the compositional suites and write RUN/evaluation.json and RUN/report.html."
     )
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="run directory (its newest complete checkpoint) or one checkpoints/step_N folder"
-    )
+    add_model_arguments(parser)
     parser.add_argument("--prompts", type=int, default=96, help="prompts a suite (default: 96)")
     parser.add_argument("--seed", type=int, default=0, help="source of prompts and initial noise (default: 0)")
-    parser.add_argument("settings", nargs="*", metavar="key.sub=value", help=SETTINGS_HELP)
-    parser.add_argument("--weights", choices=("ema", "master"), default="ema", help="averaged or last weights (default: ema)")
     parsed = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

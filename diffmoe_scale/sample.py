@@ -11,11 +11,18 @@ SETTINGS_HELP = (
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="sample", description="Draw pictures for captions and write them as one PNG grid.")
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `load_pipeline` wants to know: `checkpoint`, `weights` and `settings`."""
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="run directory (its newest complete checkpoint) or one checkpoints/step_N folder"
     )
+    parser.add_argument("--weights", choices=("ema", "master"), default="ema", help="averaged or last weights (default: ema)")
+    parser.add_argument("settings", nargs="*", metavar="key.sub=value", help=SETTINGS_HELP)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="sample", description="Draw pictures for captions and write them as one PNG grid.")
+    add_model_arguments(parser)
     parser.add_argument("--prompt", action="append", default=[], help="a caption; may be given several times")
     parser.add_argument("--prompt-file", type=Path, help="a text file with one caption a line")
     parser.add_argument(
@@ -24,8 +31,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=4, help="pictures a caption (default: 4)")
     parser.add_argument("--seed", type=int, default=0, help="source of the initial noise (default: 0)")
     parser.add_argument("--output", type=Path, help="PNG file (default: RUN/samples/sample-stepN-seedS.png)")
-    parser.add_argument("settings", nargs="*", metavar="key.sub=value", help=SETTINGS_HELP)
-    parser.add_argument("--weights", choices=("ema", "master"), default="ema", help="averaged or last weights (default: ema)")
     parsed = parser.parse_intermixed_args(arguments)
     try:
         print(run(parsed))

@@ -12,16 +12,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from diffmoe_scale.evaluation.gamma import choose_prompts, find_gamma
-from diffmoe_scale.evaluation.loading import load_pipeline
-from diffmoe_scale.sample import SETTINGS_HELP, read_prompts
+from diffmoe_scale.sample import add_model_arguments, read_prompts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Find the constant threshold that gives an average inference capacity; recorded in RUN/gamma.json.")
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="run directory (its newest complete checkpoint) or one checkpoints/step_N folder"
-    )
+    add_model_arguments(parser)
     parser.add_argument(
         "--capacity",
         type=float,
@@ -31,8 +27,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=128, help="pictures drawn for each trial (default: 128)")
     parser.add_argument("--prompt-file", type=Path, help="a text file with one caption a line (default: captions of the run's shards)")
     parser.add_argument("--seed", type=int, default=0, help="source of the initial noise (default: 0)")
-    parser.add_argument("settings", nargs="*", metavar="key.sub=value", help=SETTINGS_HELP)
-    parser.add_argument("--weights", choices=("ema", "master"), default="ema", help="averaged or last weights (default: ema)")
     parsed = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -44,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(parsed: argparse.Namespace) -> str:
+    # Imported here: `--help` and wrong arguments answer at once.
+    from diffmoe_scale.evaluation.gamma import choose_prompts, find_gamma
+    from diffmoe_scale.evaluation.loading import load_pipeline
+
     if parsed.images < 1:
         raise ValueError(f"--images is {parsed.images}; expected at least 1")
     model = load_pipeline(parsed.checkpoint, weights=parsed.weights, settings=parsed.settings)
