@@ -9,8 +9,6 @@ printed is that of a synchronous save, which needs no copy: what a save that is 
 """
 
 import argparse
-import json
-import platform
 import shutil
 import sys
 import tempfile
@@ -29,6 +27,7 @@ from diffmoe_scale.model.denoiser import Condition
 from diffmoe_scale.model.pipeline import build_pipeline
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.parallel.context import ParallelContext, finalize, initialize
+from diffmoe_scale.telemetry.benchmark import write_result
 from diffmoe_scale.train.engine import Engine
 
 DEPTH, BATCH, CLASSES = 8, 4, 10
@@ -137,16 +136,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{way:>16}" + "".join(f"{row[family]:16.2f}" if family in row else f"{'':16}" for family in FAMILIES))
     print(f"stall of a background save over a synchronous one: {share:.3f}")
     if parsed.output is not None:
-        where = {"device": str(training.images_BCHW.device), "machine": platform.processor() or platform.machine(), "torch": torch.__version__}
-        result = {
-            "num_parameters": training.num_parameters,
-            "threads": parsed.threads,
-            **where,
-            "stall_share": share,
-            "medians_s": medians,
-            "seconds": ways,
-        }
-        parsed.output.write_text(json.dumps(result, indent=1) + "\n")
+        write_result(
+            parsed.output,
+            training.images_BCHW.device,
+            num_parameters=training.num_parameters,
+            stall_share=share,
+            medians_s=medians,
+            seconds=ways,
+        )
     return 0
 
 

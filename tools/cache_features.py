@@ -167,10 +167,9 @@ def describe_features(config: Config, encoders: Encoders, *, precision: str) -> 
 
 def estimate_size(reader: Reader, encoders: Encoders, features: FeatureSet) -> float:
     """Bytes of all shards: those of some samples spread over the set, computed with their real captions and empty features."""
-    count, order = min(JUDGED_SAMPLES, reader.num_samples), reader.fixed_source.order
+    places = reader.places(JUDGED_SAMPLES)
     total = 0
-    for number in range(count):
-        shard, row = order.locate(number * reader.num_samples // count)
+    for shard, row in places:
         members = reader.catalog.index(shard).members(row)
         captions: list[CaptionFeatures] = []
         if encoders.text is not None and features.empty is not None:
@@ -183,7 +182,7 @@ def estimate_size(reader: Reader, encoders: Encoders, features: FeatureSet) -> f
         sizes += [members[suffix].size for suffix in KEPT_SUFFIXES if suffix in members]
         total += sum(512 + math.ceil(size / 512) * 512 for size in sizes)
     # A tar file ends with two empty blocks and is filled up to 10,240 bytes.
-    return sum(math.ceil((samples * total / count + 1024) / 10240) * 10240 for samples in reader.catalog.counts)
+    return sum(math.ceil((samples * total / len(places) + 1024) / 10240) * 10240 for samples in reader.catalog.counts)
 
 
 def encode_shards(

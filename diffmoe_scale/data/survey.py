@@ -63,14 +63,14 @@ def survey_shards(catalog: ShardCatalog, *, limit: int) -> tuple[Survey, Iterato
 
 
 def _look(survey: Survey, catalog: ShardCatalog, count: int) -> Iterator[None]:
-    files, order = ShardFiles(catalog), FixedOrder(catalog.counts)
+    files, order, weights = ShardFiles(catalog), FixedOrder(catalog.counts), DataConfig().caption_weights
     for step in range(count):
         shard, row = order.locate(step * survey.samples // count)
         index = catalog.index(shard)
         members = index.members(row)
         survey.looked += 1
         survey.members.update(members.keys())
-        captions = [text for text, _ in files.captions(shard, members, DataConfig().caption_weights)]
+        captions = [text for text, _ in files.captions(shard, members, weights)]
         survey.captions += captions
         survey.uncaptioned += not captions
         is_shown = len(survey.shown) < SHOWN and step * SHOWN >= len(survey.shown) * count
