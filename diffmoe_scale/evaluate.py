@@ -3,10 +3,10 @@
 import argparse
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 
+from diffmoe_scale.files import replace_file
 from diffmoe_scale.sample import add_model_arguments
 
 
@@ -37,9 +37,7 @@ def run(parsed: argparse.Namespace) -> None:
         raise ValueError(f"--prompts is {parsed.prompts}; expected at least 2, since captions are also shuffled")
     loaded = load_pipeline(parsed.checkpoint, weights=parsed.weights, settings=parsed.settings)
     result = evaluate(loaded, loaded.config.sampling, prompts_per_suite=parsed.prompts, seed=parsed.seed)
-    temporary = loaded.directory.evaluation.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1))
-    os.replace(temporary, loaded.directory.evaluation)
+    replace_file(loaded.directory.evaluation, json.dumps(result, indent=1).encode())
     print(format_scores(result))
     print(write_report(loaded.directory.path))
 

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "diffmoe_scale"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.stat().st_size)
 FLOORS = {
     "config": 0,
+    "files": 0,
     "parallel": 1,
     "telemetry": 1,
     "moe": 2,

@@ -1,10 +1,12 @@
-"""Samples a second and CPU time a sample of reading: pictures (decode, crop) and features, against webdataset and torchvision on the same files."""
+"""Samples a second and CPU time a sample of reading: pictures (decode, crop) and features, against webdataset and torchvision on the same files.
+
+    python tools/bench_data.py --output data.json
+
+One core each, in turns; medians over the rounds. A ratio is of CPU time, pair by pair within a round.
+"""
 
 import argparse
 import io
-import json
-import os
-import platform
 import statistics
 import sys
 import tarfile
@@ -41,6 +43,7 @@ from diffmoe_scale.data.index import IMAGE_SUFFIXES, expand_patterns
 from diffmoe_scale.data.publish import write_shard
 from diffmoe_scale.data.shards import build_reader
 from diffmoe_scale.data.transforms import Size, decode_image
+from diffmoe_scale.telemetry.benchmark import ratios, write_result
 
 SHARDS = 4
 LATENT_SHAPE = (4, 32, 32)
@@ -55,12 +58,12 @@ class Figure:
 
     samples_per_s: float
     samples_per_cpu_s: float
-    ratio: float
-    """Median over the rounds of this reader's CPU speed over the contender's, pair by pair."""
+    ratio: dict[str, float]
+    """Quartiles over the rounds of this reader's CPU speed over the contender's, pair by pair."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="bench_data", description=f"{__doc__} One core each, in turns; medians over the rounds.")
+    parser = argparse.ArgumentParser(prog="bench_data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--pictures", default="", help="shards of pictures: a path, glob or brace list (default: makes some of JPEG, 256 x 256)")
     add("--features", default="", help="shards of tools/cache_features.py (default: makes some: latents 4 x 32 x 32, text 20 x 768)")
@@ -68,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--samples", type=int, default=1024, help="samples a round (default: 1024)")
     add("--batch", type=int, default=64, help="samples a batch (default: 64)")
     add("--rounds", type=int, default=7, help="rounds (default: 7)")
-    add("--json", type=Path, help="file for the figures")
+    add("--output", type=Path, help="JSON file")
     parsed = parser.parse_args(arguments)
     try:
         for name in ("image_size", "samples", "batch", "rounds"):
@@ -78,8 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if parsed.json:
-        parsed.json.write_text(json.dumps(report, indent=1) + "\n")
+    if parsed.output is not None:
+        write_result(parsed.output, torch.device("cpu"), **report)
     return 0
 
 
@@ -90,13 +93,7 @@ def bench(parsed: argparse.Namespace, work: Path) -> dict[str, object]:
         pictures = make_pictures(work / "pictures", count=parsed.samples, size=256)
     if not features:
         features = make_features(work / "features", count=parsed.samples)
-    report: dict[str, object] = {
-        "command": " ".join(sys.argv),
-        "date": time.strftime("%Y-%m-%d"),
-        "cpu": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
+    report: dict[str, object] = {}
     print(f"{'':<12}{'':<14}{'samples/s':>12}{'per CPU s':>12}{'CPU us/sample':>15}{'ratio':>8}")
     for title, contenders in (
         ("pictures", picture_contenders(pictures, work / "folders", image_size=parsed.image_size, batch=parsed.batch)),
@@ -106,7 +103,7 @@ def bench(parsed: argparse.Namespace, work: Path) -> dict[str, object]:
         report[title] = {name: vars(figure) for name, figure in figures.items()}
         for name, figure in figures.items():
             speed = figure.samples_per_cpu_s
-            print(f"{title:<12}{name:<14}{figure.samples_per_s:>12,.0f}{speed:>12,.0f}{1e6 / speed:>15,.1f}{figure.ratio:>8.2f}")
+            print(f"{title:<12}{name:<14}{figure.samples_per_s:>12,.0f}{speed:>12,.0f}{1e6 / speed:>15,.1f}{figure.ratio['median']:>8.2f}")
     print(f"ratio: CPU speed of {OURS} over that of the line")
     return report
 
@@ -129,7 +126,7 @@ def race(contenders: dict[str, Iterator[object]], *, batches: int, batch: int, r
         name: Figure(
             samples_per_s=1 / statistics.median(walls[name]),
             samples_per_cpu_s=1 / statistics.median(cpus[name]),
-            ratio=statistics.median(theirs / ours for theirs, ours in zip(cpus[name], cpus[OURS], strict=True)),
+            ratio=ratios(cpus[name], cpus[OURS]),
         )
         for name in names
     }

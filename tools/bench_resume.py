@@ -1,5 +1,7 @@
 """Times the start of reading deep in an epoch of a large data set: the first global batch at 90 % against that at sample 0.
 
+    python tools/bench_resume.py --output resume.json
+
 Makes one small shard with its index and links both under many names, so that the data set is real tar files and little disk.
 Indexes are there before the clock starts, as in a run that is continued; each start is a process of its own.
 """
@@ -15,22 +17,25 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.train import DataConfig
 from diffmoe_scale.data.index import INDEX_SUFFIX, ShardCatalog
 from diffmoe_scale.data.shards import Reader, build_reader
+from diffmoe_scale.telemetry.benchmark import write_result
 
 GLOBAL_BATCH = 256
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="bench_resume", description=__doc__)
+    parser = argparse.ArgumentParser(prog="bench_resume", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, default=200, help="shards of the data set")
     parser.add_argument("--samples", type=int, default=10_000, help="samples of each shard")
     parser.add_argument("--shuffle-block", type=int, default=64, help="data.shuffle_block")
     parser.add_argument("--folder", type=Path, help="where to make the data set, and leave it; otherwise a temporary folder")
+    parser.add_argument("--output", type=Path, help="JSON file")
     parser.add_argument("--start-at", type=float, help=argparse.SUPPRESS)
     parsed = parser.parse_args()
     if parsed.start_at is not None:
@@ -40,11 +45,15 @@ def main() -> int:
         folder = parsed.folder or Path(temporary)
         make_data_set(folder, shards=parsed.shards, samples=parsed.samples)
         print(f"{parsed.shards * parsed.samples:,} samples in {parsed.shards} shards")
+        starts = []
         for share in (0.0, 0.9, 0.0, 0.9):
             command = [sys.executable, __file__, "--folder", str(folder), "--shuffle-block", str(parsed.shuffle_block), "--start-at", str(share)]
             found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             steps = f"{found['open_s']:.2f} s to open the shards, {found['batch_s']:.2f} s to the first {GLOBAL_BATCH} samples"
             print(f"start at {100 * share:3.0f} % of an epoch: {steps}", flush=True)
+            starts.append({"start_at": share, **found})
+    if parsed.output is not None:
+        write_result(parsed.output, torch.device("cpu"), num_samples=parsed.shards * parsed.samples, starts=starts)
     return 0
 
 

@@ -6,12 +6,12 @@ Prints them for `sample` and `evaluate`: `python -m diffmoe_scale.sample --check
 import argparse
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from diffmoe_scale.files import replace_file
 from diffmoe_scale.sample import add_model_arguments, read_prompts
 
 
@@ -57,9 +57,7 @@ def run(parsed: argparse.Namespace) -> str:
         "sampling": asdict(model.config.sampling),
         "trials": [asdict(trial) for trial in trials],
     }
-    temporary = model.directory.gamma.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1))
-    os.replace(temporary, model.directory.gamma)
+    replace_file(model.directory.gamma, json.dumps(record, indent=1).encode())
     # With a point, or YAML reads 1e-05 as a word.
     return f"sampling.selection=interval sampling.gamma={trials[-1].gamma:.5e}"
 

@@ -21,9 +21,10 @@ from tqdm import tqdm
 from diffmoe_scale.data.duplicates import find_duplicates, look_of
 from diffmoe_scale.data.entries import CAPTION_COLUMNS, IMAGE_COLUMNS, NAMED, Entry, FilePlace, find_entries, suffix_of
 from diffmoe_scale.data.index import IMAGE_SUFFIXES
-from diffmoe_scale.data.publish import begin, publish, to_json, unfinished_folder, write_file, write_shard
+from diffmoe_scale.data.publish import begin, publish, to_json, unfinished_folder, write_shard
 from diffmoe_scale.data.source import caption_texts
 from diffmoe_scale.data.transforms import flatten, open_image
+from diffmoe_scale.files import replace_file
 
 MANIFEST = "shards.json"
 LOOKED_TOGETHER = 1000
@@ -97,7 +98,7 @@ def prepare_shards(parsed: argparse.Namespace) -> int:
         write_shards(folder, splits, parsed, pool)
     counts = {split: len(samples) for split, samples in splits.items()} | {"uncaptioned": sum(look["captions"] == 0 for _, look in kept)}
     left_out = dict(Counter(str(look["kind"]) for look in looks if "problem" in look).most_common())
-    write_file(folder / MANIFEST, to_json(made_with | {"samples": counts, "left_out": left_out, "skipped": skipped}))
+    replace_file(folder / MANIFEST, to_json(made_with | {"samples": counts, "left_out": left_out, "skipped": skipped}))
     shutil.rmtree(folder / "looks")
     publish(parsed.output)
     print(f"{parsed.output}: {counts['train']} training and {counts['validation']} validation samples, {counts['uncaptioned']} without a caption")
@@ -130,7 +131,7 @@ def look_at_images(folder: Path, entries: Sequence[Entry], parsed: argparse.Name
                 for one in pool.map(partial(look, rules=rules), part):
                     found.append(one)
                     progress.update()
-                write_file(file, json.dumps(found).encode())
+                replace_file(file, json.dumps(found).encode())
             else:
                 progress.update(len(part))
             looks += json.loads(file.read_text())

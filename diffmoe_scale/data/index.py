@@ -1,6 +1,5 @@
 """Where each sample of a tar shard lies: made by one scan, kept in a file beside the shard."""
 
-import contextlib
 import errno
 import glob
 import io
@@ -9,7 +8,6 @@ import logging
 import os
 import random
 import re
-import uuid
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
@@ -26,6 +24,7 @@ from diffmoe_scale.data.archive import Problem, iterate_members
 from diffmoe_scale.data.features import FEATURE_SUFFIX
 from diffmoe_scale.data.recent import RecentlyUsed
 from diffmoe_scale.data.remote import RemoteShards, is_url
+from diffmoe_scale.files import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -302,16 +301,9 @@ def write_arrays(place: Path, **arrays: Any) -> None:  # arrays; numpy's stub ta
     """numpy's archive of the arrays, which appears complete or not at all. Raises: OSError, leaving nothing."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _respect_mode(place.parent)
-        temporary.write_bytes(buffer.getvalue())
-        os.replace(temporary, place)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    place.parent.mkdir(parents=True, exist_ok=True)
+    _respect_mode(place.parent)
+    replace_file(place, buffer.getvalue())
 
 
 def _respect_mode(folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any  # JSON
 import webdataset
 
 from diffmoe_scale.data.index import ShardCatalog
+from diffmoe_scale.files import replace_file
 
 WORKING = ".tmp"
 
@@ -50,7 +51,7 @@ def begin(output: Path, *, manifest: str, made_with: Mapping[str, object], is_ov
             raise ValueError(f"{unfinished} was begun with other arguments ({_shorten(begun)}); remove it or give --overwrite")
         shutil.rmtree(unfinished)
     unfinished.mkdir(parents=True, exist_ok=True)
-    write_file(unfinished / manifest, to_json(made_with))
+    replace_file(unfinished / manifest, to_json(made_with))
     return unfinished
 
 
@@ -61,13 +62,6 @@ def to_json(tree: Mapping[str, object]) -> bytes:
 def _shorten(found: Mapping[str, object]) -> str:
     text = json.dumps(found)
     return text if len(text) <= 400 else text[:400] + "..."
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """A file that is never seen half written."""
-    working = path.with_name(f"{path.name}.{os.getpid()}{WORKING}")
-    working.write_bytes(data)
-    os.replace(working, path)
 
 
 def write_shard(path: Path, samples: Iterable[Mapping[str, object]]) -> None:

@@ -4,7 +4,6 @@ B captions, L tokens, T token width, V pooled width.
 """
 
 import difflib
-import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from diffmoe_scale.config.check import require
 from diffmoe_scale.config.model import TextConfig
 from diffmoe_scale.encoders.fingerprint import fingerprint
+from diffmoe_scale.files import replace_file
 
 # T5's layout of special pieces.
 PAD, END, UNKNOWN = 0, 1, 2
@@ -212,9 +212,7 @@ def train_tokenizer(captions: Iterable[str], *, vocabulary: int, path: Path) -> 
             raise
         model = _train_bpe(texts, int(possible[1]))  # every word of the captions is a piece already
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(model)
-    os.replace(temporary, path)
+    replace_file(path, model)
 
 
 def _train_bpe(texts: list[str], vocabulary: int) -> bytes:

@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import math
-import os
 import shlex
 import statistics
 import time
@@ -21,6 +20,7 @@ from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.batch import FAILURES, NOTES
 from diffmoe_scale.evaluation.page import Markup, bar, element, facts, figure, fold, join, missing, page, table
+from diffmoe_scale.files import replace_file
 from diffmoe_scale.telemetry.metrics import read_metrics
 from diffmoe_scale.telemetry.plots import plot_capacity, plot_load_by_layer, plot_load_by_time, plot_training
 
@@ -59,9 +59,7 @@ def write_report(run_directory: Path) -> Path:
         _troubles(records, config, directory),
         element("footer", f"Written {time.strftime('%Y-%m-%d %H:%M')} by diffmoe_scale."),
     ]
-    temporary = directory.report.with_suffix(".tmp")
-    temporary.write_text(page(name, join(sections)), encoding="utf-8")
-    os.replace(temporary, directory.report)
+    replace_file(directory.report, page(name, join(sections)).encode())
     return directory.report
 
 

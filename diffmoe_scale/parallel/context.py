@@ -172,10 +172,10 @@ def finalize() -> None:
 def is_peer_failure(error: Exception) -> bool:
     """True if a collective broke because another rank died, hung or cannot be reached.
 
-    gloo reports a dead peer at once and a hung one after its time-out, as a plain RuntimeError. Under NCCL a kernel waits on the GPU;
-    its watchdog ends the process after the time-out with lines of its own, and few errors come here.
+    gloo reports a dead peer at once and a hung one after its time-out, as a plain RuntimeError that names gloo's source file. Under
+    NCCL a kernel waits on the GPU; its watchdog ends the process after the time-out with lines of its own, and few errors come here.
     """
-    return isinstance(error, dist.DistBackendError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    return isinstance(error, dist.DistBackendError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
 
 
 def register_expert_groups(context: ParallelContext, parameters: Iterable[nn.Parameter]) -> None:

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any, Self  # Any: JSON objects as they were read
 
 import torch
 import torch.distributed as dist
+
+from diffmoe_scale.files import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -137,12 +138,7 @@ def _drop_later_lines(path: Path, resume_step: int) -> None:
     kept = [text for text in texts if text.endswith(b"\n") and (record := _parse(text)) is not None and record["step"] <= resume_step]
     if kept == texts:
         return
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    replace_file(path, b"".join(kept))
     logger.info("%s: %d lines after step %d were dropped", path, len(texts) - len(kept), resume_step)
 
 

@@ -6,7 +6,6 @@ T sampling steps, L MoE layers, E experts. Figures are made without pyplot: no d
 import functools
 import io
 import math
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
+
+from diffmoe_scale.files import replace_file
 
 INK, GRAY, GRID, GOOD, BAD = "#1f2933", "#616e7c", "#e4e7eb", "#0b7a5b", "#c92a2a"
 COLORS = ("#2563eb", "#d9480f", "#0b7a5b", "#9c36b5", "#b08900", "#0c8599", "#c2255c", "#5c5f66")
@@ -153,9 +154,9 @@ def save_image_grid(images_BCHW: torch.Tensor, captions: Sequence[str], path: Pa
             draw.text((left, text_top), mark, fill=color, font=_font(mark))
         for number, line in enumerate(text):
             draw.text((left + indent, text_top + number * line_height), line, fill=color, font=_font(line))
-    temporary = path.with_name(path.name + ".tmp")
-    canvas.save(temporary, format="PNG")
-    os.replace(temporary, path)
+    buffer = io.BytesIO()
+    canvas.save(buffer, format="PNG")
+    replace_file(path, buffer.getvalue())
 
 
 def _training_panels(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Curve]]:

@@ -20,6 +20,7 @@ from diffmoe_scale.data.buckets import BatchPlan, Position
 from diffmoe_scale.data.features import check_features
 from diffmoe_scale.data.shards import Reader, build_reader, iterate_captions
 from diffmoe_scale.encoders.text import TextEncoder, train_tokenizer
+from diffmoe_scale.files import replace_file
 from diffmoe_scale.model.pipeline import Pipeline, build_pipeline
 from diffmoe_scale.moe.capacity import update_thresholds
 from diffmoe_scale.moe.routing import Selection
@@ -276,6 +277,4 @@ def record_config(config: Config, directory: RunDirectory) -> None:
     if directory.config.is_file() and directory.config.read_text() != text:
         logger.info("the settings differ from those that %s was last started with; config.yaml now holds the new ones", directory.path)
     directory.path.mkdir(parents=True, exist_ok=True)
-    temporary = directory.config.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, directory.config)
+    replace_file(directory.config, text.encode())

@@ -7,7 +7,7 @@ from tools import bench_data
 
 
 def test_every_contender_is_measured_on_the_set_it_makes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["--samples", "8", "--batch", "2", "--rounds", "2", "--json", str(tmp_path / "figures.json")]
+    command = ["--samples", "8", "--batch", "2", "--rounds", "2", "--output", str(tmp_path / "figures.json")]
     assert bench_data.main(command) == 0
     report = json.loads((tmp_path / "figures.json").read_text())
     assert set(report["pictures"]) == {"this reader", "webdataset", "ImageFolder"} and set(report["features"]) == {"this reader", "webdataset"}
