@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -14,6 +13,7 @@ from typing import NoReturn
 from diffmoe_scale.config.load import describe_config, load_config
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
+from diffmoe_scale.telemetry.log import setup_logging, silence_packages
 from diffmoe_scale.train.stop import SIGNALS, Stopped, stop_at_once
 
 logger = logging.getLogger(__name__)
@@ -49,13 +49,10 @@ def parse_arguments(arguments: Sequence[str]) -> Config:
 
 def run(config: Config) -> int:
     """Train as one rank of the job that the launcher's environment describes. The exit code."""
-    with warnings.catch_warnings():
-        # Megatron-Core 0.16.1 says so in four places on each rank.
-        warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
-        # Imported here: `--help` and wrong settings answer at once.
-        from diffmoe_scale.parallel.context import adopt_launcher_variables, finalize, initialize, is_peer_failure
-        from diffmoe_scale.telemetry.log import setup_logging
-        from diffmoe_scale.train.trainer import train
+    silence_packages()
+    # Imported here: `--help` and wrong settings answer at once.
+    from diffmoe_scale.parallel.context import adopt_launcher_variables, finalize, initialize, is_peer_failure
+    from diffmoe_scale.train.trainer import train
 
     directory = RunDirectory(Path(config.run.directory))
     rank = adopt_launcher_variables()

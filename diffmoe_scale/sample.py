@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffmoe_scale.telemetry.log import silence_packages
+
 SETTINGS_HELP = (
     "settings that override the run's: sampling.steps, sampling.guidance, sampling.selection (threshold, threshold_count, interval, static), "
     "sampling.gamma, sampling.batch, moe.backend, ..."
@@ -46,6 +48,7 @@ def read_prompts(path: Path | None) -> list[str]:
 
 
 def run(parsed: argparse.Namespace) -> str:
+    silence_packages()
     # Imported here: `--help` and wrong arguments answer at once.
     import torch
 

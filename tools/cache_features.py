@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
@@ -30,6 +29,7 @@ from diffmoe_scale.data.shards import Reader, build_reader
 from diffmoe_scale.data.source import SampleSource
 from diffmoe_scale.encoders.autoencoder import Autoencoder, build_autoencoder
 from diffmoe_scale.encoders.text import TextEncoder, build_text_encoder
+from diffmoe_scale.telemetry.log import silence_packages
 
 MANIFEST = "features.json"
 KEPT_SUFFIXES = ("txt", "json", "cls")
@@ -90,10 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def cache_features(parsed: argparse.Namespace, config: Config) -> int:
-    with warnings.catch_warnings():
-        # Megatron-Core 0.16.1 says so in four places.
-        warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
-        from diffmoe_scale.parallel.context import adopt_launcher_variables, choose_device, share_cores
+    silence_packages()
+    from diffmoe_scale.parallel.context import adopt_launcher_variables, choose_device, share_cores
+
     rank = adopt_launcher_variables()
     local_rank = int(os.environ["LOCAL_RANK"])
     share_cores(local_rank)

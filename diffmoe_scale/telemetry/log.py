@@ -1,6 +1,7 @@
 """Where log lines go: the console, and RUN/log.txt for the main rank."""
 
 import logging
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -8,6 +9,19 @@ from pathlib import Path
 from tqdm import tqdm
 
 OWN_LOGGERS = ("diffmoe_scale", "__main__")
+NOISE = (
+    "Transformer Engine and Apex are not installed",  # megatron-core 0.16.1, in four places on import
+    "full scope is deprecated",  # megatron-core 0.16.1, of its own default
+    "torch.distributed is disabled",  # torch.distributed.checkpoint, when one process reads
+    "`torch.distributed.all_gather_into_tensor` is deprecated",  # torch 2.14, of deepspeed 0.19.8
+)
+"""Beginnings of packages' warnings about what is meant to be so."""
+
+
+def silence_packages() -> None:
+    """To be called before packages are imported."""
+    for beginning in NOISE:
+        warnings.filterwarnings("ignore", message=re.escape(beginning))
 
 
 class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]  # generic in the stubs only

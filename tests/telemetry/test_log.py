@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from diffmoe_scale.telemetry.log import OWN_LOGGERS, setup_logging
+from diffmoe_scale.telemetry.log import OWN_LOGGERS, setup_logging, silence_packages
 
 OURS, OTHERS = logging.getLogger("diffmoe_scale.train"), logging.getLogger("some.package")
 
@@ -82,3 +82,12 @@ def test_deepspeeds_warnings_reach_the_file(tmp_path: Path) -> None:
     logger.info("their news")
     logger.warning("their worry")
     assert [line.split(" ", 2)[2] for line in (tmp_path / "log.txt").read_text().splitlines()] == ["WARNING DeepSpeed: their worry"]
+
+
+def test_only_what_is_known_of_packages_is_silenced() -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        silence_packages()
+        warnings.warn("Transformer Engine and Apex are not installed. Falling back to Torch optimizers.", UserWarning, stacklevel=1)
+        warnings.warn("something new", UserWarning, stacklevel=1)
+    assert [str(warning.message) for warning in told] == ["something new"]
