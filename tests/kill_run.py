@@ -96,6 +96,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where runs are written and removed again; the machine's temporary folder if none")
     parsed = parser.parse_args()
+    if parsed.folder is not None:
+        parsed.folder.mkdir(parents=True, exist_ok=True)
     folder, dice = Path(tempfile.mkdtemp(dir=parsed.folder, prefix="kill_run_")), random.Random(parsed.seed)
     common = [*text_settings(folder), "checkpoint.every=2", f"run.steps={parsed.steps}"]
     run_on_ranks(train_on, WORLD_SIZE, [*common, f"run.directory={folder / 'whole'}"], expert_parallel=WORLD_SIZE)

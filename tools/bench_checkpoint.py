@@ -117,6 +117,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     parsed = parse(arguments)
     torch.set_num_threads(parsed.threads)
+    if parsed.folder is not None:
+        parsed.folder.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=parsed.folder, prefix="bench_checkpoint_"))
     try:
         config = choose_config(parsed.parameters, parsed.width, folder)
