@@ -46,7 +46,7 @@ from diffmoe_scale.data.transforms import Size, decode_image
 from diffmoe_scale.telemetry.benchmark import ratios, write_result
 
 SHARDS = 4
-LATENT_SHAPE = (4, 32, 32)
+LATENT_CHANNELS, LATENT_FACTOR, IMAGE_SIZE = 4, 8, 256
 CAPTION_TOKENS, TEXT_WIDTH = 20, 768
 OURS = "this reader"
 WHITE = (255, 255, 255)
@@ -158,16 +158,18 @@ def feature_contenders(shards: str, *, batch: int) -> dict[str, Iterator[object]
     features = find_feature_set(expand_patterns([shards]))
     if features is None:
         raise ValueError(f"--features is {shards!r}; expected shards of tools/cache_features.py")
+    edge = features.source.image_size
+    size = Size(edge, edge)
 
     def load(sample: dict[str, bytes]) -> tuple[torch.Tensor, CaptionFeatures | None, str]:
-        found = unpack_sample(sample[FEATURE_SUFFIX], features.source)
+        found = unpack_sample(sample[FEATURE_SUFFIX], features.source, size)
         return found.latents_VCHW[0], found.caption(0) if found.lengths_K is not None else features.empty, sample.get("txt", b"").decode()
 
     def collate(samples: list[tuple[torch.Tensor, CaptionFeatures | None, str]]) -> object:
         texts = [text for _, text, _ in samples if text is not None]
-        return stack_latents([latents for latents, _, _ in samples], features.source.latent_shape), stack_captions(texts) if texts else None
+        return stack_latents([latents for latents, _, _ in samples], features.source.latent_shape(size)), stack_captions(texts) if texts else None
 
-    return {OURS: our_batches(shards, image_size=1, batch=batch), "webdataset": plain_webdataset(shards, load, collate, batch=batch)}
+    return {OURS: our_batches(shards, image_size=edge, batch=batch), "webdataset": plain_webdataset(shards, load, collate, batch=batch)}
 
 
 def our_batches(shards: str, *, image_size: int, batch: int) -> Iterator[object]:
@@ -223,16 +225,31 @@ def make_features(folder: Path, *, count: int) -> str:
         return torch.randn(*shape, generator=generator)
 
     empty = CaptionFeatures(draw(2, TEXT_WIDTH).bfloat16(), draw(TEXT_WIDTH).bfloat16())
-    FeatureSet(FeatureSource("made", "made", LATENT_SHAPE, 1, "bf16"), empty).save(folder)
+    source = FeatureSource(
+        autoencoder="made",
+        text="made",
+        channels=LATENT_CHANNELS,
+        factor=LATENT_FACTOR,
+        image_size=IMAGE_SIZE,
+        aspects=(),
+        step=0,
+        num_views=1,
+        precision="bf16",
+    )
+    FeatureSet(source, empty).save(folder)
+    size = Size(IMAGE_SIZE, IMAGE_SIZE)
+
+    def member() -> bytes:
+        caption = CaptionFeatures(draw(CAPTION_TOKENS, TEXT_WIDTH), draw(TEXT_WIDTH))
+        return pack_sample(draw(1, *source.latent_shape(size)), [caption], [1.0], original=size, crop=(0, 0), precision=source.precision)
+
     for shard in range(SHARDS):
         write_shard(
             folder / f"train-{shard:06d}.tar",
             [
                 {
                     "__key__": f"{shard}_{row:06d}",
-                    FEATURE_SUFFIX: pack_sample(
-                        draw(1, *LATENT_SHAPE), [CaptionFeatures(draw(CAPTION_TOKENS, TEXT_WIDTH), draw(TEXT_WIDTH))], [1.0], precision="bf16"
-                    ),
+                    FEATURE_SUFFIX: member(),
                     "txt": f"caption {row} of shard {shard}".encode(),
                 }
                 for row in range(-(-count // SHARDS))

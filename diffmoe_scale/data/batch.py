@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffmoe_scale.data.features import CaptionFeatures, FeatureSet, stack_captions, stack_latents
+from diffmoe_scale.data.features import CaptionFeatures, FeatureSet, Latents, stack_captions, stack_latents
 from diffmoe_scale.data.transforms import Picture, Size
 from diffmoe_scale.encoders.text import TextFeatures
 
@@ -53,7 +53,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Sample:
-    """One slot of a batch before collation: `picture` or, of a set of features, `latents_CHW`; neither when there is a failure."""
+    """One slot of a batch before collation: `picture` or, of a set of features, `latents`; neither when there is a failure."""
 
     index: int
     key: str
@@ -64,7 +64,7 @@ class Sample:
     is_uncaptioned: bool = False
     failure: Failure | None = None
     notes: tuple[Note, ...] = ()
-    latents_CHW: Tensor | None = None
+    latents: Latents | None = None
     text: CaptionFeatures | None = None
 
 
@@ -90,8 +90,8 @@ class Batch:
     """Samples of weight 0 that could not be used."""
     uncaptioned: list[str]
     """Keys of samples that have no caption; trained on the empty one."""
-    sizes_BZ: Tensor | None
-    """float32: height and width of the original, rows above and columns left of the crop, height and width of the image; with images."""
+    sizes_BZ: Tensor
+    """float32: height and width of the original, rows above and columns left of the crop, height and width of the image."""
     latents_BCHW: Tensor | None = None
     """bf16, where the shards hold them."""
     text: TextFeatures | None = None
@@ -111,7 +111,8 @@ class Batch:
 
 
 def collate(samples: Sequence[Sample], *, size: Size, features: FeatureSet | None = None) -> Batch:
-    """One batch of samples whose images are of one size, or that come from a set of `features`."""
+    """One batch of samples whose images are of one size; of those that come from a set of `features`, the latents are."""
+    latents = [None if sample.latents is None else sample.latents.values_CHW for sample in samples]
     return Batch(
         images_BCHW=_stack_images(samples, size) if features is None else None,
         captions=[sample.caption for sample in samples],
@@ -122,9 +123,9 @@ def collate(samples: Sequence[Sample], *, size: Size, features: FeatureSet | Non
         keys=[sample.key for sample in samples],
         failures=[sample.failure for sample in samples if sample.failure],
         uncaptioned=[sample.key for sample in samples if sample.is_uncaptioned],
-        sizes_BZ=_stack_sizes(samples, size) if features is None else None,
+        sizes_BZ=_stack_sizes(samples, size),
         notes=[note for sample in samples for note in sample.notes],
-        latents_BCHW=None if features is None else stack_latents([sample.latents_CHW for sample in samples], features.source.latent_shape),
+        latents_BCHW=None if features is None else stack_latents(latents, features.source.latent_shape(size)),
         text=None if features is None or features.empty is None else stack_captions([sample.text or features.empty for sample in samples]),
     )
 
@@ -145,8 +146,9 @@ def _stack_images(samples: Sequence[Sample], size: Size) -> Tensor:
 def _stack_sizes(samples: Sequence[Sample], size: Size) -> Tensor:
     sizes_BZ = torch.zeros(len(samples), 6)
     for row, sample in enumerate(samples):
-        if sample.picture is not None:
-            sizes_BZ[row] = torch.tensor((*sample.picture.original, *sample.picture.crop, *size))
+        found = sample.picture or sample.latents
+        if found is not None:
+            sizes_BZ[row] = torch.tensor((*found.original, *found.crop, *size))
     return sizes_BZ
 
 

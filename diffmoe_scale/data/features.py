@@ -1,22 +1,27 @@
 """Samples that are computed before training: an autoencoder's latents and a frozen text encoder's features.
 
 V views of a picture (as it is and, in sets made for flipping, mirrored), C H W latents, K captions of a sample, L tokens, T their width,
-P pooled width. A sample's member `KEY.safetensors` holds `latents_VCHW` and, unless the text encoder is trained along, `tokens_LT` of
-all captions one after another without padding, `lengths_K`, `pooled_KP` and, where K > 1, `weights_K` by which a caption is drawn (those
-of `data.caption_weights` when the features were made). `features.safetensors` beside the shards says what made them.
+P pooled width. A sample's member `KEY.safetensors` holds `latents_VCHW`, `origin_Z` (height and width of the original picture, rows
+above and columns left of what was kept of it) and, unless the text encoder is trained along, `tokens_LT` of all captions one after
+another without padding, `lengths_K`, `pooled_KP` and, where K > 1, `weights_K` by which a caption is drawn (those of
+`data.caption_weights` when the features were made). `features.safetensors` beside the shards says what made them.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from diffmoe_scale.config.check import require
+from diffmoe_scale.config.train import BucketConfig
+from diffmoe_scale.data.buckets import bucket_size, nearest_bucket
+from diffmoe_scale.data.transforms import Size
 from diffmoe_scale.encoders.text import TextFeatures
 
 FEATURE_SUFFIX = "safetensors"
@@ -40,12 +45,31 @@ class FeatureSource:
     """Fingerprint of the autoencoder."""
     text: str
     """Fingerprint of the text encoder; "" where captions are not encoded."""
-    latent_shape: tuple[int, int, int]
-    """C, H, W."""
+    channels: int
+    """Of the latents."""
+    factor: int
+    """By which the latents are smaller than the image, on each side."""
+    image_size: int
+    """Resolution of the images: the side of squares, `model.image_size`."""
+    aspects: tuple[float, ...]
+    """Width over height of each bucket, `buckets.aspects`; empty for a set of squares."""
+    step: int
+    """Sides of a bucket's images are multiples of it, `buckets.step`; 0 for a set of squares."""
     num_views: int
     """1, or 2 with the mirrored picture."""
     precision: str
     """Stored format, a key of PRECISIONS."""
+
+    def image_size_of(self, original: Size) -> Size:
+        """Of the image that a picture of that size was cut to."""
+        if not self.aspects:
+            return Size(self.image_size, self.image_size)
+        (bucket,) = nearest_bucket(np.array([original]), self.aspects)
+        return bucket_size(self.aspects[bucket], resolution=self.image_size, step=self.step)
+
+    def latent_shape(self, size: Size) -> tuple[int, int, int]:
+        """C, H, W of the latents of an image."""
+        return self.channels, size.height // self.factor, size.width // self.factor
 
 
 @dataclass(frozen=True)
@@ -66,12 +90,18 @@ def load_feature_set(folder: Path) -> FeatureSet:
     path = folder / SET_FILE
     try:
         with safetensors.safe_open(path, "pt") as file:
-            fields = json.loads(file.metadata()["source"])
+            told = dict(json.loads(file.metadata()["source"]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dictionary
-        source = FeatureSource(**fields | {"latent_shape": tuple(fields["latent_shape"])})
-        return FeatureSet(source, CaptionFeatures(**tensors) if tensors else None)
+        empty = CaptionFeatures(**tensors) if tensors else None
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} is missing or damaged ({error}); it belongs beside the shards that tools/cache_features.py wrote") from error
+    expected = [field.name for field in fields(FeatureSource)]
+    if told.keys() != set(expected):
+        raise ValueError(
+            f"{path} tells {', '.join(told)}; expected {', '.join(expected)}: the features were made by another version of "
+            "tools/cache_features.py; make them anew"
+        )
+    return FeatureSet(FeatureSource(**told | {"aspects": tuple(told["aspects"])}), empty)
 
 
 def find_feature_set(shards: Sequence[Path]) -> FeatureSet | None:
@@ -88,19 +118,32 @@ def find_feature_set(shards: Sequence[Path]) -> FeatureSet | None:
     return found
 
 
-def check_features(found: FeatureSource, *, autoencoder: str, text: str, latent_shape: tuple[int, int, int], is_flipped: bool) -> None:
-    """Raises: ValueError if training would compute other features than those in its shards.
+def check_shapes(found: FeatureSource, *, image_size: int, buckets: BucketConfig) -> None:
+    """Raises: ValueError if training would cut pictures to other sizes than those that the features in its shards are of."""
+    aspects, step = (buckets.aspects, buckets.step) if buckets.enabled else ((), 0)
+    _refuse_other(found, replace(found, image_size=image_size, aspects=aspects, step=step), "model.image_size and buckets")
+    is_one = all(resolution == image_size for _, resolution in buckets.resolutions)
+    require(
+        is_one, "buckets.resolutions", buckets.resolutions, f"none but model.image_size ({image_size}): features are cached at that resolution alone"
+    )
+
+
+def check_features(found: FeatureSource, *, autoencoder: str, text: str, is_flipped: bool) -> None:
+    """Raises: ValueError if training would compute other features of its images than those in its shards.
 
     `text` is the fingerprint of the run's frozen text encoder, or "" for one that is trained along, and in class mode.
     """
     # Without features of captions the denoiser encodes them itself.
-    expected = FeatureSource(autoencoder, text if found.text else "", latent_shape, found.num_views, found.precision)
+    _refuse_other(found, replace(found, autoencoder=autoencoder, text=text if found.text else ""), "autoencoder and text")
+    require(not is_flipped or found.num_views == 2, "data.horizontal_flip", is_flipped, "false: the shards hold no features of mirrored pictures")
+
+
+def _refuse_other(found: FeatureSource, expected: FeatureSource, settings: str) -> None:
     if found != expected:
         raise ValueError(
             f"the shards of data.train or data.validation hold features of other settings: {_differences(found, expected)}; "
-            "set autoencoder, text and model.image_size as they were, or make the features anew by tools/cache_features.py"
+            f"set {settings} as they were, or make the features anew by tools/cache_features.py"
         )
-    require(not is_flipped or found.num_views == 2, "data.horizontal_flip", is_flipped, "false: the shards hold no features of mirrored pictures")
 
 
 def _differences(found: FeatureSource, expected: FeatureSource) -> str:
@@ -108,8 +151,10 @@ def _differences(found: FeatureSource, expected: FeatureSource) -> str:
     return ", ".join(f"{name} {found or 'none'!r} instead of {wanted or 'none'!r}" for name, found, wanted in pairs)
 
 
-def pack_sample(latents_VCHW: Tensor, captions: Sequence[CaptionFeatures], weights: Sequence[float], *, precision: str) -> bytes:
-    """The member of one sample; `captions`, drawn by `weights`, is empty in sets without text."""
+def pack_sample(
+    latents_VCHW: Tensor, captions: Sequence[CaptionFeatures], weights: Sequence[float], *, original: Size, crop: tuple[int, int], precision: str
+) -> bytes:
+    """The member of one sample; `captions`, drawn by `weights`, is empty in sets without text. `original` and `crop` are those of Picture."""
     tensors = {"latents_VCHW": latents_VCHW}
     if captions:
         tensors |= {
@@ -117,6 +162,7 @@ def pack_sample(latents_VCHW: Tensor, captions: Sequence[CaptionFeatures], weigh
             "pooled_KP": torch.stack([c.pooled_P for c in captions]),
         }
     stored = {name: to_stored(tensor, precision) for name, tensor in tensors.items()}
+    stored["origin_Z"] = torch.tensor([*original, *crop], dtype=torch.int32)
     if captions:
         stored["lengths_K"] = torch.tensor([len(caption.tokens_LT) for caption in captions], dtype=torch.int32)
     if len(captions) > 1:
@@ -133,14 +179,29 @@ def to_stored(tensor: Tensor, precision: str) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Latents:
+    """Of one view of a picture, with what Picture tells beside the pixels."""
+
+    values_CHW: Tensor
+    original: Size
+    crop: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class SampleFeatures:
     """A member as it is stored."""
 
     latents_VCHW: Tensor
+    origin_Z: Tensor
     tokens_LT: Tensor | None = None
     pooled_KP: Tensor | None = None
     lengths_K: Tensor | None = None
     weights_K: Tensor | None = None
+
+    def latents(self, view: int) -> Latents:
+        """Raises: ValueError, IndexError where they are not stored."""
+        height, width, top, left = self.origin_Z.tolist()
+        return Latents(self.latents_VCHW[view], Size(height, width), (top, left))
 
     def caption_weights(self) -> list[float]:
         """By which a caption is drawn; empty where there is none. Raises: ValueError where the tensors do not fit each other."""
@@ -160,10 +221,19 @@ class SampleFeatures:
         return CaptionFeatures(self.tokens_LT[first : first + lengths[number]], self.pooled_KP[number])
 
 
-def unpack_sample(data: bytes, source: FeatureSource) -> SampleFeatures:
-    """Raises: safetensors.SafetensorError, TypeError or ValueError for bytes that are no member of a set of that source."""
+def stored_original(data: bytes) -> Size:
+    """Of the picture that a member was made from; the beginning of its bytes may do. Raises: KeyError, TypeError or ValueError for other bytes."""
+    # safetensors' format: the length of the header, the header in JSON, the tensors.
+    end = 8 + int.from_bytes(data[:8], "little")
+    first, _ = json.loads(data[8:end])["origin_Z"]["data_offsets"]
+    height, width = np.frombuffer(data, "<u4", count=2, offset=end + first).tolist()
+    return Size(height, width)
+
+
+def unpack_sample(data: bytes, source: FeatureSource, size: Size) -> SampleFeatures:
+    """Raises: safetensors.SafetensorError, TypeError or ValueError for bytes that are no member of a set of that source, of an image of that size."""
     found = SampleFeatures(**safetensors.torch.load(data))
-    expected = (source.num_views, *source.latent_shape)
+    expected = (source.num_views, *source.latent_shape(size))
     if found.latents_VCHW.shape != expected:
         raise ValueError(f"latents of shape {tuple(found.latents_VCHW.shape)}; expected {expected}")
     return found

@@ -3,7 +3,7 @@
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -30,6 +30,12 @@ def choose(weights: Sequence[float], draw: float) -> int:
     """The number of the weight that a draw in [0, 1) falls into."""
     ends = list(accumulate(weights))
     return min(bisect_right(ends, draw * ends[-1]), len(weights) - 1)
+
+
+def chosen_suffix(members: Collection[str], *, has_features: bool) -> str:
+    """The member of a sample that is read: of several pictures the first in the list of suffixes; in a set of pictures a sample may have
+    stray features alone."""
+    return FEATURE_SUFFIX if has_features else next((suffix for suffix in IMAGE_SUFFIXES if suffix in members), FEATURE_SUFFIX)
 
 
 class ShardFiles:
@@ -115,9 +121,8 @@ class SampleSource:
         draws = sample_draws(self.seed, index)
         is_dropped = self.is_augmented and draws.dropout < self.config.caption_dropout
         is_flipped = self.is_augmented and self.config.horizontal_flip and draws.flip < 0.5
-        suffix = FEATURE_SUFFIX if self.features else next((suffix for suffix in IMAGE_SUFFIXES if suffix in members), FEATURE_SUFFIX)
         try:
-            data = self.files.read(shard, members[suffix])
+            data = self.files.read(shard, members[chosen_suffix(members, has_features=self.features is not None)])
             is_read = self.model.conditioning == "text" and not self.has_text_features
             captions = self.files.captions(shard, members, self.config.caption_weights) if is_read else []
             label = self._label(shard, members) if self.model.conditioning == "class" else -1
@@ -126,15 +131,15 @@ class SampleSource:
         except ValueError as error:
             return self._failed(index, key, "label", error)
         oddities: set[str] = set()
-        picture = latents_CHW = None
+        picture = latents = None
         wanted = size or Size(self.model.image_size, self.model.image_size)
         weights, stored = [weight for _, weight in captions], None
         try:
             if self.features is None:
                 picture = decode_image(data, size=wanted, background=self.config.background, is_flipped=is_flipped, oddities=oddities)
             else:
-                found = unpack_sample(data, self.features.source)
-                latents_CHW = found.latents_VCHW[int(is_flipped)]
+                found = unpack_sample(data, self.features.source, wanted)
+                latents = found.latents(int(is_flipped))
                 if self.has_text_features:
                     weights, stored = found.caption_weights(), found
         except BadPicture as error:
@@ -143,7 +148,7 @@ class SampleSource:
             # Pillow raises a dozen types for broken data, among them SyntaxError and struct.error; safetensors its own.
             return self._failed(index, key, "corrupt" if self.features is None else "features", error)
         notes = tuple(Note(kind, key) for kind in sorted(oddities))
-        sample = Sample(index, key, picture, latents_CHW=latents_CHW, notes=notes)
+        sample = Sample(index, key, picture, latents=latents, notes=notes)
         if self.model.conditioning == "class":
             return replace(sample, label=self.model.num_classes if is_dropped else label, is_dropped=is_dropped)
         if is_dropped or not weights:

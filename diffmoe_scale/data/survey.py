@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from diffmoe_scale.config.train import DataConfig
-from diffmoe_scale.data.features import FEATURE_SUFFIX, FeatureSet, find_feature_set, unpack_sample
+from diffmoe_scale.data.features import FEATURE_SUFFIX, FeatureSet, find_feature_set, stored_original, unpack_sample
 from diffmoe_scale.data.index import IMAGE_SUFFIXES, ShardCatalog, Span
 from diffmoe_scale.data.order import FixedOrder
 from diffmoe_scale.data.source import ShardFiles
@@ -95,7 +95,8 @@ def _look_at_picture(survey: Survey, read: Callable[[Span], bytes], members: dic
 
 def _look_at_features(survey: Survey, read: Callable[[Span], bytes], members: dict[str, Span], caption: str, is_shown: bool) -> None:
     assert survey.features is not None
-    found = unpack_sample(read(members[FEATURE_SUFFIX]), survey.features.source)
+    data, source = read(members[FEATURE_SUFFIX]), survey.features.source
+    found = unpack_sample(data, source, source.image_size_of(stored_original(data)))
     latents_CHW = found.latents_VCHW[0].float()
     if not latents_CHW.isfinite().all():
         raise ValueError("latents that are not finite")
