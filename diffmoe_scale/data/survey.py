@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from diffmoe_scale.config.train import DataConfig
 from diffmoe_scale.data.features import FEATURE_SUFFIX, FeatureSet, find_feature_set, stored_original, unpack_sample
@@ -107,4 +108,5 @@ def _look_at_features(survey: Survey, read: Callable[[Span], bytes], members: di
     if is_shown:
         # Three deviations on either side of zero.
         pixels_HWC = (latents_CHW[:3] / 3).clamp(-1, 1).add(1).mul(127.5).byte().permute(1, 2, 0).numpy()
-        survey.shown.append((np.resize(pixels_HWC, (*pixels_HWC.shape[:2], 3)) if pixels_HWC.shape[2] < 3 else pixels_HWC, caption))
+        image = Image.fromarray(np.resize(pixels_HWC, (*pixels_HWC.shape[:2], 3)) if pixels_HWC.shape[2] < 3 else pixels_HWC)
+        survey.shown.append((np.asarray(ImageOps.fit(image, SHOWN_SIZE, Image.Resampling.NEAREST)), caption))

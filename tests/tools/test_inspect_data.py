@@ -39,13 +39,13 @@ def test_features_in_buckets_are_shown_and_those_of_another_shape_are_broken(tmp
     source = FeatureSource("a", "", channels=4, factor=8, image_size=64, aspects=(0.5, 1.0), step=16, num_views=1, precision="bf16")
     FeatureSet(source, None).save(tmp_path)
     # The buckets are 80 x 48 and 64 x 64 pixels.
-    shapes = {"0_0": (4, 10, 6), "0_1": (4, 8, 8)}
+    samples = {"0_0": ((4, 10, 6), Size(300, 150)), "0_1": ((4, 8, 8), Size(300, 150)), "0_2": ((4, 8, 8), Size(30, 30))}
     replaced = {
-        key: {"safetensors": pack_sample(torch.zeros(1, *shape), [], [], original=Size(300, 150), crop=(0, 0), precision="bf16"), "txt": b"x"}
-        for key, shape in shapes.items()
+        key: {"safetensors": pack_sample(torch.zeros(1, *shape), [], [], original=original, crop=(0, 0), precision="bf16"), "txt": b"x"}
+        for key, (shape, original) in samples.items()
     }
-    write_shards(tmp_path, [2], replaced=replaced)
-    assert inspect_data.main(["--input", f"{tmp_path}/*.tar"]) == 0
+    write_shards(tmp_path, [3], replaced=replaced)
+    assert inspect_data.main(["--input", f"{tmp_path}/*.tar", "--html", str(tmp_path / "data.html")]) == 0
     printed = capsys.readouterr().out
     assert "bf16, latents of 4 channels, 1/8 of 64 pixels, aspects 0.5, 1, 1 view(s), text not stored" in printed
     assert "1 ValueError" in printed and "0_1: ValueError: latents of shape (1, 4, 8, 8); expected (1, 4, 10, 6)" in printed
