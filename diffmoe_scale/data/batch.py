@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffmoe_scale.data.features import CaptionFeatures, FeatureSet, Latents, stack_captions, stack_latents
+from diffmoe_scale.data.features import FeatureSet, Latents, StoredCaption, stack_captions, stack_latents
 from diffmoe_scale.data.transforms import Picture, Size
 from diffmoe_scale.encoders.text import TextFeatures
 
@@ -65,7 +65,7 @@ class Sample:
     failure: Failure | None = None
     notes: tuple[Note, ...] = ()
     latents: Latents | None = None
-    text: CaptionFeatures | None = None
+    text: StoredCaption | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,12 @@ class Batch:
 
 def collate(samples: Sequence[Sample], *, size: Size, features: FeatureSet | None = None) -> Batch:
     """One batch of samples whose images are of one size; of those that come from a set of `features`, the latents are."""
-    latents = [None if sample.latents is None else sample.latents.values_CHW for sample in samples]
+    latents_BCHW = text = None
+    if features is not None:
+        source, empty = features.source, features.empty
+        bits = [None if sample.latents is None else sample.latents.bits_CHW for sample in samples]
+        latents_BCHW = stack_latents(bits, source.latent_shape(size), precision=source.precision)
+        text = None if empty is None else stack_captions([sample.text or empty.stored for sample in samples], precision=source.precision)
     return Batch(
         images_BCHW=_stack_images(samples, size) if features is None else None,
         captions=[sample.caption for sample in samples],
@@ -125,8 +130,8 @@ def collate(samples: Sequence[Sample], *, size: Size, features: FeatureSet | Non
         uncaptioned=[sample.key for sample in samples if sample.is_uncaptioned],
         sizes_BZ=_stack_sizes(samples, size),
         notes=[note for sample in samples for note in sample.notes],
-        latents_BCHW=None if features is None else stack_latents(latents, features.source.latent_shape(size)),
-        text=None if features is None or features.empty is None else stack_captions([sample.text or features.empty for sample in samples]),
+        latents_BCHW=latents_BCHW,
+        text=text,
     )
 
 
@@ -144,12 +149,8 @@ def _stack_images(samples: Sequence[Sample], size: Size) -> Tensor:
 
 
 def _stack_sizes(samples: Sequence[Sample], size: Size) -> Tensor:
-    sizes_BZ = torch.zeros(len(samples), 6)
-    for row, sample in enumerate(samples):
-        found = sample.picture or sample.latents
-        if found is not None:
-            sizes_BZ[row] = torch.tensor((*found.original, *found.crop, *size))
-    return sizes_BZ
+    found = [sample.picture or sample.latents for sample in samples]
+    return torch.tensor([(0.0,) * 6 if one is None else (*one.original, *one.crop, *size) for one in found], dtype=torch.float32)
 
 
 def to_unit_range(images_BHWC: np.ndarray) -> Tensor:

@@ -4,7 +4,8 @@ import json
 import os
 from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 from diffmoe_scale.config.model import ModelConfig
@@ -148,19 +149,18 @@ class SampleSource:
             # Pillow raises a dozen types for broken data, among them SyntaxError and struct.error; safetensors its own.
             return self._failed(index, key, "corrupt" if self.features is None else "features", error)
         notes = tuple(Note(kind, key) for kind in sorted(oddities))
-        sample = Sample(index, key, picture, latents=latents, notes=notes)
+        slot = partial(Sample, index, key, picture, latents=latents)
         if self.model.conditioning == "class":
-            return replace(sample, label=self.model.num_classes if is_dropped else label, is_dropped=is_dropped)
+            return slot(notes=notes, label=self.model.num_classes if is_dropped else label, is_dropped=is_dropped)
         if is_dropped or not weights:
-            return replace(sample, is_dropped=True, is_uncaptioned=not weights)
+            return slot(notes=notes, is_dropped=True, is_uncaptioned=not weights)
         choice = choose(weights, draws.caption) if self.is_augmented else 0
         if stored is not None:
-            return replace(sample, text=stored.caption(choice))
+            return slot(notes=notes, text=stored.caption(choice))
         caption = captions[choice][0]
         if len(caption) > LONGEST_CAPTION:
-            cut = Note("long_caption", f"{key}: {len(caption)} characters, cut to {LONGEST_CAPTION}")
-            return replace(sample, caption=caption[:LONGEST_CAPTION], notes=(*notes, cut))
-        return replace(sample, caption=caption)
+            notes += (Note("long_caption", f"{key}: {len(caption)} characters, cut to {LONGEST_CAPTION}"),)
+        return slot(notes=notes, caption=caption[:LONGEST_CAPTION])
 
     def take_retries(self) -> list[str]:
         """What was tried again since the last call, in this process."""

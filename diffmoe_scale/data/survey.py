@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from diffmoe_scale.config.train import DataConfig
-from diffmoe_scale.data.features import FEATURE_SUFFIX, FeatureSet, find_feature_set, stored_original, unpack_sample
+from diffmoe_scale.data.features import FEATURE_SUFFIX, FeatureSet, find_feature_set, stack_latents, stored_original, unpack_sample
 from diffmoe_scale.data.index import IMAGE_SUFFIXES, ShardCatalog, Span
 from diffmoe_scale.data.order import FixedOrder
 from diffmoe_scale.data.source import ShardFiles
@@ -97,8 +97,9 @@ def _look_at_picture(survey: Survey, read: Callable[[Span], bytes], members: dic
 def _look_at_features(survey: Survey, read: Callable[[Span], bytes], members: dict[str, Span], caption: str, is_shown: bool) -> None:
     assert survey.features is not None
     data, source = read(members[FEATURE_SUFFIX]), survey.features.source
-    found = unpack_sample(data, source, source.image_size_of(stored_original(data)))
-    latents_CHW = found.latents_VCHW[0].float()
+    size = source.image_size_of(stored_original(data))
+    found = unpack_sample(data, source, size)
+    latents_CHW = stack_latents([found.latents(0).bits_CHW], source.latent_shape(size), precision=source.precision)[0].float()
     if not latents_CHW.isfinite().all():
         raise ValueError("latents that are not finite")
     if found.lengths_K is not None:

@@ -1,7 +1,9 @@
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from diffmoe_scale.config.train import BucketConfig
 from diffmoe_scale.data.features import (
+    PRECISIONS,
     SET_FILE,
     CaptionFeatures,
     FeatureSet,
@@ -32,22 +35,28 @@ BUCKETS = BucketConfig(enabled=True, aspects=(0.5, 1.0), step=4)
 
 
 def caption(length: int, value: float) -> CaptionFeatures:
-    return CaptionFeatures(torch.full((length, 4), value), torch.full((5,), value))
+    return CaptionFeatures(torch.full((length, 4), value).bfloat16(), torch.full((5,), value).bfloat16())
 
 
 def pack(latents_VCHW: Tensor, captions: list[CaptionFeatures], weights: list[float], *, precision: str = "bf16") -> bytes:
     return pack_sample(latents_VCHW, captions, weights, original=Size(60, 90), crop=(0, 15), precision=precision)
 
 
+def values(bits: np.ndarray, precision: str = "bf16") -> Tensor:
+    return torch.from_numpy(bits.copy()).view(PRECISIONS[precision]).float()
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
 def test_a_sample_comes_back_with_each_caption_cut_to_its_tokens(precision: str) -> None:
     latents_VCHW = torch.arange(18.0).reshape(1, 2, 3, 3) / 2
-    found = unpack_sample(pack(latents_VCHW, [caption(3, 0.5), caption(1, 2.0)], [1.0, 3.0], precision=precision), SOURCE, SQUARE)
+    data = pack(latents_VCHW, [caption(3, 0.5), caption(1, 2.0)], [1.0, 3.0], precision=precision)
+    found = unpack_sample(data, replace(SOURCE, precision=precision), SQUARE)
     # Halves below 8 have 3 binary digits behind the first in both formats.
-    assert torch.equal(found.latents_VCHW.float()[latents_VCHW < 8], latents_VCHW[latents_VCHW < 8])
+    assert torch.equal(values(found.latents(0).bits_CHW, precision)[latents_VCHW[0] < 8], latents_VCHW[latents_VCHW < 8])
     for number, (length, value) in enumerate([(3, 0.5), (1, 2.0)]):
         one = found.caption(number)
-        assert torch.equal(one.tokens_LT.float(), torch.full((length, 4), value)) and torch.equal(one.pooled_P.float(), torch.full((5,), value))
+        assert torch.equal(values(one.tokens_LT, precision), torch.full((length, 4), value))
+        assert torch.equal(values(one.pooled_P, precision), torch.full((5,), value))
     assert found.caption_weights() == [1, 3]
     assert (found.latents(0).original, found.latents(0).crop) == ((60, 90), (0, 15))
 
@@ -64,9 +73,9 @@ def test_tensors_that_do_not_fit_each_other_are_refused() -> None:
     found = unpack_sample(pack(torch.zeros(1, 2, 3, 3), [caption(3, 0.5)], [1.0]), SOURCE, SQUARE)
     assert found.caption_weights() == [1]
     with pytest.raises(ValueError, match=r"2 tokens and 1 pooled features of 1 captions; expected \(3, 1\)"):
-        replace(found, tokens_LT=torch.zeros(2, 4)).caption_weights()
+        replace(found, tokens_LT=np.zeros((2, 4))).caption_weights()
     with pytest.raises(ValueError):
-        replace(found, origin_Z=torch.zeros(3)).latents(0)
+        replace(found, origin_Z=np.zeros(3)).latents(0)
 
 
 def test_numbers_too_large_for_fp8_saturate() -> None:
@@ -79,14 +88,35 @@ def test_latents_of_another_shape_are_refused() -> None:
     assert unpack_sample(pack(torch.zeros(1, 2, 4, 3), [], []), SOURCE, Size(16, 12)).latents_VCHW.shape == (1, 2, 4, 3)
 
 
+def test_bits_of_another_format_are_refused_not_misread() -> None:
+    with pytest.raises(ValueError, match=r"uint8.*expected bf16"):
+        unpack_sample(pack(torch.zeros(1, 2, 3, 3), [], [], precision="fp8"), SOURCE, SQUARE)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"", lambda data: data[:40], lambda data: b"\xff" * len(data)])
+def test_damaged_bytes_are_refused(damage: Callable[[bytes], bytes]) -> None:
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        unpack_sample(damage(pack(torch.zeros(1, 2, 3, 3), [caption(3, 0.5)], [1.0])), SOURCE, SQUARE)
+
+
+def test_safetensors_reads_the_same() -> None:
+    data = pack(torch.randn(1, 2, 3, 3), [caption(3, 0.5), caption(2, 1.5)], [1.0, 2.0])
+    found = unpack_sample(data, SOURCE, SQUARE)
+    for name, tensor in safetensors.torch.load(data).items():
+        bits = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
+        assert np.array_equal(getattr(found, name), bits.numpy())
+
+
 def test_captions_are_padded_to_the_longest_and_masked() -> None:
-    text = stack_captions([caption(1, 1.0), caption(3, 2.0)])
+    text = stack_captions([caption(1, 1.0).stored, caption(3, 2.0).stored], precision="bf16")
     assert text.mask_BL.tolist() == [[True, False, False], [True, True, True]]
     assert text.tokens_BLT[:, :, 0].tolist() == [[1, 0, 0], [2, 2, 2]] and text.pooled_BV[:, 0].tolist() == [1, 2]
 
 
-def test_a_sample_without_latents_is_a_row_of_zeros() -> None:
-    stacked_BCHW = stack_latents([None, torch.ones(2, 3, 3)], (2, 3, 3))
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_a_sample_without_latents_is_a_row_of_zeros(precision: str) -> None:
+    found = unpack_sample(pack(torch.ones(1, 2, 3, 3), [], [], precision=precision), replace(SOURCE, precision=precision), SQUARE)
+    stacked_BCHW = stack_latents([None, found.latents(0).bits_CHW], (2, 3, 3), precision=precision)
     assert stacked_BCHW.float().mean((1, 2, 3)).tolist() == [0, 1]
 
 
