@@ -18,9 +18,11 @@ from itertools import cycle
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 import webdataset
 from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
@@ -33,6 +35,7 @@ from diffmoe_scale.data.features import (
     CaptionFeatures,
     FeatureSet,
     FeatureSource,
+    SampleFeatures,
     find_feature_set,
     pack_sample,
     stack_captions,
@@ -46,7 +49,7 @@ from diffmoe_scale.data.transforms import Size, decode_image
 from diffmoe_scale.telemetry.benchmark import ratios, write_result
 
 SHARDS = 4
-LATENT_SHAPE = (4, 32, 32)
+LATENT_CHANNELS, LATENT_FACTOR, IMAGE_SIZE = 4, 8, 256
 CAPTION_TOKENS, TEXT_WIDTH = 20, 768
 OURS = "this reader"
 WHITE = (255, 255, 255)
@@ -154,20 +157,39 @@ def picture_contenders(shards: str, folders: Path, *, image_size: int, batch: in
 
 
 def feature_contenders(shards: str, *, batch: int) -> dict[str, Iterator[object]]:
-    """Endless batches of latents and padded text features."""
+    """Endless batches of latents and padded text features: webdataset with safetensors' and torch's functions, and with this reader's."""
     features = find_feature_set(expand_patterns([shards]))
     if features is None:
         raise ValueError(f"--features is {shards!r}; expected shards of tools/cache_features.py")
+    edge = features.source.image_size
+    size = Size(edge, edge)
 
-    def load(sample: dict[str, bytes]) -> tuple[torch.Tensor, CaptionFeatures | None, str]:
-        found = unpack_sample(sample[FEATURE_SUFFIX], features.source)
-        return found.latents_VCHW[0], found.caption(0) if found.lengths_K is not None else features.empty, sample.get("txt", b"").decode()
+    def load(sample: dict[str, bytes]) -> dict[str, torch.Tensor]:
+        return safetensors.torch.load(sample[FEATURE_SUFFIX])
 
-    def collate(samples: list[tuple[torch.Tensor, CaptionFeatures | None, str]]) -> object:
-        texts = [text for _, text, _ in samples if text is not None]
-        return stack_latents([latents for latents, _, _ in samples], features.source.latent_shape), stack_captions(texts) if texts else None
+    def collate(samples: list[dict[str, torch.Tensor]]) -> object:
+        latents_BCHW = torch.stack([sample["latents_VCHW"][0] for sample in samples]).bfloat16()
+        if features.empty is None:
+            return latents_BCHW
+        firsts = [sample["tokens_LT"][: int(sample["lengths_K"][0])].bfloat16() for sample in samples]
+        lengths_B = torch.tensor([len(first) for first in firsts])
+        tokens_BLT = pad_sequence(firsts, batch_first=True)
+        mask_BL = torch.arange(tokens_BLT.shape[1]) < lengths_B[:, None]
+        return latents_BCHW, tokens_BLT, mask_BL, torch.stack([sample["pooled_KP"][0] for sample in samples]).bfloat16()
 
-    return {OURS: our_batches(shards, image_size=1, batch=batch), "webdataset": plain_webdataset(shards, load, collate, batch=batch)}
+    def load_fast(sample: dict[str, bytes]) -> SampleFeatures:
+        return unpack_sample(sample[FEATURE_SUFFIX], features.source, size)
+
+    def collate_fast(samples: list[SampleFeatures]) -> object:
+        precision = features.source.precision
+        latents_BCHW = stack_latents([sample.latents(0).bits_CHW for sample in samples], features.source.latent_shape(size), precision=precision)
+        return latents_BCHW, None if features.empty is None else stack_captions([sample.caption(0) for sample in samples], precision=precision)
+
+    return {
+        OURS: our_batches(shards, image_size=edge, batch=batch),
+        "webdataset": plain_webdataset(shards, load, collate, batch=batch),
+        "its tar alone": plain_webdataset(shards, load_fast, collate_fast, batch=batch),
+    }
 
 
 def our_batches(shards: str, *, image_size: int, batch: int) -> Iterator[object]:
@@ -223,16 +245,31 @@ def make_features(folder: Path, *, count: int) -> str:
         return torch.randn(*shape, generator=generator)
 
     empty = CaptionFeatures(draw(2, TEXT_WIDTH).bfloat16(), draw(TEXT_WIDTH).bfloat16())
-    FeatureSet(FeatureSource("made", "made", LATENT_SHAPE, 1, "bf16"), empty).save(folder)
+    source = FeatureSource(
+        autoencoder="made",
+        text="made",
+        channels=LATENT_CHANNELS,
+        factor=LATENT_FACTOR,
+        image_size=IMAGE_SIZE,
+        aspects=(),
+        step=0,
+        num_views=1,
+        precision="bf16",
+    )
+    FeatureSet(source, empty).save(folder)
+    size = Size(IMAGE_SIZE, IMAGE_SIZE)
+
+    def member() -> bytes:
+        caption = CaptionFeatures(draw(CAPTION_TOKENS, TEXT_WIDTH), draw(TEXT_WIDTH))
+        return pack_sample(draw(1, *source.latent_shape(size)), [caption], [1.0], original=size, crop=(0, 0), precision=source.precision)
+
     for shard in range(SHARDS):
         write_shard(
             folder / f"train-{shard:06d}.tar",
             [
                 {
                     "__key__": f"{shard}_{row:06d}",
-                    FEATURE_SUFFIX: pack_sample(
-                        draw(1, *LATENT_SHAPE), [CaptionFeatures(draw(CAPTION_TOKENS, TEXT_WIDTH), draw(TEXT_WIDTH))], [1.0], precision="bf16"
-                    ),
+                    FEATURE_SUFFIX: member(),
                     "txt": f"caption {row} of shard {shard}".encode(),
                 }
                 for row in range(-(-count // SHARDS))

@@ -23,7 +23,17 @@ from diffmoe_scale.config.load import describe_config, load_config
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.batch import Sample, to_unit_range
-from diffmoe_scale.data.features import FEATURE_SUFFIX, PRECISIONS, CaptionFeatures, FeatureSet, FeatureSource, pack_sample, to_stored
+from diffmoe_scale.data.buckets import Chunk
+from diffmoe_scale.data.features import (
+    FEATURE_SUFFIX,
+    PRECISIONS,
+    CaptionFeatures,
+    FeatureSet,
+    FeatureSource,
+    check_shapes,
+    pack_sample,
+    to_stored,
+)
 from diffmoe_scale.data.publish import begin, publish, write_shard
 from diffmoe_scale.data.shards import Reader, build_reader
 from diffmoe_scale.data.source import SampleSource
@@ -72,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--config", type=Path, required=True, help="YAML file of the training; its autoencoder, text, model.image_size and data settings count")
+    add("--config", type=Path, required=True, help="YAML file of the training; its autoencoder, text, model, data and buckets settings count")
     add("--input", action="append", required=True, help="shards of pictures: a path, glob or brace list; may be given several times")
     add("--output", type=Path, required=True, help="folder to make, with shards of the same names")
     add("--precision", choices=tuple(PRECISIONS), default="bf16", help="stored numbers (default: bf16; fp8 is e4m3, half the size)")
@@ -100,10 +110,8 @@ def cache_features(parsed: argparse.Namespace, config: Config) -> int:
     require(
         config.autoencoder.kind != "pixels", "autoencoder.kind", "pixels", "'kl': pixels need no cache; to shrink them, see prepare_shards --resize"
     )
-    for name, is_set in (("buckets.enabled", config.buckets.enabled), ("model.size_conditioning", config.model.size_conditioning)):
-        require(not is_set, name, is_set, "false: cached features are of squares and tell no sizes; train on the pictures themselves")
     budget = parse_size(parsed.budget) if parsed.budget else math.inf
-    reader = build_reader(config.data, parsed.input, model=config.model, seed=0)
+    reader = build_reader(config.data, parsed.input, model=config.model, seed=0, buckets=config.buckets)
     require(reader.source.features is None, "--input", parsed.input, "shards of pictures; these hold features already")
     names = [path.name for path in reader.catalog.paths]
     require(len(set(names)) == len(names), "--input", parsed.input, "shards of different names; cache folder by folder")
@@ -119,7 +127,7 @@ def cache_features(parsed: argparse.Namespace, config: Config) -> int:
     if parsed.dry_run:
         return 0
     made_with = asdict(feature_set.source) | {
-        "latent_shape": list(feature_set.source.latent_shape),
+        "aspects": list(feature_set.source.aspects),
         "shards": dict(zip(names, reader.catalog.counts, strict=True)),
     }
     folder = begin(parsed.output, manifest=MANIFEST, made_with=made_with, is_overwritten=parsed.overwrite)
@@ -152,15 +160,23 @@ def build_encoders(config: Config, *, device: torch.device) -> Encoders:
 
 
 def describe_features(config: Config, encoders: Encoders, *, precision: str) -> FeatureSet:
-    size, factor = config.model.image_size, encoders.autoencoder.factor
+    size, buckets, factor = config.model.image_size, config.buckets, encoders.autoencoder.factor
     require(size % factor == 0, "model.image_size", size, f"a multiple of {factor}, by which the autoencoder shrinks images")
+    multiple = factor * config.model.patch_size
+    is_whole = not buckets.enabled or buckets.step % multiple == 0
+    require(is_whole, "buckets.step", buckets.step, f"a multiple of {multiple} (model.patch_size times the autoencoder's factor)")
     source = FeatureSource(
         autoencoder=encoders.autoencoder.fingerprint(),
         text=encoders.text.fingerprint() if encoders.text else "",
-        latent_shape=(encoders.autoencoder.channels, size // factor, size // factor),
+        channels=encoders.autoencoder.channels,
+        factor=factor,
+        image_size=size,
+        aspects=buckets.aspects if buckets.enabled else (),
+        step=buckets.step if buckets.enabled else 0,
         num_views=2 if config.data.horizontal_flip else 1,
         precision=precision,
     )
+    check_shapes(source, image_size=size, buckets=buckets)
     return FeatureSet(source, next(iter(encoders.captions([""], precision=precision)), None))
 
 
@@ -176,8 +192,9 @@ def estimate_size(reader: Reader, encoders: Encoders, features: FeatureSet) -> f
             lengths = [int((row_L != 0).sum()) for row_L in encoders.text.tokenize(texts)] if texts else []
             width, pooled_P = features.empty.tokens_LT.shape[1], features.empty.pooled_P
             captions = [CaptionFeatures(torch.zeros(length, width, dtype=pooled_P.dtype), pooled_P) for length in lengths]
-        latents_VCHW = torch.zeros(features.source.num_views, *features.source.latent_shape)
-        sizes = [len(pack_sample(latents_VCHW, captions, [1.0] * len(captions), precision=features.source.precision))]
+        size, source = reader.image_size(shard, row), features.source
+        latents_VCHW = torch.zeros(source.num_views, *source.latent_shape(size))
+        sizes = [len(pack_sample(latents_VCHW, captions, [1.0] * len(captions), original=size, crop=(0, 0), precision=source.precision))]
         sizes += [members[suffix].size for suffix in KEPT_SUFFIXES if suffix in members]
         total += sum(512 + math.ceil(size / 512) * 512 for size in sizes)
     # A tar file ends with two empty blocks and is filled up to 10,240 bytes.
@@ -187,61 +204,97 @@ def estimate_size(reader: Reader, encoders: Encoders, features: FeatureSet) -> f
 def encode_shards(
     folder: Path, numbers: Sequence[int], reader: Reader, encoders: Encoders, features: FeatureSet, *, batch: int, budget: float
 ) -> None:
-    """Write the shards of these numbers. Raises: RuntimeError beyond the budget."""
-    ends = list(accumulate(reader.catalog.counts))
-    bounds = [(ends[number] - reader.catalog.counts[number], ends[number]) for number in numbers]
-    chunks = [range(first, min(first + batch, end)) for start, end in bounds for first in range(start, end, batch)]
+    """Write the shards of these numbers. Raises: RuntimeError beyond the budget.
+
+    Batches are of one size, and shards keep the order of their samples: in a window of as many neighbours as fill a batch of each size.
+    """
+    counts, ends, window = reader.catalog.counts, list(accumulate(reader.catalog.counts)), batch * len(reader.sizes)
+    rows = {number: range(ends[number] - counts[number], ends[number]) for number in numbers}
+    windows = {number: [several[first : first + window] for first in range(0, len(several), window)] for number, several in rows.items()}
     workers = reader.config.workers
     loader = DataLoader(
         _Pictures(reader.fixed_source),
         batch_size=None,
-        sampler=chunks,
+        sampler=(chunk for several in windows.values() for samples in several for chunk in _chunks(samples, reader, batch=batch)),
         num_workers=workers,
         multiprocessing_context="forkserver" if workers else None,
     )
-    with tqdm(total=sum(map(len, chunks)), unit="sample", disable=None, desc=f"rank {os.environ['RANK']}") as progress:
+    with tqdm(total=sum(map(len, rows.values())), unit="sample", disable=None, desc=f"rank {os.environ['RANK']}") as progress:
         batches = iter(loader)
-        for number, (start, end) in zip(numbers, bounds, strict=True):
-            parts = itertools.islice(batches, math.ceil((end - start) / batch))
+        for number, several in windows.items():
             write_shard(
                 folder / reader.catalog.paths[number].name,
-                (sample for part in parts for sample in _encode(part, reader, encoders, features, progress)),
+                (sample for samples in several for sample in _encode_window(len(samples), batches, reader, encoders, features, progress)),
             )
             written = sum(path.stat().st_size for path in folder.glob("*.tar"))
             if written > budget:
                 raise RuntimeError(f"{folder} has {show_size(written)}, more than --budget; raise it and start again: finished shards are kept")
 
 
-def _encode(part: Sequence[Sample], reader: Reader, encoders: Encoders, features: FeatureSet, progress: tqdm) -> Iterator[dict[str, object]]:
-    """Members of the samples of one shard; what cannot be used is named and left out."""
-    progress.update(len(part))
-    for failure in (sample.failure for sample in part if sample.failure):
-        progress.write(f"left out {failure.key}: {failure.reason}", file=sys.stderr)
-    good = [sample for sample in part if sample.failure is None]
+def _chunks(numbers: range, reader: Reader, *, batch: int) -> Iterator[Chunk]:
+    for size, found in reader.fixed_groups(numbers).items():
+        for first in range(0, len(found), batch):
+            yield Chunk(found[first : first + batch], size)
+
+
+def _encode_window(
+    count: int, batches: Iterator[list[Sample]], reader: Reader, encoders: Encoders, features: FeatureSet, progress: tqdm
+) -> Iterator[dict[str, object]]:
+    """Members of the next `count` samples in the order of their numbers."""
+    encoded: dict[int, dict[str, object]] = {}
+    while count:
+        samples = next(batches)
+        count -= len(samples)
+        progress.update(len(samples))
+        encoded |= _encode(samples, reader, encoders, features, progress)
+    yield from (encoded[number] for number in sorted(encoded))
+
+
+def _encode(
+    samples: Sequence[Sample], reader: Reader, encoders: Encoders, features: FeatureSet, progress: tqdm
+) -> Iterator[tuple[int, dict[str, object]]]:
+    """Number and members of the samples of one batch; what cannot be used is named and left out."""
+    source, good = features.source, {}
+    for sample in samples:
+        if reason := unusable(sample, source):
+            progress.write(f"left out {sample.key}: {reason}", file=sys.stderr)
+        elif sample.picture is not None:
+            good[sample.index] = sample.picture
     if not good:
         return
-    images_BHWC = np.stack([sample.picture.pixels_HWC for sample in good if sample.picture is not None])
-    latents_BVCHW = encoders.views(to_unit_range(images_BHWC), features.source.num_views)
-    places = [reader.fixed_source.order.locate(sample.index) for sample in good]
+    images_BHWC = np.stack([picture.pixels_HWC for picture in good.values()])
+    latents_BVCHW = encoders.views(to_unit_range(images_BHWC), source.num_views)
+    places = [reader.fixed_source.order.locate(number) for number in good]
     members = [reader.catalog.index(shard).members(row) for shard, row in places]
     read, weights = reader.source.files.captions, reader.config.caption_weights
     texts = [read(shard, spans, weights) if encoders.text else [] for (shard, _), spans in zip(places, members, strict=True)]
-    captions = iter(encoders.captions([text for several in texts for text, _ in several], precision=features.source.precision))
-    for (shard, row), spans, several, latents_VCHW in zip(places, members, texts, latents_BVCHW, strict=True):
-        own = list(itertools.islice(captions, len(several)))
-        data = pack_sample(latents_VCHW, own, [weight for _, weight in several], precision=features.source.precision)
+    captions = iter(encoders.captions([text for several in texts for text, _ in several], precision=source.precision))
+    for (number, picture), (shard, row), spans, several, latents_VCHW in zip(good.items(), places, members, texts, latents_BVCHW, strict=True):
+        own, drawn_by = list(itertools.islice(captions, len(several))), [weight for _, weight in several]
+        data = pack_sample(latents_VCHW, own, drawn_by, original=picture.original, crop=picture.crop, precision=source.precision)
         kept = {suffix: reader.source.files.read(shard, spans[suffix]) for suffix in KEPT_SUFFIXES if suffix in spans}
-        yield {"__key__": reader.catalog.index(shard).key(row), FEATURE_SUFFIX: data} | kept
+        yield number, {"__key__": reader.catalog.index(shard).key(row), FEATURE_SUFFIX: data} | kept
+
+
+def unusable(sample: Sample, source: FeatureSource) -> str:
+    """Why there can be no features of a sample; empty if there can."""
+    if sample.failure is not None:
+        return sample.failure.reason
+    assert sample.picture is not None
+    height, width = sample.picture.original
+    # Its bucket is chosen by its header; that of its features will be by its pixels. A mark behind the pixels of a PNG can turn it.
+    is_fitting = sample.picture.pixels_HWC.shape[:2] == source.image_size_of(sample.picture.original)
+    return "" if is_fitting else f"decoded it is {width} x {height}, of another bucket than its header says; write the file anew"
 
 
 @dataclass(frozen=True)
 class _Pictures(Dataset[list[Sample]]):
-    """The decoded samples of a range of numbers."""
+    """The decoded samples of some numbers in a size."""
 
     source: SampleSource
 
-    def __getitem__(self, numbers: range) -> list[Sample]:
-        return [self.source.load(number) for number in numbers]
+    def __getitem__(self, chunk: Chunk) -> list[Sample]:
+        return [self.source.load(number, chunk.size) for number in chunk.numbers]
 
 
 def parse_size(text: str) -> float:

@@ -89,9 +89,9 @@ def list_facts(survey: Survey, lengths: Sequence[int], unit: str, config: Config
     ]
     if survey.features is not None:
         source = survey.features.source
-        facts.append(
-            ("features", f"{source.precision}, latents {source.latent_shape}, {source.num_views} view(s), text {source.text or 'not stored'}")
-        )
+        shapes = f"aspects {', '.join(f'{aspect:g}' for aspect in source.aspects)}" if source.aspects else "squares"
+        latents = f"{source.channels} channels, 1/{source.factor} of {source.image_size} pixels, {shapes}"
+        facts.append(("features", f"{source.precision}, latents of {latents}, {source.num_views} view(s), text {source.text or 'not stored'}"))
     if config is not None:
         factor = build_autoencoder(config.autoencoder, device=torch.device("cpu")).factor
         images = survey.samples * (config.model.image_size // factor // config.model.patch_size) ** 2

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffmoe_scale.data.features import CaptionFeatures, FeatureSet, stack_captions, stack_latents
+from diffmoe_scale.data.features import FeatureSet, Latents, StoredCaption, stack_captions, stack_latents
 from diffmoe_scale.data.transforms import Picture, Size
 from diffmoe_scale.encoders.text import TextFeatures
 
@@ -53,7 +53,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Sample:
-    """One slot of a batch before collation: `picture` or, of a set of features, `latents_CHW`; neither when there is a failure."""
+    """One slot of a batch before collation: `picture` or, of a set of features, `latents`; neither when there is a failure."""
 
     index: int
     key: str
@@ -64,8 +64,8 @@ class Sample:
     is_uncaptioned: bool = False
     failure: Failure | None = None
     notes: tuple[Note, ...] = ()
-    latents_CHW: Tensor | None = None
-    text: CaptionFeatures | None = None
+    latents: Latents | None = None
+    text: StoredCaption | None = None
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class Batch:
     """Samples of weight 0 that could not be used."""
     uncaptioned: list[str]
     """Keys of samples that have no caption; trained on the empty one."""
-    sizes_BZ: Tensor | None
-    """float32: height and width of the original, rows above and columns left of the crop, height and width of the image; with images."""
+    sizes_BZ: Tensor
+    """float32: height and width of the original, rows above and columns left of the crop, height and width of the image."""
     latents_BCHW: Tensor | None = None
     """bf16, where the shards hold them."""
     text: TextFeatures | None = None
@@ -111,7 +111,13 @@ class Batch:
 
 
 def collate(samples: Sequence[Sample], *, size: Size, features: FeatureSet | None = None) -> Batch:
-    """One batch of samples whose images are of one size, or that come from a set of `features`."""
+    """One batch of samples whose images are of one size; of those that come from a set of `features`, the latents are."""
+    latents_BCHW = text = None
+    if features is not None:
+        source, empty = features.source, features.empty
+        bits = [None if sample.latents is None else sample.latents.bits_CHW for sample in samples]
+        latents_BCHW = stack_latents(bits, source.latent_shape(size), precision=source.precision)
+        text = None if empty is None else stack_captions([sample.text or empty.stored for sample in samples], precision=source.precision)
     return Batch(
         images_BCHW=_stack_images(samples, size) if features is None else None,
         captions=[sample.caption for sample in samples],
@@ -122,10 +128,10 @@ def collate(samples: Sequence[Sample], *, size: Size, features: FeatureSet | Non
         keys=[sample.key for sample in samples],
         failures=[sample.failure for sample in samples if sample.failure],
         uncaptioned=[sample.key for sample in samples if sample.is_uncaptioned],
-        sizes_BZ=_stack_sizes(samples, size) if features is None else None,
+        sizes_BZ=_stack_sizes(samples, size),
         notes=[note for sample in samples for note in sample.notes],
-        latents_BCHW=None if features is None else stack_latents([sample.latents_CHW for sample in samples], features.source.latent_shape),
-        text=None if features is None or features.empty is None else stack_captions([sample.text or features.empty for sample in samples]),
+        latents_BCHW=latents_BCHW,
+        text=text,
     )
 
 
@@ -143,11 +149,8 @@ def _stack_images(samples: Sequence[Sample], size: Size) -> Tensor:
 
 
 def _stack_sizes(samples: Sequence[Sample], size: Size) -> Tensor:
-    sizes_BZ = torch.zeros(len(samples), 6)
-    for row, sample in enumerate(samples):
-        if sample.picture is not None:
-            sizes_BZ[row] = torch.tensor((*sample.picture.original, *sample.picture.crop, *size))
-    return sizes_BZ
+    found = [sample.picture or sample.latents for sample in samples]
+    return torch.tensor([(0.0,) * 6 if one is None else (*one.original, *one.crop, *size) for one in found], dtype=torch.float32)
 
 
 def to_unit_range(images_BHWC: np.ndarray) -> Tensor:

@@ -41,7 +41,7 @@ class Position:
 class Chunk:
     """One micro-batch of a rank: sample numbers and the size of their images."""
 
-    numbers: range
+    numbers: Sequence[int]
     size: Size
 
 

@@ -1,27 +1,38 @@
 """Samples that are computed before training: an autoencoder's latents and a frozen text encoder's features.
 
 V views of a picture (as it is and, in sets made for flipping, mirrored), C H W latents, K captions of a sample, L tokens, T their width,
-P pooled width. A sample's member `KEY.safetensors` holds `latents_VCHW` and, unless the text encoder is trained along, `tokens_LT` of
-all captions one after another without padding, `lengths_K`, `pooled_KP` and, where K > 1, `weights_K` by which a caption is drawn (those
-of `data.caption_weights` when the features were made). `features.safetensors` beside the shards says what made them.
+P pooled width. A sample's member `KEY.safetensors` holds `latents_VCHW`, `origin_Z` (height and width of the original picture, rows
+above and columns left of what was kept of it) and, unless the text encoder is trained along, `tokens_LT` of all captions one after
+another without padding, `lengths_K`, `pooled_KP` and, where K > 1, `weights_K` by which a caption is drawn (those of
+`data.caption_weights` when the features were made). `features.safetensors` beside the shards says what made them.
 """
 
+import functools
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any  # numpy's types
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from diffmoe_scale.config.check import require
+from diffmoe_scale.config.train import BucketConfig
+from diffmoe_scale.data.buckets import bucket_size, nearest_bucket
+from diffmoe_scale.data.transforms import Size
 from diffmoe_scale.encoders.text import TextFeatures
 
 FEATURE_SUFFIX = "safetensors"
 SET_FILE = "features.safetensors"
 PRECISIONS = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
+BITS: dict[str, np.dtype[Any]] = {"bf16": np.dtype(np.uint16), "fp8": np.dtype(np.uint8)}
+NUMPY_TYPES = {"BF16": BITS["bf16"], "F8_E4M3": BITS["fp8"], "I32": np.dtype(np.int32), "F32": np.dtype(np.float32)}
+"""safetensors' types in numpy; of those that it has not, the bits."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,20 @@ class CaptionFeatures:
 
     tokens_LT: Tensor
     pooled_P: Tensor
+
+    @functools.cached_property
+    def stored(self) -> "StoredCaption":
+        """Of features in a stored format."""
+        bits = {1: torch.uint8, 2: torch.uint16}[self.pooled_P.itemsize]
+        return StoredCaption(self.tokens_LT.view(bits).numpy(), self.pooled_P.view(bits).numpy())
+
+
+@dataclass(frozen=True)
+class StoredCaption:
+    """The bits of CaptionFeatures in the stored format."""
+
+    tokens_LT: np.ndarray
+    pooled_P: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -40,12 +65,31 @@ class FeatureSource:
     """Fingerprint of the autoencoder."""
     text: str
     """Fingerprint of the text encoder; "" where captions are not encoded."""
-    latent_shape: tuple[int, int, int]
-    """C, H, W."""
+    channels: int
+    """Of the latents."""
+    factor: int
+    """By which the latents are smaller than the image, on each side."""
+    image_size: int
+    """Resolution of the images: the side of squares, `model.image_size`."""
+    aspects: tuple[float, ...]
+    """Width over height of each bucket, `buckets.aspects`; empty for a set of squares."""
+    step: int
+    """Sides of a bucket's images are multiples of it, `buckets.step`; 0 for a set of squares."""
     num_views: int
     """1, or 2 with the mirrored picture."""
     precision: str
     """Stored format, a key of PRECISIONS."""
+
+    def image_size_of(self, original: Size) -> Size:
+        """Of the image that a picture of that size was cut to."""
+        if not self.aspects:
+            return Size(self.image_size, self.image_size)
+        (bucket,) = nearest_bucket(np.array([original]), self.aspects)
+        return bucket_size(self.aspects[bucket], resolution=self.image_size, step=self.step)
+
+    def latent_shape(self, size: Size) -> tuple[int, int, int]:
+        """C, H, W of the latents of an image."""
+        return self.channels, size.height // self.factor, size.width // self.factor
 
 
 @dataclass(frozen=True)
@@ -66,12 +110,18 @@ def load_feature_set(folder: Path) -> FeatureSet:
     path = folder / SET_FILE
     try:
         with safetensors.safe_open(path, "pt") as file:
-            fields = json.loads(file.metadata()["source"])
+            told = dict(json.loads(file.metadata()["source"]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dictionary
-        source = FeatureSource(**fields | {"latent_shape": tuple(fields["latent_shape"])})
-        return FeatureSet(source, CaptionFeatures(**tensors) if tensors else None)
+        empty = CaptionFeatures(**tensors) if tensors else None
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} is missing or damaged ({error}); it belongs beside the shards that tools/cache_features.py wrote") from error
+    expected = [field.name for field in fields(FeatureSource)]
+    if told.keys() != set(expected):
+        raise ValueError(
+            f"{path} tells {', '.join(told)}; expected {', '.join(expected)}: the features were made by another version of "
+            "tools/cache_features.py; make them anew"
+        )
+    return FeatureSet(FeatureSource(**told | {"aspects": tuple(told["aspects"])}), empty)
 
 
 def find_feature_set(shards: Sequence[Path]) -> FeatureSet | None:
@@ -88,19 +138,32 @@ def find_feature_set(shards: Sequence[Path]) -> FeatureSet | None:
     return found
 
 
-def check_features(found: FeatureSource, *, autoencoder: str, text: str, latent_shape: tuple[int, int, int], is_flipped: bool) -> None:
-    """Raises: ValueError if training would compute other features than those in its shards.
+def check_shapes(found: FeatureSource, *, image_size: int, buckets: BucketConfig) -> None:
+    """Raises: ValueError if training would cut pictures to other sizes than those that the features in its shards are of."""
+    aspects, step = (buckets.aspects, buckets.step) if buckets.enabled else ((), 0)
+    _refuse_other(found, replace(found, image_size=image_size, aspects=aspects, step=step), "model.image_size and buckets")
+    is_one = all(resolution == image_size for _, resolution in buckets.resolutions)
+    require(
+        is_one, "buckets.resolutions", buckets.resolutions, f"none but model.image_size ({image_size}): features are cached at that resolution alone"
+    )
+
+
+def check_features(found: FeatureSource, *, autoencoder: str, text: str, is_flipped: bool) -> None:
+    """Raises: ValueError if training would compute other features of its images than those in its shards.
 
     `text` is the fingerprint of the run's frozen text encoder, or "" for one that is trained along, and in class mode.
     """
     # Without features of captions the denoiser encodes them itself.
-    expected = FeatureSource(autoencoder, text if found.text else "", latent_shape, found.num_views, found.precision)
+    _refuse_other(found, replace(found, autoencoder=autoencoder, text=text if found.text else ""), "autoencoder and text")
+    require(not is_flipped or found.num_views == 2, "data.horizontal_flip", is_flipped, "false: the shards hold no features of mirrored pictures")
+
+
+def _refuse_other(found: FeatureSource, expected: FeatureSource, settings: str) -> None:
     if found != expected:
         raise ValueError(
             f"the shards of data.train or data.validation hold features of other settings: {_differences(found, expected)}; "
-            "set autoencoder, text and model.image_size as they were, or make the features anew by tools/cache_features.py"
+            f"set {settings} as they were, or make the features anew by tools/cache_features.py"
         )
-    require(not is_flipped or found.num_views == 2, "data.horizontal_flip", is_flipped, "false: the shards hold no features of mirrored pictures")
 
 
 def _differences(found: FeatureSource, expected: FeatureSource) -> str:
@@ -108,8 +171,10 @@ def _differences(found: FeatureSource, expected: FeatureSource) -> str:
     return ", ".join(f"{name} {found or 'none'!r} instead of {wanted or 'none'!r}" for name, found, wanted in pairs)
 
 
-def pack_sample(latents_VCHW: Tensor, captions: Sequence[CaptionFeatures], weights: Sequence[float], *, precision: str) -> bytes:
-    """The member of one sample; `captions`, drawn by `weights`, is empty in sets without text."""
+def pack_sample(
+    latents_VCHW: Tensor, captions: Sequence[CaptionFeatures], weights: Sequence[float], *, original: Size, crop: tuple[int, int], precision: str
+) -> bytes:
+    """The member of one sample; `captions`, drawn by `weights`, is empty in sets without text. `original` and `crop` are those of Picture."""
     tensors = {"latents_VCHW": latents_VCHW}
     if captions:
         tensors |= {
@@ -117,6 +182,7 @@ def pack_sample(latents_VCHW: Tensor, captions: Sequence[CaptionFeatures], weigh
             "pooled_KP": torch.stack([c.pooled_P for c in captions]),
         }
     stored = {name: to_stored(tensor, precision) for name, tensor in tensors.items()}
+    stored["origin_Z"] = torch.tensor([*original, *crop], dtype=torch.int32)
     if captions:
         stored["lengths_K"] = torch.tensor([len(caption.tokens_LT) for caption in captions], dtype=torch.int32)
     if len(captions) > 1:
@@ -133,57 +199,116 @@ def to_stored(tensor: Tensor, precision: str) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SampleFeatures:
-    """A member as it is stored."""
+class Latents:
+    """Of one view of a picture, with what Picture tells beside the pixels."""
 
-    latents_VCHW: Tensor
-    tokens_LT: Tensor | None = None
-    pooled_KP: Tensor | None = None
-    lengths_K: Tensor | None = None
-    weights_K: Tensor | None = None
+    bits_CHW: np.ndarray
+    """In the stored format."""
+    original: Size
+    crop: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class SampleFeatures:
+    """A member as it is stored, floating-point numbers as their bits."""
+
+    latents_VCHW: np.ndarray
+    origin_Z: np.ndarray
+    tokens_LT: np.ndarray | None = None
+    pooled_KP: np.ndarray | None = None
+    lengths_K: np.ndarray | None = None
+    weights_K: np.ndarray | None = None
+
+    def latents(self, view: int) -> Latents:
+        """Raises: ValueError, IndexError where they are not stored."""
+        height, width, top, left = self.origin_Z.tolist()
+        return Latents(self.latents_VCHW[view], Size(height, width), (top, left))
 
     def caption_weights(self) -> list[float]:
         """By which a caption is drawn; empty where there is none. Raises: ValueError where the tensors do not fit each other."""
         number = 0 if self.lengths_K is None else len(self.lengths_K)
         weights = [1.0] * number if self.weights_K is None else self.weights_K.tolist()
         rows = (0, 0) if self.tokens_LT is None or self.pooled_KP is None else (len(self.tokens_LT), len(self.pooled_KP))
-        expected = (0 if self.lengths_K is None else int(self.lengths_K.sum()), number)
+        expected = (0 if self.lengths_K is None else sum(self.lengths_K.tolist()), number)
         if rows != expected or len(weights) != number:
             raise ValueError(f"{rows[0]} tokens and {rows[1]} pooled features of {number} captions; expected {expected}")
         return weights
 
-    def caption(self, number: int) -> CaptionFeatures:
+    def caption(self, number: int) -> StoredCaption:
         """Features of caption `number` of those that have weights."""
         assert self.tokens_LT is not None and self.lengths_K is not None and self.pooled_KP is not None
         lengths = self.lengths_K.tolist()
         first = sum(lengths[:number])
-        return CaptionFeatures(self.tokens_LT[first : first + lengths[number]], self.pooled_KP[number])
+        return StoredCaption(self.tokens_LT[first : first + lengths[number]], self.pooled_KP[number])
 
 
-def unpack_sample(data: bytes, source: FeatureSource) -> SampleFeatures:
-    """Raises: safetensors.SafetensorError, TypeError or ValueError for bytes that are no member of a set of that source."""
-    found = SampleFeatures(**safetensors.torch.load(data))
-    expected = (source.num_views, *source.latent_shape)
+def stored_original(data: bytes) -> Size:
+    """Of the picture that a member was made from; the beginning of its bytes may do. Raises: KeyError, TypeError or ValueError for other bytes."""
+    place = _places(_header(data))["origin_Z"]
+    height, width = np.frombuffer(data, place.dtype, count=2, offset=place.offset).tolist()
+    return Size(height, width)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Of one array in a member."""
+
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+    count: int
+    offset: int
+
+
+def _header(data: bytes) -> bytes:
+    """What comes before the arrays: in safetensors' format, the length of a text in JSON, and the text."""
+    return data[: 8 + int.from_bytes(data[:8], "little")]
+
+
+@functools.lru_cache(maxsize=4096)
+def _places(header: bytes) -> dict[str, _Place]:
+    """Cached: those of most samples are the same. Raises: KeyError, TypeError or ValueError for other bytes."""
+    return {
+        name: _Place(NUMPY_TYPES[told["dtype"]], tuple(told["shape"]), math.prod(told["shape"]), len(header) + told["data_offsets"][0])
+        for name, told in json.loads(header[8:]).items()
+    }
+
+
+def unpack_sample(data: bytes, source: FeatureSource, size: Size) -> SampleFeatures:
+    """Views of the bytes: safetensors' own loader copies them, and takes longer than all else of reading.
+
+    Raises: KeyError, TypeError or ValueError for bytes that are no member of a set of that source, of an image of that size.
+    """
+    places = _places(_header(data))
+    arrays = {name: np.frombuffer(data, place.dtype, place.count, place.offset).reshape(place.shape) for name, place in places.items()}
+    found = SampleFeatures(**arrays)
+    kinds = {array.dtype for array in (found.latents_VCHW, found.tokens_LT, found.pooled_KP) if array is not None}
+    if kinds != {BITS[source.precision]}:
+        raise ValueError(f"numbers of {kinds}; expected {source.precision}")
+    expected = (source.num_views, *source.latent_shape(size))
     if found.latents_VCHW.shape != expected:
         raise ValueError(f"latents of shape {tuple(found.latents_VCHW.shape)}; expected {expected}")
     return found
 
 
-def stack_latents(latents: Sequence[Tensor | None], shape: tuple[int, int, int]) -> Tensor:
-    """[B, C, H, W] in bf16 of each sample's [C, H, W]; zeros for None. bf16 holds both stored formats exactly."""
-    stacked_BCHW = torch.zeros(len(latents), *shape, dtype=torch.bfloat16)
-    for row, latents_CHW in enumerate(latents):
-        if latents_CHW is not None:
-            stacked_BCHW[row] = latents_CHW
-    return stacked_BCHW
+def stack_latents(latents: Sequence[np.ndarray | None], shape: tuple[int, int, int], *, precision: str) -> Tensor:
+    """[B, C, H, W] in bf16 of the bits of each sample's [C, H, W]; zeros for None."""
+    stacked_BCHW = np.zeros((len(latents), *shape), BITS[precision])
+    for row, bits_CHW in enumerate(latents):
+        if bits_CHW is not None:
+            stacked_BCHW[row] = bits_CHW
+    return _to_bf16(stacked_BCHW, precision)
 
 
-def stack_captions(captions: Sequence[CaptionFeatures]) -> TextFeatures:
+def stack_captions(captions: Sequence[StoredCaption], *, precision: str) -> TextFeatures:
     """Captions padded with zeros to the longest, in bf16."""
     lengths = [len(caption.tokens_LT) for caption in captions]
-    tokens_BLT = torch.zeros(len(captions), max(lengths), captions[0].tokens_LT.shape[1], dtype=torch.bfloat16)
-    pooled_BP = torch.empty(len(captions), len(captions[0].pooled_P), dtype=torch.bfloat16)
+    tokens_BLT = np.zeros((len(captions), max(lengths), captions[0].tokens_LT.shape[1]), BITS[precision])
     for row, (caption, length) in enumerate(zip(captions, lengths, strict=True)):
         tokens_BLT[row, :length] = caption.tokens_LT
-        pooled_BP[row] = caption.pooled_P
-    return TextFeatures(tokens_BLT, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None], pooled_BP)
+    mask_BL = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return TextFeatures(_to_bf16(tokens_BLT, precision), mask_BL, _to_bf16(np.stack([caption.pooled_P for caption in captions]), precision))
+
+
+def _to_bf16(bits: np.ndarray, precision: str) -> Tensor:
+    """bf16 holds both stored formats exactly; all zeros are zero in both."""
+    return torch.from_numpy(bits).view(PRECISIONS[precision]).to(torch.bfloat16)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any  # JSON headers and numpy's open archives
+from typing import Any, NamedTuple  # Any: JSON headers and numpy's open archives
 
 import numpy as np
 from webdataset.shardlists import expand_urls
@@ -38,8 +38,7 @@ NAMED_PROBLEMS = 20
 META_NAME = re.compile(r"__[^/]*__($|/)")
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """`size` bytes of a shard from `offset` on."""
 
     offset: int

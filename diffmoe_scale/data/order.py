@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import accumulate
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -92,8 +92,7 @@ def permutation(length: int, stream: Sequence[int]) -> np.ndarray:
     return np.argsort(bits, kind="stable").astype(np.uint32)
 
 
-@dataclass(frozen=True)
-class Draws:
+class Draws(NamedTuple):
     """The random numbers of one sample, each uniform in [0, 1)."""
 
     dropout: float
@@ -105,5 +104,4 @@ def sample_draws(seed: int, index: int) -> Draws:
     """The same for a sample number whoever reads it. A hash, because seeding a generator costs ten times as much."""
     words = struct.unpack("<3Q", blake2b(struct.pack("<QQ", seed % 2**64, index), digest_size=24).digest())
     # 53 bits, so that the division is exact and never reaches 1.
-    dropout, caption, flip = ((word >> 11) / 2**53 for word in words)
-    return Draws(dropout=dropout, caption=caption, flip=flip)
+    return Draws(*((word >> 11) / 2**53 for word in words))

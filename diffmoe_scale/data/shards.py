@@ -16,7 +16,7 @@ from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.train import BucketConfig, DataConfig, DatasetConfig
 from diffmoe_scale.data.batch import FAILURES, NOTES, Batch, Note, collate
 from diffmoe_scale.data.buckets import BatchPlan, Chunk, Position, bucket_size, build_plan, fill_rate
-from diffmoe_scale.data.features import FEATURE_SUFFIX, find_feature_set, load_feature_set
+from diffmoe_scale.data.features import FEATURE_SUFFIX, FeatureSet, check_shapes, find_feature_set, load_feature_set
 from diffmoe_scale.data.index import ShardCatalog, expand_patterns
 from diffmoe_scale.data.mixture import MixedOrder
 from diffmoe_scale.data.order import BucketOrder, FixedOrder, Order, ShuffledOrder
@@ -42,8 +42,8 @@ def build_reader(
     """A reader of the shards that the patterns name, or of data sets by weight; makes missing indexes. Without `buckets` all
     images are cut to squares.
 
-    Raises: ValueError for patterns without a file, shards without a sample, samples without captions (or labels); OSError for
-    a URL that cannot be read and has no index.
+    Raises: ValueError for patterns without a file, shards without a sample, samples without captions (or labels), features of
+    images of other sizes; OSError for a URL that cannot be read and has no index.
     """
     remote = None
     if config.cache_folder:
@@ -56,7 +56,10 @@ def build_reader(
     groups = [expand_patterns(group, remote) for group in shard_groups]
     paths = [path for group in groups for path in group]
     buckets = buckets or BucketConfig()
-    _check_shapes(buckets, model, paths, num_datasets=len(groups), num_urls=len(remote.urls) if remote else 0)
+    _check_buckets(buckets, num_datasets=len(groups), num_urls=len(remote.urls) if remote else 0)
+    features = find_feature_set(paths)
+    if features is not None:
+        check_shapes(features.source, image_size=model.image_size, buckets=buckets)
     catalog = ShardCatalog(paths, index_folder=Path(config.index_folder) if config.index_folder else None, remote=remote)
     _check_cache(config, catalog, [len(group) for group in groups])
     num_samples, num_lost = sum(catalog.counts), catalog.problems.total()
@@ -72,13 +75,13 @@ def build_reader(
     order: Order = ShuffledOrder(catalog.counts, seed=seed, block=config.shuffle_block)
     if buckets.enabled:
         ratios = [size.width / size.height for size in _full_sizes(buckets, model.image_size)]
-        images = ImageBuckets(catalog, ShardFiles(catalog), buckets.aspects, ratios=ratios)
+        images = ImageBuckets(catalog, ShardFiles(catalog), buckets.aspects, ratios=ratios, has_features=features is not None)
         order = BucketOrder([ShuffledOrder(counts, seed=seed, block=config.shuffle_block) for counts in images.counts], images.rows)
     elif datasets:
         order = MixedOrder(_split(catalog.counts, groups), [entry.weight for entry in datasets], seed=seed, block=config.shuffle_block)
         for number, (entry, counts) in enumerate(zip(datasets, _split(catalog.counts, groups), strict=True)):
             logger.info("data set %d: %d samples an epoch, weight %g, %s", number, sum(counts), entry.weight, ", ".join(entry.shards))
-    reader = Reader(config, catalog, model=model, seed=seed, order=order, buckets=buckets, images=images)
+    reader = Reader(config, catalog, model=model, seed=seed, order=order, buckets=buckets, images=images, features=features)
     reader.check_conditions()
     reader.count_retries()
     return reader
@@ -102,20 +105,19 @@ def _check_cache(config: DataConfig, catalog: ShardCatalog, group_sizes: Sequenc
         )
 
 
-def _check_shapes(buckets: BucketConfig, model: ModelConfig, paths: Sequence[Path], *, num_datasets: int, num_urls: int) -> None:
-    """Raises: ValueError for shards whose pictures cannot be had in other shapes than squares, or without their original sizes."""
+def _check_buckets(buckets: BucketConfig, *, num_datasets: int, num_urls: int) -> None:
+    """Raises: ValueError for shards whose pictures cannot be had in other shapes than squares."""
     if buckets.enabled:
         several = f"false with {num_datasets} data sets by weight: the order of a bucket knows no weights; give data.train one list of shards"
         require(num_datasets == 1, "buckets.enabled", True, several)
         remote = f"false with {num_urls} shards behind URLs: each would be fetched whole for the sizes of its pictures; copy them to a local folder"
         require(num_urls == 0, "buckets.enabled", True, remote)
-    for name, is_set in (("buckets.enabled", buckets.enabled), ("model.size_conditioning", model.size_conditioning)):
-        cached = "false with shards of cached features, which are of squares and tell no sizes; name the shards of pictures that they were made from"
-        require(not is_set or find_feature_set(paths) is None, name, True, cached)
 
 
 def _full_sizes(buckets: BucketConfig, image_size: int) -> list[Size]:
-    """Of the images of each bucket at full resolution."""
+    """Of the images of each bucket at full resolution; of all images without buckets."""
+    if not buckets.enabled:
+        return [Size(image_size, image_size)]
     return [bucket_size(aspect, resolution=image_size, step=buckets.step) for aspect in buckets.aspects]
 
 
@@ -132,8 +134,9 @@ class Reader:
         order: Order,
         buckets: BucketConfig,
         images: ImageBuckets | None,
+        features: FeatureSet | None,
     ) -> None:
-        """`images` are the buckets' where they are on, and `order` goes by them."""
+        """`images` are the buckets' where they are on, and `order` goes by them; `features` made the shards that hold no pictures."""
         self.config = config
         self.order = order
         self.buckets = buckets
@@ -145,9 +148,13 @@ class Reader:
         """Samples that this rank was given."""
         self.counts: Counter[str] = Counter()
         """Samples by what was wrong with them (FAILURES, these have weight 0) or was dealt with (NOTES)."""
+        self.sizes = _full_sizes(buckets, model.image_size)
+        """Of the images of each bucket at full resolution."""
         self._edge = model.image_size
-        source = SampleSource(config=config, model=model, seed=seed, catalog=catalog, files=ShardFiles(catalog), order=order, is_augmented=True)
-        self.source = replace(source, features=find_feature_set(catalog.paths))
+        files = ShardFiles(catalog)
+        self.source = SampleSource(
+            config=config, model=model, seed=seed, catalog=catalog, files=files, order=order, is_augmented=True, features=features
+        )
         self.fixed_source = replace(self.source, order=FixedOrder(catalog.counts), is_augmented=False)
 
     @property
@@ -213,12 +220,12 @@ class Reader:
         return self._judged(self._load(plan.chunks(start, dp_rank=dp_rank, dp_size=dp_size)))
 
     def validation_batches(self, *, limit: int, dp_rank: int, dp_size: int, micro_batch: int) -> Iterator[Batch]:
-        """The first `limit` samples of the shards in a fixed order, bucket by bucket, split over the ranks; no dropout, no flip.
+        """The first `limit` samples of the shards in a fixed order, size by size, split over the ranks; no dropout, no flip.
 
-        Every rank gets the same number of full micro-batches; slots beyond a bucket's last sample repeat its first ones with
+        Every rank gets the same number of full micro-batches; slots beyond the last sample of a size repeat its first ones with
         weight 0.
         """
-        for size, numbers in self._fixed_groups(min(limit, self.num_samples)):
+        for size, numbers in self.fixed_groups(range(min(limit, self.num_samples))).items():
             rounds = math.ceil(len(numbers) / (dp_size * micro_batch))
             for first in range(dp_rank * micro_batch, rounds * dp_size * micro_batch, dp_size * micro_batch):
                 places = range(first, first + micro_batch)
@@ -227,14 +234,16 @@ class Reader:
                 is_counted_B = torch.tensor([place < len(numbers) for place in places])
                 yield replace(batch, weight_B=batch.weight_B * is_counted_B)
 
-    def _fixed_groups(self, count: int) -> list[tuple[Size, Sequence[int]]]:
-        """The first samples in the fixed order by bucket, and the size of each bucket at full resolution; empty ones left out."""
-        if self.images is None:
-            return [(Size(self._edge, self._edge), range(count))]
-        numbers: list[list[int]] = [[] for _ in self.buckets.aspects]
-        for number in range(count):
-            numbers[self.images.bucket(*self.fixed_source.order.locate(number))].append(number)
-        return [(size, found) for size, found in zip(_full_sizes(self.buckets, self._edge), numbers, strict=True) if found]
+    def fixed_groups(self, numbers: Iterable[int]) -> Mapping[Size, Sequence[int]]:
+        """The samples of these numbers in the fixed order, by the size of their images at full resolution."""
+        groups: dict[Size, list[int]] = {}
+        for number in numbers:
+            groups.setdefault(self.image_size(*self.fixed_source.order.locate(number)), []).append(number)
+        return groups
+
+    def image_size(self, shard: int, row: int) -> Size:
+        """Of a sample's image at full resolution."""
+        return self.sizes[0 if self.images is None else self.images.bucket(shard, row)]
 
     def check_conditions(self) -> None:
         """Raises: ValueError if none of some samples spread over all shards has a caption (or label)."""

@@ -1,21 +1,22 @@
 """The sizes of a data set's images, read once from their headers and kept in a file beside each shard, and their buckets.
 
-B buckets, R images of a shard, Z = (height, width).
+Of cached features, those of the pictures that they were made from. B buckets, R images of a shard, Z = (height, width).
 """
 
 import logging
 import random
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 
 from diffmoe_scale.data.buckets import cropped_share, nearest_bucket
-from diffmoe_scale.data.index import IMAGE_SUFFIXES, ShardCatalog, ShardIndex, Span, index_places, write_arrays
+from diffmoe_scale.data.features import stored_original
+from diffmoe_scale.data.index import ShardCatalog, ShardIndex, Span, index_places, write_arrays
 from diffmoe_scale.data.recent import RecentlyUsed
-from diffmoe_scale.data.source import ShardFiles
+from diffmoe_scale.data.source import ShardFiles, chosen_suffix
 from diffmoe_scale.data.transforms import Size, stored_size
 
 logger = logging.getLogger(__name__)
@@ -28,10 +29,13 @@ UNKNOWN = Size(0, 0)
 class ImageBuckets:
     """The images of each shard by bucket. Pickles without what can be read again."""
 
-    def __init__(self, catalog: ShardCatalog, files: ShardFiles, aspects: Sequence[float], *, ratios: Sequence[float]) -> None:
+    def __init__(
+        self, catalog: ShardCatalog, files: ShardFiles, aspects: Sequence[float], *, ratios: Sequence[float], has_features: bool = False
+    ) -> None:
         """`aspects` choose the bucket; `ratios` are width over height of what images are cut to there, in whole steps."""
         self.catalog = catalog
         self.files = files
+        self.has_features = has_features
         self.aspects = tuple(aspects)
         self.counts = [[0] * len(catalog.paths) for _ in aspects]
         """Images of each bucket in each shard."""
@@ -81,7 +85,7 @@ class ImageBuckets:
             found = _read(place, digest)
             if found is not None:
                 return found
-        sizes_RZ = scan_sizes(index, shard, self.files)
+        sizes_RZ = scan_sizes(index, shard, self.files, has_features=self.has_features)
         if not any(_write(place, sizes_RZ, digest) for place in places):
             self._kept[shard] = sizes_RZ
             logger.info(
@@ -91,14 +95,13 @@ class ImageBuckets:
         return sizes_RZ
 
 
-def scan_sizes(index: ShardIndex, shard: int, files: ShardFiles) -> np.ndarray:
+def scan_sizes(index: ShardIndex, shard: int, files: ShardFiles, *, has_features: bool) -> np.ndarray:
     """Upright height and width of each image of a shard, [R, 2] uint32, from its header; 0 where that cannot be read."""
     sizes_RZ = np.zeros((len(index), 2), dtype=np.uint32)
     for row in range(len(index)):
         members = index.members(row)
-        span = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
-        # A sample of stray cached features has none.
-        sizes_RZ[row] = UNKNOWN if span is None else _read_size(files, shard, span)
+        span = members.get(chosen_suffix(members, has_features=has_features))
+        sizes_RZ[row] = UNKNOWN if span is None else _read_size(files, shard, span, stored_original if has_features else stored_size)
     return sizes_RZ
 
 
@@ -107,11 +110,11 @@ def size_places(path: Path, index_folder: Path | None) -> list[Path]:
     return index_places(path.with_name(path.name + ".sizes"), index_folder)
 
 
-def _read_size(files: ShardFiles, shard: int, span: Span) -> Size:
+def _read_size(files: ShardFiles, shard: int, span: Span, stored: Callable[[bytes], Size]) -> Size:
     # Some headers lie behind a thumbnail, some formats have theirs at the end.
     for size in {min(span.size, HEADER_BYTES): None, span.size: None}:
         try:
-            return stored_size(files.read(shard, Span(span.offset, size)))
+            return stored(files.read(shard, Span(span.offset, size)))
         except Exception:  # of a dozen types, as in decoding; the image is counted and named when its turn comes
             continue
     return UNKNOWN

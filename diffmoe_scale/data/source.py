@@ -3,8 +3,9 @@
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 from diffmoe_scale.config.model import ModelConfig
@@ -30,6 +31,12 @@ def choose(weights: Sequence[float], draw: float) -> int:
     """The number of the weight that a draw in [0, 1) falls into."""
     ends = list(accumulate(weights))
     return min(bisect_right(ends, draw * ends[-1]), len(weights) - 1)
+
+
+def chosen_suffix(members: Collection[str], *, has_features: bool) -> str:
+    """The member of a sample that is read: of several pictures the first in the list of suffixes; in a set of pictures a sample may have
+    stray features alone."""
+    return FEATURE_SUFFIX if has_features else next((suffix for suffix in IMAGE_SUFFIXES if suffix in members), FEATURE_SUFFIX)
 
 
 class ShardFiles:
@@ -115,9 +122,8 @@ class SampleSource:
         draws = sample_draws(self.seed, index)
         is_dropped = self.is_augmented and draws.dropout < self.config.caption_dropout
         is_flipped = self.is_augmented and self.config.horizontal_flip and draws.flip < 0.5
-        suffix = FEATURE_SUFFIX if self.features else next((suffix for suffix in IMAGE_SUFFIXES if suffix in members), FEATURE_SUFFIX)
         try:
-            data = self.files.read(shard, members[suffix])
+            data = self.files.read(shard, members[chosen_suffix(members, has_features=self.features is not None)])
             is_read = self.model.conditioning == "text" and not self.has_text_features
             captions = self.files.captions(shard, members, self.config.caption_weights) if is_read else []
             label = self._label(shard, members) if self.model.conditioning == "class" else -1
@@ -126,15 +132,15 @@ class SampleSource:
         except ValueError as error:
             return self._failed(index, key, "label", error)
         oddities: set[str] = set()
-        picture = latents_CHW = None
+        picture = latents = None
         wanted = size or Size(self.model.image_size, self.model.image_size)
         weights, stored = [weight for _, weight in captions], None
         try:
             if self.features is None:
                 picture = decode_image(data, size=wanted, background=self.config.background, is_flipped=is_flipped, oddities=oddities)
             else:
-                found = unpack_sample(data, self.features.source)
-                latents_CHW = found.latents_VCHW[int(is_flipped)]
+                found = unpack_sample(data, self.features.source, wanted)
+                latents = found.latents(int(is_flipped))
                 if self.has_text_features:
                     weights, stored = found.caption_weights(), found
         except BadPicture as error:
@@ -143,19 +149,18 @@ class SampleSource:
             # Pillow raises a dozen types for broken data, among them SyntaxError and struct.error; safetensors its own.
             return self._failed(index, key, "corrupt" if self.features is None else "features", error)
         notes = tuple(Note(kind, key) for kind in sorted(oddities))
-        sample = Sample(index, key, picture, latents_CHW=latents_CHW, notes=notes)
+        slot = partial(Sample, index, key, picture, latents=latents)
         if self.model.conditioning == "class":
-            return replace(sample, label=self.model.num_classes if is_dropped else label, is_dropped=is_dropped)
+            return slot(notes=notes, label=self.model.num_classes if is_dropped else label, is_dropped=is_dropped)
         if is_dropped or not weights:
-            return replace(sample, is_dropped=True, is_uncaptioned=not weights)
+            return slot(notes=notes, is_dropped=True, is_uncaptioned=not weights)
         choice = choose(weights, draws.caption) if self.is_augmented else 0
         if stored is not None:
-            return replace(sample, text=stored.caption(choice))
+            return slot(notes=notes, text=stored.caption(choice))
         caption = captions[choice][0]
         if len(caption) > LONGEST_CAPTION:
-            cut = Note("long_caption", f"{key}: {len(caption)} characters, cut to {LONGEST_CAPTION}")
-            return replace(sample, caption=caption[:LONGEST_CAPTION], notes=(*notes, cut))
-        return replace(sample, caption=caption)
+            notes += (Note("long_caption", f"{key}: {len(caption)} characters, cut to {LONGEST_CAPTION}"),)
+        return slot(notes=notes, caption=caption[:LONGEST_CAPTION])
 
     def take_retries(self) -> list[str]:
         """What was tried again since the last call, in this process."""

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from diffmoe_scale.config.train import DataConfig
-from diffmoe_scale.data.features import FEATURE_SUFFIX, FeatureSet, find_feature_set, unpack_sample
+from diffmoe_scale.data.features import FEATURE_SUFFIX, FeatureSet, find_feature_set, stack_latents, stored_original, unpack_sample
 from diffmoe_scale.data.index import IMAGE_SUFFIXES, ShardCatalog, Span
 from diffmoe_scale.data.order import FixedOrder
 from diffmoe_scale.data.source import ShardFiles
@@ -95,8 +96,10 @@ def _look_at_picture(survey: Survey, read: Callable[[Span], bytes], members: dic
 
 def _look_at_features(survey: Survey, read: Callable[[Span], bytes], members: dict[str, Span], caption: str, is_shown: bool) -> None:
     assert survey.features is not None
-    found = unpack_sample(read(members[FEATURE_SUFFIX]), survey.features.source)
-    latents_CHW = found.latents_VCHW[0].float()
+    data, source = read(members[FEATURE_SUFFIX]), survey.features.source
+    size = source.image_size_of(stored_original(data))
+    found = unpack_sample(data, source, size)
+    latents_CHW = stack_latents([found.latents(0).bits_CHW], source.latent_shape(size), precision=source.precision)[0].float()
     if not latents_CHW.isfinite().all():
         raise ValueError("latents that are not finite")
     if found.lengths_K is not None:
@@ -106,4 +109,5 @@ def _look_at_features(survey: Survey, read: Callable[[Span], bytes], members: di
     if is_shown:
         # Three deviations on either side of zero.
         pixels_HWC = (latents_CHW[:3] / 3).clamp(-1, 1).add(1).mul(127.5).byte().permute(1, 2, 0).numpy()
-        survey.shown.append((np.resize(pixels_HWC, (*pixels_HWC.shape[:2], 3)) if pixels_HWC.shape[2] < 3 else pixels_HWC, caption))
+        image = Image.fromarray(np.resize(pixels_HWC, (*pixels_HWC.shape[:2], 3)) if pixels_HWC.shape[2] < 3 else pixels_HWC)
+        survey.shown.append((np.asarray(ImageOps.fit(image, SHOWN_SIZE, Image.Resampling.NEAREST)), caption))

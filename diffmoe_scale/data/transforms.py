@@ -63,9 +63,12 @@ def decode_image(data: bytes, *, size: Size, background: RGB, is_flipped: bool =
 def stored_size(data: bytes) -> Size:
     """Of an upright picture, from its header; the beginning of its bytes may do. Raises: as `decode_image`."""
     image = _identify(data)
-    # Pillow would decode a PNG whole in search of an orientation behind the pixels.
-    exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
-    return Size(image.width, image.height) if exif.get(ExifTags.Base.Orientation) in LYING else Size(image.height, image.width)
+    orientation = None
+    # Pillow turns a TIFF itself, and would decode a PNG whole in search of an orientation behind the pixels.
+    if image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info):
+        with contextlib.suppress(Exception):  # as in _upright
+            orientation = image.getexif().get(ExifTags.Base.Orientation)
+    return Size(image.width, image.height) if orientation in LYING else Size(image.height, image.width)
 
 
 def open_image(data: bytes, *, draft_size: int | None = None, oddities: set[str] | None = None) -> Image.Image:

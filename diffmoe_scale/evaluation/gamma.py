@@ -93,6 +93,7 @@ def choose_prompts(config: Config, count: int) -> list[str] | list[int]:
     """`count` captions of the run's validation shards, else of its training shards; in class mode labels, evenly spread."""
     if config.model.conditioning == "class":
         return [i * config.model.num_classes // count for i in range(count)]
-    reader = build_reader(config.data, config.data.validation or config.data.train, model=config.model, seed=config.run.seed)
+    shards = config.data.validation or config.data.train
+    reader = build_reader(config.data, shards, model=config.model, seed=config.run.seed, buckets=config.buckets)
     captions = list(iterate_captions(reader, count))
     return (captions * math.ceil(count / max(1, len(captions))))[:count]

@@ -68,7 +68,7 @@ def denoising_loss(
         captions=batch.captions,
         labels_B=batch.labels_B.to(device),
         dropped_B=batch.dropped_B.to(device),
-        sizes_BZ=None if batch.sizes_BZ is None else batch.sizes_BZ.to(device),
+        sizes_BZ=batch.sizes_BZ.to(device),
     )
     prediction = predict(x_t_BCHW, objective.embedding_time(t_B), condition, selection, text_of(batch, device))
     weight_B = batch.weight_B.to(device)

@@ -266,7 +266,6 @@ def refuse_other_features(readers: Sequence[Reader | None], pipeline: Pipeline, 
                 features.source,
                 autoencoder=pipeline.autoencoder.fingerprint(),
                 text=encoder.fingerprint() if encoder is not None and not encoder.is_trained else "",
-                latent_shape=pipeline.latent_shape,
                 is_flipped=config.data.horizontal_flip,
             )
 

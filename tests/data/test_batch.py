@@ -3,11 +3,18 @@ import pytest
 import torch
 
 from diffmoe_scale.data.batch import Failure, Sample, collate
+from diffmoe_scale.data.features import FeatureSet, FeatureSource, Latents
 from diffmoe_scale.data.transforms import Picture, Size
 
 PIXELS = np.array([[[0, 51, 255], [102, 153, 204]], [[1, 2, 3], [4, 5, 6]]], dtype=np.uint8)
 PICTURE = Picture(PIXELS, original=Size(8, 6), crop=(1, 0))
 GOOD = Sample(7, "a.tar/0", PICTURE, caption="a red circle")
+
+
+def to_bits(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.bfloat16().view(torch.uint16).numpy()
+
+
 BAD = Sample(8, "a.tar/1", None, is_dropped=True, failure=Failure("image", "a.tar/1", "OSError: broken"))
 
 
@@ -43,3 +50,11 @@ def test_a_picture_of_another_size_is_refused() -> None:
 
 def test_a_batch_knows_original_crop_and_size_of_each_image() -> None:
     assert collate([GOOD, BAD], size=Size(2, 2)).sizes_BZ.tolist() == [[8, 6, 1, 0, 2, 2], [0] * 6]
+
+
+def test_a_batch_of_latents_knows_them_as_one_of_pictures_and_has_the_shape_of_its_size() -> None:
+    source = FeatureSource("a", "", channels=3, factor=2, image_size=4, aspects=(0.5, 2.0), step=2, num_views=1, precision="bf16")
+    good = Sample(7, "a.tar/0", None, latents=Latents(to_bits(torch.ones(3, 1, 4)), original=Size(8, 30), crop=(0, 1)))
+    batch = collate([good, BAD], size=Size(2, 8), features=FeatureSet(source, None))
+    assert batch.images_BCHW is None and batch.latents_BCHW is not None and batch.latents_BCHW.shape == (2, 3, 1, 4)
+    assert batch.latents_BCHW.mean((1, 2, 3)).tolist() == [1, 0] and batch.sizes_BZ.tolist() == [[8, 30, 0, 1, 2, 8], [0] * 6]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import tests.ranks  # noqa: F401  # its preloaded imports: a reading process then starts in milliseconds
@@ -13,16 +14,18 @@ from diffmoe_scale.config.train import BucketConfig, DataConfig, DatasetConfig
 from diffmoe_scale.data import sizes as sizes_module
 from diffmoe_scale.data.batch import Batch
 from diffmoe_scale.data.buckets import Position
-from diffmoe_scale.data.features import FeatureSet, FeatureSource
+from diffmoe_scale.data.features import FeatureSet, FeatureSource, pack_sample
 from diffmoe_scale.data.index import ShardCatalog, expand_patterns
 from diffmoe_scale.data.shards import Reader, build_reader
 from diffmoe_scale.data.sizes import ImageBuckets, size_places
 from diffmoe_scale.data.source import ShardFiles
+from diffmoe_scale.data.transforms import Size, decode_image, stored_size
 from tests.data.samples import Members, all_keys, encode, write_shards
 
 ASPECTS = (0.5, 0.5625, 0.6667, 0.75, 0.8, 0.9, 1.0, 1.25, 1.3333, 1.5, 1.7778, 2.0)
 COUNTS = [11, 3, 17, 29]
 GLOBAL_BATCH, MICRO_BATCH = 8, 2
+SOURCE = FeatureSource("a", "", channels=1, factor=2, image_size=16, aspects=ASPECTS, step=2, num_views=1, precision="bf16")
 
 
 def _members(number: int, row: int) -> Members:
@@ -34,6 +37,20 @@ def _members(number: int, row: int) -> Members:
 
 def _mixed_shards(folder: Path) -> list[Path]:
     return write_shards(folder, COUNTS, replaced={f"{n}_{row}": _members(n, row) for n, count in enumerate(COUNTS) for row in range(count)})
+
+
+def _feature_shards(folder: Path, *, wrong: str = "") -> list[Path]:
+    """The same samples as features; those of the key `wrong` lie on their side."""
+    replaced = {}
+    for key in (f"{n}_{row}" for n, count in enumerate(COUNTS) for row in range(count)):
+        data = _members(*map(int, key.split("_")))["png"]
+        picture = decode_image(data, size=SOURCE.image_size_of(stored_size(data)), background=(0, 0, 0))
+        height, width, _ = picture.pixels_HWC.shape
+        latents_VCHW = torch.zeros(1, *SOURCE.latent_shape(Size(width, height) if key == wrong else Size(height, width)))
+        member = pack_sample(latents_VCHW, [], [], original=picture.original, crop=picture.crop, precision="bf16")
+        replaced[key] = {"safetensors": member, "txt": b"caption"}
+    FeatureSet(SOURCE, None).save(folder)
+    return write_shards(folder, COUNTS, replaced=replaced)
 
 
 def _reader(folder: Path, **data: object) -> Reader:
@@ -123,13 +140,34 @@ def test_data_sets_by_weight_and_remote_shards_are_refused_in_buckets(tmp_path: 
         build_reader(config, ["http://localhost:1/shard.tar"], model=model, seed=0, buckets=buckets)
 
 
-@pytest.mark.parametrize("name", ["buckets.enabled", "model.size_conditioning"])
-def test_cached_features_are_refused_with_shapes_or_sizes(tmp_path: Path, name: str) -> None:
-    (path,) = write_shards(tmp_path, [4])
-    FeatureSet(FeatureSource("a", "", (4, 2, 2), 1, "bf16"), None).save(tmp_path)
-    model = ModelConfig(image_size=16, size_conditioning=name == "model.size_conditioning")
-    with pytest.raises(ValueError, match=rf"{name} is True; expected false with shards of cached features.*name the shards of pictures"):
-        build_reader(DataConfig(), [str(path)], model=model, seed=0, buckets=BucketConfig(enabled=name == "buckets.enabled", step=2))
+def test_features_come_in_the_order_batches_and_shapes_of_their_pictures(tmp_path: Path) -> None:
+    for name, write in (("pictures", _mixed_shards), ("features", _feature_shards)):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name)
+    readers = [_reader(tmp_path / name) for name in ("pictures", "features")]
+    read = [[*itertools.chain(*_steps(reader, 24)), *reader.validation_batches(limit=40, dp_rank=0, dp_size=1, micro_batch=3)] for reader in readers]
+    for plain, ours in zip(*read, strict=True):
+        assert ours.keys == plain.keys and ours.captions == plain.captions and ours.failures == []
+        assert torch.equal(ours.indices_B, plain.indices_B) and torch.equal(ours.weight_B, plain.weight_B)
+        assert torch.equal(ours.sizes_BZ, plain.sizes_BZ) and (ours.sizes_BZ[:, :2] > 0).all()
+        count, _, height, width = plain.images_BCHW.shape
+        assert ours.latents_BCHW.shape == (count, 1, height // 2, width // 2)
+
+
+def test_features_of_another_shape_than_their_bucket_s_are_failures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _feature_shards(tmp_path, wrong="2_5")
+    reader = _reader(tmp_path)
+    batches = list(itertools.chain(*_steps(reader, 24)))
+    failed = {key for batch in batches for key, weight in zip(batch.keys, batch.weight_B.tolist(), strict=True) if weight == 0}
+    assert failed == {"shard-002.tar/2_5"} and reader.counts.keys() == {"features"}
+    assert "shard-002.tar/2_5: ValueError: latents of shape (1, 1, " in caplog.text
+
+
+def test_features_of_other_buckets_are_refused_before_their_sizes_are_read(tmp_path: Path) -> None:
+    (path, *_) = _feature_shards(tmp_path)
+    with pytest.raises(ValueError, match=r"aspects \(0\.5, .* instead of \(1\.0,\); set model\.image_size and buckets as they were"):
+        build_reader(DataConfig(), [str(path)], model=ModelConfig(image_size=16), seed=0, buckets=BucketConfig(enabled=True, aspects=(1.0,), step=2))
+    assert not any(place.exists() for place in size_places(path, None))
 
 
 def test_a_sample_of_stray_features_has_no_size(tmp_path: Path) -> None:
@@ -146,7 +184,9 @@ def test_headers_are_read_once_and_again_for_another_shard(tmp_path: Path, monke
     paths = _mixed_shards(tmp_path)
     first = _buckets(tmp_path)
     scanned: list[int] = []
-    monkeypatch.setattr(sizes_module, "scan_sizes", lambda index, shard, files: scanned.append(shard) or np.ones((len(index), 2), np.uint32))
+    monkeypatch.setattr(
+        sizes_module, "scan_sizes", lambda index, shard, files, **options: scanned.append(shard) or np.ones((len(index), 2), np.uint32)
+    )
     assert _buckets(tmp_path).counts == first.counts and scanned == []
     write_shards(tmp_path, [1, *COUNTS[1:]])
     (place,) = size_places(paths[2], None)

@@ -203,3 +203,17 @@ def test_the_original_size_is_upright_and_from_before_the_draft(orientation: int
     data = encode(Image.new("RGB", (640, 320)), "JPEG", exif=exif)
     expected = Size(640, 320) if orientation in (5, 6, 7, 8) else Size(320, 640)
     assert decode_image(data, size=Size(8, 8), background=WHITE).original == expected == stored_size(data) == stored_size(data[:1000])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_the_size_of_a_turned_picture_of_any_kind_is_upright(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(Image.new("RGB", (64, 32)), kind, exif=exif)
+    assert decode_image(data, size=Size(8, 8), background=WHITE).original == (64, 32) == stored_size(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_malformed_camera_data_hides_no_size(kind: str) -> None:
+    data = encode(Image.new("RGB", (64, 32)), kind, exif=b"Exif\0\0MM\0*\0\0")
+    assert decode_image(data, size=Size(8, 8), background=WHITE).original == (32, 64) == stored_size(data)

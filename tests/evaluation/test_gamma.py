@@ -3,15 +3,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.data.features import FeatureSet, FeatureSource, pack_sample
+from diffmoe_scale.data.transforms import Size
 from diffmoe_scale.evaluation.gamma import MAX_TRIALS, TOLERANCE, choose_prompts, search
 from diffmoe_scale.evaluation.loading import draw, load_pipeline
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.train import trainer
+from tests.data.samples import write_shards
 from tests.ranks import run_alone, run_on_ranks
 from tests.train.runs import text_settings, tiny_config
 from tools import find_gamma
@@ -73,6 +77,15 @@ def test_recorded_gamma_of_a_trained_model_gives_the_capacity_asked_for(tmp_path
     code, refused, capacity = run_alone(find_and_draw, tmp_path / "run")
     assert code == 0 and refused == [2, 2]
     assert abs(capacity - 1.5) <= TOLERANCE
+
+
+def test_prompts_are_captions_of_the_run_s_shards_also_of_features_in_buckets(tmp_path: Path) -> None:
+    source = FeatureSource("a", "", channels=4, factor=8, image_size=32, aspects=(0.5, 1.0), step=8, num_views=1, precision="bf16")
+    FeatureSet(source, None).save(tmp_path)
+    member = pack_sample(torch.zeros(1, 4, 4, 4), [], [], original=Size(9, 9), crop=(0, 0), precision="bf16")
+    write_shards(tmp_path, [2], replaced={f"0_{row}": {"safetensors": member, "txt": f"caption {row}".encode()} for row in range(2)})
+    buckets = ["buckets.enabled=true", "buckets.aspects=[0.5,1.0]", "buckets.step=8"]
+    assert choose_prompts(load_config(None, [f"data.train=[{tmp_path}/*.tar]", *buckets]), 3) == ["caption 0", "caption 1", "caption 0"]
 
 
 def test_prompts_of_a_class_model_are_labels_evenly_spread() -> None:

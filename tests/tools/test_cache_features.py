@@ -1,5 +1,6 @@
 import json
 import re
+import tarfile
 from pathlib import Path
 
 import open_clip
@@ -11,13 +12,14 @@ from safetensors.torch import save_file
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.batch import Batch
+from diffmoe_scale.data.features import SET_FILE
 from diffmoe_scale.data.shards import Reader, build_reader
 from diffmoe_scale.encoders.text import TextFeatures
 from diffmoe_scale.model.pipeline import Pipeline, build_pipeline
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.train.loss import denoising_loss, latents_of
 from diffmoe_scale.train.trainer import refuse_other_features
-from tests.data.samples import encode, read_batches, write_shards
+from tests.data.samples import color, encode, read_batches, write_shards
 from tests.encoders.test_autoencoder import tiny_model
 from tests.encoders.test_text import TOWER
 from tests.moe.layers import alone
@@ -25,6 +27,8 @@ from tools import cache_features
 
 # Stored numbers keep 8 binary digits.
 BF16 = {"rtol": 2**-7, "atol": 2**-7}
+# Of 24 x 8, 16 x 16 and 8 x 24 pixels.
+BUCKETS = ("buckets.enabled=true", "buckets.aspects=[0.5,1.0,2.0]", "buckets.step=8", "model.size_conditioning=true")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +50,11 @@ def settings(encoders: Path, tmp_path_factory: pytest.TempPathFactory) -> list[s
     several = {"png": encode(Image.linear_gradient("L")), "json": b'{"caption": ["a red circle", "two long words and three more"]}'}
     broken = {"png": b"no picture", "txt": b"x"}
     uncaptioned = {"png": encode(Image.radial_gradient("L"))}
-    write_shards(folder, [5, 7, 3], replaced={"0_2": several, "1_1": several, "1_4": uncaptioned, "2_1": broken})
+    shapes = {
+        key: {"png": encode(Image.new("RGB", size, color(*map(int, key.split("_"))))), "txt": f"a shape {key}".encode()}
+        for key, size in {"0_1": (8, 4), "0_3": (30, 70), "1_0": (4, 8), "1_3": (70, 31), "1_5": (90, 50)}.items()
+    }
+    write_shards(folder, [5, 7, 3], replaced=shapes | {"0_2": several, "1_1": several, "1_4": uncaptioned, "2_1": broken})
     return [
         "autoencoder.kind=kl",
         f"autoencoder.path={encoders / 'kl'}",
@@ -66,7 +74,11 @@ def settings(encoders: Path, tmp_path_factory: pytest.TempPathFactory) -> list[s
 
 @pytest.fixture(scope="module")
 def pipeline(settings: list[str]) -> Pipeline:
-    pipeline = build_pipeline(load_config(None, settings), tokenizer_path=Path(), groups=alone(), device=torch.device("cpu"))
+    return _pipeline(load_config(None, settings))
+
+
+def _pipeline(config: Config) -> Pipeline:
+    pipeline = build_pipeline(config, tokenizer_path=Path(), groups=alone(), device=torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in pipeline.denoiser.parameters():
@@ -88,7 +100,7 @@ def _cache(output: Path, settings: list[str], *options: str, shards: str = "*") 
 
 
 def _reader(config: Config, shards: str) -> Reader:
-    return build_reader(config.data, [shards], model=config.model, seed=3)
+    return build_reader(config.data, [shards], model=config.model, seed=3, buckets=config.buckets)
 
 
 def _batches(reader: Reader, count: int) -> list[Batch]:
@@ -96,15 +108,20 @@ def _batches(reader: Reader, count: int) -> list[Batch]:
     return [next(batches) for _ in range(count)]
 
 
-@pytest.mark.parametrize("options", [(), ("data.horizontal_flip=true",)])
-def test_training_losses_are_those_of_computing_on_the_fly(tmp_path: Path, settings: list[str], pipeline: Pipeline, options: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "options", [(), ("data.horizontal_flip=true", "model.size_conditioning=true"), BUCKETS, (*BUCKETS, "data.horizontal_flip=true")]
+)
+def test_training_losses_are_those_of_computing_on_the_fly(tmp_path: Path, settings: list[str], options: tuple[str, ...]) -> None:
     # Without the broken sample, which a cache leaves out.
     assert _cache(tmp_path / "cache", [*settings, *options], shards="00[01]") == 0
     config = load_config(None, [*settings, *options])
+    pipeline = _pipeline(config)
     raw = _batches(_reader(config, config.data.train[0].replace("*", "00[01]")), 6)
     cached = _batches(_reader(config, f"{tmp_path}/cache/*.tar"), 6)
+    assert len({batch.images_BCHW.shape[2:] for batch in raw}) == (3 if config.buckets.enabled else 1)
     for ours, plain in zip(cached, raw, strict=True):
         assert ours.keys == plain.keys and not any(ours.captions) and ours.images_BCHW is None and ours.text is not None
+        assert torch.equal(ours.indices_B, plain.indices_B) and torch.equal(ours.sizes_BZ, plain.sizes_BZ)
         latents_BCHW = latents_of(plain, pipeline.autoencoder, pipeline.device)
         torch.testing.assert_close(latents_of(ours, pipeline.autoencoder, pipeline.device), latents_BCHW, **BF16)
         text = pipeline.denoiser.encode(plain.captions, pipeline.device)
@@ -131,8 +148,9 @@ def test_training_losses_are_those_of_computing_on_the_fly(tmp_path: Path, setti
         assert losses[0].total.item() == pytest.approx(losses[1].total.item(), rel=1e-3)
 
 
-def test_the_size_is_told_before_and_kept(tmp_path: Path, settings: list[str], capfd: pytest.CaptureFixture[str]) -> None:
-    assert _cache(tmp_path / "cache", settings) == 0
+@pytest.mark.parametrize("options", [(), BUCKETS])
+def test_the_size_is_told_before_and_kept(tmp_path: Path, settings: list[str], options: tuple[str, ...], capfd: pytest.CaptureFixture[str]) -> None:
+    assert _cache(tmp_path / "cache", [*settings, *options]) == 0
     estimate = float(re.search(r"about ([\d.]+) KB", capfd.readouterr().out)[1]) * 1000
     written = sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.tar"))
     assert abs(estimate - written) < 0.05 * written
@@ -157,6 +175,28 @@ def test_half_the_bits_store_fp8(tmp_path: Path, settings: list[str]) -> None:
 def build_pipeline_latents(config: Config, batch: Batch) -> torch.Tensor:
     assert batch.images_BCHW is not None
     return cache_features.build_autoencoder(config.autoencoder, device=torch.device("cpu")).encode(batch.images_BCHW)
+
+
+def test_shards_keep_the_order_of_their_samples_whatever_the_batch(tmp_path: Path, settings: list[str]) -> None:
+    expected = [f"1_{row}" for row in range(7)]
+    for batch in ("1", "2", "32"):
+        assert _cache(tmp_path / batch, [*settings, *BUCKETS], "--batch", batch, shards="001") == 0
+        with tarfile.open(tmp_path / batch / "shard-001.tar") as archive:
+            assert [name.removesuffix(".safetensors") for name in archive.getnames() if name.endswith(".safetensors")] == expected
+
+
+def test_a_picture_that_is_turned_behind_its_pixels_is_left_out(tmp_path: Path, settings: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(Image.new("RGB", (32, 16)), exif=exif)
+    first = data.index(b"eXIf") - 4
+    size = 12 + int.from_bytes(data[first : first + 4], "big")
+    moved = data[:first] + data[first + size : -12] + data[first : first + size] + data[-12:]
+    write_shards(tmp_path, [3], replaced={"0_1": {"png": moved, "txt": b"turned"}})
+    elsewhere = [*(setting for setting in settings if not setting.startswith("data.train")), f"data.train=[{tmp_path}/shard-*.tar]"]
+    assert _cache(tmp_path / "cache", [*elsewhere, *BUCKETS]) == 0
+    assert "left out shard-000.tar/0_1: decoded it is 16 x 32, of another bucket than its header says" in capfd.readouterr().err
+    assert _reader(load_config(None, [*settings, *BUCKETS]), f"{tmp_path}/cache/*.tar").num_samples == 2
 
 
 def test_ranks_share_the_shards_and_the_last_one_publishes(tmp_path: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,9 +248,24 @@ def test_features_of_other_encoders_are_refused(tmp_path: Path, settings: list[s
         next(pipeline.autoencoder.model.parameters()).div_(2)
 
 
+def test_features_of_other_shapes_are_refused(tmp_path: Path, settings: list[str]) -> None:
+    assert _cache(tmp_path / "cache", [*settings, *BUCKETS], shards="000") == 0
+    told = json.loads((tmp_path / "cache" / "features.json").read_text())
+    assert (told["aspects"], told["step"], told["image_size"]) == ([0.5, 1.0, 2.0], 8, 16)
+    changes = {
+        "buckets.aspects=[0.5,1.0]": r"aspects \(0\.5, 1\.0, 2\.0\) instead of \(0\.5, 1\.0\)",
+        "buckets.enabled=false": "aspects .* instead of 'none'",
+        "model.image_size=32": "image_size 16 instead of 32",
+        "buckets.resolutions=[[1,8],[4,16]]": r"buckets\.resolutions is .*; expected none but model\.image_size \(16\)",
+    }
+    for change, message in changes.items():
+        with pytest.raises(ValueError, match=message):
+            _reader(load_config(None, [*settings, *BUCKETS, change]), f"{tmp_path}/cache/*.tar")
+
+
 def test_shards_without_what_describes_them_are_refused(tmp_path: Path, settings: list[str]) -> None:
     assert _cache(tmp_path / "cache", settings, shards="000") == 0
-    (tmp_path / "cache" / "features.safetensors").unlink()
+    (tmp_path / "cache" / SET_FILE).unlink()
     with pytest.raises(ValueError, match=r"features\.safetensors is missing or damaged"):
         _reader(load_config(None, settings), f"{tmp_path}/cache/*.tar")
 
@@ -227,8 +282,8 @@ def test_an_encoder_that_is_trained_along_is_not_cached(tmp_path: Path, settings
     [
         (["autoencoder.kind=pixels", "autoencoder.path="], "pixels need no cache"),
         (["model.image_size=18"], "a multiple of 4"),
-        (["buckets.enabled=true"], "buckets.enabled is True; expected false: cached features are of squares"),
-        (["model.size_conditioning=true"], "model.size_conditioning is True; expected false: cached features are of squares"),
+        ([*BUCKETS, "buckets.step=4"], "buckets.step is 4; expected a multiple of 8 (model.patch_size times the autoencoder's factor)"),
+        ([*BUCKETS, "buckets.resolutions=[[1,8],[4,16]]"], "expected none but model.image_size (16)"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, settings: list[str], capfd: pytest.CaptureFixture[str], changed: list[str], message: str) -> None:

@@ -1,8 +1,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from diffmoe_scale.data.features import FeatureSet, FeatureSource, pack_sample
+from diffmoe_scale.data.transforms import Size
 from tests.data.samples import encode, write_shards
 from tools import inspect_data
 
@@ -30,6 +33,22 @@ def test_tokens_of_a_run_are_counted(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "c.yaml").write_text("model: {image_size: 16, patch_size: 4}")
     assert inspect_data.main(["--config", str(tmp_path / "c.yaml"), "--input", f"{tmp_path}/*.tar", f"run.directory={tmp_path}"]) == 0
     assert "image tokens an epoch   48" in capsys.readouterr().out
+
+
+def test_features_in_buckets_are_shown_and_those_of_another_shape_are_broken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = FeatureSource("a", "", channels=4, factor=8, image_size=64, aspects=(0.5, 1.0), step=16, num_views=1, precision="bf16")
+    FeatureSet(source, None).save(tmp_path)
+    # The buckets are 80 x 48 and 64 x 64 pixels.
+    samples = {"0_0": ((4, 10, 6), Size(300, 150)), "0_1": ((4, 8, 8), Size(300, 150)), "0_2": ((4, 8, 8), Size(30, 30))}
+    replaced = {
+        key: {"safetensors": pack_sample(torch.zeros(1, *shape), [], [], original=original, crop=(0, 0), precision="bf16"), "txt": b"x"}
+        for key, (shape, original) in samples.items()
+    }
+    write_shards(tmp_path, [3], replaced=replaced)
+    assert inspect_data.main(["--input", f"{tmp_path}/*.tar", "--html", str(tmp_path / "data.html")]) == 0
+    printed = capsys.readouterr().out
+    assert "bf16, latents of 4 channels, 1/8 of 64 pixels, aspects 0.5, 1, 1 view(s), text not stored" in printed
+    assert "1 ValueError" in printed and "0_1: ValueError: latents of shape (1, 4, 8, 8); expected (1, 4, 10, 6)" in printed
 
 
 @pytest.mark.parametrize(("options", "message"), [(["--samples", "-1"], "--samples is -1"), (["a.b=1"], "without --config")])
