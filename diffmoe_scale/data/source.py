@@ -122,8 +122,12 @@ class SampleSource:
         draws = sample_draws(self.seed, index)
         is_dropped = self.is_augmented and draws.dropout < self.config.caption_dropout
         is_flipped = self.is_augmented and self.config.horizontal_flip and draws.flip < 0.5
+        suffix = chosen_suffix(members, has_features=self.features is not None)
+        if suffix not in members:
+            missing = ValueError(f"no member .{suffix}; the sample has {', '.join(sorted(members))}")
+            return self._failed(index, key, "features", missing)
         try:
-            data = self.files.read(shard, members[chosen_suffix(members, has_features=self.features is not None)])
+            data = self.files.read(shard, members[suffix])
             is_read = self.model.conditioning == "text" and not self.has_text_features
             captions = self.files.captions(shard, members, self.config.caption_weights) if is_read else []
             label = self._label(shard, members) if self.model.conditioning == "class" else -1

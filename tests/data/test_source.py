@@ -2,6 +2,7 @@ import json
 import os
 import pickle
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.train import DataConfig
+from diffmoe_scale.data.features import FeatureSet, FeatureSource
 from diffmoe_scale.data.index import ShardCatalog
 from diffmoe_scale.data.order import FixedOrder
 from diffmoe_scale.data.source import LONGEST_CAPTION, SampleSource, ShardFiles, choose
@@ -198,3 +200,10 @@ def test_the_first_of_several_images_in_the_list_of_suffixes_counts(tmp_path: Pa
     broken = make_sample(0, 0) | {"jpg": b"never read"}
     source = _source(tmp_path, [1], replaced={"0_0": broken})
     assert source.load(0).failure is None
+
+
+def test_a_sample_of_a_feature_set_without_features_is_a_failure(tmp_path: Path) -> None:
+    made = FeatureSource("a", "", channels=1, factor=2, image_size=4, aspects=(), step=0, num_views=1, precision="bf16")
+    sample = replace(_source(tmp_path, [1]), features=FeatureSet(made, None)).load(0)
+    assert sample.failure is not None and sample.failure.kind == "features"
+    assert sample.failure.reason == "ValueError: no member .safetensors; the sample has png, txt"
