@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.schema import Config
+from diffmoe_scale.data import encoding
 from diffmoe_scale.data.batch import Batch
 from diffmoe_scale.data.features import SET_FILE
 from diffmoe_scale.data.shards import Reader, build_reader
@@ -209,7 +210,7 @@ def test_ranks_share_the_shards_and_the_last_one_publishes(tmp_path: Path, setti
 
 
 def test_a_stopped_call_goes_on_where_it_was(tmp_path: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    write = cache_features.write_shard
+    write = encoding.write_shard
 
     def stop_at_the_last(path: Path, samples: object) -> None:
         if path.name == "shard-002.tar":
@@ -217,7 +218,7 @@ def test_a_stopped_call_goes_on_where_it_was(tmp_path: Path, settings: list[str]
         write(path, samples)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache_features, "write_shard", stop_at_the_last)
+        patch.setattr(encoding, "write_shard", stop_at_the_last)
         with pytest.raises(KeyboardInterrupt):
             _cache(tmp_path / "cache", settings)
     kept = (tmp_path / "cache.unfinished" / "shard-001.tar").stat()
