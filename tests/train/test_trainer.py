@@ -17,8 +17,9 @@ from diffmoe_scale.checkpoint.manifest import complete_checkpoints
 from diffmoe_scale.checkpoint.store import CheckpointStore
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.parallel import context as context_module
 from diffmoe_scale.parallel.context import ParallelContext
-from diffmoe_scale.pretrain import main
+from diffmoe_scale.pretrain import main, run
 from diffmoe_scale.telemetry.metrics import read_metrics
 from diffmoe_scale.train import trainer
 from diffmoe_scale.train.loss import StepLoss, denoising_loss
@@ -227,3 +228,12 @@ def test_a_run_that_goes_on_over_a_full_disk_does_not_end_as_if_all_were_saved(s
     assert list(read_lines(tmp_path / "run"))[-1] == 12
     assert [path.name for path in complete_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000004"]
     train_runs((2, 2), run)  # with room again
+
+
+def test_a_run_directory_that_cannot_be_is_a_wrong_setting(
+    settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(context_module, "adopt_launcher_variables", lambda: 0)
+    (tmp_path / "file").touch()
+    assert run(tiny_config([*settings, f"run.directory={tmp_path / 'file'}"])) == 2
+    assert f"run.directory is '{tmp_path / 'file'}', which cannot be written to" in capsys.readouterr().err
