@@ -56,7 +56,11 @@ def run(config: Config) -> int:
 
     directory = RunDirectory(Path(config.run.directory))
     rank = adopt_launcher_variables()
-    setup_logging(directory.path, rank=rank)
+    try:
+        setup_logging(directory.path, rank=rank)
+    except OSError as error:
+        print(f"error: run.directory is {config.run.directory!r}, which cannot be written to ({error}); choose another", file=sys.stderr)
+        return 2
     try:
         for signum in SIGNALS:
             signal.signal(signum, stop_at_once)

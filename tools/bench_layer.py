@@ -116,7 +116,7 @@ def layer_settings(device: torch.device) -> dict[str, dict[str, str]]:
 
         try:
             te = load_transformer_engine()
-        except RuntimeError as error:
+        except ValueError as error:
             print(f"transformer_engine: not measured: {error}", file=sys.stderr)
             return names
         names["transformer_engine"] = {"backend": "transformer_engine"}

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any  # YAML trees before validation
+from typing import Any, get_args  # Any: YAML trees before validation
 
 import pydantic
 import yaml
@@ -59,7 +59,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     try:
         return pydantic.TypeAdapter(Config).validate_python(tree)
     except pydantic.ValidationError as error:
-        raise ValueError("\n".join(_sentence(entry) for entry in error.errors())) from error
+        raise ValueError("\n".join(_sentence(entry) for entry in error.errors() if not _is_of_other_member(entry))) from error
 
 
 def config_tree(config: Config) -> dict[str, Any]:
@@ -79,6 +79,21 @@ def model_settings(config: Config, *, tokenizer: Path) -> dict[str, Any]:
 def dump_config(config: Config) -> str:
     """The resolved config as YAML; `load_config` of it gives the same Config."""
     return yaml.safe_dump(config_tree(config), sort_keys=False, allow_unicode=True)
+
+
+def changed_settings(path: Path, config: Config) -> list[str]:
+    """What differs between a file of resolved settings and a config: `run.steps was 20, is 40`."""
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        found = None
+    if not isinstance(found, dict):
+        return [f"{path} is no config file"]
+    changed = []
+    for section, settings in config_tree(config).items():
+        before = found[section] if isinstance(found.get(section), dict) else {}
+        changed += [f"{section}.{key} was {before.get(key)!r}, is {value!r}" for key, value in settings.items() if before.get(key) != value]
+    return changed
 
 
 def describe_config() -> str:
@@ -118,13 +133,22 @@ def _check_keys(tree: dict[str, Any], kind: type, prefix: str) -> None:
             if not isinstance(value, dict):
                 raise ValueError(f"{prefix}{key} is {value!r}; expected a section with keys such as {dataclasses.fields(field_type)[0].name!r}")
             _check_keys(value, field_type, f"{prefix}{key}.")
+        for number, entry in enumerate(value if isinstance(value, list) else ()):
+            for member in _union_members(field_type):
+                if isinstance(entry, dict) and isinstance(member, type) and dataclasses.is_dataclass(member):
+                    _check_keys(entry, member, f"{prefix}{key}.{number}.")
+
+
+def _union_members(field_type: Any) -> tuple[Any, ...]:  # of types and their unions
+    """The kinds that an entry of a list can have."""
+    return tuple(member for entry in get_args(field_type) for member in get_args(entry))
 
 
 def _unknown_key(path: str, *, known: Sequence[str]) -> str:
     every_path = [f"{section.name}.{field.name}" for section in dataclasses.fields(Config) for field in dataclasses.fields(section.type)]  # type: ignore[arg-type]  # sections are dataclasses
-    near = difflib.get_close_matches(path, [*known, *every_path], n=1, cutoff=0.5)
     # A right name in the wrong section is the commonest slip.
-    near = near or [candidate for candidate in every_path if candidate.split(".")[-1] == path.split(".")[-1]][:1]
+    near = [candidate for candidate in every_path if candidate.split(".")[-1] == path.split(".")[-1]][:1]
+    near = near or difflib.get_close_matches(path, [*known, *every_path], n=1, cutoff=0.5)
     return f"{path} is no setting" + (f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(known)}")
 
 
@@ -136,11 +160,22 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     try:
         value = yaml.safe_load(text) if text else ""
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is {text!r}, which is not a YAML value: {error}") from error
+        problem = str(error.problem if isinstance(error, yaml.MarkedYAMLError) else error)
+        quotes = (
+            f"; within a list, text with braces, brackets, commas or ': ' needs quotes: \"{path}=['a-{{000..099}}.tar']\""
+            if text.startswith("[")
+            else ""
+        )
+        raise ValueError(f"{path} is {text!r}, which is not a YAML value ({problem}){quotes}") from error
     _check_keys({section: {key: value}} if key else {section: value}, Config, "")
     if not key:
         raise ValueError(f"argument {override!r} names no setting; expected section.key=value, for example run.steps=100")
     tree.setdefault(section, {})[key] = value
+
+
+def _is_of_other_member(error: Any) -> bool:  # pydantic's ErrorDetails
+    """Whether an error only says that a value is not of that kind of a union which it was not meant to be."""
+    return (*error["loc"][-1:], isinstance(error["input"], dict)) in (("str", True), ("DatasetConfig", False))
 
 
 def _sentence(error: Any) -> str:  # pydantic's ErrorDetails
@@ -148,6 +183,8 @@ def _sentence(error: Any) -> str:  # pydantic's ErrorDetails
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "value_error":
         return message  # our own sentences name their path
+    if error["type"] == "missing":
+        return f"{path} is missing"
     if error["type"] == "tuple_type":
         message = f"expected a list, for example [{error['input']}]"
     return f"{path} is {error['input']!r}; {message[0].lower()}{message[1:]}"

@@ -75,12 +75,16 @@ class Entry:
     texts: dict[str, Place] = field(default_factory=dict)
 
     def read_record(self) -> Record:
-        """What is known about the picture; "caption" is a text, a list of texts or missing. Raises: ValueError, TypeError for an unreadable file."""
+        """What is known about the picture; "caption" is a text, a list of texts or missing. Raises: ValueError for an unreadable file."""
         if self.record is not None:
             return dict(self.record)
-        record = dict(json.loads(self.texts["json"].read().decode("utf-8-sig"))) if "json" in self.texts else {}
-        if "txt" in self.texts:
-            record["caption"] = self.texts["txt"].read().decode("utf-8-sig")
+        kind = "json"
+        try:
+            record = dict(json.loads(self.texts[kind].read().decode("utf-8-sig"))) if kind in self.texts else {}
+            if (kind := "txt") in self.texts:
+                record["caption"] = self.texts[kind].read().decode("utf-8-sig")
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"its .{kind} is no {'JSON object' if kind == 'json' else 'text'} in UTF-8 ({error})") from error
         return record
 
 

@@ -75,7 +75,7 @@ class ShardCatalog:
     def __init__(self, paths: Sequence[Path], *, index_folder: Path | None = None, remote: RemoteShards | None = None) -> None:
         """`remote` knows which of the paths are copies of URLs; the index of one is its sidecar's, else of one pass over it.
 
-        Raises: ValueError if no shard holds a sample, or one cannot be indexed at all; OSError if a URL cannot be read.
+        Raises: ValueError if no shard holds a sample, or one cannot be indexed at all or is not on its server; OSError if a URL cannot be read.
         """
         self.paths = list(paths)
         self.index_folder = index_folder
@@ -119,7 +119,10 @@ class ShardCatalog:
             self.counts[shard], self.sizes[shard] = header["samples"], header["shard_size"]
             self.problems.update(problem["kind"] for problem in header["problems"])
             return
-        index = self._scan(shard)
+        try:
+            index = self._scan(shard)
+        except FileNotFoundError as error:
+            raise ValueError(f"{error}; see data.train and data.validation for the names that are asked for") from error
         self.counts[shard] = len(index)
         self.problems.update(problem.kind for problem in index.problems)
         if write_index(index, self.paths[shard], self._places(shard), self._stamp(shard) | {"shard_size": self.sizes[shard]}) is None:

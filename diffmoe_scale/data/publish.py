@@ -43,12 +43,14 @@ def begin(output: Path, *, manifest: str, made_with: Mapping[str, object], is_ov
         if not is_overwritten:
             if made_with.items() <= found.items():
                 return None
-            raise ValueError(f"{output} was made with other arguments ({_shorten(found)}); choose another --output or give --overwrite")
+            raise ValueError(
+                f"{output} was made with other arguments ({_differences(found, made_with)}); choose another --output or give --overwrite"
+            )
     unfinished = unfinished_folder(output)
     begun = read_manifest(unfinished, manifest)
     if begun is not None and not made_with.items() <= begun.items():
         if not is_overwritten:
-            raise ValueError(f"{unfinished} was begun with other arguments ({_shorten(begun)}); remove it or give --overwrite")
+            raise ValueError(f"{unfinished} was begun with other arguments ({_differences(begun, made_with)}); remove it or give --overwrite")
         shutil.rmtree(unfinished)
     unfinished.mkdir(parents=True, exist_ok=True)
     replace_file(unfinished / manifest, to_json(made_with))
@@ -59,9 +61,16 @@ def to_json(tree: Mapping[str, object]) -> bytes:
     return json.dumps(dict(tree), indent=1).encode() + b"\n"
 
 
-def _shorten(found: Mapping[str, object]) -> str:
-    text = json.dumps(found)
-    return text if len(text) <= 400 else text[:400] + "..."
+def _differences(found: Mapping[str, object], wanted: Mapping[str, object]) -> str:
+    """What two sets were made with, where it differs."""
+    return "; ".join(
+        f"{name}: {_shorten(found.get(name))} there, {_shorten(value)} now" for name, value in wanted.items() if found.get(name) != value
+    )
+
+
+def _shorten(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else text[:200] + "..."
 
 
 def write_shard(path: Path, samples: Iterable[Mapping[str, object]]) -> None:

@@ -113,7 +113,7 @@ class RemoteShards:
     def _fetch_once(self, path: Path, size: int | None) -> None:
         until, reason = self._given_up.get(path, (0.0, ""))
         if time.monotonic() < until:
-            raise OSError(f"{self.urls[path]} was given up for {GIVEN_UP_S:.0f} s: {reason}")
+            raise OSError(f"given up for {GIVEN_UP_S:.0f} s: {reason}")
         try:
             self._fetch(self.urls[path], path, size=size, attempts=self.attempts)
         except OSError as error:
@@ -133,7 +133,7 @@ class RemoteShards:
                 if attempt == attempts - 1:
                     raise
                 pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt) * random.SystemRandom().uniform(0.5, 1)
-                self.retried.append(f"{url}: {error}; attempt {attempt + 2} of {attempts} after {pause_s:.1f} s")
+                self.retried.append(f"{error}; attempt {attempt + 2} of {attempts} after {pause_s:.1f} s")
                 time.sleep(pause_s)
 
     def _make_room(self, kept: Path) -> None:
@@ -169,18 +169,18 @@ def copy_url(url: str, place: Path, *, temporary: Path, size: int | None, stall_
     assert isinstance(stream, Pipe), url
     try:
         with temporary.open("wb") as file:
-            _copy(stream, file.write, stall_timeout_s)
+            _copy(stream, file.write, url=url, stall_timeout_s=stall_timeout_s)
             length = file.tell()
         status = stream.proc.wait(EXIT_WAIT_S)
         if status == CURL_NOT_FOUND and not url.startswith("pipe:"):
             raise FileNotFoundError(f"the server has no {url}, or does not give it (curl exit code {status})")
         if status != 0:
-            raise OSError(f"the transfer broke off after {length} bytes (exit code {status})")
+            raise OSError(f"{url}: the transfer broke off after {length} bytes (exit code {status})")
         if size is not None and length != size:
-            raise OSError(f"{length} bytes came; its index says {size}")
+            raise OSError(f"{url}: {length} bytes came; its index says {size}")
         os.replace(temporary, place)
     except subprocess.TimeoutExpired as error:
-        raise TimeoutError(f"the command did not end {EXIT_WAIT_S:.0f} s after its last byte") from error
+        raise TimeoutError(f"{url}: the command did not end {EXIT_WAIT_S:.0f} s after its last byte") from error
     finally:
         _end(stream)
         temporary.unlink(missing_ok=True)
@@ -195,13 +195,13 @@ def _handled(url: str) -> str:
     return url
 
 
-def _copy(stream: Pipe, write: Callable[[bytes], object], stall_timeout_s: float) -> None:
+def _copy(stream: Pipe, write: Callable[[bytes], object], *, url: str, stall_timeout_s: float) -> None:
     descriptor = stream.stream.fileno()
     waiting = select.poll()
     waiting.register(descriptor, select.POLLIN)
     while True:
         if not waiting.poll(1000 * stall_timeout_s):
-            raise TimeoutError(f"no byte came for {stall_timeout_s:g} s (data.stall_timeout_s)")
+            raise TimeoutError(f"{url}: no byte came for {stall_timeout_s:g} s (data.stall_timeout_s)")
         chunk = os.read(descriptor, CHUNK)
         if not chunk:
             return

@@ -13,28 +13,28 @@ FP8_ROWS = 16
 
 
 def load_transformer_engine() -> ModuleType:
-    """`transformer_engine.pytorch`. Raises RuntimeError, with what to do, where it cannot work."""
+    """`transformer_engine.pytorch`. Raises ValueError, with what to do, where it cannot work."""
     try:
         # After torch, which loads the libraries that it links against.
         import transformer_engine.pytorch as te
     except (ImportError, OSError) as error:
-        raise RuntimeError(
+        raise ValueError(
             f"moe.backend is 'transformer_engine' but the package cannot be imported ({error}); "
             "run `pip install --no-build-isolation 'transformer_engine[pytorch]'`, or set moe.backend to 'grouped'"
         ) from error
     if not torch.cuda.is_available():
-        raise RuntimeError("moe.backend is 'transformer_engine' but there is no CUDA device; set moe.backend to 'grouped'")
+        raise ValueError("moe.backend is 'transformer_engine' but there is no CUDA device; set moe.backend to 'grouped'")
     return te
 
 
 def precision_context(precision: str) -> Callable[[], AbstractContextManager[object]]:
-    """A maker of the context in which expert GEMMs run with `moe.precision`. Raises RuntimeError where the GPU cannot."""
+    """A maker of the context in which expert GEMMs run with `moe.precision`. Raises ValueError where the GPU cannot."""
     te = load_transformer_engine()
     if precision == "model":
         return nullcontext
     is_supported, reason = (te.is_fp8_block_scaling_available if precision == "fp8_block" else te.is_fp8_available)(return_reason=True)
     if not is_supported:
-        raise RuntimeError(f"moe.precision is {precision!r} but this GPU cannot do it ({reason}); set moe.precision to 'model'")
+        raise ValueError(f"moe.precision is {precision!r} but this GPU cannot do it ({reason}); set moe.precision to 'model'")
     from transformer_engine.common import recipe
 
     match precision:

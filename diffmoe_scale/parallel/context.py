@@ -140,7 +140,15 @@ def initialize(*, expert_parallel: int, timeout_s: int) -> ParallelContext:
         # deepspeed 0.19.8 compiles its shared-memory collectives at the first start (minutes); only its inference engine uses them.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s))
+        try:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s))
+        except dist.DistNetworkError as error:
+            if "EADDRINUSE" not in str(error):
+                raise
+            raise ValueError(
+                f"port {os.environ['MASTER_PORT']} is in use, by another run perhaps; choose another with the launcher's --master_port, "
+                "DEEPSPEED_ARGS='--master_port PORT' of the bash form, or MASTER_PORT"
+            ) from error
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
     # Megatron makes a timedelta of these minutes, which takes fractions of one.
     parallel_state.initialize_model_parallel(expert_model_parallel_size=expert_parallel, distributed_timeout_minutes=timeout_s / 60)

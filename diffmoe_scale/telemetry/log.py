@@ -14,6 +14,8 @@ NOISE = (
     "full scope is deprecated",  # megatron-core 0.16.1, of its own default
     "torch.distributed is disabled",  # torch.distributed.checkpoint, when one process reads
     "`torch.distributed.all_gather_into_tensor` is deprecated",  # torch 2.14, of deepspeed 0.19.8
+    "No CUDA runtime is found",  # torch 2.14, by its logger, where there is an nvcc and no GPU
+    "Setting accelerator to CPU",  # deepspeed 0.19.8, by its logger; the first line of a run names its device
 )
 """Beginnings of packages' warnings about what is meant to be so."""
 
@@ -22,6 +24,12 @@ def silence_packages() -> None:
     """To be called before packages are imported."""
     for beginning in NOISE:
         warnings.filterwarnings("ignore", message=re.escape(beginning))
+    for name in ("torch.utils.cpp_extension", "DeepSpeed"):
+        logging.getLogger(name).addFilter(_is_no_noise)
+
+
+def _is_no_noise(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(NOISE)
 
 
 class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]  # generic in the stubs only

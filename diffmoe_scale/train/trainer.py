@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from diffmoe_scale.checkpoint.manifest import Manifest
 from diffmoe_scale.checkpoint.store import CheckpointStore
-from diffmoe_scale.config.load import dump_config, model_settings
+from diffmoe_scale.config.load import changed_settings, dump_config, model_settings
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.batch import Batch
@@ -43,7 +43,7 @@ PREPARATION_TIMEOUT = timedelta(hours=2)
 def train(config: Config, context: ParallelContext, directory: RunDirectory) -> None:
     """Train to `run.steps` from the newest complete checkpoint of the directory, or from the start. Collective over the world.
 
-    Raises: Stopped when a signal asked for the end.
+    Raises: Stopped when a signal asked for the end; RuntimeError also when the last checkpoint was not written.
     """
     run = set_up(config, context, directory)
     if run.step >= config.run.steps:
@@ -54,6 +54,8 @@ def train(config: Config, context: ParallelContext, directory: RunDirectory) -> 
                 train_on(run)
                 if run.guard.must_roll_back:
                     roll_back(run)
+            if not run.store.finish():  # checkpoint.on_write_error lets training go on; here nothing is left that could
+                raise RuntimeError(f"the last checkpoint was not written (the log says why), so {directory.path} lacks the last steps")
         finally:
             if summary := run.guard.summary():
                 logger.warning("in this run %s", summary)
@@ -274,6 +276,7 @@ def record_config(config: Config, directory: RunDirectory) -> None:
     """Write RUN/config.yaml once it is known to fit the checkpoints there."""
     text = dump_config(config)
     if directory.config.is_file() and directory.config.read_text() != text:
-        logger.info("the settings differ from those that %s was last started with; config.yaml now holds the new ones", directory.path)
+        changed = "; ".join(changed_settings(directory.config, config)) or "none in meaning"
+        logger.info("settings that differ from those of the last start: %s; %s now holds the new ones", changed, directory.config)
     directory.path.mkdir(parents=True, exist_ok=True)
     replace_file(directory.config, text.encode())

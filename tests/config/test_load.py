@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from diffmoe_scale.config.load import describe_config, dump_config, load_config
+from diffmoe_scale.config.load import changed_settings, describe_config, dump_config, load_config
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -21,6 +21,17 @@ def test_resolved_config_alone_gives_the_same_config(tmp_path: Path) -> None:
     assert load_config(tmp_path / "config.yaml") == config
 
 
+def test_changed_settings_are_named_with_both_values(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_config(load_config(None, ["run.steps=20", "data.train=[a.tar]"])))
+    changed = changed_settings(file, load_config(None, ["run.steps=40", "data.train=[b.tar]"]))
+    assert changed == ["run.steps was 20, is 40", "data.train was ['a.tar'], is ['b.tar']"]
+    file.write_text("run: 3")  # by hand
+    assert "run.steps was None, is 1000" in changed_settings(file, load_config(None))
+    file.write_text("run: {")
+    assert changed_settings(file, load_config(None)) == [f"{file} is no config file"]
+
+
 def test_command_line_wins_over_file_and_file_over_default(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("run: {steps: 7, seed: 3}")
     config = load_config(tmp_path / "c.yaml", ["run.steps=9"])
@@ -33,12 +44,18 @@ def test_command_line_wins_over_file_and_file_over_default(tmp_path: Path) -> No
         ("run.stpes=3", "run.stpes is no setting; did you mean run.steps?"),
         ("rum.steps=3", "rum is no setting; did you mean run?"),
         ("steps=3", "steps is no setting; did you mean run.steps?"),
+        ("optimizer.zero_stage=1", "optimizer.zero_stage is no setting; did you mean parallel.zero_stage?"),
         ("run.steps=abc", "run.steps is 'abc'"),
         ("run.steps=1.5", "run.steps is 1.5"),
         ("run=3", "run is 3; expected a section"),
         ("run={steps: 3}", "argument 'run={steps: 3}' names no setting; expected section.key=value"),
         ("run.steps", "is no assignment"),
         ("data.train=x.tar", "data.train is 'x.tar'; expected a list, for example [x.tar]"),
+        ("data.train=[3]", "data.train.0 is 3; input should be a valid string"),
+        ("data.train=[{shards: [a.tar], weight: 1, repeat: 2}]", "data.train.0.repeat is no setting"),
+        ("data.train=[{shards: [a.tar], wieght: 1}]", "data.train.0.wieght is no setting; did you mean data.train.0.weight?"),
+        ("data.train=[{shards: [a.tar]}]", "data.train.0.weight is missing"),
+        ("data.train=[a-{0..3}.tar]", "(expected ',' or ']', but got '{'); within a list, text with braces"),
         ("moe.pool=everywhere", "moe.pool is 'everywhere'; input should be 'sample', 'rank'"),
         ("model.width=130", "model.width is 130; expected a multiple of model.heads (4)"),
         ("model.patch_size=5", "model.image_size is 32; expected a multiple of model.patch_size (5)"),
@@ -53,6 +70,13 @@ def test_wrong_setting_is_named_by_its_path(setting: str, sentence: str) -> None
     with pytest.raises(ValueError) as error:
         load_config(None, [setting])
     assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize("setting", ["data.train=[3]", "data.train=[{shards: [a.tar]}]", "data.train=[a-{0..3}.tar]"])
+def test_wrong_entry_of_a_list_is_named_in_one_line(setting: str) -> None:
+    with pytest.raises(ValueError) as error:
+        load_config(None, [setting])
+    assert "\n" not in str(error.value)
 
 
 def test_unknown_key_in_a_file_is_named_with_the_nearest_right_one(tmp_path: Path) -> None:

@@ -31,12 +31,12 @@ def test_a_set_appears_when_it_is_published_with_its_index(tmp_path: Path) -> No
 
 
 def test_the_same_call_goes_on_and_another_one_must_ask(tmp_path: Path) -> None:
-    folder = start(tmp_path / "out", seed=1)
+    folder = start(tmp_path / "out", seed=1, resize=0)
     assert folder is not None
     write(folder)
-    assert start(tmp_path / "out", seed=1) == folder and (folder / "a.tar").is_file()
-    with pytest.raises(ValueError, match="begun with other arguments"):
-        start(tmp_path / "out", seed=2)
+    assert start(tmp_path / "out", seed=1, resize=0) == folder and (folder / "a.tar").is_file()
+    with pytest.raises(ValueError, match=r"begun with other arguments \(seed: 1 there, 2 now\)"):
+        start(tmp_path / "out", seed=2, resize=0)
     assert start(tmp_path / "out", seed=2, is_overwritten=True) == folder and not (folder / "a.tar").exists()
 
 

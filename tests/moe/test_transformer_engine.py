@@ -14,7 +14,7 @@ WIDTH = 64
 
 @pytest.mark.skipif(importlib.util.find_spec("transformer_engine") is not None, reason="Transformer Engine is installed")
 def test_missing_package_is_an_error_that_names_the_command():
-    with pytest.raises(RuntimeError, match=r"moe.backend is 'transformer_engine' but .*pip install"):
+    with pytest.raises(ValueError, match=r"moe.backend is 'transformer_engine' but .*pip install"):
         make_layer(backend="transformer_engine", width=WIDTH)
 
 
@@ -29,7 +29,7 @@ def pretend_installed(monkeypatch: pytest.MonkeyPatch, **functions: object) -> N
 def test_package_without_a_gpu_is_an_error_that_names_the_other_backend(monkeypatch):
     pretend_installed(monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(RuntimeError, match=r"no CUDA device; set moe.backend to 'grouped'"):
+    with pytest.raises(ValueError, match=r"no CUDA device; set moe.backend to 'grouped'"):
         precision_context("model")
 
 
@@ -39,7 +39,7 @@ def test_fp8_on_a_gpu_that_lacks_it_is_an_error_with_the_packages_reason(monkeyp
     pretend_installed(monkeypatch, **answers)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(
-        RuntimeError, match=rf"moe.precision is '{precision}' but this GPU cannot do it \(needs a newer GPU\); set moe.precision to 'model'"
+        ValueError, match=rf"moe.precision is '{precision}' but this GPU cannot do it \(needs a newer GPU\); set moe.precision to 'model'"
     ):
         precision_context(precision)
     assert precision_context("model") is nullcontext

@@ -1,6 +1,7 @@
 """Launcher variables, cores and process groups."""
 
 import os
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -63,6 +64,17 @@ def test_several_ranks_without_a_port_are_refused(launcher: pytest.MonkeyPatch) 
         launcher.setenv(name, value)
     with pytest.raises(ValueError, match="WORLD_SIZE is 4 but MASTER_PORT is not set; start through"):
         initialize(expert_parallel=1, timeout_s=5)
+
+
+def test_a_port_in_use_is_named_with_the_ways_to_another(launcher: pytest.MonkeyPatch) -> None:
+    for name in ("share_cores", "keep_freed_memory"):  # they would change the process of the other tests
+        launcher.setattr(context_module, name, lambda *_: None)
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
+            launcher.setenv(name, value)
+        with pytest.raises(ValueError, match=f"port {port} is in use, by another run perhaps; choose another with the launcher's --master_port"):
+            initialize(expert_parallel=1, timeout_s=5)
 
 
 def test_expert_parallel_that_does_not_divide_the_world_names_those_that_do(launcher: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,20 @@ def test_another_rank_tells_worries_with_its_number_and_writes_no_file(tmp_path:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "warning"),
+    [("torch.utils.cpp_extension", "No CUDA runtime is found, using CUDA_HOME='/usr/local'"), ("DeepSpeed", "Setting accelerator to CPU. If you")],
+)
+def test_a_known_line_of_a_package_is_left_out_and_others_are_not(caplog: pytest.LogCaptureFixture, name: str, warning: str) -> None:
+    logger = logging.getLogger(name)
+    silence_packages()
+    logger.addHandler(caplog.handler)
+    logger.warning(warning)
+    logger.warning("another")
+    logger.removeHandler(caplog.handler)
+    assert {record.getMessage() for record in caplog.records} == {"another"}
+
+
 def test_a_second_call_changes_the_place_and_doubles_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     setup_logging(tmp_path / "first", rank=0)
     setup_logging(tmp_path / "second", rank=0)

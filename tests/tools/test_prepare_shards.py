@@ -153,7 +153,8 @@ def test_captions_and_what_else_is_known_come_from_json(images: Path, tmp_path: 
 def test_an_unreadable_caption_costs_its_image(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: bytes) -> None:
     (images / "a.json").write_bytes(damage)
     assert _prepare(images, tmp_path / "out") == 0
-    assert "left out 1 of 3" in capsys.readouterr().out and "a" not in _read(tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert "left out 1 of 3" in printed and "its .json is no JSON object in UTF-8" in printed and "a" not in _read(tmp_path / "out")
 
 
 def test_unicode_names_and_captions_survive(images: Path, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -13,10 +14,12 @@ import pytest
 from PIL import Image
 
 from diffmoe_scale.checkpoint.manifest import complete_checkpoints
+from diffmoe_scale.checkpoint.store import CheckpointStore
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.parallel import context as context_module
 from diffmoe_scale.parallel.context import ParallelContext
-from diffmoe_scale.pretrain import main
+from diffmoe_scale.pretrain import main, run
 from diffmoe_scale.telemetry.metrics import read_metrics
 from diffmoe_scale.train import trainer
 from diffmoe_scale.train.loss import StepLoss, denoising_loss
@@ -30,6 +33,7 @@ SETTINGS = ["moe.router_init_std=1.0", "optimizer.warmup_steps=4", "optimizer.em
 Lines = dict[int, dict[str, Any]]
 # Sums over ranks in another order, over 20 steps.
 ROUND_OFF = 2e-6
+complete = CheckpointStore._complete
 
 
 @pytest.fixture
@@ -203,3 +207,33 @@ def test_run_stops_when_steps_are_skipped_without_end(settings: list[str], tmp_p
     lines = read_lines(tmp_path / "run")
     assert list(lines) == list(range(1, 6)) and all(line["optimizer/skipped_steps"] == 1.0 for line in lines.values())
     assert {tuple(line["moe/threshold/1"]) for line in lines.values()} == {(0.0,) * 4}
+
+
+def no_space_from_step_8(store: CheckpointStore, unfinished: Path, final: Path, *arguments: Any) -> None:
+    if final.name >= "step_00000008":
+        raise OSError(errno.ENOSPC, "No space left on device")
+    complete(store, unfinished, final, *arguments)
+
+
+def train_on_a_full_disk(context: ParallelContext, settings: list[str]) -> list[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CheckpointStore, "_complete", no_space_from_step_8)
+        return train_in_turn(context, [settings])
+
+
+def test_a_run_that_goes_on_over_a_full_disk_does_not_end_as_if_all_were_saved(settings: list[str], tmp_path: Path) -> None:
+    run = [*settings, "run.steps=12", "checkpoint.on_write_error=continue"]
+    for (answer,) in run_on_ranks(train_on_a_full_disk, 2, run, expert_parallel=2):
+        assert answer == f"the last checkpoint was not written (the log says why), so {tmp_path / 'run'} lacks the last steps"
+    assert list(read_lines(tmp_path / "run"))[-1] == 12
+    assert [path.name for path in complete_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000004"]
+    train_runs((2, 2), run)  # with room again
+
+
+def test_a_run_directory_that_cannot_be_is_a_wrong_setting(
+    settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(context_module, "adopt_launcher_variables", lambda: 0)
+    (tmp_path / "file").touch()
+    assert run(tiny_config([*settings, f"run.directory={tmp_path / 'file'}"])) == 2
+    assert f"run.directory is '{tmp_path / 'file'}', which cannot be written to" in capsys.readouterr().err
