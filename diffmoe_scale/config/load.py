@@ -4,7 +4,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, get_args  # Any: YAML trees before validation
@@ -68,11 +68,16 @@ def config_tree(config: Config) -> dict[str, Any]:
     return tree
 
 
-def model_settings(config: Config, *, tokenizer: Path) -> dict[str, Any]:
-    """The settings that decide what a model's weights mean, its tokenizer among them; kept in checkpoints, and compared."""
+def model_settings(config: Config, *, tokenizer: Path, frozen: Mapping[str, str]) -> dict[str, Any]:
+    """The settings that decide what a model's weights mean, its tokenizer among them; kept in checkpoints, and compared.
+
+    `frozen` are the fingerprints of the networks that are not trained, by their section.
+    """
     tree = config_tree(config)
     settings = {section: {key: tree[section][key] for key in keys} for section, keys in MODEL_SETTINGS.items()}
     settings["text"]["tokenizer_sha256"] = sha256(tokenizer.read_bytes()).hexdigest() if tokenizer.is_file() else ""
+    for section, fingerprint in frozen.items():
+        settings[section]["fingerprint"] = fingerprint
     return settings
 
 

@@ -52,7 +52,8 @@ def load_pipeline(path: Path, *, weights: str, settings: Sequence[str] = ()) -> 
         raise ValueError(f"{checkpoint} is damaged: {'; '.join(damage)}; choose another of {directory.checkpoints}")
     context = join_alone()
     pipeline = build_pipeline(config, tokenizer_path=directory.tokenizer, groups=context.megatron_groups, device=context.device)
-    load_weights(checkpoint, pipeline.denoiser, family=weights, settings=model_settings(config, tokenizer=directory.tokenizer))
+    meaning = model_settings(config, tokenizer=directory.tokenizer, frozen=pipeline.frozen)
+    load_weights(checkpoint, pipeline.denoiser, family=weights, settings=meaning)
     return LoadedModel(pipeline=pipeline, config=config, directory=directory, checkpoint=checkpoint, step=manifest.step)
 
 

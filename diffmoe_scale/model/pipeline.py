@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -51,6 +52,13 @@ class Pipeline:
     latent_shape: tuple[int, int, int]
     num_classes: int
     device: torch.device
+
+    @cached_property
+    def frozen(self) -> dict[str, str]:
+        """Fingerprints of the networks that are not trained, by their section of settings; "" where there is none."""
+        encoder = self.denoiser.caption_encoder
+        text = encoder.fingerprint() if encoder is not None and not encoder.is_trained else ""
+        return {"autoencoder": self.autoencoder.fingerprint(), "text": text}
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[str | int], sampling: SamplingConfig, *, seed: int, first_index: int = 0) -> Generated:

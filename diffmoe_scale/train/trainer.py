@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -98,7 +98,7 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
     if context.is_main and pipeline.denoiser.caption_encoder is not None:
         warn_of_cut_captions(pipeline.denoiser.caption_encoder, reader)
     store = CheckpointStore(directory.checkpoints, config.checkpoint, group=context.checkpoint_group)
-    start = resume(store, engine, config, directory)
+    start = resume(store, engine, config, directory, frozen=pipeline.frozen)
     position = plan.position(step=start.step, samples=start.samples, by_bucket=start.samples_by_bucket)
     if context.is_main:
         record_config(config, directory)
@@ -200,7 +200,7 @@ def roll_back(run: Training) -> None:
     advice = "lower optimizer.learning_rate, or look at the samples that the log names"
     if run.guard.counts["rollbacks"] >= run.config.defence.max_rollbacks:
         raise RuntimeError(f"{told} and {run.config.defence.max_rollbacks} rollbacks (defence.max_rollbacks) are used up; {advice}")
-    start = resume(run.store, run.engine, run.config, run.directory)
+    start = resume(run.store, run.engine, run.config, run.directory, frozen=run.pipeline.frozen)
     if start.step == 0:
         raise RuntimeError(f"{told} and there is no checkpoint to go back to; {advice}")
     run.step, run.position = start.step, replace(run.position, step=start.step)
@@ -221,7 +221,7 @@ def save(run: Training) -> None:
         samples=run.position.samples,
         samples_by_bucket=run.plan.by_bucket(run.position),
         optimizer_steps=run.engine.step_count,
-        settings=model_settings(config, tokenizer=run.directory.tokenizer),
+        settings=model_settings(config, tokenizer=run.directory.tokenizer, frozen=run.pipeline.frozen),
         layout={"world_size": context.world_size, "expert_parallel": context.expert_parallel, "zero_stage": config.parallel.zero_stage},
         guard=run.guard.state(),
     )
@@ -232,13 +232,13 @@ def _is_due(step: int, every: int, config: Config) -> bool:
     return every > 0 and (step % every == 0 or step == config.run.steps)
 
 
-def resume(store: CheckpointStore, engine: Engine, config: Config, directory: RunDirectory) -> Manifest:
+def resume(store: CheckpointStore, engine: Engine, config: Config, directory: RunDirectory, *, frozen: Mapping[str, str]) -> Manifest:
     """Fill the engine from the newest checkpoint and say where it stood; step 0 without one. Collective over the world."""
     found = store.newest()
     if found is None:
         return Manifest(step=0, samples=0, optimizer_steps=0)
     checkpoint, _ = found
-    loaded = store.load(checkpoint, engine.state(), settings=model_settings(config, tokenizer=directory.tokenizer))
+    loaded = store.load(checkpoint, engine.state(), settings=model_settings(config, tokenizer=directory.tokenizer, frozen=frozen))
     engine.restored(step_count=loaded.optimizer_steps)
     logger.info("continues from %s (step %d, %d samples)", checkpoint, loaded.step, loaded.samples)
     return loaded
@@ -263,13 +263,7 @@ def refuse_other_features(readers: Sequence[Reader | None], pipeline: Pipeline, 
     """Raise ValueError if shards hold features that this run's autoencoder and text encoder would not give."""
     for features in [reader.source.features for reader in readers if reader is not None]:
         if features is not None:
-            encoder = pipeline.denoiser.caption_encoder
-            check_features(
-                features.source,
-                autoencoder=pipeline.autoencoder.fingerprint(),
-                text=encoder.fingerprint() if encoder is not None and not encoder.is_trained else "",
-                is_flipped=config.data.horizontal_flip,
-            )
+            check_features(features.source, **pipeline.frozen, is_flipped=config.data.horizontal_flip)
 
 
 def record_config(config: Config, directory: RunDirectory) -> None:

@@ -1,6 +1,7 @@
 import json
 import re
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import open_clip
@@ -244,7 +245,7 @@ def test_features_of_other_encoders_are_refused(tmp_path: Path, settings: list[s
     with torch.no_grad():
         next(pipeline.autoencoder.model.parameters()).mul_(2)
     with pytest.raises(ValueError, match="features of other settings: autoencoder '"):
-        refuse_other_features([reader], pipeline, config)
+        refuse_other_features([reader], replace(pipeline), config)
     with torch.no_grad():
         next(pipeline.autoencoder.model.parameters()).div_(2)
 

@@ -67,8 +67,8 @@ def arranged(case: Case, keys: dict[int, str]) -> Iterator[None]:
         factor_B = torch.where(is_hit_B, case.factor, 1.0)
         return denoising_loss(predict, objective, batch, latents_BCHW * factor_B[:, None, None, None], **options)  # type: ignore[arg-type]
 
-    def resume_later(*arguments: object) -> Manifest:
-        start = resume(*arguments)  # type: ignore[arg-type]  # passed on
+    def resume_later(*arguments: object, **options: object) -> Manifest:
+        start = resume(*arguments, **options)  # type: ignore[arg-type]  # passed on
         return replace(start, samples=start.samples + case.num_left_out)
 
     def roll_back_and_die(run: Training) -> None:

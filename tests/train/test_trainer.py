@@ -25,6 +25,7 @@ from diffmoe_scale.train import trainer
 from diffmoe_scale.train.loss import StepLoss, denoising_loss
 from diffmoe_scale.train.trainer import train
 from tests.data.samples import color, encode, write_shard
+from tests.encoders.test_autoencoder import tiny_model
 from tests.ranks import run_alone, run_on_ranks
 from tests.train.runs import TINY, text_settings, tiny_config
 
@@ -237,3 +238,12 @@ def test_a_run_directory_that_cannot_be_is_a_wrong_setting(
     (tmp_path / "file").touch()
     assert run(tiny_config([*settings, f"run.directory={tmp_path / 'file'}"])) == 2
     assert f"run.directory is '{tmp_path / 'file'}', which cannot be written to" in capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_with_another_autoencoder_of_the_same_shape(settings: list[str], tmp_path: Path) -> None:
+    for name, scale in (("one", 1.0), ("other", 2.0)):
+        tiny_model(scaling_factor=scale).save_pretrained(tmp_path / name)
+    run = [*settings, "run.steps=4", "autoencoder.kind=kl", "model.channels=16", "model.image_size=32", "model.patch_size=2"]
+    first, second = ([*run, f"autoencoder.path={tmp_path / name}"] for name in ("one", "other"))
+    ((_, answer),) = run_on_ranks(train_in_turn, 1, [first, [*second, "run.steps=5"]], expert_parallel=1)
+    assert "autoencoder.fingerprint was '" in answer and answer.count("', is '") == 1
