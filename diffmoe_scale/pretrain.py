@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.load import describe_config, load_config
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
@@ -77,6 +78,8 @@ def run(config: Config) -> int:
         if is_peer_failure(error):
             told = "another rank died or hung; look for the first error in the ranks' output"
             logger.error("stopped (rank %d): %s; %s (what this rank saw: %s)", rank, told, HOW_TO_CONTINUE, error)
+        elif isinstance(error, (RunError, OSError)):
+            logger.error("stopped (rank %d): %s; without the cause, %s", rank, error, HOW_TO_CONTINUE)
         else:
             logger.error("stopped (rank %d): %s: %s; without the cause, %s", rank, type(error).__name__, error, HOW_TO_CONTINUE, exc_info=True)
         return 1

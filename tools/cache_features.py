@@ -18,7 +18,7 @@ from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.encoding import Encoders, FeatureWriter
 from diffmoe_scale.data.features import PRECISIONS, FeatureSet, FeatureSource, check_shapes
-from diffmoe_scale.data.publish import begin, publish
+from diffmoe_scale.data.publish import begin, publish, run_tool
 from diffmoe_scale.data.shards import build_reader
 from diffmoe_scale.encoders.autoencoder import build_autoencoder
 from diffmoe_scale.encoders.text import build_text_encoder
@@ -158,4 +158,4 @@ def show_size(size: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from diffmoe_scale.data.publish import begin, publish, write_shard
+from diffmoe_scale.data.publish import begin, publish, run_tool, write_shard
 from diffmoe_scale.data.scenes import Level, Split, draw_scene
 from diffmoe_scale.data.shapes import render
 
@@ -87,4 +87,4 @@ def _check(made_with: dict[str, int]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from diffmoe_scale.data.duplicates import find_duplicates, look_of
 from diffmoe_scale.data.entries import CAPTION_COLUMNS, IMAGE_COLUMNS, NAMED, Entry, FilePlace, find_entries, suffix_of
 from diffmoe_scale.data.index import IMAGE_SUFFIXES
-from diffmoe_scale.data.publish import begin, publish, to_json, unfinished_folder, write_shard
+from diffmoe_scale.data.publish import begin, publish, run_tool, to_json, unfinished_folder, write_shard
 from diffmoe_scale.data.source import caption_texts
 from diffmoe_scale.data.transforms import flatten, open_image
 from diffmoe_scale.files import replace_file
@@ -271,4 +271,4 @@ def _check(parsed: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

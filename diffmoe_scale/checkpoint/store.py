@@ -36,6 +36,7 @@ from diffmoe_scale.checkpoint.manifest import (
     read_manifest,
     write_manifest,
 )
+from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.train import CheckpointConfig
 from diffmoe_scale.parallel.context import is_peer_failure
 from diffmoe_scale.parallel.slice import Slice
@@ -127,7 +128,7 @@ class CheckpointStore:
                 logger.error("%s; training goes on (checkpoint.on_write_error=continue)", message)
                 return False
             logger.error("%s; training stops before the next checkpoint (checkpoint.on_write_error=stop)", message)
-            raise RuntimeError(message) from error
+            raise RunError(message) from error
         if self.is_main:
             self._prune()
         return True
@@ -147,7 +148,7 @@ class CheckpointStore:
                 return candidate, read_manifest(candidate)
             logger.warning("checkpoint %s is damaged and not used: %s", candidate, "; ".join(problems[:NAMED]))
         if candidates:
-            raise RuntimeError(
+            raise RunError(
                 f"all {len(candidates)} checkpoints in {self.folder} are damaged (the log names the files); "
                 "restore one, or choose another run.directory"
             )
@@ -167,7 +168,7 @@ class CheckpointStore:
         try:
             dcp.load(views, storage_reader=dcp.FileSystemReader(checkpoint), process_group=self.group)
         except CheckpointException as error:  # a BaseException, which nobody above expects
-            raise RuntimeError(f"checkpoint {checkpoint} cannot be read: {_first_reason(error)}") from error
+            raise RunError(f"checkpoint {checkpoint} cannot be read: {_first_reason(error)}") from error
         return manifest
 
     def _clear(self, unfinished: Path) -> None:
@@ -228,7 +229,7 @@ class CheckpointStore:
         dist.all_gather_object(everyone, mine, group=self.group)
         failures = [result.reason for result in everyone if isinstance(result, _Failure)]
         if failures:
-            raise RuntimeError(failures[0])
+            raise RunError(failures[0])
         return everyone
 
     def _prune(self) -> None:

@@ -1,4 +1,8 @@
-"""One sentence for every wrong setting: what was got, what was expected."""
+"""One sentence for every wrong setting and every failure that was foreseen: what was got, what was expected."""
+
+
+class RunError(RuntimeError):
+    """A failure while running whose sentence says all, what to do among it: told without a traceback."""
 
 
 def require(condition: bool, path: str, got: object, expected: str) -> None:

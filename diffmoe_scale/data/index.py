@@ -20,6 +20,7 @@ import numpy as np
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
+from diffmoe_scale.config.check import RunError
 from diffmoe_scale.data.archive import Problem, iterate_members
 from diffmoe_scale.data.features import FEATURE_SUFFIX
 from diffmoe_scale.data.recent import RecentlyUsed
@@ -161,7 +162,7 @@ class ShardCatalog:
         # Its index was removed or the shard was touched since the start: look again, but never go on with other samples.
         index = self._scan(shard)
         if len(index) != self.counts[shard]:
-            raise RuntimeError(
+            raise RunError(
                 f"shard {self.paths[shard]} held {self.counts[shard]} samples when the run started and holds {len(index)} now; "
                 "shards must not change during a run"
             )
@@ -193,9 +194,9 @@ def expand_patterns(patterns: Sequence[str], remote: RemoteShards | None = None)
             paths += map(Path, found)
     missing = [str(path) for path in paths if not path.is_file() and (remote is None or path not in remote.urls)]
     if missing:
-        raise ValueError(
-            f"{len(missing)} of {len(paths)} shards do not exist or are no files: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
-        )
+        named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        folder = next((f"; a folder's shards are named {name}/*.tar" for name in missing if Path(name).is_dir()), "")
+        raise ValueError(f"{len(missing)} of {len(paths)} shards do not exist or are no files: {named}{folder}")
     unique = list(dict.fromkeys(paths))
     if len(unique) < len(paths):
         logger.info("%d shards are matched by more than one pattern and read once", len(paths) - len(unique))

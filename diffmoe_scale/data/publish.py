@@ -3,9 +3,10 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any  # JSON
+from typing import Any, NoReturn  # Any: JSON
 
 import webdataset
 
@@ -13,6 +14,17 @@ from diffmoe_scale.data.index import ShardCatalog
 from diffmoe_scale.files import replace_file
 
 WORKING = ".tmp"
+INTERRUPTED = 130
+"""Exit code that shells give to what SIGINT ended."""
+
+
+def run_tool(main: Callable[[], int]) -> NoReturn:
+    """End with the exit code of a tool that makes a set. Ctrl-C loses no finished shard, so it needs no traceback."""
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def unfinished_folder(output: Path) -> Path:

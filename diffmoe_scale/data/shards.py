@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from diffmoe_scale.config.check import require
+from diffmoe_scale.config.check import RunError, require
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.train import BucketConfig, DataConfig, DatasetConfig
 from diffmoe_scale.data.batch import FAILURES, NOTES, Batch, Note, collate
@@ -257,14 +257,10 @@ class Reader:
             has_text = self.source.has_text_features or self.source.files.captions(shard, members, self.config.caption_weights)
             if ("cls" in members) if model.conditioning == "class" else has_text:
                 return
-        expected = (
-            ".cls (model.conditioning is 'class')"
-            if model.conditioning == "class"
-            else f".txt, or .json with a caption (data.caption_weights asks for {', '.join(self.config.caption_weights)})"
-        )
+        places = " or ".join("its .txt" if name == "txt" else f"the field {name!r} of its .json" for name in self.config.caption_weights)
+        expected = "a .cls (model.conditioning is 'class')" if model.conditioning == "class" else f"a caption in {places} (data.caption_weights)"
         raise ValueError(
-            f"none of {len(samples)} samples that were looked at in {len(self.catalog.paths)} shards has a member {expected}; "
-            f"members found: {dict(found)}"
+            f"none of {len(samples)} samples that were looked at in {len(self.catalog.paths)} shards has {expected}; members found: {dict(found)}"
         )
 
     def _load(self, chunks: Iterable[Chunk]) -> Iterator[Batch]:
@@ -297,7 +293,7 @@ class Reader:
             for note in batch.notes:
                 self._count(note.kind, f"{NOTES[note.kind]}: {note.text}", level=logging.WARNING if note.kind in WARNED_OF else logging.INFO)
             if self.read_samples >= JUDGED_SAMPLES and self.bad_samples > self.config.max_bad_fraction * self.read_samples:
-                raise RuntimeError(
+                raise RunError(
                     f"{self.bad_samples} of {self.read_samples} samples cannot be used ({dict(self.counts)}), "
                     f"more than data.max_bad_fraction ({self.config.max_bad_fraction}); the log names them; repair the shards or raise the limit"
                 )

@@ -15,6 +15,7 @@ from megatron.core.transformer.moe.router import Router
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.model import MoEConfig
 from diffmoe_scale.moe.capacity import CapacityPredictor, predictor_loss, training_capacity
 from diffmoe_scale.moe.generator import named_generator
@@ -123,7 +124,7 @@ class ExpertRouter(Router):
         if scores.is_cuda:
             torch._assert_async(is_good, message)
         elif not is_good:
-            raise RuntimeError(message)
+            raise RunError(message)
 
     def refuse_predictor_rules(self, selection: Selection) -> None:
         if selection.rule not in ("train", "static"):

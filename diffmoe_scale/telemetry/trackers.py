@@ -9,6 +9,7 @@ from typing import Any, Protocol  # Any: the resolved config as a tree of plain 
 import numpy as np
 from PIL import Image
 
+from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.train import TelemetryConfig
 from diffmoe_scale.telemetry.metrics import MetricValue
 
@@ -132,7 +133,7 @@ def _start(name: str, remedy: str, make: Callable[[], Tracker]) -> Tracker:
     try:
         return GuardedTracker(name, make())
     except Exception as error:  # trackers raise their own classes for a missing account, network or disk
-        raise RuntimeError(f"{name} did not start: {type(error).__name__}: {error}; {remedy}") from error
+        raise RunError(f"{name} did not start: {type(error).__name__}: {error}; {remedy}") from error
 
 
 def _scalars(metrics: Mapping[str, MetricValue]) -> dict[str, float]:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from diffmoe_scale.checkpoint.manifest import Manifest
 from diffmoe_scale.checkpoint.store import CheckpointStore
+from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.load import changed_settings, dump_config, model_settings
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
@@ -55,7 +56,7 @@ def train(config: Config, context: ParallelContext, directory: RunDirectory) -> 
                 if run.guard.must_roll_back:
                     roll_back(run)
             if not run.store.finish():  # checkpoint.on_write_error lets training go on; here nothing is left that could
-                raise RuntimeError(f"the last checkpoint was not written (the log says why), so {directory.path} lacks the last steps")
+                raise RunError(f"the last checkpoint was not written (the log says why), so {directory.path} lacks the last steps")
         finally:
             if summary := run.guard.summary():
                 logger.warning("in this run %s", summary)
@@ -199,10 +200,10 @@ def roll_back(run: Training) -> None:
     told = f"the last {run.guard.bad_in_a_row} steps to step {run.step} were bad (defence.bad_steps)"
     advice = "lower optimizer.learning_rate, or look at the samples that the log names"
     if run.guard.counts["rollbacks"] >= run.config.defence.max_rollbacks:
-        raise RuntimeError(f"{told} and {run.config.defence.max_rollbacks} rollbacks (defence.max_rollbacks) are used up; {advice}")
+        raise RunError(f"{told} and {run.config.defence.max_rollbacks} rollbacks (defence.max_rollbacks) are used up; {advice}")
     start = resume(run.store, run.engine, run.config, run.directory, frozen=run.pipeline.frozen)
     if start.step == 0:
-        raise RuntimeError(f"{told} and there is no checkpoint to go back to; {advice}")
+        raise RunError(f"{told} and there is no checkpoint to go back to; {advice}")
     run.step, run.position = start.step, replace(run.position, step=start.step)
     if len(run.plan.stages) > 1:
         # The sizes of images go by the step, which went back.

@@ -202,7 +202,7 @@ def test_a_wide_glob_does_not_take_indexes_for_shards(tmp_path: Path) -> None:
         ([], "no shards are given"),
         (["{folder}/none-*.tar"], "none-\\*.tar' matches no file"),
         (["{folder}/shard-00{0..2}.tar"], "2 of 3 shards do not exist.*shard-001.tar.*shard-002.tar"),
-        (["{folder}"], "1 of 1 shards do not exist or are no files"),
+        (["{folder}"], r"1 of 1 shards do not exist or are no files: .*; a folder's shards are named .*/\*\.tar"),
         (["pipe:cat a.tar"], "is no local file; set data.cache_folder"),
         (["https://example.org/a.tar"], "is no local file; set data.cache_folder"),
     ],

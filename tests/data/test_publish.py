@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from diffmoe_scale.data.index import ShardCatalog
-from diffmoe_scale.data.publish import begin, publish, write_shard
+from diffmoe_scale.data.publish import begin, publish, run_tool, write_shard
 from tests.data.samples import make_sample
 
 MANIFEST = "set.json"
@@ -60,3 +60,12 @@ def test_a_shard_that_breaks_off_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk"):
         write_shard(tmp_path / "a.tar", samples())
     assert not (tmp_path / "a.tar").exists()
+
+
+def test_ctrl_c_ends_a_tool_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        run_tool(interrupted)
+    assert ended.value.code == 130 and capsys.readouterr().err == "interrupted; the same command goes on\n"

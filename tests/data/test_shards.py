@@ -175,7 +175,7 @@ def test_a_sample_without_a_caption_is_trained_on_the_empty_one_and_counted(tmp_
 
 def test_shards_without_any_caption_are_an_error(tmp_path: Path) -> None:
     replaced = {f"0_{row}": {"png": make_sample(0, row)["png"], "cls": b"1"} for row in range(5)}
-    with pytest.raises(ValueError, match=r"none of 5 samples.*\.txt, or \.json.*'cls': 5"):
+    with pytest.raises(ValueError, match=r"none of 5 samples.*its \.txt or the field 'caption' of its \.json.*'cls': 5"):
         _reader(tmp_path, [5], replaced=replaced)
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from diffmoe_scale.checkpoint.manifest import complete_checkpoints
 from diffmoe_scale.checkpoint.store import CheckpointStore
+from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.parallel import context as context_module
@@ -23,6 +24,7 @@ from diffmoe_scale.pretrain import main, run
 from diffmoe_scale.telemetry.metrics import read_metrics
 from diffmoe_scale.train import trainer
 from diffmoe_scale.train.loss import StepLoss, denoising_loss
+from diffmoe_scale.train.stop import SIGNALS
 from diffmoe_scale.train.trainer import train
 from tests.data.samples import color, encode, write_shard
 from tests.encoders.test_autoencoder import tiny_model
@@ -247,3 +249,23 @@ def test_a_run_does_not_go_on_with_another_autoencoder_of_the_same_shape(setting
     first, second = ([*run, f"autoencoder.path={tmp_path / name}"] for name in ("one", "other"))
     ((_, answer),) = run_on_ranks(train_in_turn, 1, [first, [*second, "run.steps=5"]], expert_parallel=1)
     assert "autoencoder.fingerprint was '" in answer and answer.count("', is '") == 1
+
+
+@pytest.mark.parametrize(("error", "is_traced"), [(RunError("all is said"), False), (OSError(28, "No space left"), False), (IndexError("7"), True)])
+def test_only_a_failure_that_nobody_foresaw_is_told_with_its_traceback(
+    settings: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, is_traced: bool
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(context_module, "adopt_launcher_variables", lambda: 0)
+    monkeypatch.setattr(context_module, "initialize", lambda **_: None)
+    monkeypatch.setattr(trainer, "train", fail)
+    handlers = [(signum, signal.getsignal(signum)) for signum in SIGNALS]
+    try:
+        assert run(tiny_config(settings)) == 1
+    finally:
+        for signum, handler in handlers:
+            signal.signal(signum, handler)
+    told = capsys.readouterr().err
+    assert str(error) in told and ("Traceback" in told) == is_traced
