@@ -1,6 +1,7 @@
 """`python -m diffmoe_scale.sample --checkpoint RUN --prompt "..."`: pictures from a trained model."""
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--count", type=int, default=4, help="pictures a caption (default: 4)")
     parser.add_argument("--seed", type=int, default=0, help="source of the initial noise (default: 0)")
-    parser.add_argument("--output", type=Path, help="PNG file (default: RUN/samples/sample-stepN-seedS.png)")
+    parser.add_argument("--output", type=Path, help="PNG file (default: RUN/samples/sample-stepN-seedS.png, or the next free -2, -3, ...)")
     parsed = parser.parse_intermixed_args(arguments)
     try:
         print(run(parsed))
@@ -70,10 +71,16 @@ def run(parsed: argparse.Namespace) -> str:
         raise ValueError(f"--count is {parsed.count}; expected at least 1")
     repeated = [prompt for prompt in prompts for _ in range(parsed.count)]
     generated = draw(loaded.pipeline, repeated, loaded.config.sampling, seed=parsed.seed)
-    output = parsed.output or loaded.directory.samples / f"sample-step{loaded.step}-seed{parsed.seed}.png"
+    output = parsed.output or _free(loaded.directory.samples / f"sample-step{loaded.step}-seed{parsed.seed}.png")
     output.parent.mkdir(parents=True, exist_ok=True)
     save_image_grid(generated.images_BCHW.to(torch.float32), [str(prompt) for prompt in repeated], output, columns=parsed.count)
-    return f"{output}: {len(repeated)} pictures, average inference capacity {generated.capacity:.3f}"
+    return f"{output}: {len(repeated)} picture{'s' * (len(repeated) > 1)}, average inference capacity {generated.capacity:.3f}"
+
+
+def _free(path: Path) -> Path:
+    """The path, or the first of PATH-2, PATH-3, ... that is no file yet."""
+    others = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    return next(candidate for candidate in itertools.chain([path], others) if not candidate.exists())
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def build_encoders(config: Config, *, device: torch.device) -> Encoders:
     text = None
     if config.model.conditioning == "text" and config.text.kind == "open_clip":
         text = build_text_encoder(config.text, tokenizer_path=RunDirectory(Path(config.run.directory)).tokenizer).to(device)
-    elif config.model.conditioning == "text":
+    elif config.model.conditioning == "text" and os.environ["RANK"] == "0":
         print("text.kind is 'sentencepiece', an encoder that is trained along: captions are kept and their features are not cached")
     return Encoders(build_autoencoder(config.autoencoder, device=device), text, device)
 

@@ -151,9 +151,11 @@ def _union_members(field_type: Any) -> tuple[Any, ...]:  # of types and their un
 
 def _unknown_key(path: str, *, known: Sequence[str]) -> str:
     every_path = [f"{section.name}.{field.name}" for section in dataclasses.fields(Config) for field in dataclasses.fields(section.type)]  # type: ignore[arg-type]  # sections are dataclasses
-    # A right name in the wrong section is the commonest slip.
-    near = [candidate for candidate in every_path if candidate.split(".")[-1] == path.split(".")[-1]][:1]
-    near = near or difflib.get_close_matches(path, [*known, *every_path], n=1, cutoff=0.5)
+    *_, key = path.split(".")
+    # The commonest slips: nearly right, and right in another section.
+    near = [candidate for candidate in known if difflib.get_close_matches(key, candidate.split(".")[-1:], cutoff=0.8)]
+    near += [candidate for candidate in every_path if candidate.split(".")[-1] == key]
+    near += difflib.get_close_matches(path, [*known, *every_path], n=1, cutoff=0.5)
     return f"{path} is no setting" + (f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(known)}")
 
 

@@ -42,6 +42,7 @@ def test_command_line_wins_over_file_and_file_over_default(tmp_path: Path) -> No
     ("setting", "sentence"),
     [
         ("run.stpes=3", "run.stpes is no setting; did you mean run.steps?"),
+        ("sampling.step=3", "sampling.step is no setting; did you mean sampling.steps?"),
         ("rum.steps=3", "rum is no setting; did you mean run?"),
         ("steps=3", "steps is no setting; did you mean run.steps?"),
         ("optimizer.zero_stage=1", "optimizer.zero_stage is no setting; did you mean parallel.zero_stage?"),
