@@ -82,8 +82,8 @@ class RemoteShards:
                 self._make_room(path)
             return descriptor
 
-    def fetch_sidecar(self, path: Path, *, suffix: str, place: Path) -> bool:
-        """Bring the file whose URL is the shard's with `suffix` to `place`; whether there was one."""
+    def fetch_sidecar(self, path: Path, place: Path) -> bool:
+        """Bring the file that has the name of `place` and lies beside a shard's URL there; whether there was one."""
         url = self.urls[path]
         if url.startswith("pipe:"):
             return False
@@ -91,9 +91,9 @@ class RemoteShards:
         # Twice and not `attempts` times: its absence is usual, and only curl can tell it from a failure.
         try:
             with self._locked(path):
-                self._fetch(parts._replace(path=parts.path + suffix).geturl(), place, size=None, attempts=2)
+                self._fetch(parts._replace(path=f"{parts.path.rpartition('/')[0]}/{place.name}").geturl(), place, size=None, attempts=2)
         except OSError as error:
-            logger.info("no index beside %s (%s); it is made from one pass over the shard", url, error)
+            logger.info("no %s beside %s (%s); it is made from one pass over the shard", place.name, url, error)
             return False
         return True
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from diffmoe_scale.data.index import ShardCatalog, expand_patterns
 from diffmoe_scale.data.mixture import MixedOrder
 from diffmoe_scale.data.order import BucketOrder, FixedOrder, Order, ShuffledOrder
 from diffmoe_scale.data.remote import RemoteShards
-from diffmoe_scale.data.sizes import ImageBuckets
+from diffmoe_scale.data.sizes import ImageBuckets, find_sizes
 from diffmoe_scale.data.source import SampleSource, ShardFiles
 from diffmoe_scale.data.transforms import Size
 from diffmoe_scale.data.worker import follow_rank, start_worker_server
@@ -43,7 +44,7 @@ def build_reader(
     images are cut to squares.
 
     Raises: ValueError for patterns without a file, shards without a sample, samples without captions (or labels), features of
-    images of other sizes; OSError for a URL that cannot be read and has no index.
+    images of other sizes; OSError for a URL that cannot be read and has no index (or sizes, with buckets).
     """
     remote = None
     if config.cache_folder:
@@ -56,11 +57,13 @@ def build_reader(
     groups = [expand_patterns(group, remote) for group in shard_groups]
     paths = [path for group in groups for path in group]
     buckets = buckets or BucketConfig()
-    _check_buckets(buckets, num_datasets=len(groups), num_urls=len(remote.urls) if remote else 0)
+    _check_buckets(buckets, num_datasets=len(groups))
     features = find_feature_set(paths)
     if features is not None:
         check_shapes(features.source, image_size=model.image_size, buckets=buckets)
-    catalog = ShardCatalog(paths, index_folder=Path(config.index_folder) if config.index_folder else None, remote=remote)
+    index_folder = Path(config.index_folder) if config.index_folder else None
+    on_fetch = partial(find_sizes, has_features=features is not None) if buckets.enabled else None
+    catalog = ShardCatalog(paths, index_folder=index_folder, remote=remote, on_fetch=on_fetch)
     _check_cache(config, catalog, [len(group) for group in groups])
     num_samples, num_lost = sum(catalog.counts), catalog.problems.total()
     if num_samples + num_lost >= JUDGED_SAMPLES and num_lost > config.max_bad_fraction * (num_samples + num_lost):
@@ -75,7 +78,7 @@ def build_reader(
     order: Order = ShuffledOrder(catalog.counts, seed=seed, block=config.shuffle_block)
     if buckets.enabled:
         ratios = [size.width / size.height for size in _full_sizes(buckets, model.image_size)]
-        images = ImageBuckets(catalog, ShardFiles(catalog), buckets.aspects, ratios=ratios, has_features=features is not None)
+        images = ImageBuckets(catalog, buckets.aspects, ratios=ratios, has_features=features is not None)
         order = BucketOrder([ShuffledOrder(counts, seed=seed, block=config.shuffle_block) for counts in images.counts], images.rows)
     elif datasets:
         order = MixedOrder(_split(catalog.counts, groups), [entry.weight for entry in datasets], seed=seed, block=config.shuffle_block)
@@ -105,13 +108,11 @@ def _check_cache(config: DataConfig, catalog: ShardCatalog, group_sizes: Sequenc
         )
 
 
-def _check_buckets(buckets: BucketConfig, *, num_datasets: int, num_urls: int) -> None:
-    """Raises: ValueError for shards whose pictures cannot be had in other shapes than squares."""
+def _check_buckets(buckets: BucketConfig, *, num_datasets: int) -> None:
+    """Raises: ValueError for data sets whose pictures cannot be had in other shapes than squares."""
     if buckets.enabled:
         several = f"false with {num_datasets} data sets by weight: the order of a bucket knows no weights; give data.train one list of shards"
         require(num_datasets == 1, "buckets.enabled", True, several)
-        remote = f"false with {num_urls} shards behind URLs: each would be fetched whole for the sizes of its pictures; copy them to a local folder"
-        require(num_urls == 0, "buckets.enabled", True, remote)
 
 
 def _full_sizes(buckets: BucketConfig, image_size: int) -> list[Size]:

@@ -8,17 +8,20 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
+from PIL import Image
 
 import tests.ranks  # noqa: F401  # its preloaded imports: a reading process then starts in milliseconds
 from diffmoe_scale.config.model import ModelConfig
-from diffmoe_scale.config.train import DataConfig
+from diffmoe_scale.config.train import BucketConfig, DataConfig
 from diffmoe_scale.data import remote as remote_module
 from diffmoe_scale.data.index import INDEX_SUFFIX, ShardCatalog, expand_patterns
 from diffmoe_scale.data.remote import RemoteShards
 from diffmoe_scale.data.shards import LOOKED_AT_REMOTE_SHARDS, Reader, build_reader
-from tests.data.samples import all_keys, read_batches, write_shards
+from diffmoe_scale.data.sizes import SIDECAR, ImageBuckets, find_sizes
+from tests.data.samples import all_keys, encode, read_batches, write_shards
 
 COUNTS = [5, 2, 7, 3, 4, 6]
 
@@ -77,9 +80,9 @@ def _remote(folder: Path, **settings: object) -> RemoteShards:
     return RemoteShards(folder / "cache", **({"limit_bytes": 1 << 30, "attempts": 4, "stall_timeout_s": 20.0} | settings))
 
 
-def _reader(folder: Path, pattern: str, **settings: object) -> Reader:
+def _reader(folder: Path, pattern: str, buckets: BucketConfig | None = None, **settings: object) -> Reader:
     options = {"cache_folder": str(folder / "cache"), "shuffle_block": 2, "stall_timeout_s": 20.0} | settings
-    return build_reader(DataConfig(**options), [pattern], model=ModelConfig(image_size=4), seed=3)
+    return build_reader(DataConfig(**options), [pattern], model=ModelConfig(image_size=4), seed=3, buckets=buckets)
 
 
 def _keys(reader: Reader, *, start_sample: int = 0, number: int = sum(COUNTS) // 3) -> list[str]:
@@ -241,4 +244,66 @@ def test_a_copy_in_another_process_finds_what_was_fetched(tmp_path: Path, server
 def test_the_log_says_that_no_index_was_found(tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     _reader(tmp_path, f"{server.url}/shard-000.tar")
-    assert f"no index beside {server.url}/shard-000.tar" in caplog.text
+    assert f"no shard-000.tar{INDEX_SUFFIX} beside {server.url}/shard-000.tar" in caplog.text
+
+
+BUCKETS = BucketConfig(enabled=True, aspects=(0.5, 1.0, 2.0), step=2)
+
+
+def _write_wide_ones(folder: Path) -> None:
+    """Every third picture is twice as wide as high."""
+    keys = [f"{number}_{row}" for number, count in enumerate(COUNTS) for row in range(0, count, 3)]
+    write_shards(folder, COUNTS, replaced={key: {"png": encode(Image.new("RGB", (8, 4))), "txt": b"wide"} for key in keys})
+
+
+def _bucket_steps(reader: Reader, number: int = 12) -> list[tuple[list[str], tuple[int, ...]]]:
+    plan = reader.plan(global_batch=4, micro_batch=2)
+    batches = reader.batches(plan, plan.position(step=0, samples=0, by_bucket={}), dp_rank=0, dp_size=1)
+    return [(batch.keys, tuple(batch.images_BCHW.shape)) for batch in islice(batches, 2 * number)]
+
+
+def _requests(server: Server, suffix: str) -> list[int]:
+    """How often each file that ends so was asked for."""
+    return sorted(count for path, count in server.requests.items() if path.endswith(suffix))
+
+
+@pytest.mark.parametrize("beside", [(), (INDEX_SUFFIX,), (SIDECAR + INDEX_SUFFIX,), (INDEX_SUFFIX, SIDECAR + INDEX_SUFFIX)])
+def test_buckets_of_remote_shards_are_those_of_local_ones_whatever_lies_beside(tmp_path: Path, server: Server, beside: tuple[str, ...]) -> None:
+    _write_wide_ones(tmp_path / "served")
+    local = _bucket_steps(_reader(tmp_path, f"{tmp_path}/served/shard-{{000..005}}.tar", buckets=BUCKETS))
+    for place in (tmp_path / "served").glob("*.npz"):
+        if place.name[len("shard-000.tar") :] not in beside:
+            place.unlink()
+    pattern = f"{server.url}/shard-{{000..005}}.tar"
+    reader = _reader(tmp_path, pattern, buckets=BUCKETS)
+    # One fetch serves the index and the sizes; with both beside the shards one is looked at.
+    assert _requests(server, ".tar") == [1] * (1 if len(beside) == 2 else 6)
+    assert _requests(server, INDEX_SUFFIX) == [1] * 12
+    assert _bucket_steps(reader) == local and len({shape for _, shape in local}) == 2
+    requests = server.requests.copy()
+    assert _bucket_steps(_reader(tmp_path, pattern, buckets=BUCKETS)) == local and server.requests == requests
+
+
+def test_a_shard_is_fetched_once_for_index_and_sizes_where_the_cache_holds_one(tmp_path: Path, server: Server) -> None:
+    remote = _remote(tmp_path, limit_bytes=1)
+    paths = expand_patterns([f"{server.url}/shard-{{000..005}}.tar"], remote)
+    catalog = ShardCatalog(paths, remote=remote, on_fetch=partial(find_sizes, has_features=False))
+    assert ImageBuckets(catalog, (0.5, 1.0), ratios=(0.5, 1.0)).counts == [[0] * 6, COUNTS]
+    assert _requests(server, ".tar") == [1] * 6 and len(_copies(tmp_path)) == 1
+
+
+def test_a_shard_that_cannot_be_had_for_its_sizes_is_an_error_and_no_sizes_are_kept(tmp_path: Path, server: Server) -> None:
+    ShardCatalog(sorted((tmp_path / "served").glob("*.tar")))
+    (tmp_path / "served" / "shard-001.tar").unlink()
+    with pytest.raises(FileNotFoundError, match=r"the server has no http.*shard-001\.tar"):
+        _reader(tmp_path, f"{server.url}/shard-001.tar", buckets=BUCKETS)
+    assert not list(tmp_path.glob(f"cache/*/*{SIDECAR}{INDEX_SUFFIX}"))
+
+
+def test_sizes_that_are_gone_with_the_server_are_read_failures(tmp_path: Path, server: Server) -> None:
+    reader = _reader(tmp_path, f"{server.url}/shard-001.tar", buckets=BUCKETS)
+    rmtree(tmp_path / "cache")
+    (tmp_path / "served" / "shard-001.tar").unlink()
+    source = pickle.loads(pickle.dumps(reader.source))
+    failure = source.load(1).failure
+    assert failure is not None and failure.kind == "read" and "shard-001.tar" in failure.reason
