@@ -113,7 +113,7 @@ class RemoteShards:
     def _fetch_once(self, path: Path, size: int | None) -> None:
         until, reason = self._given_up.get(path, (0.0, ""))
         if time.monotonic() < until:
-            raise OSError(f"{self.urls[path]} was given up for {GIVEN_UP_S:.0f} s: {reason}")
+            raise OSError(f"given up for {GIVEN_UP_S:.0f} s: {reason}")
         try:
             self._fetch(self.urls[path], path, size=size, attempts=self.attempts)
         except OSError as error:
@@ -131,7 +131,7 @@ class RemoteShards:
                 raise
             except OSError as error:
                 if attempt == attempts - 1:
-                    raise
+                    raise type(error)(f"{url}: {error}") from error
                 pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt) * random.SystemRandom().uniform(0.5, 1)
                 self.retried.append(f"{url}: {error}; attempt {attempt + 2} of {attempts} after {pause_s:.1f} s")
                 time.sleep(pause_s)

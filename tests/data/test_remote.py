@@ -206,7 +206,7 @@ def test_a_pipe_is_read_like_a_file(tmp_path: Path) -> None:
 def test_a_pipe_whose_first_command_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_module, "FIRST_PAUSE_S", 0.01)
     remote = _remote(tmp_path, attempts=2)
-    with pytest.raises(OSError, match=r"broke off after 3 bytes \(exit code 7\)"):
+    with pytest.raises(OSError, match=r"pipe:\(echo .*: the transfer broke off after 3 bytes \(exit code 7\)"):
         ShardCatalog(expand_patterns(["pipe:(echo -n abc; exit 7) | cat"], remote), remote=remote)
     assert len(remote.retried) == 1 and list(tmp_path.rglob("unfinished")) == []
 
