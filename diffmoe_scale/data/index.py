@@ -126,7 +126,8 @@ class ShardCatalog:
         found = next((found for place in places if (found := read(place)) is not None), None)
         if found is None and self.remote is not None and self.is_remote(shard):
             (place,) = places
-            return read(place) if self.remote.fetch_sidecar(self.paths[shard], place) else None
+            url = self.remote.beside(self.paths[shard], place.name)
+            return read(place) if url and self.remote.fetch_file(url, place, otherwise="it is made from one pass over the shard") else None
         return found
 
     def sidecar_places(self, shard: int, kind: str = "") -> list[Path]:

@@ -64,9 +64,21 @@ class RemoteShards:
             name = found[-1] if found else "pipe.tar"
         else:
             name = Path(urlsplit(url).path).name or "shard.tar"
-        path = self.folder / blake2b(url.encode(), digest_size=8).hexdigest() / COPY / name
+        path = self.room(url) / COPY / name
         self.urls[path] = url
         return path
+
+    def room(self, url: str) -> Path:
+        """The folder of all that is kept of a URL."""
+        return self.folder / blake2b(url.encode(), digest_size=8).hexdigest()
+
+    def beside(self, path: Path, name: str) -> str:
+        """URL of the file `name` in the folder that a shard's URL is in; "" for a command, which names none."""
+        url = self.urls[path]
+        if url.startswith("pipe:"):
+            return ""
+        parts = urlsplit(url)
+        return parts._replace(path=f"{parts.path.rpartition('/')[0]}/{name}").geturl()
 
     def open(self, path: Path, *, size: int | None) -> int:
         """A descriptor of a copy of `size` bytes (None: not known yet), fetched if it is not there.
@@ -82,18 +94,14 @@ class RemoteShards:
                 self._make_room(path)
             return descriptor
 
-    def fetch_sidecar(self, path: Path, place: Path) -> bool:
-        """Bring the file that has the name of `place` and lies beside a shard's URL there; whether there was one."""
-        url = self.urls[path]
-        if url.startswith("pipe:"):
-            return False
-        parts = urlsplit(url)
+    def fetch_file(self, url: str, place: Path, *, otherwise: str) -> bool:
+        """Bring a file beside shards to `place`; whether there was one. The log says what happens `otherwise`."""
         # Twice and not `attempts` times: its absence is usual, and only curl can tell it from a failure.
         try:
-            with self._locked(path):
-                self._fetch(parts._replace(path=f"{parts.path.rpartition('/')[0]}/{place.name}").geturl(), place, size=None, attempts=2)
+            with self._locked(place):
+                self._fetch(url, place, size=None, attempts=2)
         except OSError as error:
-            logger.info("no %s beside %s (%s); it is made from one pass over the shard", place.name, url, error)
+            logger.info("%s; %s", error, otherwise)
             return False
         return True
 
@@ -123,7 +131,7 @@ class RemoteShards:
     def _fetch(self, url: str, place: Path, *, size: int | None, attempts: int) -> None:
         """Raises: FileNotFoundError at once when a server says that there is no such file; OSError after the last attempt."""
         # One name, so that what a killed process left is written over. The caller holds the lock.
-        temporary = self.folder / place.relative_to(self.folder).parts[0] / "unfinished"
+        temporary = self._room_of(place) / "unfinished"
         for attempt in range(attempts):
             try:
                 return copy_url(url, place, temporary=temporary, size=size, stall_timeout_s=self.stall_timeout_s)
@@ -151,10 +159,14 @@ class RemoteShards:
                 path.unlink(missing_ok=True)
                 excess -= size
 
+    def _room_of(self, place: Path) -> Path:
+        return self.folder / place.relative_to(self.folder).parts[0]
+
     @contextlib.contextmanager
-    def _locked(self, path: Path) -> Iterator[None]:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (path.parent.parent / "lock").open("w") as file:
+    def _locked(self, place: Path) -> Iterator[None]:
+        """With the room of a file to itself."""
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with (self._room_of(place) / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

@@ -17,7 +17,7 @@ from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.train import BucketConfig, DataConfig, DatasetConfig
 from diffmoe_scale.data.batch import FAILURES, NOTES, Batch, Note, collate
 from diffmoe_scale.data.buckets import BatchPlan, Chunk, Position, bucket_size, build_plan, fill_rate
-from diffmoe_scale.data.features import FEATURE_SUFFIX, FeatureSet, check_shapes, find_feature_set, load_feature_set
+from diffmoe_scale.data.features import FEATURE_SUFFIX, FeatureSet, check_shapes, find_feature_set, load_feature_set, set_file
 from diffmoe_scale.data.index import ShardCatalog, expand_patterns
 from diffmoe_scale.data.mixture import MixedOrder
 from diffmoe_scale.data.order import BucketOrder, FixedOrder, Order, ShuffledOrder
@@ -58,7 +58,7 @@ def build_reader(
     paths = [path for group in groups for path in group]
     buckets = buckets or BucketConfig()
     _check_buckets(buckets, num_datasets=len(groups))
-    features = find_feature_set(paths)
+    features = find_feature_set(paths, remote)
     if features is not None:
         check_shapes(features.source, image_size=model.image_size, buckets=buckets)
     index_folder = Path(config.index_folder) if config.index_folder else None
@@ -254,7 +254,7 @@ class Reader:
             members = self.catalog.index(shard).members(row)
             found.update(members.keys())
             if FEATURE_SUFFIX in members and self.source.features is None:
-                load_feature_set(self.catalog.paths[shard].parent)
+                load_feature_set(set_file(self.catalog.paths[shard], self.catalog.remote))
             has_text = self.source.has_text_features or self.source.files.captions(shard, members, self.config.caption_weights)
             if ("cls" in members) if model.conditioning == "class" else has_text:
                 return
