@@ -126,14 +126,50 @@ def test_validation_weighs_each_sample_once_in_batches_of_one_shape(tmp_path: Pa
         assert [[batch.images_BCHW.shape for batch in batches] for batches in ranks] == [[batch.images_BCHW.shape for batch in ranks[0]]] * dp_size
 
 
-def test_data_sets_by_weight_are_refused_in_buckets(tmp_path: Path) -> None:
-    (path,) = write_shards(tmp_path, [4])
-    two = [DatasetConfig(shards=(str(path),), weight=weight) for weight in (1.0, 2.0)]
-    model, buckets = ModelConfig(image_size=16), BucketConfig(enabled=True, step=2)
-    with pytest.raises(ValueError, match=r"buckets\.enabled is True; expected false with 2 data sets by weight.*give data\.train one list"):
-        build_reader(DataConfig(), two, model=model, seed=0, buckets=buckets)
-    # One alone has no weight to keep.
-    assert build_reader(DataConfig(), two[:1], model=model, seed=0, buckets=buckets).images is not None
+def _mixed_reader(folder: Path, weights: tuple[float, ...] = (3.0, 1.0)) -> Reader:
+    """Data sets a, of all ratios, and b, of squares."""
+    entries = tuple(DatasetConfig(shards=(f"{folder}/{name}/*.tar",), weight=weight) for name, weight in zip("ab", weights, strict=False))
+    buckets = BucketConfig(enabled=True, aspects=ASPECTS, step=2)
+    return build_reader(
+        DataConfig(train=entries, shuffle_block=2, caption_dropout=0.0), entries, model=ModelConfig(image_size=16), seed=5, buckets=buckets
+    )
+
+
+def test_data_sets_by_weight_in_buckets_are_the_same_for_any_ranks_and_from_any_stop(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    _mixed_shards(tmp_path / "a")
+    write_shards(tmp_path / "b", [9, 40])
+    reader = _mixed_reader(tmp_path)
+    unstopped = _steps(reader, 60)
+    plan = reader.plan(global_batch=GLOBAL_BATCH, micro_batch=MICRO_BATCH)
+    position = plan.position(step=0, samples=0, by_bucket={})
+    # Captions tell the data sets apart.
+    read = Counter({"data/samples/0": 0, "data/samples/1": 0})
+    for step in unstopped:
+        read.update(f"data/samples/{0 if text == 'caption' else 1}" for batch in step for text in batch.captions)
+        position = plan.advance(position)
+        assert reader.dataset_counts(position) == read
+    assert len({step[0].images_BCHW.shape for step in unstopped}) > 6 and abs(read["data/samples/0"] / position.samples - 0.75) < 0.05
+    position = plan.position(step=0, samples=0, by_bucket={})
+    for _ in range(13):
+        position = plan.advance(position)
+    for dp_size in (2, 4):
+        assert _content(_steps(_mixed_reader(tmp_path), 20, start=position, dp_size=dp_size)) == _content(unstopped[13:33])
+
+
+def test_one_data_set_with_a_weight_is_read_as_without(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    _mixed_shards(tmp_path / "a")
+    assert _content(_steps(_mixed_reader(tmp_path, weights=(0.3,)), 30)) == _content(_steps(_reader(tmp_path / "a", caption_dropout=0.0), 30))
+
+
+def test_a_data_set_without_samples_is_an_error(tmp_path: Path) -> None:
+    for name, counts in (("a", [3]), ("b", [0])):
+        (tmp_path / name).mkdir()
+        write_shards(tmp_path / name, counts)
+    with pytest.raises(ValueError, match=r"data\.train\.1\.shards is .*/b/\*\.tar.*; expected shards with samples"):
+        _mixed_reader(tmp_path)
 
 
 def test_features_come_in_the_order_batches_and_shapes_of_their_pictures(tmp_path: Path) -> None:
