@@ -36,7 +36,7 @@ class DataConfig:
     index_folder: str = ""
     """Folder for the indexes of shards that lie in a read-only folder; empty keeps those in memory, made anew at each start."""
     cache_folder: str = ""
-    """Folder on each machine for copies of shards that are URLs; needed for those, and a cache: it may be emptied at any time."""
+    """Folder on each machine for copies of shards that are URLs; may be emptied at any time, and must be when what a URL gives has changed."""
     cache_gib: float = 100.0
     """Disk space of those copies; the ones unused for longest leave first. Holds at least two blocks of `shuffle_block` shards."""
     fetch_attempts: int = 6

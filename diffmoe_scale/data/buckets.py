@@ -47,11 +47,11 @@ class Chunk:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """What each step takes. Bucket b has the name `names[b]` and `counts[b]` samples; `stages` are pairs of the first step (from
-    1) and the shape of a micro-batch of each bucket; a step has `micro_batches` of them, over all ranks."""
+    """What each step takes. Bucket b has the name `names[b]` and gets `shares[b]` of the samples, in any unit; `stages` are pairs of
+    the first step (from 1) and the shape of a micro-batch of each bucket; a step has `micro_batches` of them, over all ranks."""
 
     names: tuple[str, ...]
-    counts: tuple[int, ...]
+    shares: tuple[int, ...]
     stages: tuple[tuple[int, tuple[Shape, ...]], ...]
     micro_batches: int
 
@@ -80,9 +80,9 @@ class BatchPlan:
         Exact, in whole numbers: buckets stay within one batch of the same place in the epoch.
         """
         shapes = self.shapes(position.step + 1)
-        filled = [bucket for bucket, count in enumerate(self.counts) if count]
+        filled = [bucket for bucket, share in enumerate(self.shares) if share]
         return min(
-            filled, key=lambda bucket: Fraction(2 * position.consumed[bucket] + self.micro_batches * shapes[bucket].count, 2 * self.counts[bucket])
+            filled, key=lambda bucket: Fraction(2 * position.consumed[bucket] + self.micro_batches * shapes[bucket].count, 2 * self.shares[bucket])
         )
 
     def advance(self, position: Position) -> Position:
@@ -102,13 +102,13 @@ class BatchPlan:
             shape = self.shapes(position.step + 1)[bucket]
             for place in range(dp_rank, self.micro_batches, dp_size):
                 first = position.consumed[bucket] + place * shape.count
-                numbers = range(first * len(self.counts) + bucket, (first + shape.count) * len(self.counts) + bucket, len(self.counts))
+                numbers = range(first * len(self.names) + bucket, (first + shape.count) * len(self.names) + bucket, len(self.names))
                 yield Chunk(numbers, shape.size)
             position = self.advance(position)
 
 
-def build_plan(config: BucketConfig, counts: Sequence[int], *, image_size: int, global_batch: int, micro_batch: int) -> BatchPlan:
-    """The plan of a run; `counts` are the samples of each bucket, or of all where buckets are off.
+def build_plan(config: BucketConfig, shares: Sequence[int], *, image_size: int, global_batch: int, micro_batch: int) -> BatchPlan:
+    """The plan of a run; `shares` are what each bucket gets of the samples, of one data set how many it has; one where buckets are off.
 
     A micro-batch has as many images of a bucket as give at most the pixels of `micro_batch` squares of `image_size`.
 
@@ -117,7 +117,7 @@ def build_plan(config: BucketConfig, counts: Sequence[int], *, image_size: int, 
     require(global_batch % micro_batch == 0, "run.global_batch", global_batch, f"a multiple of run.micro_batch ({micro_batch})")
     if not config.enabled:
         shape = Shape(Size(image_size, image_size), micro_batch)
-        return BatchPlan(names=("1",), counts=tuple(counts), stages=((1, (shape,)),), micro_batches=global_batch // micro_batch)
+        return BatchPlan(names=("1",), shares=tuple(shares), stages=((1, (shape,)),), micro_batches=global_batch // micro_batch)
 
     def shape_of(aspect: float, resolution: int) -> Shape:
         size = bucket_size(aspect, resolution=resolution, step=config.step)
@@ -127,15 +127,16 @@ def build_plan(config: BucketConfig, counts: Sequence[int], *, image_size: int, 
         (first, tuple(shape_of(aspect, resolution) for aspect in config.aspects)) for first, resolution in config.resolutions or ((1, image_size),)
     )
     return BatchPlan(
-        names=tuple(f"{aspect:g}" for aspect in config.aspects), counts=tuple(counts), stages=stages, micro_batches=global_batch // micro_batch
+        names=tuple(f"{aspect:g}" for aspect in config.aspects), shares=tuple(shares), stages=stages, micro_batches=global_batch // micro_batch
     )
 
 
 def fill_rate(plan: BatchPlan, step: int, *, budget: int) -> float:
     """Mean pixels of a micro-batch as of a step, over an epoch's steps, as a share of `budget`. None of them are padding."""
     shapes = plan.shapes(step)
-    pixels = sum(count * shape.size.height * shape.size.width for count, shape in zip(plan.counts, shapes, strict=True))
-    return pixels / sum(count / shape.count for count, shape in zip(plan.counts, shapes, strict=True)) / budget
+    pixels = sum(share * shape.size.height * shape.size.width for share, shape in zip(plan.shares, shapes, strict=True))
+    # As fractions: shares may be beyond what a float holds.
+    return float(pixels / sum(Fraction(share, shape.count) for share, shape in zip(plan.shares, shapes, strict=True)) / budget)
 
 
 def bucket_size(aspect: float, *, resolution: int, step: int) -> Size:

@@ -10,11 +10,11 @@ import random
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple  # Any: JSON headers and numpy's open archives
+from typing import Any, NamedTuple, TypeVar  # Any: JSON headers and numpy's open archives
 
 import numpy as np
 from webdataset.shardlists import expand_urls
@@ -37,6 +37,8 @@ REMEMBERED_INDEXES = 128
 NAMED_PROBLEMS = 20
 # Of webdataset's reader (tariterators.tar_file_iterator): such members belong to no sample.
 META_NAME = re.compile(r"__[^/]*__($|/)")
+
+Found = TypeVar("Found")
 
 
 class Span(NamedTuple):
@@ -73,8 +75,16 @@ class ShardIndex:
 class ShardCatalog:
     """All shards of a data set with the number of samples in each; an index is read when it is needed."""
 
-    def __init__(self, paths: Sequence[Path], *, index_folder: Path | None = None, remote: RemoteShards | None = None) -> None:
-        """`remote` knows which of the paths are copies of URLs; the index of one is its sidecar's, else of one pass over it.
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        *,
+        index_folder: Path | None = None,
+        remote: RemoteShards | None = None,
+        on_fetch: "Callable[[ShardCatalog, int], object] | None" = None,
+    ) -> None:
+        """`remote` knows which of the paths are copies of URLs; the index of one is its sidecar's, else of one pass over it, and
+        `on_fetch` is given the shard then: its copy may leave when others come.
 
         Raises: ValueError if no shard holds a sample, or one cannot be indexed at all or is not on its server; OSError if a URL cannot be read.
         """
@@ -89,7 +99,7 @@ class ShardCatalog:
         self._kept: dict[int, ShardIndex] = {}
         # Ranks that start together take the shards in different orders, so each scans some and reads the others' indexes.
         for shard in random.SystemRandom().sample(range(len(paths)), len(paths)):
-            self._register(shard)
+            self._register(shard, on_fetch)
         for path, count in zip(self.paths, self.counts, strict=True):
             if count == 0:
                 logger.warning("shard %s holds no sample", path)
@@ -111,11 +121,24 @@ class ShardCatalog:
     def is_remote(self, shard: int) -> bool:
         return self.remote is not None and self.paths[shard] in self.remote.urls
 
-    def _register(self, shard: int) -> None:
-        header = self._find_header(shard)
-        if header is None and self.remote is not None and self.is_remote(shard):
-            (place,) = self._places(shard)
-            header = self._find_header(shard) if self.remote.fetch_sidecar(self.paths[shard], suffix=INDEX_SUFFIX, place=place) else None
+    def find_sidecar(self, shard: int, read: Callable[[Path], Found | None], *, kind: str = "") -> Found | None:
+        """What `read` makes of the first file of a kind ("" is the index) that it finds good; of a copy, the one beside its URL is fetched."""
+        places = self.sidecar_places(shard, kind)
+        found = next((found for place in places if (found := read(place)) is not None), None)
+        if found is None and self.remote is not None and self.is_remote(shard):
+            (place,) = places
+            url = self.remote.beside(self.paths[shard], place.name)
+            return read(place) if url and self.remote.fetch_file(url, place, otherwise="it is made from one pass over the shard") else None
+        return found
+
+    def sidecar_places(self, shard: int, kind: str = "") -> list[Path]:
+        """Files that what was found in a shard may be kept in; of a copy's, one that stays when the copy leaves."""
+        path = self.paths[shard]
+        named = path.with_name(path.name + kind)
+        return [path.parent.parent / f"{named.name}{INDEX_SUFFIX}"] if self.is_remote(shard) else index_places(named, self.index_folder)
+
+    def _register(self, shard: int, on_fetch: "Callable[[ShardCatalog, int], object] | None") -> None:
+        header = self.find_sidecar(shard, lambda place: read_header(place, self._stamp(shard)))
         if header is not None:
             self.counts[shard], self.sizes[shard] = header["samples"], header["shard_size"]
             self.problems.update(problem["kind"] for problem in header["problems"])
@@ -126,8 +149,10 @@ class ShardCatalog:
             raise ValueError(f"{error}; see data.train and data.validation for the names that are asked for") from error
         self.counts[shard] = len(index)
         self.problems.update(problem.kind for problem in index.problems)
-        if write_index(index, self.paths[shard], self._places(shard), self._stamp(shard) | {"shard_size": self.sizes[shard]}) is None:
+        if write_index(index, self.paths[shard], self.sidecar_places(shard), self._stamp(shard) | {"shard_size": self.sizes[shard]}) is None:
             self._kept[shard] = index
+        if on_fetch is not None and self.is_remote(shard):
+            on_fetch(self, shard)
 
     def _scan(self, shard: int) -> ShardIndex:
         """Scan a shard, and note its size."""
@@ -142,20 +167,12 @@ class ShardCatalog:
         finally:
             os.close(descriptor)
 
-    def _places(self, shard: int) -> list[Path]:
-        """Files that the index of a shard may be in; of a copy's, one that stays when the copy leaves."""
-        path = self.paths[shard]
-        return [path.parent.parent / f"{path.name}{INDEX_SUFFIX}"] if self.is_remote(shard) else index_places(path, self.index_folder)
-
     def _stamp(self, shard: int) -> dict[str, int]:
         """What an index must say to belong to its shard; of a copy, the size is compared when it is opened."""
         return {"format": FORMAT} if self.is_remote(shard) else stamp_of(self.paths[shard])
 
-    def _find_header(self, shard: int) -> dict[str, Any] | None:
-        return next((header for place in self._places(shard) if (header := read_header(place, self._stamp(shard))) is not None), None)
-
     def _load(self, shard: int) -> ShardIndex:
-        for place in self._places(shard):
+        for place in self.sidecar_places(shard):
             index = read_index(place, self._stamp(shard))
             if index is not None and len(index) == self.counts[shard]:
                 return index

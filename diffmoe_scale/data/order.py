@@ -35,10 +35,12 @@ class FixedOrder:
 class BucketOrder:
     """Sample n of bucket b of B, as number n * B + b. Shuffled with one seed, all buckets go through the shards alike."""
 
-    def __init__(self, orders: Sequence[Order], rows: Callable[[int], Sequence[np.ndarray]]) -> None:
-        """`orders[b]` gives shard and place among the shard's samples of bucket b, `rows(shard)[b]` their rows."""
+    def __init__(self, orders: Sequence[Order], rows: Callable[[int], Sequence[np.ndarray]], *, shares: Sequence[int]) -> None:
+        """`orders[b]` gives shard and place among the shard's samples of bucket b, `rows(shard)[b]` their rows; of a run's samples
+        it gets `shares[b]` of their sum."""
         self.orders = list(orders)
         self.rows = rows
+        self.shares = list(shares)
 
     def locate(self, index: int) -> tuple[int, int]:
         number, bucket = divmod(index, len(self.orders))

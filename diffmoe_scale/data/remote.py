@@ -64,9 +64,21 @@ class RemoteShards:
             name = found[-1] if found else "pipe.tar"
         else:
             name = Path(urlsplit(url).path).name or "shard.tar"
-        path = self.folder / blake2b(url.encode(), digest_size=8).hexdigest() / COPY / name
+        path = self.room(url) / COPY / name
         self.urls[path] = url
         return path
+
+    def room(self, url: str) -> Path:
+        """The folder of all that is kept of a URL."""
+        return self.folder / blake2b(url.encode(), digest_size=8).hexdigest()
+
+    def beside(self, path: Path, name: str) -> str:
+        """URL of the file `name` in the folder that a shard's URL is in; "" for a command, which names none."""
+        url = self.urls[path]
+        if url.startswith("pipe:"):
+            return ""
+        parts = urlsplit(url)
+        return parts._replace(path=f"{parts.path.rpartition('/')[0]}/{name}").geturl()
 
     def open(self, path: Path, *, size: int | None) -> int:
         """A descriptor of a copy of `size` bytes (None: not known yet), fetched if it is not there.
@@ -82,18 +94,14 @@ class RemoteShards:
                 self._make_room(path)
             return descriptor
 
-    def fetch_sidecar(self, path: Path, *, suffix: str, place: Path) -> bool:
-        """Bring the file whose URL is the shard's with `suffix` to `place`; whether there was one."""
-        url = self.urls[path]
-        if url.startswith("pipe:"):
-            return False
-        parts = urlsplit(url)
+    def fetch_file(self, url: str, place: Path, *, otherwise: str) -> bool:
+        """Bring a file beside shards to `place`; whether there was one. The log says what happens `otherwise`."""
         # Twice and not `attempts` times: its absence is usual, and only curl can tell it from a failure.
         try:
-            with self._locked(path):
-                self._fetch(parts._replace(path=parts.path + suffix).geturl(), place, size=None, attempts=2)
+            with self._locked(place):
+                self._fetch(url, place, size=None, attempts=2)
         except OSError as error:
-            logger.info("no index beside %s (%s); it is made from one pass over the shard", url, error)
+            logger.info("%s; %s", error, otherwise)
             return False
         return True
 
@@ -123,7 +131,7 @@ class RemoteShards:
     def _fetch(self, url: str, place: Path, *, size: int | None, attempts: int) -> None:
         """Raises: FileNotFoundError at once when a server says that there is no such file; OSError after the last attempt."""
         # One name, so that what a killed process left is written over. The caller holds the lock.
-        temporary = self.folder / place.relative_to(self.folder).parts[0] / "unfinished"
+        temporary = self._room_of(place) / "unfinished"
         for attempt in range(attempts):
             try:
                 return copy_url(url, place, temporary=temporary, size=size, stall_timeout_s=self.stall_timeout_s)
@@ -134,6 +142,8 @@ class RemoteShards:
                     raise
                 pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt) * random.SystemRandom().uniform(0.5, 1)
                 self.retried.append(f"{error}; attempt {attempt + 2} of {attempts} after {pause_s:.1f} s")
+                # At once as well: a start may wait here for long. Reading processes do not show it.
+                logger.info("%s", self.retried[-1])
                 time.sleep(pause_s)
 
     def _make_room(self, kept: Path) -> None:
@@ -151,10 +161,14 @@ class RemoteShards:
                 path.unlink(missing_ok=True)
                 excess -= size
 
+    def _room_of(self, place: Path) -> Path:
+        return self.folder / place.relative_to(self.folder).parts[0]
+
     @contextlib.contextmanager
-    def _locked(self, path: Path) -> Iterator[None]:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (path.parent.parent / "lock").open("w") as file:
+    def _locked(self, place: Path) -> Iterator[None]:
+        """With the room of a file to itself."""
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with (self._room_of(place) / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

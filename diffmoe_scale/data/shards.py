@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,12 +17,12 @@ from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.train import BucketConfig, DataConfig, DatasetConfig
 from diffmoe_scale.data.batch import FAILURES, NOTES, Batch, Note, collate
 from diffmoe_scale.data.buckets import BatchPlan, Chunk, Position, bucket_size, build_plan, fill_rate
-from diffmoe_scale.data.features import FEATURE_SUFFIX, FeatureSet, check_shapes, find_feature_set, load_feature_set
+from diffmoe_scale.data.features import FEATURE_SUFFIX, FeatureSet, check_shapes, find_feature_set, load_feature_set, set_file
 from diffmoe_scale.data.index import ShardCatalog, expand_patterns
-from diffmoe_scale.data.mixture import MixedOrder
+from diffmoe_scale.data.mixture import MixedOrder, mix
 from diffmoe_scale.data.order import BucketOrder, FixedOrder, Order, ShuffledOrder
 from diffmoe_scale.data.remote import RemoteShards
-from diffmoe_scale.data.sizes import ImageBuckets
+from diffmoe_scale.data.sizes import ImageBuckets, find_sizes
 from diffmoe_scale.data.source import SampleSource, ShardFiles
 from diffmoe_scale.data.transforms import Size
 from diffmoe_scale.data.worker import follow_rank, start_worker_server
@@ -43,7 +44,7 @@ def build_reader(
     images are cut to squares.
 
     Raises: ValueError for patterns without a file, shards without a sample, samples without captions (or labels), features of
-    images of other sizes; OSError for a URL that cannot be read and has no index.
+    images of other sizes; OSError for a URL that cannot be read and has no index (or sizes, with buckets).
     """
     remote = None
     if config.cache_folder:
@@ -56,11 +57,12 @@ def build_reader(
     groups = [expand_patterns(group, remote) for group in shard_groups]
     paths = [path for group in groups for path in group]
     buckets = buckets or BucketConfig()
-    _check_buckets(buckets, num_datasets=len(groups), num_urls=len(remote.urls) if remote else 0)
-    features = find_feature_set(paths)
+    features = find_feature_set(paths, remote)
     if features is not None:
         check_shapes(features.source, image_size=model.image_size, buckets=buckets)
-    catalog = ShardCatalog(paths, index_folder=Path(config.index_folder) if config.index_folder else None, remote=remote)
+    index_folder = Path(config.index_folder) if config.index_folder else None
+    on_fetch = partial(find_sizes, has_features=features is not None) if buckets.enabled else None
+    catalog = ShardCatalog(paths, index_folder=index_folder, remote=remote, on_fetch=on_fetch)
     _check_cache(config, catalog, [len(group) for group in groups])
     num_samples, num_lost = sum(catalog.counts), catalog.problems.total()
     if num_samples + num_lost >= JUDGED_SAMPLES and num_lost > config.max_bad_fraction * (num_samples + num_lost):
@@ -72,15 +74,21 @@ def build_reader(
     lost = f"; problems: {dict(catalog.problems)}" if catalog.problems else ""
     logger.info("%d samples in %d shards%s", sum(catalog.counts), len(catalog.paths), lost)
     images = None
-    order: Order = ShuffledOrder(catalog.counts, seed=seed, block=config.shuffle_block)
     if buckets.enabled:
         ratios = [size.width / size.height for size in _full_sizes(buckets, model.image_size)]
-        images = ImageBuckets(catalog, ShardFiles(catalog), buckets.aspects, ratios=ratios, has_features=features is not None)
-        order = BucketOrder([ShuffledOrder(counts, seed=seed, block=config.shuffle_block) for counts in images.counts], images.rows)
-    elif datasets:
-        order = MixedOrder(_split(catalog.counts, groups), [entry.weight for entry in datasets], seed=seed, block=config.shuffle_block)
+        images = ImageBuckets(catalog, buckets.aspects, ratios=ratios, has_features=features is not None)
+    counts_by_bucket = [catalog.counts] if images is None else images.counts
+    orders: Sequence[Order]
+    if datasets:
         for number, (entry, counts) in enumerate(zip(datasets, _split(catalog.counts, groups), strict=True)):
             logger.info("data set %d: %d samples an epoch, weight %g, %s", number, sum(counts), entry.weight, ", ".join(entry.shards))
+            require(sum(counts) > 0, f"data.train.{number}.shards", entry.shards, "shards with samples")
+        split = [_split(counts, groups) for counts in counts_by_bucket]
+        orders, totals = mix(split, [entry.weight for entry in datasets], seed=seed, block=config.shuffle_block)
+    else:
+        orders = [ShuffledOrder(counts, seed=seed, block=config.shuffle_block) for counts in counts_by_bucket]
+        totals = [sum(counts) for counts in counts_by_bucket]
+    order = orders[0] if images is None else BucketOrder(orders, images.rows, shares=totals)
     reader = Reader(config, catalog, model=model, seed=seed, order=order, buckets=buckets, images=images, features=features)
     reader.check_conditions()
     reader.count_retries()
@@ -103,15 +111,6 @@ def _check_cache(config: DataConfig, catalog: ShardCatalog, group_sizes: Sequenc
             f"data.cache_gib is {config.cache_gib:g}, but two blocks of data.shuffle_block ({config.shuffle_block}) remote shards take "
             f"{needed_gib:.3g} GiB; raise data.cache_gib or lower data.shuffle_block"
         )
-
-
-def _check_buckets(buckets: BucketConfig, *, num_datasets: int, num_urls: int) -> None:
-    """Raises: ValueError for shards whose pictures cannot be had in other shapes than squares."""
-    if buckets.enabled:
-        several = f"false with {num_datasets} data sets by weight: the order of a bucket knows no weights; give data.train one list of shards"
-        require(num_datasets == 1, "buckets.enabled", True, several)
-        remote = f"false with {num_urls} shards behind URLs: each would be fetched whole for the sizes of its pictures; copy them to a local folder"
-        require(num_urls == 0, "buckets.enabled", True, remote)
 
 
 def _full_sizes(buckets: BucketConfig, image_size: int) -> list[Size]:
@@ -162,11 +161,12 @@ class Reader:
         """Samples of weight 0 so far."""
         return sum(self.counts[kind] for kind in FAILURES)
 
-    def dataset_counts(self, samples: int) -> Mapping[str, float]:
-        """How many of the first `samples` of the run came from each of several data sets."""
-        if not isinstance(self.order, MixedOrder):
-            return {}
-        return {f"data/samples/{number}": float(count) for number, count in enumerate(self.order.consumed(samples))}
+    def dataset_counts(self, position: Position) -> Mapping[str, float]:
+        """How many of the samples of a run before a position came from each of several data sets."""
+        orders = self.order.orders if isinstance(self.order, BucketOrder) else [self.order]
+        pairs = zip(orders, position.consumed, strict=True)
+        by_bucket = [order.consumed(samples) for order, samples in pairs if isinstance(order, MixedOrder)]
+        return {f"data/samples/{number}": float(sum(counts)) for number, counts in enumerate(zip(*by_bucket, strict=True))}
 
     def index_problems(self) -> Mapping[str, float]:
         """What indexing lost, by kind."""
@@ -191,10 +191,11 @@ class Reader:
     def plan(self, *, global_batch: int, micro_batch: int) -> BatchPlan:
         """What each step of a run takes: `global_batch` squares in chunks of `micro_batch`, or as many tokens in other shapes."""
         edge = self._edge
-        if self.images is None:
+        if not isinstance(self.order, BucketOrder):
             return build_plan(self.buckets, [self.num_samples], image_size=edge, global_batch=global_batch, micro_batch=micro_batch)
+        assert self.images is not None
         counts = [sum(counts) for counts in self.images.counts]
-        plan = build_plan(self.buckets, counts, image_size=edge, global_batch=global_batch, micro_batch=micro_batch)
+        plan = build_plan(self.buckets, self.order.shares, image_size=edge, global_batch=global_batch, micro_batch=micro_batch)
         for first, shapes in plan.stages:
             for name, count, shape in zip(plan.names, counts, shapes, strict=True):
                 size, batch = shape.size, shape.count * plan.micro_batches
@@ -253,7 +254,7 @@ class Reader:
             members = self.catalog.index(shard).members(row)
             found.update(members.keys())
             if FEATURE_SUFFIX in members and self.source.features is None:
-                load_feature_set(self.catalog.paths[shard].parent)
+                load_feature_set(set_file(self.catalog.paths[shard], self.catalog.remote))
             has_text = self.source.has_text_features or self.source.files.captions(shard, members, self.config.caption_weights)
             if ("cls" in members) if model.conditioning == "class" else has_text:
                 return

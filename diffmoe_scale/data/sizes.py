@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from diffmoe_scale.data.buckets import cropped_share, nearest_bucket
-from diffmoe_scale.data.features import stored_original
-from diffmoe_scale.data.index import ShardCatalog, ShardIndex, Span, index_places, write_arrays
+from diffmoe_scale.data.features import FEATURE_SUFFIX, stored_original
+from diffmoe_scale.data.index import ShardCatalog, ShardIndex, Span, write_arrays
 from diffmoe_scale.data.recent import RecentlyUsed
 from diffmoe_scale.data.source import ShardFiles, chosen_suffix
 from diffmoe_scale.data.transforms import Size, stored_size
@@ -22,6 +22,7 @@ from diffmoe_scale.data.transforms import Size, stored_size
 logger = logging.getLogger(__name__)
 
 HEADER_BYTES = 1 << 14
+SIDECAR = ".sizes"
 REMEMBERED_SHARDS = 128
 UNKNOWN = Size(0, 0)
 
@@ -29,12 +30,9 @@ UNKNOWN = Size(0, 0)
 class ImageBuckets:
     """The images of each shard by bucket. Pickles without what can be read again."""
 
-    def __init__(
-        self, catalog: ShardCatalog, files: ShardFiles, aspects: Sequence[float], *, ratios: Sequence[float], has_features: bool = False
-    ) -> None:
+    def __init__(self, catalog: ShardCatalog, aspects: Sequence[float], *, ratios: Sequence[float], has_features: bool = False) -> None:
         """`aspects` choose the bucket; `ratios` are width over height of what images are cut to there, in whole steps."""
         self.catalog = catalog
-        self.files = files
         self.has_features = has_features
         self.aspects = tuple(aspects)
         self.counts = [[0] * len(catalog.paths) for _ in aspects]
@@ -78,15 +76,8 @@ class ImageBuckets:
         """[R, 2] uint32, from memory, from the file beside the shard, or from the images."""
         if shard in self._kept:
             return self._kept[shard]
-        index = self.catalog.index(shard)
-        places = size_places(self.catalog.paths[shard], self.catalog.index_folder)
-        digest = _digest(index)
-        for place in places:
-            found = _read(place, digest)
-            if found is not None:
-                return found
-        sizes_RZ = scan_sizes(index, shard, self.files, has_features=self.has_features)
-        if not any(_write(place, sizes_RZ, digest) for place in places):
+        sizes_RZ, is_written = find_sizes(self.catalog, shard, has_features=self.has_features)
+        if not is_written:
             self._kept[shard] = sizes_RZ
             logger.info(
                 "the image sizes of shard %s are kept in memory and read anew at each start; data.index_folder names a folder for them",
@@ -95,19 +86,37 @@ class ImageBuckets:
         return sizes_RZ
 
 
+def find_sizes(catalog: ShardCatalog, shard: int, *, has_features: bool) -> tuple[np.ndarray, bool]:
+    """[R, 2] uint32 from the file beside the shard, or from the images; and whether a file has them now.
+
+    Raises: OSError if a URL cannot be read.
+    """
+    index = catalog.index(shard)
+    digest = _digest(index)
+    found = catalog.find_sidecar(shard, lambda place: _read(place, digest), kind=SIDECAR)
+    if found is not None:
+        return found, True
+    # Files of its own, closed with it: an open copy takes its disk space even when it has left.
+    sizes_RZ = scan_sizes(index, shard, ShardFiles(catalog), has_features=has_features)
+    return sizes_RZ, any(_write(place, sizes_RZ, digest) for place in catalog.sidecar_places(shard, SIDECAR))
+
+
 def scan_sizes(index: ShardIndex, shard: int, files: ShardFiles, *, has_features: bool) -> np.ndarray:
-    """Upright height and width of each image of a shard, [R, 2] uint32, from its header; 0 where that cannot be read."""
+    """Upright height and width of each image of a shard, [R, 2] uint32, from its header; 0 where that cannot be read.
+
+    Raises: OSError if the shard cannot be opened.
+    """
     sizes_RZ = np.zeros((len(index), 2), dtype=np.uint32)
+    if len(index):
+        # Here, else each of its images would be one of unknown size.
+        files.read(shard, Span(0, 0))
     for row in range(len(index)):
         members = index.members(row)
-        span = members.get(chosen_suffix(members, has_features=has_features))
-        sizes_RZ[row] = UNKNOWN if span is None else _read_size(files, shard, span, stored_original if has_features else stored_size)
+        suffix = chosen_suffix(members, has_features=has_features)
+        # By the member and not by the set: sizes are kept, also where what says that it is a set of features comes only later.
+        stored = stored_original if suffix == FEATURE_SUFFIX else stored_size
+        sizes_RZ[row] = _read_size(files, shard, members[suffix], stored) if suffix in members else UNKNOWN
     return sizes_RZ
-
-
-def size_places(path: Path, index_folder: Path | None) -> list[Path]:
-    """Files that the sizes of a shard's images may be in, as for its index."""
-    return index_places(path.with_name(path.name + ".sizes"), index_folder)
 
 
 def _read_size(files: ShardFiles, shard: int, span: Span, stored: Callable[[bytes], Size]) -> Size:

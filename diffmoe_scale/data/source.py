@@ -111,7 +111,10 @@ class SampleSource:
 
         Raises: RuntimeError if a shard was replaced by another during the run.
         """
-        shard, row = self.order.locate(index)
+        try:
+            shard, row = self.order.locate(index)
+        except OSError as error:
+            return self._failed(index, f"sample {index}", "read", error)
         name = self.catalog.paths[shard].name
         try:
             shard_index = self.catalog.index(shard)

@@ -138,7 +138,7 @@ def train_on(run: Training) -> None:
             run.step += 1
             train_step(run, reporter)
             run.position = run.plan.advance(run.position)
-            reporter.add(run.reader.dataset_counts(run.position.samples))
+            reporter.add(run.reader.dataset_counts(run.position))
             if _is_due(run.step, config.telemetry.validate_every, config):
                 with run.engine.averaged_weights():
                     reporter.add(run.validation.loss())

@@ -21,6 +21,7 @@ from diffmoe_scale.data.features import (
     find_feature_set,
     load_feature_set,
     pack_sample,
+    set_file,
     stack_captions,
     stack_latents,
     stored_original,
@@ -124,7 +125,7 @@ def test_a_sample_without_latents_is_a_row_of_zeros(precision: str) -> None:
 @pytest.mark.parametrize("source", [SOURCE, replace(SOURCE, aspects=(0.5, 1.0), step=4)])
 def test_what_made_a_set_is_read_back(tmp_path: Path, source: FeatureSource, empty: CaptionFeatures | None) -> None:
     FeatureSet(source, empty).save(tmp_path)
-    found = load_feature_set(tmp_path)
+    found = load_feature_set(set_file(tmp_path / "x.tar"))
     assert found.source == source and (found.empty is None) == (empty is None)
     assert empty is None or (found.empty is not None and torch.equal(found.empty.tokens_LT, empty.tokens_LT))
 
@@ -136,7 +137,7 @@ def test_a_set_made_before_features_had_original_sizes_is_refused(tmp_path: Path
     with pytest.raises(
         ValueError, match=r"tells autoencoder, .*latent_shape; expected .*another version of tools/cache_features\.py; make them anew"
     ):
-        load_feature_set(tmp_path)
+        load_feature_set(set_file(tmp_path / "x.tar"))
 
 
 def test_an_image_has_the_size_of_its_picture_s_bucket() -> None:

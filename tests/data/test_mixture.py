@@ -1,5 +1,6 @@
 import itertools
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ from hypothesis import strategies as st
 
 from diffmoe_scale.config.load import dump_config, load_config
 from diffmoe_scale.config.model import ModelConfig
-from diffmoe_scale.config.train import DataConfig, DatasetConfig
-from diffmoe_scale.data.mixture import CYCLE, MixedOrder, shares
+from diffmoe_scale.config.train import BucketConfig, DataConfig, DatasetConfig
+from diffmoe_scale.data.buckets import Position, build_plan
+from diffmoe_scale.data.mixture import CYCLE, MixedOrder, apportion, mix, shares
 from diffmoe_scale.data.shards import Reader, build_reader
 from tests.data.samples import read_batches, write_shards
 
@@ -19,7 +21,7 @@ WEIGHTS = [1.0, 2.5, 0.5]
 
 
 def _order(seed: int = 4) -> MixedOrder:
-    return MixedOrder(COUNTS, WEIGHTS, seed=seed, block=2)
+    return MixedOrder(COUNTS, shares(WEIGHTS), seed=seed, block=2)
 
 
 def _dataset(shard: int) -> int:
@@ -66,6 +68,37 @@ def test_a_place_does_not_depend_on_what_was_asked_before(numbers: list[int]) ->
     assert [asked.locate(number) for number in numbers] == [_order().locate(number) for number in numbers]
 
 
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any), st.integers(1, 300))
+def test_turns_are_given_one_by_one_to_whom_most_are_due(weights: list[int], number: int) -> None:
+    turns = [0] * len(weights)
+    for given_so_far in range(number):
+        assert apportion(given_so_far, weights) == turns
+        turns[min((place for place, weight in enumerate(weights) if weight), key=lambda place: Fraction(turns[place] + 1, weights[place]))] += 1
+
+
+IMAGES = st.lists(st.lists(st.sampled_from([0, 1, 17, 4096, 10**6]), min_size=3, max_size=3).filter(any), min_size=1, max_size=3)
+
+
+@settings(deadline=None, max_examples=10)
+@given(images=IMAGES, weights=st.lists(st.floats(0.1, 10), min_size=3, max_size=3))
+def test_data_sets_in_buckets_get_their_weights_and_each_bucket_what_they_bring(images: list[list[int]], weights: list[float]) -> None:
+    # Data set d has images[d][b] in bucket b, all in one shard.
+    aspects = (0.5, 1.0, 2.0)
+    counts = [[[by_bucket[bucket]] for by_bucket in images] for bucket in range(3)]
+    orders, totals = mix(counts, weights[: len(images)], seed=1, block=1)
+    plan = build_plan(BucketConfig(enabled=True, aspects=aspects, step=8), totals, image_size=64, global_batch=1024, micro_batch=1024)
+    position = plan.position(step=0, samples=0, by_bucket={})
+    while position.samples < 10 * CYCLE:
+        position = plan.advance(position)
+    taken = [order.consumed(samples) for order, samples in zip(orders, position.consumed, strict=True)]
+    for dataset, (by_bucket, weight) in enumerate(zip(images, weights, strict=False)):
+        for bucket, count in enumerate(by_bucket):
+            expected = position.samples * weight / sum(weights[: len(images)]) * count / sum(by_bucket)
+            # A batch that is due, the weights in whole turns, and the share of a cycle that has begun: five standard deviations at most.
+            assert abs(taken[bucket][dataset] - expected) < 1024 + 10 + 5 * (CYCLE / 16) ** 0.5 and (count > 0 or taken[bucket][dataset] == 0)
+
+
 def test_an_own_order_of_each_seed_and_data_set() -> None:
     places = [[order.locate(number) for number in range(200)] for order in map(_order, (4, 4, 5))]
     assert places[0] == places[1] != places[2]
@@ -96,7 +129,7 @@ def test_a_mixture_is_the_same_for_all_ranks_and_after_a_stop(tmp_path: Path) ->
 
     unstopped = read(0, 0, 1, 40)
     assert sorted(read(24, 0, 2, 8) + read(24, 1, 2, 8)) == unstopped[24:56]
-    counts = reader.dataset_counts(80)
+    counts = reader.dataset_counts(Position(20, (80,)))
     assert counts.keys() == {"data/samples/0", "data/samples/1"} and sum(counts.values()) == 80
     # Hypergeometric, nearly binomial: 60 +- 3.9; five standard deviations.
     assert abs(counts["data/samples/0"] - 60) < 20
@@ -105,7 +138,7 @@ def test_a_mixture_is_the_same_for_all_ranks_and_after_a_stop(tmp_path: Path) ->
 def test_one_data_set_reports_no_shares(tmp_path: Path) -> None:
     write_shards(tmp_path, [4])
     reader = build_reader(DataConfig(), [f"{tmp_path}/*.tar"], model=ModelConfig(image_size=4), seed=1)
-    assert reader.dataset_counts(100) == {}
+    assert reader.dataset_counts(Position(20, (100,))) == {}
 
 
 def test_data_sets_are_written_in_the_config_and_back(tmp_path: Path) -> None:

@@ -91,6 +91,6 @@ def test_draws_are_a_function_of_seed_and_number(seed: int, index: int) -> None:
 
 def test_numbers_of_a_bucket_order_go_through_each_bucket_s_own_rows() -> None:
     rows = [[np.array([0, 2]), np.array([1])], [np.array([1]), np.array([0, 2])]]
-    order = BucketOrder([FixedOrder([2, 1]), FixedOrder([1, 2])], rows.__getitem__)
+    order = BucketOrder([FixedOrder([2, 1]), FixedOrder([1, 2])], rows.__getitem__, shares=[3, 3])
     assert [order.locate(2 * number) for number in range(4)] == [(0, 0), (0, 2), (1, 1), (0, 0)]
     assert [order.locate(2 * number + 1) for number in range(4)] == [(0, 1), (1, 0), (1, 2), (0, 1)]

@@ -4,21 +4,28 @@ import pickle
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
+import torch
+from PIL import Image
 
 import tests.ranks  # noqa: F401  # its preloaded imports: a reading process then starts in milliseconds
 from diffmoe_scale.config.model import ModelConfig
-from diffmoe_scale.config.train import DataConfig
+from diffmoe_scale.config.train import BucketConfig, DataConfig
 from diffmoe_scale.data import remote as remote_module
+from diffmoe_scale.data.features import SET_FILE, FeatureSet, FeatureSource, pack_sample
 from diffmoe_scale.data.index import INDEX_SUFFIX, ShardCatalog, expand_patterns
 from diffmoe_scale.data.remote import RemoteShards
 from diffmoe_scale.data.shards import LOOKED_AT_REMOTE_SHARDS, Reader, build_reader
-from tests.data.samples import all_keys, read_batches, write_shards
+from diffmoe_scale.data.sizes import SIDECAR, ImageBuckets, find_sizes
+from diffmoe_scale.data.transforms import Size
+from tests.data.samples import all_keys, encode, read_batches, write_shards
 
 COUNTS = [5, 2, 7, 3, 4, 6]
 
@@ -77,9 +84,9 @@ def _remote(folder: Path, **settings: object) -> RemoteShards:
     return RemoteShards(folder / "cache", **({"limit_bytes": 1 << 30, "attempts": 4, "stall_timeout_s": 20.0} | settings))
 
 
-def _reader(folder: Path, pattern: str, **settings: object) -> Reader:
+def _reader(folder: Path, pattern: str, buckets: BucketConfig | None = None, **settings: object) -> Reader:
     options = {"cache_folder": str(folder / "cache"), "shuffle_block": 2, "stall_timeout_s": 20.0} | settings
-    return build_reader(DataConfig(**options), [pattern], model=ModelConfig(image_size=4), seed=3)
+    return build_reader(DataConfig(**options), [pattern], model=ModelConfig(image_size=4), seed=3, buckets=buckets)
 
 
 def _keys(reader: Reader, *, start_sample: int = 0, number: int = sum(COUNTS) // 3) -> list[str]:
@@ -104,13 +111,12 @@ def test_a_server_that_drops_every_third_connection_costs_retries_and_no_sample(
     _reader(tmp_path, pattern)
     for copy in _copies(tmp_path):
         copy.unlink()
-    # 12 so far, so that the third from here is a multiple of 3.
     before = server.requests.total()
     server.dropped_every = 3
     reader = _reader(tmp_path, pattern, workers=workers)
     assert Counter(_keys(reader)) == dict.fromkeys(all_keys(COUNTS), 1)
     # Every third connection failed, and each is one retry, whichever process made it.
-    assert reader.counts["retry"] == (server.requests.total() - before) // 3 >= 2 and reader.bad_samples == 0
+    assert reader.counts["retry"] == server.requests.total() // 3 - before // 3 >= 2 and reader.bad_samples == 0
     assert "the transfer broke off" in caplog.text and "attempt 2 of 6" in caplog.text
 
 
@@ -241,4 +247,129 @@ def test_a_copy_in_another_process_finds_what_was_fetched(tmp_path: Path, server
 def test_the_log_says_that_no_index_was_found(tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     _reader(tmp_path, f"{server.url}/shard-000.tar")
-    assert f"no index beside {server.url}/shard-000.tar" in caplog.text
+    assert f"the server has no {server.url}/shard-000.tar{INDEX_SUFFIX}" in caplog.text
+
+
+BUCKETS = BucketConfig(enabled=True, aspects=(0.5, 1.0, 2.0), step=2)
+
+
+def _write_wide_ones(folder: Path) -> None:
+    """Every third picture is twice as wide as high."""
+    keys = [f"{number}_{row}" for number, count in enumerate(COUNTS) for row in range(0, count, 3)]
+    write_shards(folder, COUNTS, replaced={key: {"png": encode(Image.new("RGB", (8, 4))), "txt": b"wide"} for key in keys})
+
+
+def _bucket_steps(reader: Reader, number: int = 12) -> list[tuple[list[str], tuple[int, ...]]]:
+    plan = reader.plan(global_batch=4, micro_batch=2)
+    batches = reader.batches(plan, plan.position(step=0, samples=0, by_bucket={}), dp_rank=0, dp_size=1)
+    return [(batch.keys, tuple(batch.images_BCHW.shape)) for batch in islice(batches, 2 * number)]
+
+
+def _requests(server: Server, suffix: str) -> list[int]:
+    """How often each file that ends so was asked for."""
+    return sorted(count for path, count in server.requests.items() if path.endswith(suffix))
+
+
+@pytest.mark.parametrize("beside", [(), (INDEX_SUFFIX,), (SIDECAR + INDEX_SUFFIX,), (INDEX_SUFFIX, SIDECAR + INDEX_SUFFIX)])
+def test_buckets_of_remote_shards_are_those_of_local_ones_whatever_lies_beside(tmp_path: Path, server: Server, beside: tuple[str, ...]) -> None:
+    _write_wide_ones(tmp_path / "served")
+    local = _bucket_steps(_reader(tmp_path, f"{tmp_path}/served/shard-{{000..005}}.tar", buckets=BUCKETS))
+    for place in (tmp_path / "served").glob("*.npz"):
+        if place.name[len("shard-000.tar") :] not in beside:
+            place.unlink()
+    pattern = f"{server.url}/shard-{{000..005}}.tar"
+    reader = _reader(tmp_path, pattern, buckets=BUCKETS)
+    # One fetch serves the index and the sizes; with both beside the shards one is looked at.
+    assert _requests(server, ".tar") == [1] * (1 if len(beside) == 2 else 6)
+    assert _requests(server, INDEX_SUFFIX) == [1] * 12 and _requests(server, SET_FILE) == [1]
+    assert _bucket_steps(reader) == local and len({shape for _, shape in local}) == 2
+    requests = server.requests.copy()
+    assert _bucket_steps(_reader(tmp_path, pattern, buckets=BUCKETS)) == local
+    # Whether the shards are features is asked anew.
+    assert server.requests - requests == {f"/{SET_FILE}": 1}
+
+
+def test_a_shard_is_fetched_once_for_index_and_sizes_where_the_cache_holds_one(tmp_path: Path, server: Server) -> None:
+    remote = _remote(tmp_path, limit_bytes=1)
+    paths = expand_patterns([f"{server.url}/shard-{{000..005}}.tar"], remote)
+    catalog = ShardCatalog(paths, remote=remote, on_fetch=partial(find_sizes, has_features=False))
+    assert ImageBuckets(catalog, (0.5, 1.0), ratios=(0.5, 1.0)).counts == [[0] * 6, COUNTS]
+    assert _requests(server, ".tar") == [1] * 6 and len(_copies(tmp_path)) == 1
+
+
+def test_a_shard_that_cannot_be_had_for_its_sizes_is_an_error_and_no_sizes_are_kept(tmp_path: Path, server: Server) -> None:
+    ShardCatalog(sorted((tmp_path / "served").glob("*.tar")))
+    (tmp_path / "served" / "shard-001.tar").unlink()
+    with pytest.raises(FileNotFoundError, match=r"the server has no http.*shard-001\.tar"):
+        _reader(tmp_path, f"{server.url}/shard-001.tar", buckets=BUCKETS)
+    assert not list(tmp_path.glob(f"cache/*/*{SIDECAR}{INDEX_SUFFIX}"))
+
+
+def test_sizes_that_are_gone_with_the_server_are_read_failures(tmp_path: Path, server: Server) -> None:
+    reader = _reader(tmp_path, f"{server.url}/shard-001.tar", buckets=BUCKETS)
+    rmtree(tmp_path / "cache")
+    (tmp_path / "served" / "shard-001.tar").unlink()
+    source = pickle.loads(pickle.dumps(reader.source))
+    failure = source.load(1).failure
+    assert failure is not None and failure.kind == "read" and "shard-001.tar" in failure.reason
+
+
+SOURCE = FeatureSource("a", "", channels=1, factor=2, image_size=4, aspects=(), step=0, num_views=1, precision="bf16")
+
+
+def _write_features(folder: Path, source: FeatureSource = SOURCE) -> None:
+    """Latents that all differ."""
+    folder.mkdir(exist_ok=True)
+    replaced = {}
+    for number, count in enumerate(COUNTS):
+        for row in range(count):
+            latents_VCHW = torch.full((1, 1, 2, 2), 10.0 * number + row)
+            replaced[f"{number}_{row}"] = {
+                "safetensors": pack_sample(latents_VCHW, [], [], original=Size(4, 4), crop=(0, 0), precision="bf16"),
+                "txt": b"c",
+            }
+    write_shards(folder, COUNTS, replaced=replaced)
+    FeatureSet(source, None).save(folder)
+
+
+def _latents(reader: Reader) -> list[float]:
+    return [value for batch in islice(read_batches(reader, global_batch=3, micro_batch=3), 12) for value in batch.latents_BCHW[:, 0, 0, 0].tolist()]
+
+
+def test_features_behind_a_server_are_those_of_local_shards_told_by_one_file_a_folder(tmp_path: Path, server: Server) -> None:
+    for name in "ab":
+        _write_features(tmp_path / "served" / name)
+    local = _latents(_reader(tmp_path, f"{tmp_path}/served/{{a,b}}/shard-{{000..005}}.tar"))
+    for _ in range(2):
+        reader = _reader(tmp_path, f"{server.url}/{{a,b}}/shard-{{000..005}}.tar")
+        assert reader.source.features is not None and reader.source.features.source == SOURCE
+        assert _latents(reader) == local and reader.bad_samples == 0
+    assert {path: count for path, count in server.requests.items() if path.endswith(SET_FILE)} == {f"/a/{SET_FILE}": 1, f"/b/{SET_FILE}": 1}
+
+
+def test_features_of_other_sources_are_not_mixed_behind_urls(tmp_path: Path, server: Server) -> None:
+    _write_features(tmp_path / "served" / "a")
+    _write_features(tmp_path / "served" / "b", replace(SOURCE, autoencoder="b"))
+    with pytest.raises(
+        ValueError, match=r"features of http.*/a/features\.safetensors and http.*/b/.*cannot be mixed: autoencoder 'a' instead of 'b'"
+    ):
+        _reader(tmp_path, f"{server.url}/{{a,b}}/shard-000.tar")
+    (tmp_path / "served" / "c").mkdir()
+    with pytest.raises(ValueError, match=r"http.*/c/features\.safetensors, kept as .* is missing"):
+        _reader(tmp_path, f"{server.url}/{{a,c}}/shard-000.tar")
+
+
+def test_features_whose_server_has_not_what_made_them_are_an_error_until_it_has(tmp_path: Path, server: Server) -> None:
+    _write_features(tmp_path / "served")
+    (tmp_path / "served" / SET_FILE).rename(tmp_path / SET_FILE)
+    pattern = f"{server.url}/shard-{{000..005}}.tar"
+    with pytest.raises(ValueError, match=r"http://.*/features\.safetensors, kept as .* is missing or damaged .*belongs beside the shards"):
+        _reader(tmp_path, pattern)
+    (tmp_path / SET_FILE).rename(tmp_path / "served" / SET_FILE)
+    assert _reader(tmp_path, pattern).source.features is not None
+
+
+def test_features_out_of_a_command_are_refused(tmp_path: Path) -> None:
+    _write_features(tmp_path / "served")
+    with pytest.raises(ValueError, match=r"pipe:cat .* gives features, but a command names no folder .*by URLs of http, s3 or gs, or copy them"):
+        _reader(tmp_path, f"pipe:cat {tmp_path}/served/shard-000.tar")

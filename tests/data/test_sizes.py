@@ -14,11 +14,10 @@ from diffmoe_scale.config.train import BucketConfig, DataConfig, DatasetConfig
 from diffmoe_scale.data import sizes as sizes_module
 from diffmoe_scale.data.batch import Batch
 from diffmoe_scale.data.buckets import Position
-from diffmoe_scale.data.features import FeatureSet, FeatureSource, pack_sample
-from diffmoe_scale.data.index import ShardCatalog, expand_patterns
+from diffmoe_scale.data.features import SET_FILE, FeatureSet, FeatureSource, pack_sample
+from diffmoe_scale.data.index import INDEX_SUFFIX, ShardCatalog, expand_patterns
 from diffmoe_scale.data.shards import Reader, build_reader
-from diffmoe_scale.data.sizes import ImageBuckets, size_places
-from diffmoe_scale.data.source import ShardFiles
+from diffmoe_scale.data.sizes import SIDECAR, ImageBuckets
 from diffmoe_scale.data.transforms import Size, decode_image, stored_size
 from tests.data.samples import Members, all_keys, encode, write_shards
 
@@ -127,17 +126,50 @@ def test_validation_weighs_each_sample_once_in_batches_of_one_shape(tmp_path: Pa
         assert [[batch.images_BCHW.shape for batch in batches] for batches in ranks] == [[batch.images_BCHW.shape for batch in ranks[0]]] * dp_size
 
 
-def test_data_sets_by_weight_and_remote_shards_are_refused_in_buckets(tmp_path: Path) -> None:
-    (path,) = write_shards(tmp_path, [4])
-    two = [DatasetConfig(shards=(str(path),), weight=weight) for weight in (1.0, 2.0)]
-    model, buckets = ModelConfig(image_size=16), BucketConfig(enabled=True, step=2)
-    with pytest.raises(ValueError, match=r"buckets\.enabled is True; expected false with 2 data sets by weight.*give data\.train one list"):
-        build_reader(DataConfig(), two, model=model, seed=0, buckets=buckets)
-    # One alone has no weight to keep.
-    assert build_reader(DataConfig(), two[:1], model=model, seed=0, buckets=buckets).images is not None
-    config = DataConfig(cache_folder=str(tmp_path / "cache"))
-    with pytest.raises(ValueError, match=r"buckets\.enabled is True; expected false with 1 shards behind URLs.*copy them to a local folder"):
-        build_reader(config, ["http://localhost:1/shard.tar"], model=model, seed=0, buckets=buckets)
+def _mixed_reader(folder: Path, weights: tuple[float, ...] = (3.0, 1.0)) -> Reader:
+    """Data sets a, of all ratios, and b, of squares."""
+    entries = tuple(DatasetConfig(shards=(f"{folder}/{name}/*.tar",), weight=weight) for name, weight in zip("ab", weights, strict=False))
+    buckets = BucketConfig(enabled=True, aspects=ASPECTS, step=2)
+    return build_reader(
+        DataConfig(train=entries, shuffle_block=2, caption_dropout=0.0), entries, model=ModelConfig(image_size=16), seed=5, buckets=buckets
+    )
+
+
+def test_data_sets_by_weight_in_buckets_are_the_same_for_any_ranks_and_from_any_stop(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    _mixed_shards(tmp_path / "a")
+    write_shards(tmp_path / "b", [9, 40])
+    reader = _mixed_reader(tmp_path)
+    unstopped = _steps(reader, 60)
+    plan = reader.plan(global_batch=GLOBAL_BATCH, micro_batch=MICRO_BATCH)
+    position = plan.position(step=0, samples=0, by_bucket={})
+    # Captions tell the data sets apart.
+    read = Counter({"data/samples/0": 0, "data/samples/1": 0})
+    for step in unstopped:
+        read.update(f"data/samples/{0 if text == 'caption' else 1}" for batch in step for text in batch.captions)
+        position = plan.advance(position)
+        assert reader.dataset_counts(position) == read
+    assert len({step[0].images_BCHW.shape for step in unstopped}) > 6 and abs(read["data/samples/0"] / position.samples - 0.75) < 0.05
+    position = plan.position(step=0, samples=0, by_bucket={})
+    for _ in range(13):
+        position = plan.advance(position)
+    for dp_size in (2, 4):
+        assert _content(_steps(_mixed_reader(tmp_path), 20, start=position, dp_size=dp_size)) == _content(unstopped[13:33])
+
+
+def test_one_data_set_with_a_weight_is_read_as_without(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    _mixed_shards(tmp_path / "a")
+    assert _content(_steps(_mixed_reader(tmp_path, weights=(0.3,)), 30)) == _content(_steps(_reader(tmp_path / "a", caption_dropout=0.0), 30))
+
+
+def test_a_data_set_without_samples_is_an_error(tmp_path: Path) -> None:
+    for name, counts in (("a", [3]), ("b", [0])):
+        (tmp_path / name).mkdir()
+        write_shards(tmp_path / name, counts)
+    with pytest.raises(ValueError, match=r"data\.train\.1\.shards is .*/b/\*\.tar.*; expected shards with samples"):
+        _mixed_reader(tmp_path)
 
 
 def test_features_come_in_the_order_batches_and_shapes_of_their_pictures(tmp_path: Path) -> None:
@@ -167,7 +199,7 @@ def test_features_of_other_buckets_are_refused_before_their_sizes_are_read(tmp_p
     (path, *_) = _feature_shards(tmp_path)
     with pytest.raises(ValueError, match=r"aspects \(0\.5, .* instead of \(1\.0,\); set model\.image_size and buckets as they were"):
         build_reader(DataConfig(), [str(path)], model=ModelConfig(image_size=16), seed=0, buckets=BucketConfig(enabled=True, aspects=(1.0,), step=2))
-    assert not any(place.exists() for place in size_places(path, None))
+    assert not list(tmp_path.glob("*.npz"))
 
 
 def test_a_sample_of_stray_features_has_no_size(tmp_path: Path) -> None:
@@ -175,9 +207,16 @@ def test_a_sample_of_stray_features_has_no_size(tmp_path: Path) -> None:
     assert _buckets(tmp_path).num_unknown == 1
 
 
+def test_features_found_without_what_made_them_have_their_sizes_all_the_same(tmp_path: Path) -> None:
+    _feature_shards(tmp_path)
+    # Kept for the next start, when features.safetensors may be there.
+    (tmp_path / SET_FILE).unlink()
+    assert _buckets(tmp_path).num_unknown == 0
+
+
 def _buckets(folder: Path) -> ImageBuckets:
     catalog = ShardCatalog(expand_patterns([f"{folder}/*.tar*"]))
-    return ImageBuckets(catalog, ShardFiles(catalog), ASPECTS, ratios=ASPECTS)
+    return ImageBuckets(catalog, ASPECTS, ratios=ASPECTS)
 
 
 def test_headers_are_read_once_and_again_for_another_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +228,7 @@ def test_headers_are_read_once_and_again_for_another_shard(tmp_path: Path, monke
     )
     assert _buckets(tmp_path).counts == first.counts and scanned == []
     write_shards(tmp_path, [1, *COUNTS[1:]])
-    (place,) = size_places(paths[2], None)
+    place = paths[2].with_name(f"{paths[2].name}{SIDECAR}{INDEX_SUFFIX}")
     place.write_bytes(place.read_bytes()[:100])
     assert len(_buckets(tmp_path).catalog.paths) == 4, "the file of sizes matches the glob and is no shard"
     assert sorted(scanned) == [0, 1, 2, 3]
