@@ -29,7 +29,6 @@ from torchvision.datasets import ImageFolder
 from diffmoe_scale.config.check import require
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.train import DataConfig
-from diffmoe_scale.data.batch import to_unit_range
 from diffmoe_scale.data.features import (
     FEATURE_SUFFIX,
     CaptionFeatures,
@@ -136,7 +135,7 @@ def race(contenders: dict[str, Iterator[object]], *, batches: int, batch: int, r
 
 
 def picture_contenders(shards: str, folders: Path, *, image_size: int, batch: int) -> dict[str, Iterator[object]]:
-    """Endless batches of pictures in [-1, 1] with captions, all by the same decoding and cropping."""
+    """Endless batches of pictures with captions, all by the same decoding and cropping."""
 
     def decode(data: bytes) -> np.ndarray:
         return decode_image(data, size=Size(image_size, image_size), background=WHITE).pixels_HWC
@@ -145,7 +144,7 @@ def picture_contenders(shards: str, folders: Path, *, image_size: int, batch: in
         return decode(next(sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample)), sample.get("txt", b"").decode()
 
     def collate(samples: list[tuple[np.ndarray, object]]) -> tuple[torch.Tensor, list[object]]:
-        return to_unit_range(np.stack([sample[0] for sample in samples])), [sample[1] for sample in samples]
+        return torch.from_numpy(np.stack([sample[0] for sample in samples])), [sample[1] for sample in samples]
 
     unpack(shards, folders)
     dataset = ImageFolder(str(folders), loader=lambda path: decode(Path(path).read_bytes()))

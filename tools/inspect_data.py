@@ -138,7 +138,12 @@ def write_page(survey: Survey, facts: Sequence[tuple[str, str]], lengths: Sequen
 def draw_samples(survey: Survey) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "grid.png"
-        save_image_grid(to_unit_range(np.stack([pixels for pixels, _ in survey.shown])), [caption for _, caption in survey.shown], path, GRID_COLUMNS)
+        save_image_grid(
+            to_unit_range(torch.from_numpy(np.stack([pixels for pixels, _ in survey.shown]))),
+            [caption for _, caption in survey.shown],
+            path,
+            GRID_COLUMNS,
+        )
         return path.read_bytes()
 
 

@@ -11,6 +11,7 @@ from diffmoe_scale.data.features import FeatureSet, Latents, StoredCaption, stac
 from diffmoe_scale.data.transforms import Picture, Size
 from diffmoe_scale.encoders.text import TextFeatures
 
+GREY = 128
 FAILURES = {
     "read": "bytes that could not be read",
     "label": "no usable class label",
@@ -70,10 +71,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of a rank. A failed sample keeps its slot: zero image, no condition, weight 0."""
+    """One micro-batch of a rank. A failed sample keeps its slot: grey image (zero latents), no condition, weight 0."""
 
-    images_BCHW: Tensor | None
-    """float32 in [-1, 1]; None where the shards hold latents."""
+    pixels_BHWC: Tensor | None
+    """uint8: a quarter of what the network is given, on the way from reading processes and to the GPU; None where the shards hold latents."""
     captions: list[str]
     """"" where the caption is dropped, missing, or the run is conditioned on classes."""
     labels_B: Tensor
@@ -98,6 +99,11 @@ class Batch:
     """bf16, where the shards hold the captions' features."""
     notes: list[Note] = field(default_factory=list)
 
+    @property
+    def images_BCHW(self) -> Tensor | None:
+        """float32 in [-1, 1], computed where the pixels are; None where the shards hold latents."""
+        return None if self.pixels_BHWC is None else to_unit_range(self.pixels_BHWC)
+
     def count_kinds(self) -> Tensor:
         """float32: how many of each of FAILURES, then of NOTES."""
         found = [failure.kind for failure in self.failures] + ["caption"] * len(self.uncaptioned) + [note.kind for note in self.notes]
@@ -105,7 +111,7 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """The same with its pictures or features in page-locked memory, which a GPU copies from while it computes. Called by torch's DataLoader."""
-        pinned = {name: tensor.pin_memory() for name in ("images_BCHW", "latents_BCHW") if (tensor := getattr(self, name)) is not None}
+        pinned = {name: tensor.pin_memory() for name in ("pixels_BHWC", "latents_BCHW") if (tensor := getattr(self, name)) is not None}
         text = None if self.text is None else TextFeatures(*(tensor.pin_memory() for tensor in vars(self.text).values()))
         return replace(self, **pinned, text=text)
 
@@ -119,7 +125,7 @@ def collate(samples: Sequence[Sample], *, size: Size, features: FeatureSet | Non
         latents_BCHW = stack_latents(bits, source.latent_shape(size), precision=source.precision)
         text = None if empty is None else stack_captions([sample.text or empty.stored for sample in samples], precision=source.precision)
     return Batch(
-        images_BCHW=_stack_images(samples, size) if features is None else None,
+        pixels_BHWC=_stack_pixels(samples, size) if features is None else None,
         captions=[sample.caption for sample in samples],
         labels_B=torch.tensor([sample.label for sample in samples]),
         dropped_B=torch.tensor([sample.is_dropped for sample in samples]),
@@ -135,17 +141,11 @@ def collate(samples: Sequence[Sample], *, size: Size, features: FeatureSet | Non
     )
 
 
-def _stack_images(samples: Sequence[Sample], size: Size) -> Tensor:
-    images_BHWC = np.zeros((len(samples), *size, 3), dtype=np.uint8)
+def _stack_pixels(samples: Sequence[Sample], size: Size) -> Tensor:
+    pixels_BHWC = np.empty((len(samples), *size, 3), dtype=np.uint8)
     for row, sample in enumerate(samples):
-        if sample.picture is not None:
-            images_BHWC[row] = sample.picture.pixels_HWC
-    images_BCHW = to_unit_range(images_BHWC)
-    for row, sample in enumerate(samples):
-        if sample.picture is None:
-            # Row by row: a mask would be compared with every pixel of the batch.
-            images_BCHW[row] = 0
-    return images_BCHW
+        pixels_BHWC[row] = GREY if sample.picture is None else sample.picture.pixels_HWC
+    return torch.from_numpy(pixels_BHWC)
 
 
 def _stack_sizes(samples: Sequence[Sample], size: Size) -> Tensor:
@@ -153,6 +153,6 @@ def _stack_sizes(samples: Sequence[Sample], size: Size) -> Tensor:
     return torch.tensor([(0.0,) * 6 if one is None else (*one.original, *one.crop, *size) for one in found], dtype=torch.float32)
 
 
-def to_unit_range(images_BHWC: np.ndarray) -> Tensor:
+def to_unit_range(pixels_BHWC: Tensor) -> Tensor:
     """uint8 pictures as float32 [B, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+    return pixels_BHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)

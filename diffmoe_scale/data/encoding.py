@@ -133,8 +133,8 @@ class FeatureWriter:
                 good[sample.index] = sample.picture
         if not good:
             return
-        images_BHWC = np.stack([picture.pixels_HWC for picture in good.values()])
-        latents_BVCHW = encoders.views(to_unit_range(images_BHWC), source.num_views)
+        pixels_BHWC = torch.from_numpy(np.stack([picture.pixels_HWC for picture in good.values()]))
+        latents_BVCHW = encoders.views(to_unit_range(pixels_BHWC), source.num_views)
         places = [reader.fixed_source.order.locate(number) for number in good]
         members = [reader.catalog.index(shard).members(row) for shard, row in places]
         read, weights = reader.source.files.captions, reader.config.caption_weights

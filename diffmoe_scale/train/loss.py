@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffmoe_scale.data.batch import Batch
+from diffmoe_scale.data.batch import Batch, to_unit_range
 from diffmoe_scale.diffusion.noise import sample_noise
 from diffmoe_scale.diffusion.objective import Objective
 from diffmoe_scale.encoders.autoencoder import Autoencoder
@@ -29,8 +29,8 @@ class StepLoss:
 
 def latents_of(batch: Batch, autoencoder: Autoencoder, device: torch.device) -> Tensor:
     """The batch's latents [B, C, H, W] in fp32, from the shards or of its images."""
-    if batch.images_BCHW is not None:
-        return autoencoder.encode(batch.images_BCHW.to(device, non_blocking=True))
+    if batch.pixels_BHWC is not None:
+        return autoencoder.encode(to_unit_range(batch.pixels_BHWC.to(device, non_blocking=True)))
     assert batch.latents_BCHW is not None
     return batch.latents_BCHW.to(device, non_blocking=True).float()
 

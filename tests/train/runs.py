@@ -94,9 +94,9 @@ def tiny_pipeline(config: Config, groups: ProcessGroupCollection, *, tokenizer: 
 def tiny_batch(first: int, count: int, *, config: Config) -> Batch:
     """Samples `first` to `first + count` of an endless data set of noise."""
     numbers, size = range(first, first + count), config.model.image_size
-    images = [torch.rand(3, size, size, generator=named_generator(0, "image", number)) * 2 - 1 for number in numbers]
+    pixels = [torch.randint(0, 256, (size, size, 3), dtype=torch.uint8, generator=named_generator(0, "image", number)) for number in numbers]
     return Batch(
-        images_BCHW=torch.stack(images),
+        pixels_BHWC=torch.stack(pixels),
         captions=[""] * count,
         labels_B=torch.tensor([number % config.model.num_classes for number in numbers]),
         dropped_B=torch.zeros(count, dtype=torch.bool),
