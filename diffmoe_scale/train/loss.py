@@ -55,8 +55,8 @@ def denoising_loss(
     Noise and time come from (seed, global sample number): the same for every layout of ranks. Samples that failed to
     decode have weight 0 and still count in the mean, so that the loss does not depend on how they fall on ranks.
 
-    A sample whose latents are not finite has a loss and gradients of NaN, which skip the step. The network is given zeros
-    for it: routers refuse NaN, and would spread it over their pool.
+    A sample whose latents are not finite has a loss of NaN. The network is given zeros for it: routers refuse NaN, and would
+    spread it over their pool. A total that is not finite has gradients of NaN, which skip the step on all ranks.
     """
     device = latents_BCHW.device
     is_finite_B = latents_BCHW.isfinite().flatten(1).all(1)
@@ -78,7 +78,10 @@ def denoising_loss(
     auxiliary = mean_auxiliary_losses(prediction.routings)
     parts = {"loss/diffusion": diffusion.detach()} | {f"loss/{name}": value.detach() for name, value in auxiliary.items()}
     parts |= _loss_by_time(loss_B.detach(), weight_B, t_B)
-    return StepLoss(total=diffusion + sum(auxiliary.values(), start=torch.zeros((), device=device)), parts=parts, routings=prediction.routings)
+    total = diffusion + sum(auxiliary.values(), start=torch.zeros((), device=device))
+    # A loss that overflowed can have finite gradients, which would become a step.
+    total = total * torch.where(total.isfinite(), 1.0, torch.nan)
+    return StepLoss(total=total, parts=parts, routings=prediction.routings)
 
 
 def mean_auxiliary_losses(routings: list[Routing]) -> dict[str, Tensor]:

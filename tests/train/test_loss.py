@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -89,3 +90,15 @@ def test_sample_that_is_not_finite_makes_the_loss_so_and_does_not_reach_the_netw
     loss.total.backward()
     assert loss.total.isnan() and scale.grad is not None and scale.grad.isnan()
     assert loss.parts["sample_loss_B"].isnan().tolist() == [False, True, False, False, True, False]
+
+
+@pytest.mark.parametrize(("scale", "is_skipped"), [(1.0, False), (1e25, True)])
+def test_a_loss_that_overflows_has_no_finite_gradient_to_step_by(scale: float, is_skipped: bool) -> None:
+    batch, weight = tiny_batch(0, COUNT, config=tiny_config([])), torch.ones((), requires_grad=True)
+
+    def predict(x_BCHW: Tensor, *_: object) -> Prediction:
+        return Prediction(scale * weight * torch.ones_like(x_BCHW), [])
+
+    loss = denoising_loss(predict, OBJECTIVE, batch, batch.images_BCHW, seed=3, selection=Selection())
+    loss.total.backward()
+    assert bool(loss.total.isnan()) == is_skipped and bool(weight.grad.isnan()) == is_skipped
