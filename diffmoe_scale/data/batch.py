@@ -99,11 +99,6 @@ class Batch:
     """bf16, where the shards hold the captions' features."""
     notes: list[Note] = field(default_factory=list)
 
-    @property
-    def images_BCHW(self) -> Tensor | None:
-        """float32 in [-1, 1], computed where the pixels are; None where the shards hold latents."""
-        return None if self.pixels_BHWC is None else to_unit_range(self.pixels_BHWC)
-
     def count_kinds(self) -> Tensor:
         """float32: how many of each of FAILURES, then of NOTES."""
         found = [failure.kind for failure in self.failures] + ["caption"] * len(self.uncaptioned) + [note.kind for note in self.notes]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffmoe_scale.data.batch import Failure, Sample, collate
+from diffmoe_scale.data.batch import Failure, Sample, collate, to_unit_range
 from diffmoe_scale.data.features import FeatureSet, FeatureSource, Latents
 from diffmoe_scale.data.transforms import Picture, Size
 
@@ -20,10 +20,11 @@ BAD = Sample(8, "a.tar/1", None, is_dropped=True, failure=Failure("image", "a.ta
 
 def test_pixels_go_from_bytes_to_minus_one_to_one() -> None:
     batch = collate([GOOD], size=Size(2, 2))
-    assert batch.images_BCHW.shape == (1, 3, 2, 2) and batch.images_BCHW.dtype == torch.float32 and batch.images_BCHW.is_contiguous()
+    images_BCHW = to_unit_range(batch.pixels_BHWC)
+    assert images_BCHW.shape == (1, 3, 2, 2) and images_BCHW.dtype == torch.float32 and images_BCHW.is_contiguous()
     for y, x, channel in np.ndindex(2, 2, 3):
         # One rounding of the quotient.
-        assert batch.images_BCHW[0, channel, y, x].item() == pytest.approx(int(PIXELS[y, x, channel]) / 127.5 - 1, abs=1e-6)
+        assert images_BCHW[0, channel, y, x].item() == pytest.approx(int(PIXELS[y, x, channel]) / 127.5 - 1, abs=1e-6)
 
 
 def test_a_failed_sample_keeps_its_row_without_weight() -> None:
@@ -56,5 +57,5 @@ def test_a_batch_of_latents_knows_them_as_one_of_pictures_and_has_the_shape_of_i
     source = FeatureSource("a", "", channels=3, factor=2, image_size=4, aspects=(0.5, 2.0), step=2, num_views=1, precision="bf16")
     good = Sample(7, "a.tar/0", None, latents=Latents(to_bits(torch.ones(3, 1, 4)), original=Size(8, 30), crop=(0, 1)))
     batch = collate([good, BAD], size=Size(2, 8), features=FeatureSet(source, None))
-    assert batch.images_BCHW is None and batch.latents_BCHW is not None and batch.latents_BCHW.shape == (2, 3, 1, 4)
+    assert batch.pixels_BHWC is None and batch.latents_BCHW is not None and batch.latents_BCHW.shape == (2, 3, 1, 4)
     assert batch.latents_BCHW.mean((1, 2, 3)).tolist() == [1, 0] and batch.sizes_BZ.tolist() == [[8, 30, 0, 1, 2, 8], [0] * 6]

@@ -262,7 +262,7 @@ def _write_wide_ones(folder: Path) -> None:
 def _bucket_steps(reader: Reader, number: int = 12) -> list[tuple[list[str], tuple[int, ...]]]:
     plan = reader.plan(global_batch=4, micro_batch=2)
     batches = reader.batches(plan, plan.position(step=0, samples=0, by_bucket={}), dp_rank=0, dp_size=1)
-    return [(batch.keys, tuple(batch.images_BCHW.shape)) for batch in islice(batches, 2 * number)]
+    return [(batch.keys, tuple(batch.pixels_BHWC.shape)) for batch in islice(batches, 2 * number)]
 
 
 def _requests(server: Server, suffix: str) -> list[int]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import tests.ranks  # noqa: F401  # its preloaded imports: a reading process then starts in milliseconds
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.train import DataConfig
-from diffmoe_scale.data.batch import Batch
+from diffmoe_scale.data.batch import Batch, to_unit_range
 from diffmoe_scale.data.shards import Reader, build_reader
 from tests.data.samples import all_keys, read_batches, write_shards
 
@@ -37,7 +37,7 @@ def _reader(folder: Path, workers: int = 0) -> Reader:
 
 
 def _samples(batch: Batch) -> list[Read]:
-    columns = zip(batch.indices_B, batch.keys, batch.captions, batch.images_BCHW, strict=True)
+    columns = zip(batch.indices_B, batch.keys, batch.captions, to_unit_range(batch.pixels_BHWC), strict=True)
     return [(int(index), key, caption, image_CHW.numpy().tobytes()) for index, key, caption, image_CHW in columns]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import tests.ranks  # noqa: F401  # its preloaded imports: a reading process then starts in milliseconds
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.train import DataConfig
-from diffmoe_scale.data.batch import Batch
+from diffmoe_scale.data.batch import Batch, to_unit_range
 from diffmoe_scale.data.shards import CHECKED_SAMPLES, JUDGED_SAMPLES, LOGGED_FAILURES, Reader, build_reader, iterate_captions
 from tests.data.samples import Members, all_keys, header_offset, make_sample, overwrite, read_batches, write_shards
 
@@ -40,7 +40,7 @@ def _samples(batches: list[Batch]) -> list[tuple[int, str, str, bytes]]:
     return [
         (int(index), key, caption, image_CHW.numpy().tobytes())
         for batch in batches
-        for index, key, caption, image_CHW in zip(batch.indices_B, batch.keys, batch.captions, batch.images_BCHW, strict=True)
+        for index, key, caption, image_CHW in zip(batch.indices_B, batch.keys, batch.captions, to_unit_range(batch.pixels_BHWC), strict=True)
     ]
 
 

@@ -12,7 +12,7 @@ import tests.ranks  # noqa: F401  # its preloaded imports: a reading process the
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.train import BucketConfig, DataConfig, DatasetConfig
 from diffmoe_scale.data import sizes as sizes_module
-from diffmoe_scale.data.batch import Batch
+from diffmoe_scale.data.batch import Batch, to_unit_range
 from diffmoe_scale.data.buckets import Position
 from diffmoe_scale.data.features import SET_FILE, FeatureSet, FeatureSource, pack_sample
 from diffmoe_scale.data.index import INDEX_SUFFIX, ShardCatalog, expand_patterns
@@ -71,7 +71,7 @@ def _content(steps: list[list[Batch]]) -> list[list[tuple[int, str, str, bytes]]
         [
             (index, key, caption, image.numpy().tobytes())
             for batch in step
-            for index, key, caption, image in zip(batch.indices_B.tolist(), batch.keys, batch.captions, batch.images_BCHW, strict=True)
+            for index, key, caption, image in zip(batch.indices_B.tolist(), batch.keys, batch.captions, to_unit_range(batch.pixels_BHWC), strict=True)
         ]
         for step in steps
     ]
@@ -83,8 +83,8 @@ def test_an_epoch_of_twelve_ratios_has_batches_of_one_shape_and_each_key_once(tm
     reader = _reader(tmp_path)
     assert reader.images is not None and sum(map(sum, reader.images.counts)) == 60 and min(map(sum, reader.images.counts)) >= 4
     steps = _steps(reader, 24)
-    assert all(len({batch.images_BCHW.shape for batch in step}) == 1 for step in steps)
-    assert len({step[0].images_BCHW.shape for step in steps}) > 6 and all((batch.weight_B == 1).all() for step in steps for batch in step)
+    assert all(len({batch.pixels_BHWC.shape for batch in step}) == 1 for step in steps)
+    assert len({step[0].pixels_BHWC.shape for step in steps}) > 6 and all((batch.weight_B == 1).all() for step in steps for batch in step)
     # A bucket's epochs follow each other in its own stream.
     streams: dict[int, list[str]] = {}
     for step in steps:
@@ -123,7 +123,7 @@ def test_validation_weighs_each_sample_once_in_batches_of_one_shape(tmp_path: Pa
             for batch in batches:
                 weights.update({key: int(weight) for key, weight in zip(batch.keys, batch.weight_B.tolist(), strict=True) if weight})
         assert weights.total() == 40 == len(weights)
-        assert [[batch.images_BCHW.shape for batch in batches] for batches in ranks] == [[batch.images_BCHW.shape for batch in ranks[0]]] * dp_size
+        assert [[batch.pixels_BHWC.shape for batch in batches] for batches in ranks] == [[batch.pixels_BHWC.shape for batch in ranks[0]]] * dp_size
 
 
 def _mixed_reader(folder: Path, weights: tuple[float, ...] = (3.0, 1.0)) -> Reader:
@@ -150,7 +150,7 @@ def test_data_sets_by_weight_in_buckets_are_the_same_for_any_ranks_and_from_any_
         read.update(f"data/samples/{0 if text == 'caption' else 1}" for batch in step for text in batch.captions)
         position = plan.advance(position)
         assert reader.dataset_counts(position) == read
-    assert len({step[0].images_BCHW.shape for step in unstopped}) > 6 and abs(read["data/samples/0"] / position.samples - 0.75) < 0.05
+    assert len({step[0].pixels_BHWC.shape for step in unstopped}) > 6 and abs(read["data/samples/0"] / position.samples - 0.75) < 0.05
     position = plan.position(step=0, samples=0, by_bucket={})
     for _ in range(13):
         position = plan.advance(position)
@@ -182,7 +182,7 @@ def test_features_come_in_the_order_batches_and_shapes_of_their_pictures(tmp_pat
         assert ours.keys == plain.keys and ours.captions == plain.captions and ours.failures == []
         assert torch.equal(ours.indices_B, plain.indices_B) and torch.equal(ours.weight_B, plain.weight_B)
         assert torch.equal(ours.sizes_BZ, plain.sizes_BZ) and (ours.sizes_BZ[:, :2] > 0).all()
-        count, _, height, width = plain.images_BCHW.shape
+        count, height, width, _ = plain.pixels_BHWC.shape
         assert ours.latents_BCHW.shape == (count, 1, height // 2, width // 2)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data import encoding
-from diffmoe_scale.data.batch import Batch
+from diffmoe_scale.data.batch import Batch, to_unit_range
 from diffmoe_scale.data.features import SET_FILE
 from diffmoe_scale.data.shards import Reader, build_reader
 from diffmoe_scale.encoders.text import TextFeatures
@@ -120,9 +120,9 @@ def test_training_losses_are_those_of_computing_on_the_fly(tmp_path: Path, setti
     pipeline = _pipeline(config)
     raw = _batches(_reader(config, config.data.train[0].replace("*", "00[01]")), 6)
     cached = _batches(_reader(config, f"{tmp_path}/cache/*.tar"), 6)
-    assert len({batch.images_BCHW.shape[2:] for batch in raw}) == (3 if config.buckets.enabled else 1)
+    assert len({batch.pixels_BHWC.shape[1:3] for batch in raw}) == (3 if config.buckets.enabled else 1)
     for ours, plain in zip(cached, raw, strict=True):
-        assert ours.keys == plain.keys and not any(ours.captions) and ours.images_BCHW is None and ours.text is not None
+        assert ours.keys == plain.keys and not any(ours.captions) and ours.pixels_BHWC is None and ours.text is not None
         assert torch.equal(ours.indices_B, plain.indices_B) and torch.equal(ours.sizes_BZ, plain.sizes_BZ)
         latents_BCHW = latents_of(plain, pipeline.autoencoder, pipeline.device)
         torch.testing.assert_close(latents_of(ours, pipeline.autoencoder, pipeline.device), latents_BCHW, **BF16)
@@ -168,15 +168,15 @@ def test_half_the_bits_store_fp8(tmp_path: Path, settings: list[str]) -> None:
     config = load_config(None, settings)
     (ours,) = _batches(_reader(config, f"{tmp_path}/cache/*.tar"), 1)
     (plain,) = _batches(_reader(config, config.data.train[0].replace("*", "001")), 1)
-    assert plain.images_BCHW is not None and ours.latents_BCHW is not None
+    assert plain.pixels_BHWC is not None and ours.latents_BCHW is not None
     latents_BCHW = build_pipeline_latents(config, plain)
     # 3 binary digits behind the first.
     torch.testing.assert_close(ours.latents_BCHW.float(), latents_BCHW, rtol=2**-3, atol=2**-6)
 
 
 def build_pipeline_latents(config: Config, batch: Batch) -> torch.Tensor:
-    assert batch.images_BCHW is not None
-    return cache_features.build_autoencoder(config.autoencoder, device=torch.device("cpu")).encode(batch.images_BCHW)
+    assert batch.pixels_BHWC is not None
+    return cache_features.build_autoencoder(config.autoencoder, device=torch.device("cpu")).encode(to_unit_range(batch.pixels_BHWC))
 
 
 def test_shards_keep_the_order_of_their_samples_whatever_the_batch(tmp_path: Path, settings: list[str]) -> None:

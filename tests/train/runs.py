@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.data.batch import Batch
+from diffmoe_scale.data.batch import Batch, to_unit_range
 from diffmoe_scale.model.denoiser import Condition
 from diffmoe_scale.model.pipeline import Pipeline, build_pipeline
 from diffmoe_scale.model.transformer import Prediction
@@ -118,7 +118,7 @@ def rank_batches(step: int, config: Config, context: ParallelContext) -> list[Ba
 
 
 def compute_loss(predict: Callable[..., Prediction], pipeline: Pipeline, batch: Batch, *, seed: int = 0) -> StepLoss:
-    return denoising_loss(predict, pipeline.objective, batch, batch.images_BCHW, seed=seed, selection=Selection())
+    return denoising_loss(predict, pipeline.objective, batch, to_unit_range(batch.pixels_BHWC), seed=seed, selection=Selection())
 
 
 def predict_once(pipeline: Pipeline, config: Config) -> np.ndarray:
@@ -126,7 +126,9 @@ def predict_once(pipeline: Pipeline, config: Config) -> np.ndarray:
     batch = tiny_batch(0, 4, config=config)
     with torch.no_grad():
         time_B = torch.full((4,), 500.0)
-        prediction = pipeline.denoiser(batch.images_BCHW, time_B, Condition([""] * 4, batch.labels_B, batch.dropped_B), Selection("static"))
+        prediction = pipeline.denoiser(
+            to_unit_range(batch.pixels_BHWC), time_B, Condition([""] * 4, batch.labels_B, batch.dropped_B), Selection("static")
+        )
     return prediction.value_BCHW.numpy()
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffmoe_scale.config.model import DiffusionConfig
-from diffmoe_scale.data.batch import Batch
+from diffmoe_scale.data.batch import Batch, to_unit_range
 from diffmoe_scale.diffusion.noise import sample_noise
 from diffmoe_scale.diffusion.objective import build_objective
 from diffmoe_scale.model.transformer import Prediction
@@ -29,13 +29,14 @@ def loss_of(batch: Batch, routings: list[Routing] | None = None) -> StepLoss:
     def predict(x_BCHW: Tensor, *_: object) -> Prediction:
         return Prediction(torch.zeros_like(x_BCHW), routings or [])
 
-    return denoising_loss(predict, OBJECTIVE, batch, batch.images_BCHW, seed=3, selection=Selection())
+    return denoising_loss(predict, OBJECTIVE, batch, to_unit_range(batch.pixels_BHWC), seed=3, selection=Selection())
 
 
 def sample_losses(batch: Batch) -> tuple[list[float], list[float]]:
     """Each sample's mean square of the velocity noise - data, and its time."""
-    time_B, noise_BCHW = sample_noise(3, batch.indices_B.tolist(), batch.images_BCHW.shape[1:], torch.device("cpu"))
-    losses = [float((noise - image).square().mean()) for noise, image in zip(noise_BCHW, batch.images_BCHW, strict=True)]
+    images_BCHW = to_unit_range(batch.pixels_BHWC)
+    time_B, noise_BCHW = sample_noise(3, batch.indices_B.tolist(), images_BCHW.shape[1:], torch.device("cpu"))
+    losses = [float((noise - image).square().mean()) for noise, image in zip(noise_BCHW, images_BCHW, strict=True)]
     return losses, time_B.tolist()
 
 
@@ -78,7 +79,7 @@ def test_tenths_of_the_time_hold_the_sums_and_counts_of_usable_samples() -> None
 
 def test_sample_that_is_not_finite_makes_the_loss_so_and_does_not_reach_the_network() -> None:
     batch = tiny_batch(0, COUNT, config=tiny_config([]))
-    images_BCHW = batch.images_BCHW.clone()
+    images_BCHW = to_unit_range(batch.pixels_BHWC)
     images_BCHW[1, 2, 3, 4], images_BCHW[4, 0, 0, 0] = float("nan"), float("inf")
     scale = torch.ones((), requires_grad=True)
 
@@ -99,6 +100,6 @@ def test_a_loss_that_overflows_has_no_finite_gradient_to_step_by(scale: float, i
     def predict(x_BCHW: Tensor, *_: object) -> Prediction:
         return Prediction(scale * weight * torch.ones_like(x_BCHW), [])
 
-    loss = denoising_loss(predict, OBJECTIVE, batch, batch.images_BCHW, seed=3, selection=Selection())
+    loss = denoising_loss(predict, OBJECTIVE, batch, to_unit_range(batch.pixels_BHWC), seed=3, selection=Selection())
     loss.total.backward()
     assert bool(loss.total.isnan()) == is_skipped and bool(weight.grad.isnan()) == is_skipped
