@@ -2,13 +2,12 @@
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Sequence
 
 from diffmoe_scale.files import replace_file
 from diffmoe_scale.sample import add_model_arguments
-from diffmoe_scale.telemetry.log import silence_packages
+from diffmoe_scale.telemetry.log import setup_tool_logging
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,8 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, default=96, help="prompts a suite (default: 96)")
     parser.add_argument("--seed", type=int, default=0, help="source of prompts and initial noise (default: 0)")
     parsed = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("diffmoe_scale").setLevel(logging.INFO)
+    setup_tool_logging()
     try:
         run(parsed)
     except (ValueError, RuntimeError, OSError) as error:
@@ -30,7 +28,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(parsed: argparse.Namespace) -> None:
-    silence_packages()
     # Imported here: `--help` and wrong arguments answer at once.
     from diffmoe_scale.evaluation.harness import evaluate
     from diffmoe_scale.evaluation.loading import load_pipeline

@@ -1,7 +1,5 @@
 """Scores by the command line, from a run that was trained before."""
 
-import contextlib
-import io
 import json
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from PIL import Image
 from diffmoe_scale import evaluate
 from diffmoe_scale.evaluation.suites import SUITES
 from tests.ranks import run_alone, run_on_ranks
-from tests.test_sample import SETTINGS, train
+from tests.test_sample import SETTINGS, call, train
 from tests.train.runs import text_settings
 
 
@@ -22,15 +20,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def call(command: list[str]) -> tuple[int, str]:
-    told = io.StringIO()
-    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
-        code = evaluate.main(command)
-    return code, told.getvalue()
-
-
 def test_scores_pictures_and_report_are_written_and_the_table_is_printed(run: Path) -> None:
-    code, told = run_alone(call, ["--checkpoint", str(run), "--prompts", "3"])
+    ((code, told),) = run_alone(call, evaluate.main, [["--checkpoint", str(run), "--prompts", "3"]])
     assert code == 0 and told.splitlines()[-1] == f"{run}/report.html" and "average inference capacity" in told
     found = json.loads((run / "evaluation.json").read_text())
     assert found["step"] == 4 and list(found["scores"]) == list(SUITES) and {entry["prompts"] for entry in found["scores"].values()} == {3}
@@ -45,5 +36,5 @@ def test_scores_pictures_and_report_are_written_and_the_table_is_printed(run: Pa
 
 
 def test_one_prompt_has_no_other_to_be_shuffled_with(run: Path) -> None:
-    code, told = run_alone(call, ["--checkpoint", str(run), "--prompts", "1"])
+    ((code, told),) = run_alone(call, evaluate.main, [["--checkpoint", str(run), "--prompts", "1"]])
     assert code == 2 and "error: --prompts is 1; expected at least 2" in told

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,13 +30,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def call(commands: list[list[str]]) -> list[tuple[int, str]]:
-    """Exit code and what was said of each, in a process of its own."""
+def call(main: Callable[[list[str]], int], commands: list[list[str]]) -> list[tuple[int, str]]:
+    """Exit code and what was said of each; for a process of its own."""
     answers = []
     for command in commands:
         told = io.StringIO()
         with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
-            answers.append((sample.main(command), told.getvalue().splitlines()[-1]))
+            code = main(command)
+        answers.append((code, told.getvalue()))
     return answers
 
 
@@ -49,7 +51,8 @@ def test_each_call_writes_a_grid_of_its_own_and_says_where(run: Path, tmp_path: 
         [*base, "--prompt", "caption 1", "sampling.selection=static", "--weights", "master", "--seed", "3"],
     ]
     names = [f"{run}/samples/sample-step4-seed0", f"{run}/samples/sample-step4-seed0-2", f"{tmp_path}/new/grid", f"{run}/samples/sample-step4-seed3"]
-    for (code, told), name, number in zip(run_alone(call, commands), names, (4, 1, 4, 4), strict=True):
+    for (code, told), name, number in zip(run_alone(call, sample.main, commands), names, (4, 1, 4, 4), strict=True):
+        told = told.splitlines()[-1]
         assert code == 0 and told.startswith(f"{name}.png: {number} picture") and "average inference capacity" in told
         with Image.open(f"{name}.png") as grid:
             assert grid.width > 0
@@ -65,5 +68,6 @@ def test_what_cannot_be_drawn_is_an_error_that_says_what_can(run: Path, tmp_path
         "did you mean sampling.steps?": ["--checkpoint", str(run), *prompt, "sampling.step=2"],
         "No such file or directory": ["--checkpoint", str(run), "--prompt-file", str(tmp_path / "none.txt")],
     }
-    for (code, told), message in zip(run_alone(call, list(wrong.values())), wrong, strict=True):
+    for (code, told), message in zip(run_alone(call, sample.main, list(wrong.values())), wrong, strict=True):
+        told = told.splitlines()[-1]
         assert code == 2 and told.startswith("error: ") and message in told, told

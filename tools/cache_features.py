@@ -17,7 +17,7 @@ from diffmoe_scale.config.load import describe_config, load_config
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.encoding import Encoders, FeatureWriter
-from diffmoe_scale.data.features import PRECISIONS, FeatureSet, FeatureSource, check_shapes
+from diffmoe_scale.data.features import PRECISIONS, FeatureSet, FeatureSource, bucket_fields, check_shapes
 from diffmoe_scale.data.publish import begin, publish, run_tool
 from diffmoe_scale.data.shards import build_reader
 from diffmoe_scale.encoders.autoencoder import build_autoencoder
@@ -124,14 +124,15 @@ def describe_features(config: Config, encoders: Encoders, *, precision: str) -> 
     multiple = factor * config.model.patch_size
     is_whole = not buckets.enabled or buckets.step % multiple == 0
     require(is_whole, "buckets.step", buckets.step, f"a multiple of {multiple} (model.patch_size times the autoencoder's factor)")
+    aspects, step = bucket_fields(buckets)
     source = FeatureSource(
         autoencoder=encoders.autoencoder.fingerprint(),
         text=encoders.text.fingerprint() if encoders.text else "",
         channels=encoders.autoencoder.channels,
         factor=factor,
         image_size=size,
-        aspects=buckets.aspects if buckets.enabled else (),
-        step=buckets.step if buckets.enabled else 0,
+        aspects=aspects,
+        step=step,
         num_views=2 if config.data.horizontal_flip else 1,
         precision=precision,
     )

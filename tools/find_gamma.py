@@ -5,7 +5,6 @@ Prints them for `sample` and `evaluate`: `python -m diffmoe_scale.sample --check
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from diffmoe_scale.files import replace_file
 from diffmoe_scale.sample import add_model_arguments, read_prompts
-from diffmoe_scale.telemetry.log import silence_packages
+from diffmoe_scale.telemetry.log import setup_tool_logging
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,8 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompt-file", type=Path, help="a text file with one caption a line (default: captions of the run's shards)")
     parser.add_argument("--seed", type=int, default=0, help="source of the initial noise (default: 0)")
     parsed = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("diffmoe_scale").setLevel(logging.INFO)
+    setup_tool_logging()
     try:
         print(run(parsed))
     except (ValueError, RuntimeError, OSError) as error:
@@ -40,7 +38,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(parsed: argparse.Namespace) -> str:
-    silence_packages()
     # Imported here: `--help` and wrong arguments answer at once.
     from diffmoe_scale.evaluation.gamma import choose_prompts, find_gamma
     from diffmoe_scale.evaluation.loading import load_pipeline

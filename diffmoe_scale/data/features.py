@@ -171,9 +171,14 @@ def find_feature_set(shards: Sequence[Path], remote: RemoteShards | None = None)
     return found
 
 
+def bucket_fields(buckets: BucketConfig) -> tuple[tuple[float, ...], int]:
+    """`aspects` and `step` of the FeatureSource of a set that is made with these buckets."""
+    return (buckets.aspects, buckets.step) if buckets.enabled else ((), 0)
+
+
 def check_shapes(found: FeatureSource, *, image_size: int, buckets: BucketConfig) -> None:
     """Raises: ValueError if training would cut pictures to other sizes than those that the features in its shards are of."""
-    aspects, step = (buckets.aspects, buckets.step) if buckets.enabled else ((), 0)
+    aspects, step = bucket_fields(buckets)
     _refuse_other(found, replace(found, image_size=image_size, aspects=aspects, step=step), "model.image_size and buckets")
     is_one = all(resolution == image_size for _, resolution in buckets.resolutions)
     require(

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -14,8 +15,6 @@ from diffmoe_scale.data.index import ShardCatalog
 from diffmoe_scale.files import replace_file
 
 WORKING = ".tmp"
-INTERRUPTED = 130
-"""Exit code that shells give to what SIGINT ended."""
 
 
 def run_tool(main: Callable[[], int]) -> NoReturn:
@@ -24,7 +23,7 @@ def run_tool(main: Callable[[], int]) -> NoReturn:
         sys.exit(main())
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(128 + signal.SIGINT)  # what shells give to a command that it ended
 
 
 def unfinished_folder(output: Path) -> Path:

@@ -153,7 +153,7 @@ class SampleSource:
         except BadPicture as error:
             return self._failed(index, key, error.kind, error)
         except Exception as error:
-            # Pillow raises a dozen types for broken data, among them SyntaxError and struct.error; safetensors its own.
+            # Pillow raises a dozen types for broken data, among them SyntaxError and struct.error; features KeyError and two more.
             return self._failed(index, key, "corrupt" if self.features is None else "features", error)
         notes = tuple(Note(kind, key) for kind in sorted(oddities))
         slot = partial(Sample, index, key, picture, latents=latents)

@@ -28,6 +28,14 @@ def silence_packages() -> None:
         logging.getLogger(name).addFilter(_is_no_noise)
 
 
+def setup_tool_logging() -> None:
+    """Our INFO lines alone and as they are, for commands without a run's log. To be called before packages are imported."""
+    silence_packages()
+    logging.basicConfig(format="%(message)s")
+    for name in OWN_LOGGERS:
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
 def _is_no_noise(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(NOISE)
 
