@@ -12,11 +12,14 @@ from diffmoe_scale.telemetry.log import setup_tool_logging
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="evaluate", description="Score a model on the compositional suites and write RUN/evaluation.json and RUN/report.html."
+        prog="evaluate",
+        description="Score a model on the compositional suites and write RUN/evaluation.json and RUN/report.html.",
     )
     add_model_arguments(parser)
     parser.add_argument("--prompts", type=int, default=96, help="prompts a suite (default: 96)")
-    parser.add_argument("--seed", type=int, default=0, help="source of prompts and initial noise (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="source of prompts and initial noise (default: 0)"
+    )
     parsed = parser.parse_intermixed_args(arguments)
     setup_tool_logging()
     try:
@@ -30,11 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(parsed: argparse.Namespace) -> None:
     # Imported here: `--help` and wrong arguments answer at once.
     from diffmoe_scale.evaluation.harness import evaluate
-    from diffmoe_scale.evaluation.loading import load_pipeline
-    from diffmoe_scale.evaluation.report import format_scores, write_report
+    from diffmoe_scale.report.report import format_scores, write_report
+    from diffmoe_scale.sampling.loading import load_pipeline
 
     if parsed.prompts < 2:
-        raise ValueError(f"--prompts is {parsed.prompts}; expected at least 2, since captions are also shuffled")
+        raise ValueError(
+            f"--prompts is {parsed.prompts}; expected at least 2, since captions are also shuffled"
+        )
     loaded = load_pipeline(parsed.checkpoint, weights=parsed.weights, settings=parsed.settings)
     result = evaluate(loaded, loaded.config.sampling, prompts_per_suite=parsed.prompts, seed=parsed.seed)
     replace_file(loaded.directory.evaluation, json.dumps(result, indent=1).encode())

@@ -6,7 +6,8 @@ from pathlib import Path
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Give `path` the content `data`, whole or not at all, also when the machine goes down. Raises: OSError, leaving what was there."""
+    """Give `path` the content `data`, whole or not at all, also when the machine goes down. Raises: OSError,
+    leaving what was there."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as file:

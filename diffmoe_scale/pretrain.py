@@ -1,4 +1,5 @@
-"""`python -m diffmoe_scale.pretrain --config FILE [key.sub=value ...]`: train a model, or continue a run that stopped."""
+"""`python -m diffmoe_scale.pretrain --config FILE [key.sub=value ...]`: train a model, or continue a run that
+stopped."""
 
 import argparse
 import logging
@@ -23,8 +24,8 @@ HOW_TO_CONTINUE = "the same command continues from the newest complete checkpoin
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 trained to the end, 1 a failure while running, 2 a wrong setting, 75 a signal asked for a checkpoint and the end
-    (sysexits.h's EX_TEMPFAIL: start again later), 130 the same by SIGINT."""
+    """Exit code: 0 trained to the end, 1 a failure while running, 2 a wrong setting, 75 a signal asked for a
+    checkpoint and the end (sysexits.h's EX_TEMPFAIL: start again later), 130 the same by SIGINT."""
     try:
         config = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     except ValueError as error:
@@ -40,10 +41,18 @@ def parse_arguments(arguments: Sequence[str]) -> Config:
         epilog="settings (section.key=default):" + describe_config(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, required=True, help="YAML file of settings; every file in configs/ is an example")
-    # deepspeed's launcher appends this to the arguments of each rank it starts; the rank is read from LOCAL_RANK.
+    parser.add_argument(
+        "--config",
+        type=Path,
+        required=True,
+        help="YAML file of settings; every file in configs/ is an example",
+    )
+    # deepspeed's launcher appends this to the arguments of each rank it starts; the rank is read from
+    # LOCAL_RANK.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("settings", nargs="*", metavar="key.sub=value", help="settings that override the file's")
+    parser.add_argument(
+        "settings", nargs="*", metavar="key.sub=value", help="settings that override the file's"
+    )
     parsed = parser.parse_intermixed_args(arguments)
     return load_config(parsed.config, parsed.settings)
 
@@ -60,12 +69,17 @@ def run(config: Config) -> int:
     try:
         setup_logging(directory.path, rank=rank)
     except OSError as error:
-        print(f"error: run.directory is {config.run.directory!r}, which cannot be written to ({error}); choose another", file=sys.stderr)
+        print(
+            f"error: run.directory is {config.run.directory!r}, which cannot be written to ({error}); choose another",
+            file=sys.stderr,
+        )
         return 2
     try:
         for signum in SIGNALS:
             signal.signal(signum, stop_at_once)
-        context = initialize(expert_parallel=config.parallel.expert_parallel, timeout_s=config.parallel.timeout_s)
+        context = initialize(
+            expert_parallel=config.parallel.expert_parallel, timeout_s=config.parallel.timeout_s
+        )
         train(config, context, directory)
         finalize()
     except ValueError as error:
@@ -77,11 +91,20 @@ def run(config: Config) -> int:
     except Exception as error:  # whatever it is, the others learn of it only when this process ends
         if is_peer_failure(error):
             told = "another rank died or hung; look for the first error in the ranks' output"
-            logger.error("stopped (rank %d): %s; %s (what this rank saw: %s)", rank, told, HOW_TO_CONTINUE, error)
+            logger.error(
+                "stopped (rank %d): %s; %s (what this rank saw: %s)", rank, told, HOW_TO_CONTINUE, error
+            )
         elif isinstance(error, (RunError, OSError)):
             logger.error("stopped (rank %d): %s; without the cause, %s", rank, error, HOW_TO_CONTINUE)
         else:
-            logger.error("stopped (rank %d): %s: %s; without the cause, %s", rank, type(error).__name__, error, HOW_TO_CONTINUE, exc_info=True)
+            logger.error(
+                "stopped (rank %d): %s: %s; without the cause, %s",
+                rank,
+                type(error).__name__,
+                error,
+                HOW_TO_CONTINUE,
+                exc_info=True,
+            )
         return 1
     return 0
 
@@ -89,8 +112,8 @@ def run(config: Config) -> int:
 def leave(code: int) -> NoReturn:
     """End this process with `code`.
 
-    After a failure the interpreter's shutdown is left out: it joins threads and frees process groups that may wait for a dead
-    rank, for minutes or for good, while the other ranks wait for this one.
+    After a failure the interpreter's shutdown is left out: it joins threads and frees process groups that may
+    wait for a dead rank, for minutes or for good, while the other ranks wait for this one.
     """
     for worker in multiprocessing.active_children():
         worker.kill()  # data workers; they would notice seconds later, and the interpreter's own request to end means nothing to them

@@ -17,23 +17,38 @@ SETTINGS_HELP = (
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """What `load_pipeline` wants to know: `checkpoint`, `weights` and `settings`."""
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="run directory (its newest complete checkpoint) or one checkpoints/step_N folder"
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="run directory (its newest complete checkpoint) or one checkpoints/step_N folder",
     )
-    parser.add_argument("--weights", choices=("ema", "master"), default="ema", help="averaged or last weights (default: ema)")
+    parser.add_argument(
+        "--weights", choices=("ema", "master"), default="ema", help="averaged or last weights (default: ema)"
+    )
     parser.add_argument("settings", nargs="*", metavar="key.sub=value", help=SETTINGS_HELP)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="sample", description="Draw pictures for captions and write them as one PNG grid.")
+    parser = argparse.ArgumentParser(
+        prog="sample", description="Draw pictures for captions and write them as one PNG grid."
+    )
     add_model_arguments(parser)
     parser.add_argument("--prompt", action="append", default=[], help="a caption; may be given several times")
     parser.add_argument("--prompt-file", type=Path, help="a text file with one caption a line")
     parser.add_argument(
-        "--label", action="append", type=int, default=[], help="a class label, for class-conditional models; may be given several times"
+        "--label",
+        action="append",
+        type=int,
+        default=[],
+        help="a class label, for class-conditional models; may be given several times",
     )
     parser.add_argument("--count", type=int, default=4, help="pictures a caption (default: 4)")
     parser.add_argument("--seed", type=int, default=0, help="source of the initial noise (default: 0)")
-    parser.add_argument("--output", type=Path, help="PNG file (default: RUN/samples/sample-stepN-seedS.png, or the next free -2, -3, ...)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="PNG file (default: RUN/samples/sample-stepN-seedS.png, or the next free -2, -3, ...)",
+    )
     parsed = parser.parse_intermixed_args(arguments)
     try:
         print(run(parsed))
@@ -53,8 +68,8 @@ def run(parsed: argparse.Namespace) -> str:
     # Imported here: `--help` and wrong arguments answer at once.
     import torch
 
-    from diffmoe_scale.evaluation.loading import draw, load_pipeline
-    from diffmoe_scale.telemetry.plots import save_image_grid
+    from diffmoe_scale.report.plots import save_image_grid
+    from diffmoe_scale.sampling.loading import draw, load_pipeline
 
     prompts: list[str] | list[int] = [*parsed.prompt, *read_prompts(parsed.prompt_file), *parsed.label]
     loaded = load_pipeline(parsed.checkpoint, weights=parsed.weights, settings=parsed.settings)
@@ -71,9 +86,16 @@ def run(parsed: argparse.Namespace) -> str:
         raise ValueError(f"--count is {parsed.count}; expected at least 1")
     repeated = [prompt for prompt in prompts for _ in range(parsed.count)]
     generated = draw(loaded.pipeline, repeated, loaded.config.sampling, seed=parsed.seed)
-    output = parsed.output or _free(loaded.directory.samples / f"sample-step{loaded.step}-seed{parsed.seed}.png")
+    output = parsed.output or _free(
+        loaded.directory.samples / f"sample-step{loaded.step}-seed{parsed.seed}.png"
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
-    save_image_grid(generated.images_BCHW.to(torch.float32), [str(prompt) for prompt in repeated], output, columns=parsed.count)
+    save_image_grid(
+        generated.images_BCHW.to(torch.float32),
+        [str(prompt) for prompt in repeated],
+        output,
+        columns=parsed.count,
+    )
     return f"{output}: {len(repeated)} picture{'s' * (len(repeated) > 1)}, average inference capacity {generated.capacity:.3f}"
 
 

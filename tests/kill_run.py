@@ -1,9 +1,10 @@
-"""Kill a small run with SIGKILL at random moments until it is done, and compare it to the bit with one that was let alone.
+"""Kill a small run with SIGKILL at random moments until it is done, and compare it to the bit with one that
+was let alone.
 
     PYTHONPATH=. python -m tests.kill_run --kills 30 --folder /tmp/kills
 
-Two ranks that share their experts save every other step, so that most kills meet a save. One rank or both are killed, by turns; a
-survivor has to end by itself. Not part of the quick tests: a kill takes seconds.
+Two ranks that share their experts save every other step, so that most kills meet a save. One rank or both are
+killed, by turns; a survivor has to end by itself. Not part of the quick tests: a kill takes seconds.
 """
 
 import argparse
@@ -46,13 +47,19 @@ def train_on(context: ParallelContext, settings: list[str]) -> None:
 
 def outcome(run: Path) -> dict[str, Any]:
     """What must not depend on kills: each step's figures, and the bytes of the last checkpoint."""
-    lines = [{name: value for name, value in line.items() if not name.startswith(CLOCKED)} for line in read_metrics(run / "metrics.jsonl")]
+    lines = [
+        {name: value for name, value in line.items() if not name.startswith(CLOCKED)}
+        for line in read_metrics(run / "metrics.jsonl")
+    ]
     files = read_manifest(complete_checkpoints(run / "checkpoints")[-1]).files
     return {"lines": lines, "data": {name: file for name, file in files.items() if name.endswith(".distcp")}}
 
 
 def newest_step(run: Path) -> int:
-    return max((int(path.name.removeprefix("step_")) for path in complete_checkpoints(run / "checkpoints")), default=0)
+    return max(
+        (int(path.name.removeprefix("step_")) for path in complete_checkpoints(run / "checkpoints")),
+        default=0,
+    )
 
 
 def last_line(run: Path) -> int:
@@ -60,7 +67,8 @@ def last_line(run: Path) -> int:
 
 
 def kill_once(run: Path, settings: list[str], steps: int, *, rank: int | None, dice: random.Random) -> str:
-    """Start the run, kill `rank` (None: all) somewhere in the steps, and say what the kill met; "done" if the run was faster."""
+    """Start the run, kill `rank` (None: all) somewhere in the steps, and say what the kill met; "done" if the
+    run was faster."""
     before = newest_step(run)
     # Beyond the lines of killed steps, so that the kill meets new ones.
     target = min(steps, last_line(run) + dice.randint(1, 6))
@@ -90,17 +98,25 @@ def _kill(run: Path, ranks: list[Any], *, before: int, target: int, moment_s: fl
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--steps", type=int, default=60, help="of a run (60)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="where runs are written and removed again; the machine's temporary folder if none")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where runs are written and removed again; the machine's temporary folder if none",
+    )
     parsed = parser.parse_args()
     if parsed.folder is not None:
         parsed.folder.mkdir(parents=True, exist_ok=True)
     folder, dice = Path(tempfile.mkdtemp(dir=parsed.folder, prefix="kill_run_")), random.Random(parsed.seed)
     common = [*text_settings(folder), "checkpoint.every=2", f"run.steps={parsed.steps}"]
-    run_on_ranks(train_on, WORLD_SIZE, [*common, f"run.directory={folder / 'whole'}"], expert_parallel=WORLD_SIZE)
+    run_on_ranks(
+        train_on, WORLD_SIZE, [*common, f"run.directory={folder / 'whole'}"], expert_parallel=WORLD_SIZE
+    )
     expected = outcome(folder / "whole")
     kills, runs = [], 0
     while len(kills) < parsed.kills:
@@ -111,12 +127,17 @@ def main() -> int:
             met = kill_once(run, settings, parsed.steps, rank=rank, dice=dice)
             if met != "done":
                 kills.append(met)
-                print(f"kill {len(kills)}: {'all' if rank is None else f'rank {rank}'}, {met}, complete to step {newest_step(run)}", flush=True)
+                print(
+                    f"kill {len(kills)}: {'all' if rank is None else f'rank {rank}'}, {met}, complete to step {newest_step(run)}",
+                    flush=True,
+                )
         if met != "done":
             run_on_ranks(train_on, WORLD_SIZE, settings, expert_parallel=WORLD_SIZE)
         assert outcome(run) == expected, f"{run} differs from a run that was let alone"
         runs += 1
-    print(f"{len(kills)} kills, {kills.count('in a save')} of them in a save: {runs} runs ended to the bit as one that was let alone")
+    print(
+        f"{len(kills)} kills, {kills.count('in a save')} of them in a save: {runs} runs ended to the bit as one that was let alone"
+    )
     shutil.rmtree(folder)
     return 0
 

@@ -13,11 +13,22 @@ from typing import Any  # the functions under test return whatever they compare
 import torch
 
 _FORKSERVER = multiprocessing.get_context("forkserver")
-# Imported once in a server that has run nothing, then forked: a rank starts in milliseconds, and no OpenMP pool is inherited.
-_FORKSERVER.set_forkserver_preload(["torch", "deepspeed", "megatron.core.parallel_state", "diffmoe_scale.parallel.context"])
+# Imported once in a server that has run nothing, then forked: a rank starts in milliseconds, and no OpenMP
+# pool is inherited.
+_FORKSERVER.set_forkserver_preload(
+    ["torch", "deepspeed", "megatron.core.parallel_state", "diffmoe_scale.parallel.context"]
+)
 
 
-def _rank_main(fn: Callable[..., Any], rank: int, world_size: int, expert_parallel: int, store: str, results: Any, args: tuple[Any, ...]) -> None:
+def _rank_main(
+    fn: Callable[..., Any],
+    rank: int,
+    world_size: int,
+    expert_parallel: int,
+    store: str,
+    results: Any,
+    args: tuple[Any, ...],
+) -> None:
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": str(world_size),
@@ -41,12 +52,17 @@ def _rank_main(fn: Callable[..., Any], rank: int, world_size: int, expert_parall
         raise
 
 
-def start_ranks(fn: Callable[..., Any], world_size: int, folder: str, *args: Any, expert_parallel: int = 1) -> tuple[list[Any], Any]:
-    """Processes, which meet in a file in `folder`, and the queue of their (rank, is_good, answer or traceback)."""
+def start_ranks(
+    fn: Callable[..., Any], world_size: int, folder: str, *args: Any, expert_parallel: int = 1
+) -> tuple[list[Any], Any]:
+    """Processes, which meet in a file in `folder`, and the queue of their (rank, is_good, answer or
+    traceback)."""
     results = _FORKSERVER.Queue()
     store = os.path.join(folder, "store")
     ranks = [
-        _FORKSERVER.Process(target=_rank_main, args=(fn, rank, world_size, expert_parallel, store, results, args), daemon=True)
+        _FORKSERVER.Process(
+            target=_rank_main, args=(fn, rank, world_size, expert_parallel, store, results, args), daemon=True
+        )
         for rank in range(world_size)
     ]
     for process in ranks:
@@ -54,11 +70,13 @@ def start_ranks(fn: Callable[..., Any], world_size: int, folder: str, *args: Any
     return ranks, results
 
 
-def run_on_ranks(fn: Callable[..., Any], world_size: int, *args: Any, expert_parallel: int = 1, timeout_s: float = 120) -> list[Any]:
+def run_on_ranks(
+    fn: Callable[..., Any], world_size: int, *args: Any, expert_parallel: int = 1, timeout_s: float = 120
+) -> list[Any]:
     """`[fn(context, *args) on rank r for r in range(world_size)]`; fn is a module-level function.
 
-    Results come back by pickling: return numpy arrays or plain values for large tensors. Raises AssertionError with the
-    traceback of the first rank that failed.
+    Results come back by pickling: return numpy arrays or plain values for large tensors. Raises
+    AssertionError with the traceback of the first rank that failed.
     """
     with tempfile.TemporaryDirectory() as folder:
         ranks, results = start_ranks(fn, world_size, folder, *args, expert_parallel=expert_parallel)
@@ -69,9 +87,17 @@ def run_on_ranks(fn: Callable[..., Any], world_size: int, *args: Any, expert_par
                 try:
                     rank, is_good, answer = results.get(timeout=0.5)
                 except queue.Empty:
-                    assert time.monotonic() < deadline, f"ranks {sorted(set(range(world_size)) - set(answers))} gave no answer in {timeout_s} s"
-                    dead = [r for r, process in enumerate(ranks) if process.exitcode not in (None, 0) and r not in answers]
-                    assert not dead or not results.empty(), f"rank {dead} died with exit codes {[ranks[r].exitcode for r in dead]}"
+                    assert time.monotonic() < deadline, (
+                        f"ranks {sorted(set(range(world_size)) - set(answers))} gave no answer in {timeout_s} s"
+                    )
+                    dead = [
+                        r
+                        for r, process in enumerate(ranks)
+                        if process.exitcode not in (None, 0) and r not in answers
+                    ]
+                    assert not dead or not results.empty(), (
+                        f"rank {dead} died with exit codes {[ranks[r].exitcode for r in dead]}"
+                    )
                     continue
                 assert is_good, f"rank {rank}:\n{answer}"
                 answers[rank] = answer
@@ -87,5 +113,7 @@ def run_on_ranks(fn: Callable[..., Any], world_size: int, *args: Any, expert_par
 
 def run_alone(fn: Callable[..., Any], *args: Any, timeout_s: float = 120) -> Any:
     """`fn(*args)` in a process of its own, which has joined no group; fn is a module-level function."""
-    with ProcessPoolExecutor(1, mp_context=_FORKSERVER, initializer=torch.set_num_threads, initargs=(1,)) as executor:
+    with ProcessPoolExecutor(
+        1, mp_context=_FORKSERVER, initializer=torch.set_num_threads, initargs=(1,)
+    ) as executor:
         return executor.submit(fn, *args).result(timeout_s)

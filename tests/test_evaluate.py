@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from diffmoe_scale import evaluate
-from diffmoe_scale.evaluation.suites import SUITES
+from diffmoe_scale.scenes.suites import SUITES
 from tests.ranks import run_alone, run_on_ranks
 from tests.test_sample import SETTINGS, call, train
 from tests.train.runs import text_settings
@@ -22,9 +22,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_scores_pictures_and_report_are_written_and_the_table_is_printed(run: Path) -> None:
     ((code, told),) = run_alone(call, evaluate.main, [["--checkpoint", str(run), "--prompts", "3"]])
-    assert code == 0 and told.splitlines()[-1] == f"{run}/report.html" and "average inference capacity" in told
+    assert (
+        code == 0 and told.splitlines()[-1] == f"{run}/report.html" and "average inference capacity" in told
+    )
     found = json.loads((run / "evaluation.json").read_text())
-    assert found["step"] == 4 and list(found["scores"]) == list(SUITES) and {entry["prompts"] for entry in found["scores"].values()} == {3}
+    assert (
+        found["step"] == 4
+        and list(found["scores"]) == list(SUITES)
+        and {entry["prompts"] for entry in found["scores"].values()} == {3}
+    )
     # A model of 4 steps draws nothing that the checker takes for what was asked.
     assert all(entry["score"] == 0 for entry in found["scores"].values())
     assert len(found["capacity"]["load_TLE"]) == 2 and found["capacity"]["average"] > 0

@@ -47,13 +47,32 @@ def test_each_call_writes_a_grid_of_its_own_and_says_where(run: Path, tmp_path: 
     commands = [
         [*base, "--prompt", "caption 1"],
         [*base, "--prompt", "caption 2", "--count", "1"],
-        [*base, "--prompt-file", str(tmp_path / "prompts.txt"), "--count", "2", "--output", str(tmp_path / "new" / "grid.png")],
+        [
+            *base,
+            "--prompt-file",
+            str(tmp_path / "prompts.txt"),
+            "--count",
+            "2",
+            "--output",
+            str(tmp_path / "new" / "grid.png"),
+        ],
         [*base, "--prompt", "caption 1", "sampling.selection=static", "--weights", "master", "--seed", "3"],
     ]
-    names = [f"{run}/samples/sample-step4-seed0", f"{run}/samples/sample-step4-seed0-2", f"{tmp_path}/new/grid", f"{run}/samples/sample-step4-seed3"]
-    for (code, told), name, number in zip(run_alone(call, sample.main, commands), names, (4, 1, 4, 4), strict=True):
+    names = [
+        f"{run}/samples/sample-step4-seed0",
+        f"{run}/samples/sample-step4-seed0-2",
+        f"{tmp_path}/new/grid",
+        f"{run}/samples/sample-step4-seed3",
+    ]
+    for (code, told), name, number in zip(
+        run_alone(call, sample.main, commands), names, (4, 1, 4, 4), strict=True
+    ):
         told = told.splitlines()[-1]
-        assert code == 0 and told.startswith(f"{name}.png: {number} picture") and "average inference capacity" in told
+        assert (
+            code == 0
+            and told.startswith(f"{name}.png: {number} picture")
+            and "average inference capacity" in told
+        )
         with Image.open(f"{name}.png") as grid:
             assert grid.width > 0
 
@@ -61,7 +80,12 @@ def test_each_call_writes_a_grid_of_its_own_and_says_where(run: Path, tmp_path: 
 def test_what_cannot_be_drawn_is_an_error_that_says_what_can(run: Path, tmp_path: Path) -> None:
     prompt = ["--prompt", "x"]
     wrong = {
-        "is a text-conditional model; give --prompt or --prompt-file at least once": ["--checkpoint", str(run), "--label", "1"],
+        "is a text-conditional model; give --prompt or --prompt-file at least once": [
+            "--checkpoint",
+            str(run),
+            "--label",
+            "1",
+        ],
         "give --prompt or --prompt-file at least once and nothing else": ["--checkpoint", str(run)],
         "--count is 0; expected at least 1": ["--checkpoint", str(run), *prompt, "--count", "0"],
         "config.yaml does not exist; give a run directory": ["--checkpoint", str(tmp_path), *prompt],

@@ -1,4 +1,5 @@
-"""`python tools/compare_runs.py RUN_A RUN_B [--tolerance R]`: where two metrics files differ. Exit code 0 equal, 1 different, 2 wrong use."""
+"""`python tools/compare_runs.py RUN_A RUN_B [--tolerance R]`: where two metrics files differ. Exit code 0
+equal, 1 different, 2 wrong use."""
 
 import argparse
 import math
@@ -32,16 +33,23 @@ class Difference:
 
 
 def distance(a: Any, b: Any) -> tuple[float, float]:
-    """The largest absolute and relative difference of two numbers, or of two lists by element; infinite where they cannot be compared.
+    """The largest absolute and relative difference of two numbers, or of two lists by element; infinite where
+    they cannot be compared.
 
     Equal values differ by 0, NaN from NaN too; relative is to the larger of the two.
     """
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         pairs = [distance(x, y) for x, y in zip(a, b, strict=True)]
-        return max((absolute for absolute, _ in pairs), default=0.0), max((relative for _, relative in pairs), default=0.0)
+        return max((absolute for absolute, _ in pairs), default=0.0), max(
+            (relative for _, relative in pairs), default=0.0
+        )
     if a == b:
         return 0.0, 0.0
-    if not isinstance(a, int | float) or not isinstance(b, int | float) or not (math.isfinite(a) and math.isfinite(b)):
+    if (
+        not isinstance(a, int | float)
+        or not isinstance(b, int | float)
+        or not (math.isfinite(a) and math.isfinite(b))
+    ):
         is_same = isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b)
         return (0.0, 0.0) if is_same else (MISSING, MISSING)
     return abs(a - b), abs(a - b) / max(abs(a), abs(b))
@@ -54,8 +62,13 @@ def read_lines(run: Path) -> Lines:
     """
     path = run / "metrics.jsonl" if run.is_dir() else run
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; expected a run directory with metrics.jsonl, or such a file")
-    lines = {record["step"]: {name: value for name, value in record.items() if not name.startswith(IGNORED)} for record in read_metrics(path)}
+        raise ValueError(
+            f"{path} does not exist; expected a run directory with metrics.jsonl, or such a file"
+        )
+    lines = {
+        record["step"]: {name: value for name, value in record.items() if not name.startswith(IGNORED)}
+        for record in read_metrics(path)
+    }
     if not lines:
         raise ValueError(f"{path} has no line of a step; wait for the run's first log step")
     return lines
@@ -66,14 +79,23 @@ def compare(a: Lines, b: Lines, *, tolerance: float) -> dict[str, Difference]:
     found: dict[str, Difference] = {}
     for step in sorted(a.keys() & b.keys()):
         for name in sorted(a[step].keys() | b[step].keys()):
-            found.setdefault(name, Difference()).add(step, a[step].get(name), b[step].get(name), tolerance=tolerance)
+            found.setdefault(name, Difference()).add(
+                step, a[step].get(name), b[step].get(name), tolerance=tolerance
+            )
     return found
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Compare two runs' metrics, but for timing, throughput and memory.")
+    parser = argparse.ArgumentParser(
+        description="Compare two runs' metrics, but for timing, throughput and memory."
+    )
     parser.add_argument("runs", type=Path, nargs=2, metavar="RUN", help="run directory or metrics.jsonl")
-    parser.add_argument("--tolerance", type=float, default=0.0, help="relative difference that is still equal (default: 0, to the bit)")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.0,
+        help="relative difference that is still equal (default: 0, to the bit)",
+    )
     parsed = parser.parse_args()
     try:
         a, b = (read_lines(run) for run in parsed.runs)
@@ -92,7 +114,10 @@ def main() -> int:
     if firsts:
         print(f"the runs differ from step {min(firsts)} on")
         return 1
-    print(f"the runs are equal over {len(a)} steps" + (f" within {parsed.tolerance}" if parsed.tolerance else ""))
+    print(
+        f"the runs are equal over {len(a)} steps"
+        + (f" within {parsed.tolerance}" if parsed.tolerance else "")
+    )
     return 0
 
 

@@ -1,6 +1,8 @@
-"""`python tools/find_gamma.py --checkpoint RUN --capacity 1.0`: the settings with which sampling costs that much.
+"""`python tools/find_gamma.py --checkpoint RUN --capacity 1.0`: the settings with which sampling costs that
+much.
 
-Prints them for `sample` and `evaluate`: `python -m diffmoe_scale.sample --checkpoint RUN --prompt "..." $(python tools/find_gamma.py ...)`.
+Prints them for `sample` and `evaluate`: `python -m diffmoe_scale.sample --checkpoint RUN --prompt "..."
+$(python tools/find_gamma.py ...)`.
 """
 
 import argparse
@@ -16,7 +18,9 @@ from diffmoe_scale.telemetry.log import setup_tool_logging
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Find the constant threshold that gives an average inference capacity; recorded in RUN/gamma.json.")
+    parser = argparse.ArgumentParser(
+        description="Find the constant threshold that gives an average inference capacity; recorded in RUN/gamma.json."
+    )
     add_model_arguments(parser)
     parser.add_argument(
         "--capacity",
@@ -24,8 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=1.0,
         help="average experts a token gets, over pictures and sampling steps (default: 1, a dense model's work)",
     )
-    parser.add_argument("--images", type=int, default=128, help="pictures drawn for each trial (default: 128)")
-    parser.add_argument("--prompt-file", type=Path, help="a text file with one caption a line (default: captions of the run's shards)")
+    parser.add_argument(
+        "--images", type=int, default=128, help="pictures drawn for each trial (default: 128)"
+    )
+    parser.add_argument(
+        "--prompt-file",
+        type=Path,
+        help="a text file with one caption a line (default: captions of the run's shards)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="source of the initial noise (default: 0)")
     parsed = parser.parse_intermixed_args(arguments)
     setup_tool_logging()
@@ -39,13 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(parsed: argparse.Namespace) -> str:
     # Imported here: `--help` and wrong arguments answer at once.
-    from diffmoe_scale.evaluation.gamma import choose_prompts, find_gamma
-    from diffmoe_scale.evaluation.loading import load_pipeline
+    from diffmoe_scale.sampling.calibration import choose_prompts, find_gamma
+    from diffmoe_scale.sampling.loading import load_pipeline
 
     if parsed.images < 1:
         raise ValueError(f"--images is {parsed.images}; expected at least 1")
     model = load_pipeline(parsed.checkpoint, weights=parsed.weights, settings=parsed.settings)
-    prompts: Sequence[str | int] = read_prompts(parsed.prompt_file)[: parsed.images] or choose_prompts(model.config, parsed.images)
+    prompts: Sequence[str | int] = read_prompts(parsed.prompt_file)[: parsed.images] or choose_prompts(
+        model.config, parsed.images
+    )
     trials = find_gamma(model, prompts, model.config.sampling, capacity=parsed.capacity, seed=parsed.seed)
     record = {
         "checkpoint": str(model.checkpoint),

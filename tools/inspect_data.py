@@ -1,4 +1,5 @@
-"""Shows what shards hold, pictures or features: counts, sizes, captions, samples, and what is broken; as text and as one HTML page."""
+"""Shows what shards hold, pictures or features: counts, sizes, captions, samples, and what is broken; as text
+and as one HTML page."""
 
 import argparse
 import sys
@@ -14,13 +15,13 @@ from diffmoe_scale.config.check import require
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.data.batch import to_unit_range
-from diffmoe_scale.data.index import ShardCatalog, expand_patterns
-from diffmoe_scale.data.survey import Survey, survey_shards
-from diffmoe_scale.encoders.autoencoder import build_autoencoder
-from diffmoe_scale.encoders.text import build_text_encoder
-from diffmoe_scale.evaluation import page
-from diffmoe_scale.telemetry.plots import plot_histograms, save_image_grid
+from diffmoe_scale.data.reading.batch import to_unit_range
+from diffmoe_scale.data.shards.index import ShardCatalog, expand_patterns
+from diffmoe_scale.encoders.autoencoder.autoencoder import build_autoencoder
+from diffmoe_scale.encoders.text.text import build_text_encoder
+from diffmoe_scale.report import page
+from diffmoe_scale.prepare.survey import Survey, survey_shards
+from diffmoe_scale.report.plots import plot_histograms, save_image_grid
 
 NAMED = 20
 GRID_COLUMNS = 8
@@ -29,19 +30,40 @@ GRID_COLUMNS = 8
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="inspect_data", description=__doc__)
     add = parser.add_argument
-    add("--input", action="append", required=True, help="shards: a path, glob or brace list; may be given several times")
-    add("--config", type=Path, help="YAML file of a training: counts tokens by its tokenizer, autoencoder and patches (default: counts words)")
-    add("--samples", type=int, default=2000, help="samples to read, spread evenly over the shards (default: 2000; 0: all)")
+    add(
+        "--input",
+        action="append",
+        required=True,
+        help="shards: a path, glob or brace list; may be given several times",
+    )
+    add(
+        "--config",
+        type=Path,
+        help="YAML file of a training: counts tokens by its tokenizer, autoencoder and patches (default: counts words)",
+    )
+    add(
+        "--samples",
+        type=int,
+        default=2000,
+        help="samples to read, spread evenly over the shards (default: 2000; 0: all)",
+    )
     add("--html", type=Path, help="page to write (default: none)")
     add("settings", nargs="*", metavar="key.sub=value", help="settings that override the file's")
     parsed = parser.parse_intermixed_args(arguments)
     try:
         require(parsed.samples >= 0, "--samples", parsed.samples, "0 (all) or more")
-        require(parsed.config is not None or not parsed.settings, "settings", parsed.settings, "none without --config")
+        require(
+            parsed.config is not None or not parsed.settings,
+            "settings",
+            parsed.settings,
+            "none without --config",
+        )
         config = load_config(parsed.config, parsed.settings) if parsed.config else None
         catalog = ShardCatalog(expand_patterns(parsed.input))
         survey, steps = survey_shards(catalog, limit=parsed.samples or sum(catalog.counts))
-        for _ in tqdm(steps, total=min(parsed.samples or survey.samples, survey.samples), unit="sample", disable=None):
+        for _ in tqdm(
+            steps, total=min(parsed.samples or survey.samples, survey.samples), unit="sample", disable=None
+        ):
             pass
         lengths, unit = caption_lengths(survey, config)
         facts = list_facts(survey, lengths, unit, config)
@@ -69,13 +91,20 @@ def caption_lengths(survey: Survey, config: Config | None) -> tuple[list[int], s
         print(f"{tokenizer} does not exist (the run makes it): captions are counted in words")
         return [len(caption.split()) for caption in survey.captions], "words"
     encoder = build_text_encoder(config.text, tokenizer_path=tokenizer)
-    return [int(encoder.tokenize([caption]).shape[1]) for caption in survey.captions], f"tokens (at most {config.text.max_tokens})"
+    return [
+        int(encoder.tokenize([caption]).shape[1]) for caption in survey.captions
+    ], f"tokens (at most {config.text.max_tokens})"
 
 
-def list_facts(survey: Survey, lengths: Sequence[int], unit: str, config: Config | None) -> list[tuple[str, str]]:
+def list_facts(
+    survey: Survey, lengths: Sequence[int], unit: str, config: Config | None
+) -> list[tuple[str, str]]:
     """Names and values, for the terminal and the page."""
     facts = [
-        ("samples", f"{survey.samples:,} in {survey.shards:,} shards, {survey.size_bytes / 1e6:,.1f} MB; {survey.looked:,} read"),
+        (
+            "samples",
+            f"{survey.samples:,} in {survey.shards:,} shards, {survey.size_bytes / 1e6:,.1f} MB; {survey.looked:,} read",
+        ),
         ("members", ", ".join(f".{suffix} {count:,}" for suffix, count in survey.members.most_common())),
         ("broken tar members", _counts(survey.lost)),
         ("broken samples", _counts(survey.broken)),
@@ -89,16 +118,27 @@ def list_facts(survey: Survey, lengths: Sequence[int], unit: str, config: Config
     ]
     if survey.features is not None:
         source = survey.features.source
-        shapes = f"aspects {', '.join(f'{aspect:g}' for aspect in source.aspects)}" if source.aspects else "squares"
+        shapes = (
+            f"aspects {', '.join(f'{aspect:g}' for aspect in source.aspects)}"
+            if source.aspects
+            else "squares"
+        )
         latents = f"{source.channels} channels, 1/{source.factor} of {source.image_size} pixels, {shapes}"
-        facts.append(("features", f"{source.precision}, latents of {latents}, {source.num_views} view(s), text {source.text or 'not stored'}"))
+        facts.append(
+            (
+                "features",
+                f"{source.precision}, latents of {latents}, {source.num_views} view(s), text {source.text or 'not stored'}",
+            )
+        )
     if config is not None:
         factor = build_autoencoder(config.autoencoder, device=torch.device("cpu")).factor
         images = survey.samples * (config.model.image_size // factor // config.model.patch_size) ** 2
         facts.append(("image tokens an epoch", f"{images:,}"))
     if lengths:
         captioned = 1 - survey.uncaptioned / survey.looked
-        facts.append((f"{unit.split(' (')[0]} an epoch", f"{np.mean(lengths) * survey.samples * captioned:,.0f}"))
+        facts.append(
+            (f"{unit.split(' (')[0]} an epoch", f"{np.mean(lengths) * survey.samples * captioned:,.0f}")
+        )
     return facts
 
 
@@ -114,22 +154,38 @@ def _spread(numbers: Sequence[float]) -> str:
     if not len(numbers):
         return "none"
     low, middle, high = np.percentile(numbers, [5, 50, 95])
-    return f"{min(numbers):.4g} to {max(numbers):.4g}, median {middle:.4g}, 90 % within {low:.4g} to {high:.4g}"
+    return (
+        f"{min(numbers):.4g} to {max(numbers):.4g}, median {middle:.4g}, 90 % within {low:.4g} to {high:.4g}"
+    )
 
 
-def write_page(survey: Survey, facts: Sequence[tuple[str, str]], lengths: Sequence[int], unit: str, title: str) -> str:
+def write_page(
+    survey: Survey, facts: Sequence[tuple[str, str]], lengths: Sequence[int], unit: str, title: str
+) -> str:
     histograms = plot_histograms(
-        {"width": survey.widths, "height": survey.heights, "width / height": _aspects(survey), f"caption length in {unit}": lengths}
+        {
+            "width": survey.widths,
+            "height": survey.heights,
+            "width / height": _aspects(survey),
+            f"caption length in {unit}": lengths,
+        }
     )
     parts = [
         page.element("h1", title),
-        page.element("p", f"From {survey.looked:,} of {survey.samples:,} samples, spread evenly over the shards.", kind="note"),
+        page.element(
+            "p",
+            f"From {survey.looked:,} of {survey.samples:,} samples, spread evenly over the shards.",
+            kind="note",
+        ),
         page.table(facts),
         page.element("h2", "Sizes and captions"),
         page.figure(histograms.encode(), kind="svg", caption="numbers of samples (of captions)"),
     ]
     if survey.shown:
-        parts += [page.element("h2", "Samples"), page.figure(draw_samples(survey), kind="png", caption="the first caption of each")]
+        parts += [
+            page.element("h2", "Samples"),
+            page.figure(draw_samples(survey), kind="png", caption="the first caption of each"),
+        ]
     if survey.broken_keys:
         parts += [page.element("h2", "Broken"), page.element("pre", "\n".join(survey.broken_keys[:NAMED]))]
     return page.page(title, page.join(parts))

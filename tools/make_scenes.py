@@ -1,4 +1,5 @@
-"""Writes the embedded data set of coloured shapes as WebDataset shards: KEY.png, KEY.txt (caption), KEY.json (claims)."""
+"""Writes the embedded data set of coloured shapes as WebDataset shards: KEY.png, KEY.txt (caption), KEY.json
+(claims)."""
 
 import argparse
 import io
@@ -10,9 +11,9 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from diffmoe_scale.data.publish import begin, publish, run_tool, write_shard
-from diffmoe_scale.data.scenes import Level, Split, draw_scene
-from diffmoe_scale.data.shapes import render
+from diffmoe_scale.prepare.publish import begin, publish, run_tool, write_shard
+from diffmoe_scale.scenes.scenes import Level, Split, draw_scene
+from diffmoe_scale.scenes.shapes import render
 
 MANIFEST = "scenes.json"
 SHARD_SAMPLES = 2000
@@ -27,9 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--train", type=int, default=40_000, help="training samples (default: 40000)")
     parser.add_argument("--validation", type=int, default=1_000, help="validation samples (default: 1000)")
     parser.add_argument(
-        "--level", choices=("easy", "full"), default="easy", help="easy: large objects; full: small ones too, anywhere (default: easy)"
+        "--level",
+        choices=("easy", "full"),
+        default="easy",
+        help="easy: large objects; full: small ones too, anywhere (default: easy)",
     )
-    parser.add_argument("--resolution", type=int, default=32, help="width and height in pixels, at least 32 (default: 32)")
+    parser.add_argument(
+        "--resolution", type=int, default=32, help="width and height in pixels, at least 32 (default: 32)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="source of all random numbers (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace scenes made with other arguments")
     parsed = parser.parse_args(arguments)
@@ -41,8 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_scenes(parsed: argparse.Namespace) -> int:
-    """Write the set unless it is there. The folder appears only when complete; the same call again goes on where it was stopped."""
-    made_with = {name: getattr(parsed, name) for name in ("train", "validation", "level", "resolution", "seed")}
+    """Write the set unless it is there. The folder appears only when complete; the same call again goes on
+    where it was stopped."""
+    made_with = {
+        name: getattr(parsed, name) for name in ("train", "validation", "level", "resolution", "seed")
+    }
     _check(made_with)
     folder = begin(parsed.output, manifest=MANIFEST, made_with=made_with, is_overwritten=parsed.overwrite)
     if folder is None:
@@ -50,7 +59,9 @@ def make_scenes(parsed: argparse.Namespace) -> int:
         return 0
     counts: dict[Split, int] = {"train": parsed.train, "validation": parsed.validation}
     for split, count in counts.items():
-        write_split(folder, split, count=count, level=parsed.level, resolution=parsed.resolution, seed=parsed.seed)
+        write_split(
+            folder, split, count=count, level=parsed.level, resolution=parsed.resolution, seed=parsed.seed
+        )
     publish(parsed.output)
     print(f"{parsed.output}: {parsed.train} training and {parsed.validation} validation samples")
     return 0
@@ -67,7 +78,9 @@ def write_split(folder: Path, split: Split, *, count: int, level: Level, resolut
             progress.update(len(indices))
 
 
-def _samples(split: Split, indices: range, *, level: Level, resolution: int, seed: int) -> Iterator[dict[str, str | bytes]]:
+def _samples(
+    split: Split, indices: range, *, level: Level, resolution: int, seed: int
+) -> Iterator[dict[str, str | bytes]]:
     for index in indices:
         scene = draw_scene(index, seed=seed, level=level, split=split)
         buffer = io.BytesIO()

@@ -1,4 +1,5 @@
-"""Writes images with captions as WebDataset shards: KEY.<image suffix>, KEY.txt (caption), KEY.json (what else is known)."""
+"""Writes images with captions as WebDataset shards: KEY.<image suffix>, KEY.txt (caption), KEY.json (what
+else is known)."""
 
 import argparse
 import io
@@ -18,20 +19,36 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from diffmoe_scale.data.duplicates import find_duplicates, look_of
-from diffmoe_scale.data.entries import CAPTION_COLUMNS, IMAGE_COLUMNS, NAMED, Entry, FilePlace, find_entries, suffix_of
-from diffmoe_scale.data.index import IMAGE_SUFFIXES
-from diffmoe_scale.data.publish import begin, publish, run_tool, to_json, unfinished_folder, write_shard
-from diffmoe_scale.data.source import caption_texts
-from diffmoe_scale.data.transforms import flatten, open_image
+from diffmoe_scale.data.reading.pictures import flatten, open_image
+from diffmoe_scale.data.reading.source import caption_texts
+from diffmoe_scale.data.shards.index import IMAGE_SUFFIXES
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.prepare.duplicates import find_duplicates, look_of
+from diffmoe_scale.prepare.entries import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    NAMED,
+    Entry,
+    FilePlace,
+    find_entries,
+    suffix_of,
+)
+from diffmoe_scale.prepare.publish import begin, publish, run_tool, to_json, unfinished_folder, write_shard
 
 MANIFEST = "shards.json"
 LOOKED_TOGETHER = 1000
 READ_TOGETHER = 64
 WHITE = (255, 255, 255)
 NO_HASH = -1
-OPTIONS = ("require_captions", "validation", "samples_per_shard", "resize", "min_size", "max_aspect", "duplicates")
+OPTIONS = (
+    "require_captions",
+    "validation",
+    "samples_per_shard",
+    "resize",
+    "min_size",
+    "max_aspect",
+    "duplicates",
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +63,8 @@ class Rules:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="prepare_shards", description=f"{__doc__} Broken images are left out and named. The same command again goes on where it was stopped."
+        prog="prepare_shards",
+        description=f"{__doc__} Broken images are left out and named. The same command again goes on where it was stopped.",
     )
     add = parser.add_argument
     source = (
@@ -55,16 +73,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add("--input", type=Path, required=True, help=source)
     add("--output", type=Path, required=True, help="folder to make, of train-*.tar and validation-*.tar")
-    add("--image-column", default="", help=f"image paths in a table (default: the first there is of {', '.join(IMAGE_COLUMNS)})")
-    add("--caption-column", default="", help=f"captions in a table (default: the first there is of {', '.join(CAPTION_COLUMNS)})")
-    add("--require-captions", action="store_true", help="leave out images without a caption (default: keep them with an empty one)")
-    add("--min-size", type=int, default=0, help="leave out images with a side below this many pixels (default: 0)")
-    add("--max-aspect", type=float, default=0.0, help="leave out images with a side more than this many times the other (default: 0, off)")
+    add(
+        "--image-column",
+        default="",
+        help=f"image paths in a table (default: the first there is of {', '.join(IMAGE_COLUMNS)})",
+    )
+    add(
+        "--caption-column",
+        default="",
+        help=f"captions in a table (default: the first there is of {', '.join(CAPTION_COLUMNS)})",
+    )
+    add(
+        "--require-captions",
+        action="store_true",
+        help="leave out images without a caption (default: keep them with an empty one)",
+    )
+    add(
+        "--min-size",
+        type=int,
+        default=0,
+        help="leave out images with a side below this many pixels (default: 0)",
+    )
+    add(
+        "--max-aspect",
+        type=float,
+        default=0.0,
+        help="leave out images with a side more than this many times the other (default: 0, off)",
+    )
     duplicates = "leave out images whose perceptual hash (64 bits) is within this distance of an earlier one's; 0: equal (default: -1, off)"
     add("--duplicates", type=int, default=-1, help=duplicates)
-    add("--validation", type=float, default=0.0, help="share of images for validation-*.tar, drawn by a hash of their names (default: 0)")
+    add(
+        "--validation",
+        type=float,
+        default=0.0,
+        help="share of images for validation-*.tar, drawn by a hash of their names (default: 0)",
+    )
     add("--samples-per-shard", type=int, default=2000, help="images a shard (default: 2000)")
-    add("--resize", type=int, default=0, help="shrink shorter sides to this many pixels, as JPEG or PNG (default: 0, keep the original bytes)")
+    add(
+        "--resize",
+        type=int,
+        default=0,
+        help="shrink shorter sides to this many pixels, as JPEG or PNG (default: 0, keep the original bytes)",
+    )
     add("--workers", type=int, default=os.cpu_count(), help="threads that decode (default: all cores)")
     add("--overwrite", action="store_true", help="replace the shards of an earlier call")
     parsed = parser.parse_args(arguments)
@@ -76,12 +126,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def prepare_shards(parsed: argparse.Namespace) -> int:
-    """Write the shards. The folder appears only when complete; an interrupted call leaves what it has done in OUTPUT.unfinished."""
+    """Write the shards. The folder appears only when complete; an interrupted call leaves what it has done in
+    OUTPUT.unfinished."""
     _check(parsed)
-    entries = find_entries(parsed.input, image_column=parsed.image_column, caption_column=parsed.caption_column)
+    entries = find_entries(
+        parsed.input, image_column=parsed.image_column, caption_column=parsed.caption_column
+    )
     if not any(map(_is_captioned, entries)):
-        raise ValueError(f"none of {len(entries)} images has a caption, the first is {entries[0].name!r}; --help says where captions are looked for")
-    made_with = {"input": str(parsed.input), "images": digest_of(entries)} | {name: getattr(parsed, name) for name in OPTIONS}
+        raise ValueError(
+            f"none of {len(entries)} images has a caption, the first is {entries[0].name!r}; --help says where captions are looked for"
+        )
+    made_with = {"input": str(parsed.input), "images": digest_of(entries)} | {
+        name: getattr(parsed, name) for name in OPTIONS
+    }
     folder = begin(parsed.output, manifest=MANIFEST, made_with=made_with, is_overwritten=parsed.overwrite)
     if folder is None:
         print(f"{parsed.output}: these shards are there already")
@@ -94,18 +151,29 @@ def prepare_shards(parsed: argparse.Namespace) -> int:
         splits = split_images([entry for entry, _ in kept], parsed.validation)
         if not splits["train"]:
             shutil.rmtree(folder)
-            raise ValueError(f"none of {len(entries)} images is left for training; left out: {'; '.join(skipped[:3]) or 'none'}")
+            raise ValueError(
+                f"none of {len(entries)} images is left for training; left out: {'; '.join(skipped[:3]) or 'none'}"
+            )
         write_shards(folder, splits, parsed, pool)
-    counts = {split: len(samples) for split, samples in splits.items()} | {"uncaptioned": sum(look["captions"] == 0 for _, look in kept)}
+    counts = {split: len(samples) for split, samples in splits.items()} | {
+        "uncaptioned": sum(look["captions"] == 0 for _, look in kept)
+    }
     left_out = dict(Counter(str(look["kind"]) for look in looks if "problem" in look).most_common())
-    replace_file(folder / MANIFEST, to_json(made_with | {"samples": counts, "left_out": left_out, "skipped": skipped}))
+    replace_file(
+        folder / MANIFEST, to_json(made_with | {"samples": counts, "left_out": left_out, "skipped": skipped})
+    )
     shutil.rmtree(folder / "looks")
     publish(parsed.output)
-    print(f"{parsed.output}: {counts['train']} training and {counts['validation']} validation samples, {counts['uncaptioned']} without a caption")
+    print(
+        f"{parsed.output}: {counts['train']} training and {counts['validation']} validation samples, {counts['uncaptioned']} without a caption"
+    )
     if skipped:
         more = f"\n  and {len(skipped) - NAMED} more, see {MANIFEST}" if len(skipped) > NAMED else ""
         kinds = ", ".join(f"{count} {kind}" for kind, count in left_out.items())
-        print("\n  ".join([f"left out {len(skipped)} of {len(entries)} images ({kinds}):", *skipped[:NAMED]]) + more)
+        print(
+            "\n  ".join([f"left out {len(skipped)} of {len(entries)} images ({kinds}):", *skipped[:NAMED]])
+            + more
+        )
     return 0
 
 
@@ -117,9 +185,13 @@ def digest_of(entries: Sequence[Entry]) -> str:
     return digest.hexdigest()
 
 
-def look_at_images(folder: Path, entries: Sequence[Entry], parsed: argparse.Namespace, pool: Executor) -> list[dict[str, object]]:
+def look_at_images(
+    folder: Path, entries: Sequence[Entry], parsed: argparse.Namespace, pool: Executor
+) -> list[dict[str, object]]:
     """What `look` finds of each image; kept in files, so that a second call does not decode again."""
-    rules = Rules(parsed.require_captions, parsed.min_size, parsed.max_aspect, is_hashed=parsed.duplicates >= 0)
+    rules = Rules(
+        parsed.require_captions, parsed.min_size, parsed.max_aspect, is_hashed=parsed.duplicates >= 0
+    )
     folder.mkdir(exist_ok=True)
     looks: list[dict[str, object]] = []
     with tqdm(total=len(entries), unit="image", desc="looking", disable=None) as progress:
@@ -152,22 +224,35 @@ def look(entry: Entry, *, rules: Rules) -> dict[str, object]:
     if rules.is_caption_required and not texts:
         return {"kind": "without caption", "problem": f"{entry.name!r}: no caption"}
     if short < rules.min_size:
-        return {"kind": "too small", "problem": f"{entry.name!r}: {image.width} x {image.height} pixels; --min-size is {rules.min_size}"}
+        return {
+            "kind": "too small",
+            "problem": f"{entry.name!r}: {image.width} x {image.height} pixels; --min-size is {rules.min_size}",
+        }
     if 0 < rules.max_aspect * short < long:
-        return {"kind": "too long", "problem": f"{entry.name!r}: {image.width} x {image.height} pixels; --max-aspect is {rules.max_aspect:g}"}
+        return {
+            "kind": "too long",
+            "problem": f"{entry.name!r}: {image.width} x {image.height} pixels; --max-aspect is {rules.max_aspect:g}",
+        }
     code, color = look_of(flatten(image, WHITE)) if rules.is_hashed else (NO_HASH, (0, 0, 0))
     return {"captions": len(texts), "hash": code, "color": color}
 
 
-def leave_out_duplicates(looks: list[dict[str, object]], entries: Sequence[Entry], *, max_distance: int) -> None:
+def leave_out_duplicates(
+    looks: list[dict[str, object]], entries: Sequence[Entry], *, max_distance: int
+) -> None:
     """Mark the images that look like an earlier one."""
     if max_distance < 0:
         return
     good = [number for number, one in enumerate(looks) if "problem" not in one]
-    firsts = find_duplicates(((looks[number]["hash"], tuple(looks[number]["color"])) for number in good), max_distance=max_distance)  # type: ignore[arg-type,misc]  # JSON
+    firsts = find_duplicates(
+        ((looks[number]["hash"], tuple(looks[number]["color"])) for number in good), max_distance=max_distance
+    )  # type: ignore[arg-type,misc]  # JSON
     for number, first in zip(good, firsts, strict=True):
         if good[first] != number:
-            looks[number] = {"kind": "duplicate", "problem": f"{entries[number].name!r}: looks like {entries[good[first]].name!r}"}
+            looks[number] = {
+                "kind": "duplicate",
+                "problem": f"{entries[number].name!r}: looks like {entries[good[first]].name!r}",
+            }
 
 
 def split_images(entries: Sequence[Entry], validation: float) -> dict[str, list[tuple[str, Entry]]]:
@@ -176,11 +261,15 @@ def split_images(entries: Sequence[Entry], validation: float) -> dict[str, list[
     keys: set[str] = set()
     for entry in entries:
         stem = key_stem(entry.name)
-        splits["validation" if _fraction(stem) < validation else "train"].append((unique_key(stem, keys), entry))
+        splits["validation" if _fraction(stem) < validation else "train"].append(
+            (unique_key(stem, keys), entry)
+        )
     return splits
 
 
-def write_shards(folder: Path, splits: dict[str, list[tuple[str, Entry]]], parsed: argparse.Namespace, pool: Executor) -> None:
+def write_shards(
+    folder: Path, splits: dict[str, list[tuple[str, Entry]]], parsed: argparse.Namespace, pool: Executor
+) -> None:
     """The shards that are not there yet."""
     with tqdm(total=sum(map(len, splits.values())), unit="image", desc="writing", disable=None) as progress:
         for split, samples in splits.items():
@@ -192,10 +281,14 @@ def write_shards(folder: Path, splits: dict[str, list[tuple[str, Entry]]], parse
                 progress.update(len(part))
 
 
-def _members(samples: Sequence[tuple[str, Entry]], resize: int, pool: Executor) -> Iterator[dict[str, object]]:
+def _members(
+    samples: Sequence[tuple[str, Entry]], resize: int, pool: Executor
+) -> Iterator[dict[str, object]]:
     for first in range(0, len(samples), READ_TOGETHER):
         part = samples[first : first + READ_TOGETHER]
-        for (key, _), members in zip(part, pool.map(partial(read_image, resize=resize), [entry for _, entry in part]), strict=True):
+        for (key, _), members in zip(
+            part, pool.map(partial(read_image, resize=resize), [entry for _, entry in part]), strict=True
+        ):
             yield {"__key__": key} | members
 
 
@@ -207,7 +300,9 @@ def read_image(entry: Entry, *, resize: int) -> dict[str, bytes]:
     image = open_image(data)
     suffix = suffix_of(entry.name)
     if suffix not in IMAGE_SUFFIXES:
-        suffix = {"JPEG": "jpg", "JPEG2000": "jp2"}.get(kind := str(Image.open(io.BytesIO(data)).format), kind.lower())
+        suffix = {"JPEG": "jpg", "JPEG2000": "jp2"}.get(
+            kind := str(Image.open(io.BytesIO(data)).format), kind.lower()
+        )
     record |= {"original_width": image.width, "original_height": image.height, "source_file": entry.name}
     if 0 < resize < min(image.size):
         suffix, data = shrink(image, resize, is_photograph=suffix in ("jpg", "jpeg", "webp", "jp2"))
@@ -225,7 +320,8 @@ def _is_captioned(entry: Entry) -> bool:
 
 
 def shrink(image: Image.Image, side: int, *, is_photograph: bool) -> tuple[str, bytes]:
-    """Suffix and bytes of a picture with `side` pixels on its shorter side: JPEG where that loses little, else PNG."""
+    """Suffix and bytes of a picture with `side` pixels on its shorter side: JPEG where that loses little,
+    else PNG."""
     width, height = (round(length * side / min(image.size)) for length in image.size)
     suffix, kind = ("jpg", "JPEG") if is_photograph and image.mode == "RGB" else ("png", "PNG")
     buffer = io.BytesIO()
@@ -249,7 +345,8 @@ def unique_key(stem: str, keys: set[str]) -> str:
 
 
 def _fraction(stem: str) -> float:
-    """A hash in [0, 1). Of the stem and not of the unique key, so that rows with the same image fall into one split."""
+    """A hash in [0, 1). Of the stem and not of the unique key, so that rows with the same image fall into one
+    split."""
     return int.from_bytes(blake2b(stem.encode(), digest_size=6).digest(), "little") / 2**48
 
 
@@ -258,7 +355,9 @@ def _check(parsed: argparse.Namespace) -> None:
         raise ValueError(f"--validation is {parsed.validation}; expected a share in [0, 1)")
     for name, least in (("samples_per_shard", 1), ("workers", 1), ("min_size", 0)):
         if getattr(parsed, name) < least:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(parsed, name)}; expected at least {least}")
+            raise ValueError(
+                f"--{name.replace('_', '-')} is {getattr(parsed, name)}; expected at least {least}"
+            )
     if parsed.resize < 0:
         raise ValueError(f"--resize is {parsed.resize}; expected 0 (off) or more")
     if parsed.max_aspect != 0 and parsed.max_aspect < 1:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from diffmoe_scale.evaluation.report import write_report
+from diffmoe_scale.report.report import write_report
 
 
 def main() -> int:

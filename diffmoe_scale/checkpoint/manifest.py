@@ -17,8 +17,8 @@ NAMED = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a checkpoint holds. `samples` is the position in the data, and `samples_by_bucket` where there are buckets;
-    `optimizer_steps` leaves skipped steps out."""
+    """What a checkpoint holds. `samples` is the position in the data, and `samples_by_bucket` where there are
+    buckets; `optimizer_steps` leaves skipped steps out."""
 
     step: int
     samples: int
@@ -44,11 +44,14 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
-    """Raises: ValueError if the folder is no complete checkpoint, its manifest is damaged, or of another schema."""
+    """Raises: ValueError if the folder is no complete checkpoint, its manifest is damaged, or of another
+    schema."""
     try:
         tree = json.loads((checkpoint / MANIFEST).read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{checkpoint} is no complete checkpoint: {MANIFEST} cannot be read ({error})") from error
+        raise ValueError(
+            f"{checkpoint} is no complete checkpoint: {MANIFEST} cannot be read ({error})"
+        ) from error
     # Early manifests have no check sum.
     if "checksum" in tree and tree["checksum"] != _manifest_checksum(tree):
         raise ValueError(f"{MANIFEST} of {checkpoint} has another check sum than when it was written")
@@ -57,7 +60,9 @@ def read_manifest(checkpoint: Path) -> Manifest:
     try:
         return Manifest(**tree)
     except TypeError as error:
-        raise ValueError(f"{MANIFEST} of {checkpoint} has other fields than this version writes ({error})") from error
+        raise ValueError(
+            f"{MANIFEST} of {checkpoint} has other fields than this version writes ({error})"
+        ) from error
 
 
 def find_damage(checkpoint: Path, manifest: Manifest, names: Iterable[str]) -> list[str]:
@@ -90,9 +95,15 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 
 def check_model(
-    checkpoint: Path, manifest: Manifest, shapes: Mapping[str, list[int]], settings: Mapping[str, Any], *, held: Mapping[str, list[int]] | None = None
+    checkpoint: Path,
+    manifest: Manifest,
+    shapes: Mapping[str, list[int]],
+    settings: Mapping[str, Any],
+    *,
+    held: Mapping[str, list[int]] | None = None,
 ) -> None:
-    """Raises: ValueError unless the checkpoint holds exactly tensors of these names and shapes, made with these settings.
+    """Raises: ValueError unless the checkpoint holds exactly tensors of these names and shapes, made with
+    these settings.
 
     Settings too: heads, objective or gate can change what weights mean and leave every shape as it is.
     """
@@ -110,7 +121,11 @@ def check_model(
     ]
     if not wrong and not changed:
         return
-    tensors = f"{len(wrong)} tensors differ, such as {'; '.join(wrong[:NAMED])}" if wrong else "all tensors have the same shapes"
+    tensors = (
+        f"{len(wrong)} tensors differ, such as {'; '.join(wrong[:NAMED])}"
+        if wrong
+        else "all tensors have the same shapes"
+    )
     raise ValueError(
         f"checkpoint {checkpoint} is of another model: {tensors}. "
         f"Settings that differ: {'; '.join(changed) or 'none'}. Restore them, or choose another run.directory"

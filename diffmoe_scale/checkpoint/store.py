@@ -1,8 +1,9 @@
-"""Checkpoints: `step_00001000/` folders that are complete or ignored, in torch.distributed.checkpoint's format.
+"""Checkpoints: `step_00001000/` folders that are complete or ignored, in torch.distributed.checkpoint's
+format.
 
-Every tensor is stored flat under `family/name`, experts by their global index, and each rank writes the slices that it
-owns: what was saved by one layout of ranks is read by any other. `manifest.json` is written last and makes it complete.
-Training waits for a copy in host memory only; a thread writes it.
+Every tensor is stored flat under `family/name`, experts by their global index, and each rank writes the
+slices that it owns: what was saved by one layout of ranks is read by any other. `manifest.json` is written
+last and makes it complete. Training waits for a copy in host memory only; a thread writes it.
 """
 
 import logging
@@ -37,7 +38,7 @@ from diffmoe_scale.checkpoint.manifest import (
     write_manifest,
 )
 from diffmoe_scale.config.check import RunError
-from diffmoe_scale.config.train import CheckpointConfig
+from diffmoe_scale.config.run import CheckpointConfig
 from diffmoe_scale.parallel.context import is_peer_failure
 from diffmoe_scale.parallel.slice import Slice
 
@@ -49,8 +50,8 @@ PACKAGES = ("torch", "deepspeed", "megatron-core")
 class CheckpointStore:
     """The checkpoints of a run; a context manager that waits for the last save.
 
-    Every method that is collective is so over `group`, a gloo group of all ranks which nobody else may use: the thread that
-    writes speaks over it while training goes on.
+    Every method that is collective is so over `group`, a gloo group of all ranks which nobody else may use:
+    the thread that writes speaks over it while training goes on.
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig, *, group: dist.ProcessGroup) -> None:
@@ -63,11 +64,12 @@ class CheckpointStore:
         self._under_way: Future[bool] | None = None
 
     def save(self, state: Mapping[str, Slice], manifest: Manifest) -> None:
-        """Copy this rank's slices to host memory and begin to write them; `state` may change as soon as this returns. Collective.
+        """Copy this rank's slices to host memory and begin to write them; `state` may change as soon as this
+        returns. Collective.
 
-        The folder gets its name only when all is on disk; then those that the config does not keep are removed. A failure
-        removes what was written, leaves older checkpoints as they are and is logged at once. One save at a time: waits for
-        the one before, and raises its failure as `finish` does.
+        The folder gets its name only when all is on disk; then those that the config does not keep are
+        removed. A failure removes what was written, leaves older checkpoints as they are and is logged at
+        once. One save at a time: waits for the one before, and raises its failure as `finish` does.
         """
         self.finish()
         copies = self._copy(state)
@@ -88,7 +90,9 @@ class CheckpointStore:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         try:
             self.finish()
         except RuntimeError:
@@ -102,7 +106,9 @@ class CheckpointStore:
         """The slices in host memory that is allocated once, page-locked where they come from a GPU."""
         for name, piece in state.items():
             if name not in self._copies or self._copies[name].shape != piece.values.shape:
-                self._copies[name] = torch.empty_like(piece.values, device="cpu", pin_memory=piece.values.is_cuda)
+                self._copies[name] = torch.empty_like(
+                    piece.values, device="cpu", pin_memory=piece.values.is_cuda
+                )
             self._copies[name].copy_(piece.values, non_blocking=True)
         if any(piece.values.is_cuda for piece in state.values()):
             torch.cuda.synchronize()
@@ -114,7 +120,11 @@ class CheckpointStore:
         try:
             self._agree(lambda: self._clear(unfinished))
             writer = _Writer(unfinished, sync_files=True)
-            dcp.save({name: _global_view(piece) for name, piece in state.items()}, storage_writer=writer, process_group=self.group)
+            dcp.save(
+                {name: _global_view(piece) for name, piece in state.items()},
+                storage_writer=writer,
+                process_group=self.group,
+            )
             self._complete(unfinished, final, state, manifest)
         # CheckpointException is a BaseException in torch.
         except (CheckpointException, OSError, RuntimeError) as error:
@@ -127,26 +137,33 @@ class CheckpointStore:
             if self.config.on_write_error == "continue":
                 logger.error("%s; training goes on (checkpoint.on_write_error=continue)", message)
                 return False
-            logger.error("%s; training stops before the next checkpoint (checkpoint.on_write_error=stop)", message)
+            logger.error(
+                "%s; training stops before the next checkpoint (checkpoint.on_write_error=stop)", message
+            )
             raise RunError(message) from error
         if self.is_main:
             self._prune()
         return True
 
     def newest(self) -> tuple[Path, Manifest] | None:
-        """The newest checkpoint whose files are as they were written; None if there is none at all. Collective.
+        """The newest checkpoint whose files are as they were written; None if there is none at all.
+        Collective.
 
         Waits for the save under way. Raises: RuntimeError if there are checkpoints and each is damaged.
         """
         self.finish()
-        candidates = self._agree(lambda: [str(path) for path in complete_checkpoints(self.folder)] if self.is_main else [])[0]
+        candidates = self._agree(
+            lambda: [str(path) for path in complete_checkpoints(self.folder)] if self.is_main else []
+        )[0]
         for candidate in map(Path, reversed(candidates)):
             found = self._agree(lambda: self._check_share(candidate))  # noqa: B023 # called at once
             # Each rank says what is wrong with the manifest.
             problems = [*dict.fromkeys(problem for of_rank in found for problem in of_rank)]
             if not problems:
                 return candidate, read_manifest(candidate)
-            logger.warning("checkpoint %s is damaged and not used: %s", candidate, "; ".join(problems[:NAMED]))
+            logger.warning(
+                "checkpoint %s is damaged and not used: %s", candidate, "; ".join(problems[:NAMED])
+            )
         if candidates:
             raise RunError(
                 f"all {len(candidates)} checkpoints in {self.folder} are damaged (the log names the files); "
@@ -157,7 +174,8 @@ class CheckpointStore:
     def load(self, checkpoint: Path, state: Mapping[str, Slice], *, settings: Mapping[str, Any]) -> Manifest:
         """Fill the slices of `state` in place. Collective.
 
-        Raises: ValueError naming tensors and settings if the checkpoint is of another model, RuntimeError if it cannot be read.
+        Raises: ValueError naming tensors and settings if the checkpoint is of another model, RuntimeError if
+        it cannot be read.
         """
         manifest = read_manifest(checkpoint)
         shapes: dict[str, list[int]] = {}
@@ -178,18 +196,28 @@ class CheckpointStore:
                 shutil.rmtree(leftover, ignore_errors=True)
             unfinished.mkdir(parents=True)
 
-    def _complete(self, unfinished: Path, final: Path, state: Mapping[str, Slice], manifest: Manifest) -> None:
+    def _complete(
+        self, unfinished: Path, final: Path, state: Mapping[str, Slice], manifest: Manifest
+    ) -> None:
         """Check sums of all files, the manifest, and the rename that makes the checkpoint exist."""
         files: dict[str, dict[str, Any]] = {}
         shapes: dict[str, list[int]] = {}
-        # The main rank's listing is shared: a rank that does not see a file of it fails here, not at a resume.
+        # The main rank's listing is shared: a rank that does not see a file of it fails here, not at a
+        # resume.
         names = self._agree(lambda: [path.name for path in unfinished.iterdir()] if self.is_main else [])[0]
         own_shapes = {name: list(piece.shape) for name, piece in state.items()}
-        for found_files, found_shapes in self._agree(lambda: (self._describe_share(unfinished, names), own_shapes)):
+        for found_files, found_shapes in self._agree(
+            lambda: (self._describe_share(unfinished, names), own_shapes)
+        ):
             files |= found_files
             shapes |= found_shapes
         versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
-        full = replace(manifest, files=dict(sorted(files.items())), shapes=dict(sorted(shapes.items())), versions=versions)
+        full = replace(
+            manifest,
+            files=dict(sorted(files.items())),
+            shapes=dict(sorted(shapes.items())),
+            versions=versions,
+        )
 
         def publish() -> None:
             if not self.is_main:
@@ -220,7 +248,8 @@ class CheckpointStore:
         return find_damage(checkpoint, manifest, self._share(list(manifest.files)))
 
     def _agree(self, action: Callable[[], Any]) -> list[Any]:
-        """Run on every rank, then give every rank all results. Collective; one rank's OSError is raised on all."""
+        """Run on every rank, then give every rank all results. Collective; one rank's OSError is raised on
+        all."""
         try:
             mine: Any = action()
         except OSError as error:
@@ -263,7 +292,9 @@ class _Failure:
     reason: str
 
 
-def fill_tensors(checkpoint: Path, tensors: Mapping[str, Tensor], *, family: str, settings: Mapping[str, Any]) -> None:
+def fill_tensors(
+    checkpoint: Path, tensors: Mapping[str, Tensor], *, family: str, settings: Mapping[str, Any]
+) -> None:
     """Copy one family into whole tensors of any dtype, by name, on one process and without its peers.
 
     Raises: ValueError naming tensors and settings if the checkpoint is of another model, or what is damaged.
@@ -271,9 +302,15 @@ def fill_tensors(checkpoint: Path, tensors: Mapping[str, Tensor], *, family: str
     manifest = read_manifest(checkpoint)
     pieces = {f"{family}/{name}": Slice.whole(tensor) for name, tensor in tensors.items()}
     held = {name: shape for name, shape in manifest.shapes.items() if name.startswith(f"{family}/")}
-    check_model(checkpoint, manifest, {name: list(piece.shape) for name, piece in pieces.items()}, settings, held=held)
+    check_model(
+        checkpoint, manifest, {name: list(piece.shape) for name, piece in pieces.items()}, settings, held=held
+    )
     try:
-        dcp.load({name: _global_view(piece) for name, piece in pieces.items()}, storage_reader=dcp.FileSystemReader(checkpoint), no_dist=True)
+        dcp.load(
+            {name: _global_view(piece) for name, piece in pieces.items()},
+            storage_reader=dcp.FileSystemReader(checkpoint),
+            no_dist=True,
+        )
     except CheckpointException as error:
         raise ValueError(f"{checkpoint} is damaged: {_first_reason(error)}") from error
 

@@ -1,4 +1,5 @@
-"""Config from YAML files and `key.sub=value` words, back to YAML, and its help text. pydantic's and yaml's only door."""
+"""Config from YAML files and `key.sub=value` words, back to YAML, and its help text. pydantic's and yaml's
+only door."""
 
 import ast
 import dataclasses
@@ -29,7 +30,16 @@ MODEL_SETTINGS = {
         "feed_forward_ratio",
         "size_conditioning",
     ),
-    "moe": ("num_experts", "every", "router", "gate", "router_input", "shared_experts", "expert_width_ratio", "activation"),
+    "moe": (
+        "num_experts",
+        "every",
+        "router",
+        "gate",
+        "router_input",
+        "shared_experts",
+        "expert_width_ratio",
+        "activation",
+    ),
     "diffusion": ("kind", "prediction", "time_scale"),
 }
 """What may change while a model trains is not here: backend, capacity, loss weights, time sampling, ..."""
@@ -38,9 +48,11 @@ UNION_MEMBERS = ("str", "DatasetConfig")
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The Config of a YAML file (None: all defaults) with `key.sub=value` overrides, values written as in YAML.
+    """The Config of a YAML file (None: all defaults) with `key.sub=value` overrides, values written as in
+    YAML.
 
-    Raises: ValueError naming the dotted path, what was got and what was expected; an unknown key names the nearest right one.
+    Raises: ValueError naming the dotted path, what was got and what was expected; an unknown key names the
+    nearest right one.
     """
     tree: dict[str, Any] = {}
     if path is not None:
@@ -51,7 +63,9 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"config file {path} is not valid YAML: {error}") from error
         if not isinstance(loaded, dict | None):
-            raise ValueError(f"config file {path} holds a {type(loaded).__name__}; expected sections such as 'run:' and 'data:'")
+            raise ValueError(
+                f"config file {path} holds a {type(loaded).__name__}; expected sections such as 'run:' and 'data:'"
+            )
         tree = loaded or {}
         _check_keys(tree, Config, "")
     for override in overrides:
@@ -59,7 +73,9 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     try:
         return pydantic.TypeAdapter(Config).validate_python(tree)
     except pydantic.ValidationError as error:
-        raise ValueError("\n".join(_sentence(entry) for entry in error.errors() if not _is_of_other_member(entry))) from error
+        raise ValueError(
+            "\n".join(_sentence(entry) for entry in error.errors() if not _is_of_other_member(entry))
+        ) from error
 
 
 def config_tree(config: Config) -> dict[str, Any]:
@@ -69,13 +85,18 @@ def config_tree(config: Config) -> dict[str, Any]:
 
 
 def model_settings(config: Config, *, tokenizer: Path, frozen: Mapping[str, str]) -> dict[str, Any]:
-    """The settings that decide what a model's weights mean, its tokenizer among them; kept in checkpoints, and compared.
+    """The settings that decide what a model's weights mean, its tokenizer among them; kept in checkpoints,
+    and compared.
 
     `frozen` are the fingerprints of the networks that are not trained, by their section.
     """
     tree = config_tree(config)
-    settings = {section: {key: tree[section][key] for key in keys} for section, keys in MODEL_SETTINGS.items()}
-    settings["text"]["tokenizer_sha256"] = sha256(tokenizer.read_bytes()).hexdigest() if tokenizer.is_file() else ""
+    settings = {
+        section: {key: tree[section][key] for key in keys} for section, keys in MODEL_SETTINGS.items()
+    }
+    settings["text"]["tokenizer_sha256"] = (
+        sha256(tokenizer.read_bytes()).hexdigest() if tokenizer.is_file() else ""
+    )
     for section, fingerprint in frozen.items():
         settings[section]["fingerprint"] = fingerprint
     return settings
@@ -97,7 +118,11 @@ def changed_settings(path: Path, config: Config) -> list[str]:
     changed = []
     for section, settings in config_tree(config).items():
         before = found[section] if isinstance(found.get(section), dict) else {}
-        changed += [f"{section}.{key} was {before.get(key)!r}, is {value!r}" for key, value in settings.items() if before.get(key) != value]
+        changed += [
+            f"{section}.{key} was {before.get(key)!r}, is {value!r}"
+            for key, value in settings.items()
+            if before.get(key) != value
+        ]
     return changed
 
 
@@ -111,7 +136,9 @@ def describe_config() -> str:
         meanings = _field_docstrings(kind)
         for field in dataclasses.fields(kind):
             value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-            default = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True).splitlines()[0]
+            default = yaml.safe_dump(
+                list(value) if isinstance(value, tuple) else value, default_flow_style=True
+            ).splitlines()[0]
             lines.append(f"  {section.name}.{field.name}={default}\n      {meanings[field.name]}")
     return "\n".join(lines)
 
@@ -123,8 +150,10 @@ def _field_docstrings(kind: type) -> dict[str, str]:
     meanings = {}
     for statement, after in zip(definition.body, definition.body[1:], strict=False):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant), f"{kind.__name__}.{statement.target.id} has no docstring"
-            meanings[statement.target.id] = str(after.value.value)
+            assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant), (
+                f"{kind.__name__}.{statement.target.id} has no docstring"
+            )
+            meanings[statement.target.id] = " ".join(str(after.value.value).split())
     return meanings
 
 
@@ -136,7 +165,9 @@ def _check_keys(tree: dict[str, Any], kind: type, prefix: str) -> None:
         field_type = fields[key]
         if inspect.isclass(field_type) and dataclasses.is_dataclass(field_type):
             if not isinstance(value, dict):
-                raise ValueError(f"{prefix}{key} is {value!r}; expected a section with keys such as {dataclasses.fields(field_type)[0].name!r}")
+                raise ValueError(
+                    f"{prefix}{key} is {value!r}; expected a section with keys such as {dataclasses.fields(field_type)[0].name!r}"
+                )
             _check_keys(value, field_type, f"{prefix}{key}.")
         for number, entry in enumerate(value if isinstance(value, list) else ()):
             for member in _union_members(field_type):
@@ -150,19 +181,31 @@ def _union_members(field_type: Any) -> tuple[Any, ...]:  # of types and their un
 
 
 def _unknown_key(path: str, *, known: Sequence[str]) -> str:
-    every_path = [f"{section.name}.{field.name}" for section in dataclasses.fields(Config) for field in dataclasses.fields(section.type)]  # type: ignore[arg-type]  # sections are dataclasses
+    every_path = [
+        f"{section.name}.{field.name}"
+        for section in dataclasses.fields(Config)
+        for field in dataclasses.fields(section.type)  # type: ignore[arg-type]  # sections are dataclasses
+    ]
     *_, key = path.split(".")
     # The commonest slips: nearly right, and right in another section.
-    near = [candidate for candidate in known if difflib.get_close_matches(key, candidate.split(".")[-1:], cutoff=0.8)]
+    near = [
+        candidate
+        for candidate in known
+        if difflib.get_close_matches(key, candidate.split(".")[-1:], cutoff=0.8)
+    ]
     near += [candidate for candidate in every_path if candidate.split(".")[-1] == key]
     near += difflib.get_close_matches(path, [*known, *every_path], n=1, cutoff=0.5)
-    return f"{path} is no setting" + (f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(known)}")
+    return f"{path} is no setting" + (
+        f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(known)}"
+    )
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     path, is_assignment, text = override.partition("=")
     if not is_assignment:
-        raise ValueError(f"argument {override!r} is no assignment; expected key.sub=value, for example run.steps=100")
+        raise ValueError(
+            f"argument {override!r} is no assignment; expected key.sub=value, for example run.steps=100"
+        )
     section, _, key = path.partition(".")
     try:
         value = yaml.safe_load(text) if text else ""
@@ -176,7 +219,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         raise ValueError(f"{path} is {text!r}, which is not a YAML value ({problem}){quotes}") from error
     _check_keys({section: {key: value}} if key else {section: value}, Config, "")
     if not key:
-        raise ValueError(f"argument {override!r} names no setting; expected section.key=value, for example run.steps=100")
+        raise ValueError(
+            f"argument {override!r} names no setting; expected section.key=value, for example run.steps=100"
+        )
     tree.setdefault(section, {})[key] = value
 
 

@@ -1,47 +1,18 @@
 """The root of a run's settings, and the checks that cross sections."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from diffmoe_scale.config.check import require
-from diffmoe_scale.config.model import AutoencoderConfig, DiffusionConfig, ModelConfig, MoEConfig, TextConfig
-from diffmoe_scale.config.train import (
-    BucketConfig,
-    CheckpointConfig,
-    DataConfig,
-    DefenceConfig,
-    OptimizerConfig,
-    ParallelConfig,
-    SamplingConfig,
-    TelemetryConfig,
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Identity and length of a run."""
-
-    directory: str = "runs/default"
-    """Run directory; a run that stopped continues from its newest complete checkpoint there."""
-    seed: int = 0
-    """Source of every random number."""
-    steps: int = 1000
-    """Optimizer steps."""
-    global_batch: int = 64
-    """Samples an optimizer step, over all ranks."""
-    micro_batch: int = 32
-    """Samples a rank computes at once; the rest of the global batch is accumulated."""
-    matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """Of fp32 matrix products (torch.set_float32_matmul_precision): `high` allows TF32 on a GPU, `medium` bf16 where the hardware has it."""
-    deterministic: bool = True
-    """Choose deterministic kernels where torch has them."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "global_batch", "micro_batch"):
-            require(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "at least 1")
-        require(
-            self.global_batch % self.micro_batch == 0, "run.global_batch", self.global_batch, f"a multiple of run.micro_batch ({self.micro_batch})"
-        )
+from diffmoe_scale.config.data import BucketConfig, DataConfig
+from diffmoe_scale.config.diffusion import DiffusionConfig
+from diffmoe_scale.config.encoders import AutoencoderConfig, TextConfig
+from diffmoe_scale.config.model import ModelConfig
+from diffmoe_scale.config.moe import MoEConfig
+from diffmoe_scale.config.optimizer import OptimizerConfig
+from diffmoe_scale.config.parallel import ParallelConfig
+from diffmoe_scale.config.run import CheckpointConfig, DefenceConfig, RunConfig
+from diffmoe_scale.config.sampling import SamplingConfig
+from diffmoe_scale.config.telemetry import TelemetryConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +59,21 @@ class Config:
             size, step = self.model.image_size, self.buckets.step
             require(size % step == 0, "model.image_size", size, f"a multiple of buckets.step ({step})")
             for _, resolution in self.buckets.resolutions:
-                require(step <= resolution <= size and resolution % step == 0, "buckets.resolutions", resolution, f"multiples of {step} up to {size}")
+                require(
+                    step <= resolution <= size and resolution % step == 0,
+                    "buckets.resolutions",
+                    resolution,
+                    f"multiples of {step} up to {size}",
+                )
         if self.autoencoder.kind == "pixels":
             size, patch = self.model.image_size, self.model.patch_size
             require(size % patch == 0, "model.image_size", size, f"a multiple of model.patch_size ({patch})")
-            require(self.model.channels == 3, "model.channels", self.model.channels, "3 for autoencoder.kind 'pixels'")
+            require(
+                self.model.channels == 3,
+                "model.channels",
+                self.model.channels,
+                "3 for autoencoder.kind 'pixels'",
+            )
         require(
             self.optimizer.warmup_steps <= self.run.steps,
             "optimizer.warmup_steps",

@@ -1,4 +1,5 @@
-"""Training objectives: how data is noised, what the network learns, and what its output says of data and noise.
+"""Training objectives: how data is noised, what the network learns, and what its output says of data and
+noise.
 
 Time runs from t = 0 (data) to t = 1 (noise). B samples, C H W image or latent.
 """
@@ -9,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from diffmoe_scale.config.model import DiffusionConfig
+from diffmoe_scale.config.diffusion import DiffusionConfig
 
 
 class Objective(Protocol):
@@ -27,7 +28,9 @@ class Objective(Protocol):
     def add_noise(self, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Tensor:
         """x_t on the path between data and noise."""
 
-    def loss(self, value_BCHW: Tensor, x_t_BCHW: Tensor, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Tensor:
+    def loss(
+        self, value_BCHW: Tensor, x_t_BCHW: Tensor, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor
+    ) -> Tensor:
         """Loss of each sample [B] for the network's output `value`."""
 
     def split(self, value_BCHW: Tensor, x_t_BCHW: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,13 +71,18 @@ class Flow:
     def add_noise(self, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Tensor:
         return torch.lerp(x0_BCHW, noise_BCHW, _per_sample(t_B))
 
-    def loss(self, value_BCHW: Tensor, x_t_BCHW: Tensor, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Tensor:
+    def loss(
+        self, value_BCHW: Tensor, x_t_BCHW: Tensor, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor
+    ) -> Tensor:
         if self.config.prediction == "velocity":
             return (value_BCHW - (noise_BCHW - x0_BCHW)).square().mean(dim=(1, 2, 3))
         if self.config.loss == "sample":
             return (value_BCHW - x0_BCHW).square().mean(dim=(1, 2, 3))
-        # The velocity of a predicted sample is (x_t - x_0) / t, so its error is the sample's over t (JiT, arXiv 2511.13720).
-        return (value_BCHW - x0_BCHW).square().mean(dim=(1, 2, 3)) / t_B.clamp(min=self.config.min_time).square()
+        # The velocity of a predicted sample is (x_t - x_0) / t, so its error is the sample's over t (JiT,
+        # arXiv 2511.13720).
+        return (value_BCHW - x0_BCHW).square().mean(dim=(1, 2, 3)) / t_B.clamp(
+            min=self.config.min_time
+        ).square()
 
     def split(self, value_BCHW: Tensor, x_t_BCHW: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
         if self.config.prediction == "velocity":
@@ -86,8 +94,8 @@ class Flow:
 class DDPM:
     """1000 linear steps, predicted noise and learned sigma (improved DDPM, arXiv 2102.09672, as in DiT).
 
-    Step k of 0..999 is t = (k + 1) / 1000; t = 0 is clean data. The network puts out 2 C channels: noise, and the
-    place of the log variance between its two bounds.
+    Step k of 0..999 is t = (k + 1) / 1000; t = 0 is clean data. The network puts out 2 C channels: noise, and
+    the place of the log variance between its two bounds.
     """
 
     num_steps = 1000
@@ -113,7 +121,9 @@ class DDPM:
 
     def _signal_and_noise(self, t_B: Tensor) -> tuple[Tensor, Tensor]:
         alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar])[self._step(t_B) + 1]
-        return _per_sample(alpha_bar.sqrt().float().to(t_B.device)), _per_sample((1 - alpha_bar).sqrt().float().to(t_B.device))
+        return _per_sample(alpha_bar.sqrt().float().to(t_B.device)), _per_sample(
+            (1 - alpha_bar).sqrt().float().to(t_B.device)
+        )
 
     def add_noise(self, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Tensor:
         signal, noise_level = self._signal_and_noise(t_B)
@@ -124,14 +134,21 @@ class DDPM:
         noise = value_BCHW[:, : x_t_BCHW.shape[1]]
         return (x_t_BCHW - noise_level * noise) / signal, noise
 
-    def loss(self, value_BCHW: Tensor, x_t_BCHW: Tensor, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Tensor:
+    def loss(
+        self, value_BCHW: Tensor, x_t_BCHW: Tensor, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor
+    ) -> Tensor:
         predicted_noise, variance_place = value_BCHW.chunk(2, dim=1)
         simple_B = (predicted_noise - noise_BCHW).square().mean(dim=(1, 2, 3))
         # The variational term trains sigma alone: the mean it is computed from gets no gradient.
-        return simple_B + self._variational_bound(predicted_noise.detach(), variance_place, x_t_BCHW, x0_BCHW, t_B)
+        return simple_B + self._variational_bound(
+            predicted_noise.detach(), variance_place, x_t_BCHW, x0_BCHW, t_B
+        )
 
-    def _variational_bound(self, noise_BCHW: Tensor, place_BCHW: Tensor, x_t_BCHW: Tensor, x0_BCHW: Tensor, t_B: Tensor) -> Tensor:
-        """Bits per dimension: KL to the true posterior, at the first step the likelihood of 8-bit pixels (arXiv 2102.09672 eq. 4-7, 15)."""
+    def _variational_bound(
+        self, noise_BCHW: Tensor, place_BCHW: Tensor, x_t_BCHW: Tensor, x0_BCHW: Tensor, t_B: Tensor
+    ) -> Tensor:
+        """Bits per dimension: KL to the true posterior, at the first step the likelihood of 8-bit pixels
+        (arXiv 2102.09672 eq. 4-7, 15)."""
         step = self._step(t_B)
 
         def at_step(table: Tensor) -> Tensor:
@@ -146,9 +163,17 @@ class DDPM:
         predicted_x0, _ = self.split(noise_BCHW, x_t_BCHW, t_B)
         true_mean = weight_x0 * x0_BCHW + weight_x_t * x_t_BCHW
         mean = weight_x0 * predicted_x0 + weight_x_t * x_t_BCHW
-        divergence = 0.5 * (log_variance - log_low - 1 + (log_low - log_variance).exp() + (true_mean - mean).square() * (-log_variance).exp())
+        divergence = 0.5 * (
+            log_variance
+            - log_low
+            - 1
+            + (log_low - log_variance).exp()
+            + (true_mean - mean).square() * (-log_variance).exp()
+        )
         decoder = -_discretized_log_likelihood(x0_BCHW, mean, 0.5 * log_variance)
-        bound_B = torch.where((step == 0).to(t_B.device), decoder.mean(dim=(1, 2, 3)), divergence.mean(dim=(1, 2, 3)))
+        bound_B = torch.where(
+            (step == 0).to(t_B.device), decoder.mean(dim=(1, 2, 3)), divergence.mean(dim=(1, 2, 3))
+        )
         return bound_B / math.log(2.0)
 
 

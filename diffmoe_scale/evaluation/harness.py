@@ -5,11 +5,11 @@ from dataclasses import asdict
 
 import torch
 
-from diffmoe_scale.config.train import SamplingConfig
-from diffmoe_scale.diffusion.sampler import sampling_times
-from diffmoe_scale.evaluation.loading import LoadedModel, draw
-from diffmoe_scale.evaluation.suites import SUITES, build_suite, score_images, shuffled
-from diffmoe_scale.telemetry.plots import save_image_grid
+from diffmoe_scale.config.sampling import SamplingConfig
+from diffmoe_scale.report.plots import save_image_grid
+from diffmoe_scale.sampling.euler import sampling_times
+from diffmoe_scale.sampling.loading import LoadedModel, draw
+from diffmoe_scale.scenes.suites import SUITES, build_suite, score_images, shuffled
 
 logger = logging.getLogger(__name__)
 
@@ -17,10 +17,14 @@ NUM_SHOWN = 24
 GRID_COLUMNS = 8
 
 
-def evaluate(model: LoadedModel, sampling: SamplingConfig, *, prompts_per_suite: int, seed: int) -> dict[str, object]:
+def evaluate(
+    model: LoadedModel, sampling: SamplingConfig, *, prompts_per_suite: int, seed: int
+) -> dict[str, object]:
     """What goes into RUN/evaluation.json; a grid of pictures for each suite goes into RUN/samples."""
     if model.config.model.conditioning != "text":
-        raise ValueError("the compositional suites need captions, but this model is class-conditional (model.conditioning=class)")
+        raise ValueError(
+            "the compositional suites need captions, but this model is class-conditional (model.conditioning=class)"
+        )
     scores: dict[str, dict[str, float]] = {}
     loads = []
     model.directory.samples.mkdir(exist_ok=True)
@@ -29,7 +33,11 @@ def evaluate(model: LoadedModel, sampling: SamplingConfig, *, prompts_per_suite:
         generated = draw(model.pipeline, [prompt.text for prompt in prompts], sampling, seed=seed, title=name)
         passed = score_images(generated.images_BCHW, prompts)
         by_chance = score_images(generated.images_BCHW, shuffled(prompts))
-        scores[name] = {"score": sum(passed) / len(passed), "shuffled": sum(by_chance) / len(by_chance), "prompts": len(prompts)}
+        scores[name] = {
+            "score": sum(passed) / len(passed),
+            "shuffled": sum(by_chance) / len(by_chance),
+            "prompts": len(prompts),
+        }
         loads.append(generated.load_TLE)
         save_image_grid(
             generated.images_BCHW[:NUM_SHOWN],
@@ -38,7 +46,9 @@ def evaluate(model: LoadedModel, sampling: SamplingConfig, *, prompts_per_suite:
             columns=GRID_COLUMNS,
             passed=passed[:NUM_SHOWN],
         )
-        logger.info("%s %.2f (captions shuffled: %.2f)", name, scores[name]["score"], scores[name]["shuffled"])
+        logger.info(
+            "%s %.2f (captions shuffled: %.2f)", name, scores[name]["score"], scores[name]["shuffled"]
+        )
     load_TLE = torch.stack(loads).mean(0)
     has_experts = load_TLE.numel() > 0
     return {

@@ -7,7 +7,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.encoders.text import TextEncoder, TextFeatures
+from diffmoe_scale.encoders.text.text import TextEncoder, TextFeatures
 from diffmoe_scale.model.transformer import DiffusionTransformer, Prediction
 from diffmoe_scale.moe.layer import MoELayer
 from diffmoe_scale.moe.routing import Selection
@@ -15,9 +15,11 @@ from diffmoe_scale.moe.routing import Selection
 
 @dataclass(frozen=True)
 class Condition:
-    """What a batch is to be pictures of: captions and, in class mode, labels. `dropped_B` marks unconditional samples.
+    """What a batch is to be pictures of: captions and, in class mode, labels. `dropped_B` marks unconditional
+    samples.
 
-    `sizes_BZ` is what `model.size_conditioning` tells (transformer.NUM_SIZE_CONDITIONS); None where it is off.
+    `sizes_BZ` is what `model.size_conditioning` tells (transformer.NUM_SIZE_CONDITIONS); None where it is
+    off.
     """
 
     captions: list[str]
@@ -26,7 +28,9 @@ class Condition:
     sizes_BZ: Tensor | None = None
 
     @staticmethod
-    def unconditional(count: int, *, num_classes: int, device: torch.device, sizes_BZ: Tensor | None = None) -> "Condition":
+    def unconditional(
+        count: int, *, num_classes: int, device: torch.device, sizes_BZ: Tensor | None = None
+    ) -> "Condition":
         """`count` empty captions and null classes, for guidance."""
         return Condition(
             captions=[""] * count,
@@ -37,23 +41,31 @@ class Condition:
 
 
 class Denoiser(nn.Module):
-    """Noisy images and a condition to a Prediction. A frozen text encoder is used but is no part of the state."""
+    """Noisy images and a condition to a Prediction. A frozen text encoder is used but is no part of the
+    state."""
 
     def __init__(self, transformer: DiffusionTransformer, text_encoder: TextEncoder | None) -> None:
         super().__init__()
         self.transformer = transformer
         self.text_encoder = text_encoder if text_encoder is not None and text_encoder.is_trained else None
         # In a list, so that its weights are no parameters of this module.
-        self._frozen_encoder = [text_encoder] if text_encoder is not None and not text_encoder.is_trained else []
+        self._frozen_encoder = (
+            [text_encoder] if text_encoder is not None and not text_encoder.is_trained else []
+        )
 
     def moe_layers(self) -> list[MoELayer]:
         return self.transformer.moe_layers()
 
     def canonical_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters of this rank by the names that checkpoints use: a module's own, but `LAYER.experts.<global
-        index>.<w_in, b_in, w_out, b_out>` for experts, whatever the backend and the layout of ranks."""
+        """The parameters of this rank by the names that checkpoints use: a module's own, but
+        `LAYER.experts.<global index>.<w_in, b_in, w_out, b_out>` for experts, whatever the backend and the
+        layout of ranks."""
         names = {id(layer): prefix for prefix, layer in self.named_modules()}
-        experts = {id(parameter): f"{names[id(layer)]}.{name}" for layer in self.moe_layers() for name, parameter in layer.expert_parameters()}
+        experts = {
+            id(parameter): f"{names[id(layer)]}.{name}"
+            for layer in self.moe_layers()
+            for name, parameter in layer.expert_parameters()
+        }
         return {experts.get(id(parameter), name): parameter for name, parameter in self.named_parameters()}
 
     def canonical_buffers(self) -> dict[str, Tensor]:
@@ -74,7 +86,14 @@ class Denoiser(nn.Module):
         features: TextFeatures = encoder(encoder.tokenize(captions).to(device))
         return features
 
-    def forward(self, x_BCHW: Tensor, time_B: Tensor, condition: Condition, selection: Selection, text: TextFeatures | None = None) -> Prediction:
+    def forward(
+        self,
+        x_BCHW: Tensor,
+        time_B: Tensor,
+        condition: Condition,
+        selection: Selection,
+        text: TextFeatures | None = None,
+    ) -> Prediction:
         """`text` spares encoding the captions anew at each step of a sampler."""
         if text is None:
             text = self.encode(condition.captions, x_BCHW.device)
@@ -99,7 +118,8 @@ def build_denoiser(
     output_channels: int,
     groups: ProcessGroupCollection,
 ) -> Denoiser:
-    """The network of a config, its weights drawn from `run.seed` alone: the same on every rank and for every layout."""
+    """The network of a config, its weights drawn from `run.seed` alone: the same on every rank and for every
+    layout."""
     if config.model.channels != latent_channels:
         raise ValueError(
             f"model.channels is {config.model.channels} but the autoencoder gives {latent_channels}; set model.channels={latent_channels}"

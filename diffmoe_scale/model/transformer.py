@@ -1,6 +1,8 @@
-"""The DiffMoE transformer: DiT blocks with adaLN-Zero, cross-attention to the caption, and experts in some of them.
+"""The DiffMoE transformer: DiT blocks with adaLN-Zero, cross-attention to the caption, and experts in some of
+them.
 
-B samples, N tokens a sample, S = B * N, D width, L text tokens, T text width, V pooled text width, Z size conditions.
+B samples, N tokens a sample, S = B * N, D width, L text tokens, T text width, V pooled text width, Z size
+conditions.
 """
 
 from dataclasses import dataclass
@@ -11,9 +13,14 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diffmoe_scale.config.model import ModelConfig, MoEConfig
-from diffmoe_scale.encoders.text import TextFeatures
-from diffmoe_scale.model.parts import (
+from diffmoe_scale.config.model import ModelConfig
+from diffmoe_scale.config.moe import MoEConfig
+from diffmoe_scale.encoders.text.text import TextFeatures
+from diffmoe_scale.moe.layer import MoELayer, build_moe_layer
+from diffmoe_scale.moe.routing import Routing, RoutingContext, Selection
+from diffmoe_scale.nn.feed_forward import FeedForward
+from diffmoe_scale.nn.generator import named_generator
+from diffmoe_scale.nn.parts import (
     CrossAttention,
     SelfAttention,
     SizeEmbedding,
@@ -23,18 +30,16 @@ from diffmoe_scale.model.parts import (
     position_embedding_on,
     unpatchify,
 )
-from diffmoe_scale.moe.feed_forward import FeedForward
-from diffmoe_scale.moe.generator import named_generator
-from diffmoe_scale.moe.layer import MoELayer, build_moe_layer
-from diffmoe_scale.moe.routing import Routing, RoutingContext, Selection
 
 NUM_SIZE_CONDITIONS = 6
-"""Height and width of the original, rows above and columns left of the crop, height and width of the image; in pixels."""
+"""Height and width of the original, rows above and columns left of the crop, height and width of the image;
+in pixels."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network says of a noisy batch: its output and, for each MoE layer, which tokens its experts took."""
+    """What the network says of a noisy batch: its output and, for each MoE layer, which tokens its experts
+    took."""
 
     value_BCHW: Tensor
     routings: list[Routing]
@@ -53,24 +58,46 @@ class Block(nn.Module):
         self.modulation = nn.Linear(width, 6 * width)
 
     def forward(
-        self, x_BND: Tensor, time_BD: Tensor, text: TextFeatures | None, dropped_B: Tensor, selection: Selection
+        self,
+        x_BND: Tensor,
+        time_BD: Tensor,
+        text: TextFeatures | None,
+        dropped_B: Tensor,
+        selection: Selection,
     ) -> tuple[Tensor, Routing | None]:
         width = x_BND.shape[-1:]
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(time_BD)).chunk(6, dim=-1)
-        x_BND = x_BND + gate1[:, None] * self.attention(modulate(F.layer_norm(x_BND, width, eps=1e-6), shift1, scale1))
+        x_BND = x_BND + gate1[:, None] * self.attention(
+            modulate(F.layer_norm(x_BND, width, eps=1e-6), shift1, scale1)
+        )
         if self.cross_attention is not None:
             assert text is not None
-            x_BND = x_BND + self.cross_attention(F.layer_norm(x_BND, width, eps=1e-6), text.tokens_BLT, text.mask_BL)
+            x_BND = x_BND + self.cross_attention(
+                F.layer_norm(x_BND, width, eps=1e-6), text.tokens_BLT, text.mask_BL
+            )
         normed_BND = F.layer_norm(x_BND, width, eps=1e-6)
         modulated_BND = modulate(normed_BND, shift2, scale2)
         if self.recompute_feed_forward and torch.is_grad_enabled():
-            y_BND, routing = checkpoint(self._feed_forward, modulated_BND, normed_BND, time_BD, dropped_B, selection, use_reentrant=False)
+            y_BND, routing = checkpoint(
+                self._feed_forward,
+                modulated_BND,
+                normed_BND,
+                time_BD,
+                dropped_B,
+                selection,
+                use_reentrant=False,
+            )
         else:
             y_BND, routing = self._feed_forward(modulated_BND, normed_BND, time_BD, dropped_B, selection)
         return x_BND + gate2[:, None] * y_BND, routing
 
     def _feed_forward(
-        self, modulated_BND: Tensor, normed_BND: Tensor, time_BD: Tensor, dropped_B: Tensor, selection: Selection
+        self,
+        modulated_BND: Tensor,
+        normed_BND: Tensor,
+        time_BD: Tensor,
+        dropped_B: Tensor,
+        selection: Selection,
     ) -> tuple[Tensor, Routing | None]:
         if not isinstance(self.feed_forward, MoELayer):
             return self.feed_forward(modulated_BND), None
@@ -106,14 +133,18 @@ class DiffusionTransformer(nn.Module):
         super().__init__()
         width, patch = config.width, config.patch_size
         if latent_size % patch != 0:
-            raise ValueError(f"model.patch_size is {patch} but latents are {latent_size} wide; choose a divisor of {latent_size}")
+            raise ValueError(
+                f"model.patch_size is {patch} but latents are {latent_size} wide; choose a divisor of {latent_size}"
+            )
         self.patch = patch
         self.base = latent_size // patch
         self.recompute_blocks = config.activation_checkpointing == "blocks"
         self.patch_embedding = nn.Linear(config.channels * patch * patch, width)
         self.time_embedding = TimestepEmbedding(width)
         self.pooled_projection = nn.Linear(pooled_width, width) if pooled_width else None
-        self.class_embedding = nn.Embedding(config.num_classes + 1, width) if config.conditioning == "class" else None
+        self.class_embedding = (
+            nn.Embedding(config.num_classes + 1, width) if config.conditioning == "class" else None
+        )
         self.size_embedding = SizeEmbedding(NUM_SIZE_CONDITIONS, width) if config.size_conditioning else None
         self.blocks = nn.ModuleList()
         for index in range(config.depth):
@@ -134,7 +165,8 @@ class DiffusionTransformer(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        """DiT's: Xavier for matrices, zero for biases, modulations, cross-attention's output and the last layer.
+        """DiT's: Xavier for matrices, zero for biases, modulations, cross-attention's output and the last
+        layer.
 
         Feed-forward networks, dense or of experts, initialized themselves.
         """
@@ -148,17 +180,25 @@ class DiffusionTransformer(nn.Module):
                 nn.init.zeros_(module.bias)
         if self.class_embedding is not None:
             nn.init.normal_(self.class_embedding.weight, std=0.02)
-        zeroed = [self.final_modulation, self.final_projection] + ([self.size_embedding.output] if self.size_embedding else [])
+        zeroed = [self.final_modulation, self.final_projection] + (
+            [self.size_embedding.output] if self.size_embedding else []
+        )
         for block in self.blocks:
             assert isinstance(block, Block)
-            zeroed += [block.modulation] + ([block.cross_attention.projection] if block.cross_attention else [])
+            zeroed += [block.modulation] + (
+                [block.cross_attention.projection] if block.cross_attention else []
+            )
         for layer in zeroed:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
     def moe_layers(self) -> list[MoELayer]:
         """The MoE layers, first block first; `Prediction.routings` is in this order."""
-        return [block.feed_forward for block in self.blocks if isinstance(block, Block) and isinstance(block.feed_forward, MoELayer)]
+        return [
+            block.feed_forward
+            for block in self.blocks
+            if isinstance(block, Block) and isinstance(block.feed_forward, MoELayer)
+        ]
 
     def forward(
         self,
@@ -171,12 +211,15 @@ class DiffusionTransformer(nn.Module):
         selection: Selection,
         sizes_BZ: Tensor | None = None,
     ) -> Prediction:
-        """`time_B` is what the timestep embedding sees (`Objective.embedding_time`); `sizes_BZ` is for `model.size_conditioning`.
+        """`time_B` is what the timestep embedding sees (`Objective.embedding_time`); `sizes_BZ` is for
+        `model.size_conditioning`.
 
         Height and width may be any multiples of the patch.
         """
         rows, columns = (length // self.patch for length in x_BCHW.shape[2:])
-        assert x_BCHW.shape[2:] == (rows * self.patch, columns * self.patch), f"{tuple(x_BCHW.shape)} is cut into patches of {self.patch}"
+        assert x_BCHW.shape[2:] == (rows * self.patch, columns * self.patch), (
+            f"{tuple(x_BCHW.shape)} is cut into patches of {self.patch}"
+        )
         weight = self.patch_embedding.weight
         dtype = weight.dtype
         position_ND = position_embedding_on(weight.device, rows, columns, weight.shape[0], self.base)
@@ -196,12 +239,16 @@ class DiffusionTransformer(nn.Module):
         routings = []
         for block in self.blocks:
             if self.recompute_blocks and torch.is_grad_enabled():
-                x_BND, routing = checkpoint(block, x_BND, time_BD, text, dropped_B, selection, use_reentrant=False)
+                x_BND, routing = checkpoint(
+                    block, x_BND, time_BD, text, dropped_B, selection, use_reentrant=False
+                )
             else:
                 x_BND, routing = block(x_BND, time_BD, text, dropped_B, selection)
             if routing is not None:
                 routings.append(routing)
         shift_BD, scale_BD = self.final_modulation(F.silu(time_BD)).chunk(2, dim=-1)
-        y_BNP = self.final_projection(modulate(F.layer_norm(x_BND, x_BND.shape[-1:], eps=1e-6), shift_BD, scale_BD))
+        y_BNP = self.final_projection(
+            modulate(F.layer_norm(x_BND, x_BND.shape[-1:], eps=1e-6), shift_BD, scale_BD)
+        )
         # Losses and samplers compute in fp32: differences of nearly equal images.
         return Prediction(unpatchify(y_BNP.float(), patch=self.patch, rows=rows, columns=columns), routings)

@@ -12,7 +12,9 @@ from torch import Tensor
 
 class _AllToAll(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, group: dist.ProcessGroup, received: list[int] | None, sent: list[int] | None) -> Tensor:
+    def forward(
+        ctx: Any, rows: Tensor, group: dist.ProcessGroup, received: list[int] | None, sent: list[int] | None
+    ) -> Tensor:
         ctx.arguments = group, sent, received
         rows = rows.contiguous()
         answer = rows.new_empty(rows.shape[0] if received is None else sum(received), *rows.shape[1:])
@@ -24,33 +26,40 @@ class _AllToAll(torch.autograd.Function):
         return _AllToAll.apply(grads[0], *ctx.arguments), None, None, None
 
 
-def all_to_all(rows: Tensor, group: dist.ProcessGroup | None, received: list[int] | None, sent: list[int] | None) -> Tensor:
-    """Rows from every rank of `group`, in rank order; None splits evenly. Differentiable. Collective over `group`."""
+def all_to_all(
+    rows: Tensor, group: dist.ProcessGroup | None, received: list[int] | None, sent: list[int] | None
+) -> Tensor:
+    """Rows from every rank of `group`, in rank order; None splits evenly. Differentiable. Collective over
+    `group`."""
     if group is None or group.size() == 1:
         return rows
     return _AllToAll.apply(rows, group, received, sent)
 
 
 class TokenDispatcher(MoEAlltoAllTokenDispatcher):
-    """Megatron's dispatcher with two changes: it runs on CPU, where every override stands in for code that names CUDA (on
-    CUDA it calls the parent), and `expect_rows` lets one object take the static path of training and the dynamic one of
-    threshold inference."""
+    """Megatron's dispatcher with two changes: it runs on CPU, where every override stands in for code that
+    names CUDA (on CUDA it calls the parent), and `expect_rows` lets one object take the static path of
+    training and the dynamic one of threshold inference."""
 
-    def __init__(self, *, local_experts: list[int], config: TransformerConfig, groups: ProcessGroupCollection) -> None:
+    def __init__(
+        self, *, local_experts: list[int], config: TransformerConfig, groups: ProcessGroupCollection
+    ) -> None:
         if not torch.cuda.is_available():
-            # megatron-core 0.16.1 makes a CUDA stream unless the class holds one; no method of this subclass uses it on CPU.
+            # megatron-core 0.16.1 makes a CUDA stream unless the class holds one; no method of this subclass
+            # uses it on CPU.
             MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = "no CUDA device"
         super().__init__(len(local_experts), local_experts, config, pg_collection=groups)
         self.is_cuda = False
 
     def expect_rows(self, rows_per_expert: int | None) -> None:
-        """Before each dispatch: every expert takes this many of every rank's tokens (even splits, known shapes, no exchange
-        of counts and no wait for the device), or None where the mask alone tells."""
+        """Before each dispatch: every expert takes this many of every rank's tokens (even splits, known
+        shapes, no exchange of counts and no wait for the device), or None where the mask alone tells."""
         self.drop_and_pad = rows_per_expert is not None
         self.capacity = rows_per_expert
 
     def preprocess(self, routing_map: Tensor) -> Tensor:
-        """Rows of each local expert, and the splits of the two all-to-alls. Collective over the expert-parallel group."""
+        """Rows of each local expert, and the splits of the two all-to-alls. Collective over the
+        expert-parallel group."""
         self.is_cuda = routing_map.is_cuda
         if self.drop_and_pad:
             # The parent computes its own capacity, rounding up; DiffMoE rounds down.
@@ -81,8 +90,8 @@ class TokenDispatcher(MoEAlltoAllTokenDispatcher):
         return all_to_all(rows_RD, self.ep_group, *splits), all_to_all(gate_R, self.ep_group, *splits)
 
     def dispatch_postprocess(self, rows_RD: Tensor, gate_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows and gates by local expert, and the rows of each. A rank without peers has that order already: the parent would
-        copy every row to find it."""
+        """Rows and gates by local expert, and the rows of each. A rank without peers has that order already:
+        the parent would copy every row to find it."""
         if self.is_cuda or self.ep_size > 1:
             return super().dispatch_postprocess(rows_RD, gate_R)
         return rows_RD, self.tokens_per_expert, gate_R
@@ -99,7 +108,9 @@ class TokenDispatcher(MoEAlltoAllTokenDispatcher):
             return super().token_combine(rows_RD)
         return all_to_all(rows_RD, self.ep_group, self.input_splits, self.output_splits)
 
-    def _maybe_dtoh_and_synchronize(self, point: str, tokens_per_expert: Tensor | None = None) -> Tensor | None:
+    def _maybe_dtoh_and_synchronize(
+        self, point: str, tokens_per_expert: Tensor | None = None
+    ) -> Tensor | None:
         if self.is_cuda:
             return super()._maybe_dtoh_and_synchronize(point, tokens_per_expert)
         return tokens_per_expert

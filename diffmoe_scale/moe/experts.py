@@ -15,27 +15,41 @@ from megatron.core.transformer.moe.experts import TEGroupedMLP
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
-from diffmoe_scale.config.model import MoEConfig
-from diffmoe_scale.moe.feed_forward import activate, initialize_feed_forward
-from diffmoe_scale.moe.generator import named_generator
+from diffmoe_scale.config.moe import MoEConfig
+from diffmoe_scale.nn.feed_forward import activate, initialize_feed_forward
+from diffmoe_scale.nn.generator import named_generator
 
 GROUPED_ALIGNMENT_BYTES = 16
 
 
 class LoopLinear(nn.Module):
-    """One linear map an expert, each over its own run of rows: a plain loop, the specification of every other backend.
+    """One linear map an expert, each over its own run of rows: a plain loop, the specification of every other
+    backend.
 
-    Constructor, forward and parameter names (`weight0`, `bias0`, ...) are those of Transformer Engine's grouped linear, as
-    Megatron's container calls it; its further arguments concern tensor parallelism.
+    Constructor, forward and parameter names (`weight0`, `bias0`, ...) are those of Transformer Engine's
+    grouped linear, as Megatron's container calls it; its further arguments concern tensor parallelism.
     """
 
-    def __init__(self, num_gemms: int, input_size: int, output_size: int, *, config: TransformerConfig, bias: bool, **_: object) -> None:
+    def __init__(
+        self,
+        num_gemms: int,
+        input_size: int,
+        output_size: int,
+        *,
+        config: TransformerConfig,
+        bias: bool,
+        **_: object,
+    ) -> None:
         super().__init__()
         self.num_gemms = num_gemms
         # One storage for all experts, so that a stack of them is a view (`stacked`).
-        for i, weight_OI in enumerate(torch.empty(num_gemms, output_size, input_size, dtype=config.params_dtype)):
+        for i, weight_OI in enumerate(
+            torch.empty(num_gemms, output_size, input_size, dtype=config.params_dtype)
+        ):
             self.register_parameter(f"weight{i}", nn.Parameter(weight_OI))
-        for i, bias_O in enumerate(torch.empty(num_gemms if bias else 0, output_size, dtype=config.params_dtype)):
+        for i, bias_O in enumerate(
+            torch.empty(num_gemms if bias else 0, output_size, dtype=config.params_dtype)
+        ):
             self.register_parameter(f"bias{i}", nn.Parameter(bias_O))
 
     def expert_tensors(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -60,27 +74,36 @@ class GroupedLinear(LoopLinear):
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:
-    """[e, ...] of equally shaped tensors: a view where they lie evenly spaced in one storage, as the constructor and
-    DeepSpeed's flat buffers place them, else a copy."""
+    """[e, ...] of equally shaped tensors: a view where they lie evenly spaced in one storage, as the
+    constructor and DeepSpeed's flat buffers place them, else a copy."""
     first, storage = tensors[0], tensors[0].untyped_storage().data_ptr()
     step = tensors[1].storage_offset() - first.storage_offset() if len(tensors) > 1 else first.numel()
     is_even = all(
-        tensor.untyped_storage().data_ptr() == storage and tensor.storage_offset() == first.storage_offset() + i * step and tensor.is_contiguous()
+        tensor.untyped_storage().data_ptr() == storage
+        and tensor.storage_offset() == first.storage_offset() + i * step
+        and tensor.is_contiguous()
         for i, tensor in enumerate(tensors)
     )
-    is_aligned = (step * first.element_size()) % GROUPED_ALIGNMENT_BYTES == 0 and first.data_ptr() % GROUPED_ALIGNMENT_BYTES == 0
+    is_aligned = (
+        step * first.element_size()
+    ) % GROUPED_ALIGNMENT_BYTES == 0 and first.data_ptr() % GROUPED_ALIGNMENT_BYTES == 0
     if is_even and is_aligned and step >= first.numel():
         return first.as_strided((len(tensors), *first.shape), (step, *first.stride()))
     return torch.stack([*tensors])
 
 
 class _GroupedLinear(torch.autograd.Function):
-    """grouped_mm has no bias, raises in the backward pass of an empty batch, and would return one gradient for the stack."""
+    """grouped_mm has no bias, raises in the backward pass of an empty batch, and would return one gradient
+    for the stack."""
 
     @staticmethod
     def forward(ctx: Any, x_RI: Tensor, rows_per_expert: list[int], *tensors: Tensor) -> Tensor:
         weights, biases = tensors[: len(rows_per_expert)], tensors[len(rows_per_expert) :]
-        ends_e = torch.tensor(rows_per_expert, dtype=torch.int32).cumsum(0, dtype=torch.int32).to(x_RI.device, non_blocking=True)
+        ends_e = (
+            torch.tensor(rows_per_expert, dtype=torch.int32)
+            .cumsum(0, dtype=torch.int32)
+            .to(x_RI.device, non_blocking=True)
+        )
         ctx.rows_per_expert, ctx.has_bias = rows_per_expert, bool(biases)
         ctx.save_for_backward(x_RI, ends_e, *weights)
         if x_RI.shape[0] == 0:
@@ -99,18 +122,22 @@ class _GroupedLinear(torch.autograd.Function):
         if x_RI.shape[0] == 0:
             grad_x_RI, grad_w_eOI = torch.zeros_like(x_RI), [torch.zeros_like(weight) for weight in weights]
         else:
-            grad_x_RI = F.grouped_mm(grad_y_RO, stacked(weights), offs=ends_e) if ctx.needs_input_grad[0] else None
+            grad_x_RI = (
+                F.grouped_mm(grad_y_RO, stacked(weights), offs=ends_e) if ctx.needs_input_grad[0] else None
+            )
             grad_w_eOI = F.grouped_mm(grad_y_RO.t(), x_RI, offs=ends_e).unbind()
             for rows, grad_w_OI in zip(ctx.rows_per_expert, grad_w_eOI, strict=True):
                 if rows == 0:
                     grad_w_OI.zero_()  # an empty product is a zero, but no document promises that a kernel writes it
-        grad_b_eO = [grad_y.sum(dim=0) for grad_y in grad_y_RO.split(ctx.rows_per_expert)] if ctx.has_bias else []
+        grad_b_eO = (
+            [grad_y.sum(dim=0) for grad_y in grad_y_RO.split(ctx.rows_per_expert)] if ctx.has_bias else []
+        )
         return grad_x_RI, None, *grad_w_eOI, *grad_b_eO
 
 
 class Experts(TEGroupedMLP):
-    """Megatron's container of a rank's experts. Its forward is ours: gates follow the second linear, where they are exact
-    with biases and touch D instead of F values a row."""
+    """Megatron's container of a rank's experts. Its forward is ours: gates follow the second linear, where
+    they are exact with biases and touch D instead of F values a row."""
 
     def __init__(
         self,
@@ -121,7 +148,12 @@ class Experts(TEGroupedMLP):
         groups: ProcessGroupCollection,
         precision: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        super().__init__(len(local_experts), megatron, MLPSubmodules(linear_fc1=linear, linear_fc2=linear), pg_collection=groups)
+        super().__init__(
+            len(local_experts),
+            megatron,
+            MLPSubmodules(linear_fc1=linear, linear_fc2=linear),
+            pg_collection=groups,
+        )
         self.local_experts = local_experts
         self.precision = precision
         for _, parameter in self.expert_parameters():
@@ -145,10 +177,16 @@ class Experts(TEGroupedMLP):
 
 
 def build_experts(
-    config: MoEConfig, *, megatron: TransformerConfig, local_experts: list[int], groups: ProcessGroupCollection, layer_index: int, seed: int
+    config: MoEConfig,
+    *,
+    megatron: TransformerConfig,
+    local_experts: list[int],
+    groups: ProcessGroupCollection,
+    layer_index: int,
+    seed: int,
 ) -> Experts:
-    """The experts `local_experts` of layer `layer_index` with the backend that the config names; any layout of ranks gives
-    expert i the same weights."""
+    """The experts `local_experts` of layer `layer_index` with the backend that the config names; any layout
+    of ranks gives expert i the same weights."""
     match config.backend:
         case "loop":
             experts = Experts(megatron, linear=LoopLinear, local_experts=local_experts, groups=groups)
@@ -158,7 +196,13 @@ def build_experts(
             from diffmoe_scale.moe.transformer_engine import TransformerEngineLinear, precision_context
 
             precision = precision_context(config.precision)
-            experts = Experts(megatron, linear=TransformerEngineLinear, local_experts=local_experts, groups=groups, precision=precision)
+            experts = Experts(
+                megatron,
+                linear=TransformerEngineLinear,
+                local_experts=local_experts,
+                groups=groups,
+                precision=precision,
+            )
     tensors = dict(experts.expert_parameters())
     for i in local_experts:
         biases = [tensors[name] for name in (f"experts.{i}.b_in", f"experts.{i}.b_out") if name in tensors]

@@ -8,22 +8,25 @@ from megatron.core.transformer.moe.moe_layer import BaseMoELayer
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
-from diffmoe_scale.config.model import MoEConfig
+from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.moe.dispatch import TokenDispatcher
 from diffmoe_scale.moe.experts import build_experts
-from diffmoe_scale.moe.feed_forward import FeedForward
-from diffmoe_scale.moe.generator import named_generator
 from diffmoe_scale.moe.routing import Routing, RoutingContext, build_router
+from diffmoe_scale.nn.feed_forward import FeedForward
+from diffmoe_scale.nn.generator import named_generator
 
 
 class MoELayer(BaseMoELayer):
-    """y_s = sum over the experts i that took token s of gate[s, i] * E_i(x_s) (DiffMoE eq. 7), plus the shared experts.
+    """y_s = sum over the experts i that took token s of gate[s, i] * E_i(x_s) (DiffMoE eq. 7), plus the
+    shared experts.
 
-    A token that no expert took gets 0: the block's residual carries it. An expert's gradient is that of the sum of the
-    losses of all ranks of the expert-parallel group; scaling it is the engine's.
+    A token that no expert took gets 0: the block's residual carries it. An expert's gradient is that of the
+    sum of the losses of all ranks of the expert-parallel group; scaling it is the engine's.
     """
 
-    def __init__(self, config: MoEConfig, *, width: int, layer_index: int, seed: int, groups: ProcessGroupCollection) -> None:
+    def __init__(
+        self, config: MoEConfig, *, width: int, layer_index: int, seed: int, groups: ProcessGroupCollection
+    ) -> None:
         expert_parallel = 1 if groups.ep is None else groups.ep.size()
         if config.num_experts % expert_parallel != 0:
             raise ValueError(
@@ -32,10 +35,19 @@ class MoELayer(BaseMoELayer):
         megatron = megatron_config(config, width=width, expert_parallel=expert_parallel)
         super().__init__(megatron, layer_number=layer_index, pg_collection=groups)
         self.layer_index = layer_index
-        self.router = build_router(config, megatron=megatron, groups=groups, layer_index=layer_index, seed=seed)
-        self.token_dispatcher = TokenDispatcher(local_experts=self.local_expert_indices, config=megatron, groups=groups)
+        self.router = build_router(
+            config, megatron=megatron, groups=groups, layer_index=layer_index, seed=seed
+        )
+        self.token_dispatcher = TokenDispatcher(
+            local_experts=self.local_expert_indices, config=megatron, groups=groups
+        )
         self.experts = build_experts(
-            config, megatron=megatron, local_experts=self.local_expert_indices, groups=groups, layer_index=layer_index, seed=seed
+            config,
+            megatron=megatron,
+            local_experts=self.local_expert_indices,
+            groups=groups,
+            layer_index=layer_index,
+            seed=seed,
         )
         if config.shared_experts > 0:
             self.shared_experts = FeedForward(
@@ -46,7 +58,8 @@ class MoELayer(BaseMoELayer):
             )
 
     def forward(self, x_SD: Tensor, context: RoutingContext) -> tuple[Tensor, Routing]:
-        """Output [S, D] and the router's decision. Collective over the expert-parallel group, and the pool's in training."""
+        """Output [S, D] and the router's decision. Collective over the expert-parallel group, and the pool's
+        in training."""
         routing = self.router(x_SD, context)
         dispatcher = self.token_dispatcher
         dispatcher.expect_rows(routing.rows_per_expert)
@@ -66,7 +79,8 @@ class MoELayer(BaseMoELayer):
         return y_SD, routing
 
     def expert_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Canonical name (`experts.<global index>.w_in`, `.b_in`, `.w_out`, `.b_out`) and parameter of this rank's experts."""
+        """Canonical name (`experts.<global index>.w_in`, `.b_in`, `.w_out`, `.b_out`) and parameter of this
+        rank's experts."""
         return self.experts.expert_parameters()
 
 
@@ -98,6 +112,9 @@ def megatron_config(config: MoEConfig, *, width: int, expert_parallel: int) -> T
     )
 
 
-def build_moe_layer(config: MoEConfig, *, width: int, layer_index: int, seed: int, groups: ProcessGroupCollection) -> MoELayer:
-    """The MoE layer of block `layer_index`, in fp32 on CPU; its weights depend on (seed, layer_index) only, not on `groups`."""
+def build_moe_layer(
+    config: MoEConfig, *, width: int, layer_index: int, seed: int, groups: ProcessGroupCollection
+) -> MoELayer:
+    """The MoE layer of block `layer_index`, in fp32 on CPU; its weights depend on (seed, layer_index) only,
+    not on `groups`."""
     return MoELayer(config, width=width, layer_index=layer_index, seed=seed, groups=groups)

@@ -16,19 +16,26 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from diffmoe_scale.config.check import RunError
-from diffmoe_scale.config.model import MoEConfig
-from diffmoe_scale.moe.capacity import CapacityPredictor, predictor_loss, training_capacity
-from diffmoe_scale.moe.generator import named_generator
-from diffmoe_scale.moe.selection import gather_pool, kth_largest, select_counted, select_experts, select_top, tokens_per_expert
+from diffmoe_scale.config.moe import MoEConfig
+from diffmoe_scale.moe.predictor import CapacityPredictor, predictor_loss, training_capacity
+from diffmoe_scale.moe.selection import (
+    gather_pool,
+    kth_largest,
+    select_counted,
+    select_experts,
+    select_top,
+    tokens_per_expert,
+)
 from diffmoe_scale.moe.transformer_engine import FP8_ROWS
+from diffmoe_scale.nn.generator import named_generator
 
 
 @dataclass(frozen=True)
 class Selection:
-    """How experts choose: `train` as in training; at inference by the predictor over its dynamic threshold (`threshold`),
-    by that count and the gate score (`threshold_count`), by the predictor over `gamma` (`interval`), or the top K of this
-    rank's tokens, of each sample where samples are the pools (`static`). `step` is the optimizer step, None outside of
-    training: it sets the capacity, and errors name it."""
+    """How experts choose: `train` as in training; at inference by the predictor over its dynamic threshold
+    (`threshold`), by that count and the gate score (`threshold_count`), by the predictor over `gamma`
+    (`interval`), or the top K of this rank's tokens, of each sample where samples are the pools (`static`).
+    `step` is the optimizer step, None outside of training: it sets the capacity, and errors name it."""
 
     rule: Literal["train", "threshold", "threshold_count", "interval", "static"] = "train"
     gamma: float = 0.5
@@ -37,8 +44,8 @@ class Selection:
 
 @dataclass(frozen=True)
 class RoutingContext:
-    """What a router may read beside its tokens: tokens before adaLN modulation, the timestep embedding and the mask of
-    dropped captions of each sample. Tokens are ordered by sample: S = num_samples * N."""
+    """What a router may read beside its tokens: tokens before adaLN modulation, the timestep embedding and
+    the mask of dropped captions of each sample. Tokens are ordered by sample: S = num_samples * N."""
 
     num_samples: int
     unmodulated_SD: Tensor
@@ -49,8 +56,9 @@ class RoutingContext:
 
 @dataclass(frozen=True)
 class Routing:
-    """A router's decision. `aux_losses` are weighted already; `kth_probability_E` feeds the thresholds and is empty
-    outside of training; `rows_per_expert` is set where every expert takes the same known number of this rank's tokens."""
+    """A router's decision. `aux_losses` are weighted already; `kth_probability_E` feeds the thresholds and is
+    empty outside of training; `rows_per_expert` is set where every expert takes the same known number of this
+    rank's tokens."""
 
     mask_SE: Tensor
     gate_SE: Tensor
@@ -61,10 +69,18 @@ class Routing:
 
 
 class ExpertRouter(Router):
-    """Logits and scores; what becomes of them is `routing`'s, in a subclass. Megatron's router without its bias, in fp32 on
-    any device, and with the input that the config names."""
+    """Logits and scores; what becomes of them is `routing`'s, in a subclass. Megatron's router without its
+    bias, in fp32 on any device, and with the input that the config names."""
 
-    def __init__(self, config: MoEConfig, *, megatron: TransformerConfig, groups: ProcessGroupCollection, layer_index: int, seed: int) -> None:
+    def __init__(
+        self,
+        config: MoEConfig,
+        *,
+        megatron: TransformerConfig,
+        groups: ProcessGroupCollection,
+        layer_index: int,
+        seed: int,
+    ) -> None:
         super().__init__(megatron, pg_collection=groups)
         self.moe = config
         self.layer_index = layer_index
@@ -76,7 +92,8 @@ class ExpertRouter(Router):
             nn.init.normal_(self.time_weight, std=config.router_init_std, generator=generator)
 
     def gating(self, x_SD: Tensor, context: RoutingContext) -> Tensor:
-        """Router logits [S, E] in fp32. `decoupled` is one linear map of (token before modulation, timestep embedding)."""
+        """Router logits [S, E] in fp32. `decoupled` is one linear map of (token before modulation, timestep
+        embedding)."""
         if self.moe.router_input == "modulated":
             return F.linear(x_SD.float(), self.weight.float())
         time_BE = F.linear(context.time_BD.float(), self.time_weight.float())
@@ -84,7 +101,8 @@ class ExpertRouter(Router):
         return (token_SE.unflatten(0, (context.num_samples, -1)) + time_BE.unsqueeze(1)).flatten(0, 1)
 
     def scores(self, logits_SE: Tensor) -> Tensor:
-        """What experts choose by, and the weight of their output (M of DiffMoE eq. 5; the identity is Expert Race's)."""
+        """What experts choose by, and the weight of their output (M of DiffMoE eq. 5; the identity is Expert
+        Race's)."""
         match self.moe.gate:
             case "softmax":
                 return logits_SE.softmax(dim=-1)
@@ -108,13 +126,17 @@ class ExpertRouter(Router):
         return select_top(scores_EGP, k).flatten(1).t(), k * num_pools
 
     def tokens_per_expert(self, scores_EGP: Tensor, step: int | None) -> int:
-        """K of every pool. FP8 GEMMs want multiples of 16 rows: then K * G is one on each rank, and nothing is padded."""
+        """K of every pool. FP8 GEMMs want multiples of 16 rows: then K * G is one on each rank, and nothing
+        is padded."""
         num_experts, num_pools, num_tokens = scores_EGP.shape
         multiple = 1 if self.moe.precision == "model" else FP8_ROWS // math.gcd(FP8_ROWS, num_pools)
-        return tokens_per_expert(training_capacity(self.moe, step), num_tokens, num_experts, multiple=multiple)
+        return tokens_per_expert(
+            training_capacity(self.moe, step), num_tokens, num_experts, multiple=multiple
+        )
 
     def refuse_nan(self, scores: Tensor, selection: Selection) -> None:
-        """Raise if a score is NaN: a selection among NaN is arbitrary and would hide the cause. On CUDA without waiting."""
+        """Raise if a score is NaN: a selection among NaN is arbitrary and would hide the cause. On CUDA
+        without waiting."""
         when = "" if selection.step is None else f" in step {selection.step}"
         message = (
             f"the router of block {self.layer_index} got NaN scores{when}: its input or its weights are not finite; "
@@ -134,15 +156,25 @@ class ExpertRouter(Router):
 
 
 def load_metrics(mask_SE: Tensor) -> dict[str, Tensor]:
-    """Share of this rank's tokens that each expert took, times E (1 = a fair share), and its mean (DiffMoE eq. 8)."""
+    """Share of this rank's tokens that each expert took, times E (1 = a fair share), and its mean (DiffMoE
+    eq. 8)."""
     load_E = mask_SE.float().mean(dim=0) * mask_SE.shape[1]
     return {"load_E": load_E, "capacity": load_E.mean()}
 
 
 class DiffMoERouter(ExpertRouter):
-    """Each expert takes the top K of a pool of tokens; a predictor learns what it took, and decides alone at inference."""
+    """Each expert takes the top K of a pool of tokens; a predictor learns what it took, and decides alone at
+    inference."""
 
-    def __init__(self, config: MoEConfig, *, megatron: TransformerConfig, groups: ProcessGroupCollection, layer_index: int, seed: int) -> None:
+    def __init__(
+        self,
+        config: MoEConfig,
+        *,
+        megatron: TransformerConfig,
+        groups: ProcessGroupCollection,
+        layer_index: int,
+        seed: int,
+    ) -> None:
         super().__init__(config, megatron=megatron, groups=groups, layer_index=layer_index, seed=seed)
         match config.pool:
             case "sample" | "rank":
@@ -167,10 +199,16 @@ class DiffMoERouter(ExpertRouter):
             return self.train_routing(scores_SE, x_SD, num_pools, context.selection)
         self.refuse_nan(scores_SE, context.selection)
         mask_SE, rows_per_expert = self.select_for_inference(scores_SE, x_SD, num_pools, context.selection)
-        return Routing(mask_SE, scores_SE.where(mask_SE, 0.0), metrics=load_metrics(mask_SE), rows_per_expert=rows_per_expert)
+        return Routing(
+            mask_SE,
+            scores_SE.where(mask_SE, 0.0),
+            metrics=load_metrics(mask_SE),
+            rows_per_expert=rows_per_expert,
+        )
 
     def train_routing(self, scores_SE: Tensor, x_SD: Tensor, num_pools: int, selection: Selection) -> Routing:
-        """Top K of each pool. Only scores and predictions travel; every rank of the pool finds the same selection."""
+        """Top K of each pool. Only scores and predictions travel; every rank of the pool finds the same
+        selection."""
         num_tokens, num_experts = scores_SE.shape
         prediction_SE = self.predictor(x_SD)
         pooled_XP = gather_pool(torch.cat([scores_SE, prediction_SE], dim=1), self.pool_group)
@@ -188,7 +226,9 @@ class DiffMoERouter(ExpertRouter):
             rows_per_expert=k * num_pools if pooled_XP.shape[1] == num_tokens else None,
         )
 
-    def select_for_inference(self, scores_SE: Tensor, x_SD: Tensor, num_pools: int, selection: Selection) -> tuple[Tensor, int | None]:
+    def select_for_inference(
+        self, scores_SE: Tensor, x_SD: Tensor, num_pools: int, selection: Selection
+    ) -> tuple[Tensor, int | None]:
         """Mask [S, E], and the rows of every expert where they are equal and known."""
         if selection.rule == "static":
             return self.take_top(scores_SE, num_pools, selection.step)
@@ -202,14 +242,20 @@ class DiffMoERouter(ExpertRouter):
 
 
 class ExpertChoiceRouter(ExpertRouter):
-    """Each expert takes the top K of every sample (EC-DiT): the pool is a sample, in training and at inference."""
+    """Each expert takes the top K of every sample (EC-DiT): the pool is a sample, in training and at
+    inference."""
 
     def routing(self, logits_SE: Tensor, x_SD: Tensor, context: RoutingContext) -> Routing:
         self.refuse_predictor_rules(context.selection)
         scores_SE = self.scores(logits_SE)
         self.refuse_nan(scores_SE, context.selection)
         mask_SE, rows_per_expert = self.take_top(scores_SE, context.num_samples, context.selection.step)
-        return Routing(mask_SE, scores_SE.where(mask_SE, 0.0), metrics=load_metrics(mask_SE), rows_per_expert=rows_per_expert)
+        return Routing(
+            mask_SE,
+            scores_SE.where(mask_SE, 0.0),
+            metrics=load_metrics(mask_SE),
+            rows_per_expert=rows_per_expert,
+        )
 
 
 class TokenChoiceRouter(ExpertRouter):
@@ -224,11 +270,20 @@ class TokenChoiceRouter(ExpertRouter):
         aux_losses = {}
         if context.selection.rule == "train":
             share_E = metrics["load_E"] / self.moe.top_k
-            aux_losses["balance"] = self.moe.balance_weight * (share_E * logits_SE.softmax(dim=-1).mean(dim=0)).sum()
+            aux_losses["balance"] = (
+                self.moe.balance_weight * (share_E * logits_SE.softmax(dim=-1).mean(dim=0)).sum()
+            )
         return Routing(mask_SE, scores_SE.where(mask_SE, 0.0), aux_losses=aux_losses, metrics=metrics)
 
 
-def build_router(config: MoEConfig, *, megatron: TransformerConfig, groups: ProcessGroupCollection, layer_index: int, seed: int) -> ExpertRouter:
+def build_router(
+    config: MoEConfig,
+    *,
+    megatron: TransformerConfig,
+    groups: ProcessGroupCollection,
+    layer_index: int,
+    seed: int,
+) -> ExpertRouter:
     """The router that `moe.router` names."""
     match config.router:
         case "diffmoe":

@@ -16,7 +16,8 @@ def kth_largest(values_XP: Tensor, k: int) -> Tensor:
 
 
 def select_best(scores_XP: Tensor, count_X1: Tensor | int, kth_X1: Tensor) -> Tensor:
-    """Mask [X, P] of the `count` largest scores, `kth` the smallest of them; of equal scores the first in the pool win."""
+    """Mask [X, P] of the `count` largest scores, `kth` the smallest of them; of equal scores the first in the
+    pool win."""
     above_XP = scores_XP > kth_X1
     tied_XP = scores_XP == kth_X1
     room_X1 = count_X1 - above_XP.sum(dim=-1, keepdim=True)
@@ -42,8 +43,8 @@ def select_experts(scores_SE: Tensor, k: int) -> Tensor:
 
 
 def tokens_per_expert(capacity: float, num_tokens: int, num_experts: int, *, multiple: int = 1) -> int:
-    """K = floor(C * P / E), the tokens an expert takes of a pool, rounded down to a multiple. Raises ValueError where the
-    pool is too small."""
+    """K = floor(C * P / E), the tokens an expert takes of a pool, rounded down to a multiple. Raises
+    ValueError where the pool is too small."""
     exact = math.floor(capacity * num_tokens / num_experts)
     k = exact - exact % multiple
     if k < 1 or num_tokens < num_experts:
@@ -57,7 +58,8 @@ def tokens_per_expert(capacity: float, num_tokens: int, num_experts: int, *, mul
 
 
 def gather_pool(values_SX: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Values of all ranks' tokens [X, P], in rank order, without gradient. Collective over `group` (None: this rank's own)."""
+    """Values of all ranks' tokens [X, P], in rank order, without gradient. Collective over `group` (None:
+    this rank's own)."""
     values_XS = values_SX.detach().t().contiguous()
     if group is None or group.size() == 1:
         return values_XS

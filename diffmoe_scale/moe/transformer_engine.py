@@ -23,18 +23,25 @@ def load_transformer_engine() -> ModuleType:
             "run `pip install --no-build-isolation 'transformer_engine[pytorch]'`, or set moe.backend to 'grouped'"
         ) from error
     if not torch.cuda.is_available():
-        raise ValueError("moe.backend is 'transformer_engine' but there is no CUDA device; set moe.backend to 'grouped'")
+        raise ValueError(
+            "moe.backend is 'transformer_engine' but there is no CUDA device; set moe.backend to 'grouped'"
+        )
     return te
 
 
 def precision_context(precision: str) -> Callable[[], AbstractContextManager[object]]:
-    """A maker of the context in which expert GEMMs run with `moe.precision`. Raises ValueError where the GPU cannot."""
+    """A maker of the context in which expert GEMMs run with `moe.precision`. Raises ValueError where the GPU
+    cannot."""
     te = load_transformer_engine()
     if precision == "model":
         return nullcontext
-    is_supported, reason = (te.is_fp8_block_scaling_available if precision == "fp8_block" else te.is_fp8_available)(return_reason=True)
+    is_supported, reason = (
+        te.is_fp8_block_scaling_available if precision == "fp8_block" else te.is_fp8_available
+    )(return_reason=True)
     if not is_supported:
-        raise ValueError(f"moe.precision is {precision!r} but this GPU cannot do it ({reason}); set moe.precision to 'model'")
+        raise ValueError(
+            f"moe.precision is {precision!r} but this GPU cannot do it ({reason}); set moe.precision to 'model'"
+        )
     from transformer_engine.common import recipe
 
     match precision:
@@ -51,7 +58,16 @@ def precision_context(precision: str) -> Callable[[], AbstractContextManager[obj
 class TransformerEngineLinear(nn.Module):
     """te.GroupedLinear behind the contract of experts.LoopLinear."""
 
-    def __init__(self, num_gemms: int, input_size: int, output_size: int, *, config: TransformerConfig, bias: bool, **_: object) -> None:
+    def __init__(
+        self,
+        num_gemms: int,
+        input_size: int,
+        output_size: int,
+        *,
+        config: TransformerConfig,
+        bias: bool,
+        **_: object,
+    ) -> None:
         super().__init__()
         if input_size % FP8_ROWS or output_size % FP8_ROWS:
             raise ValueError(
@@ -59,7 +75,9 @@ class TransformerEngineLinear(nn.Module):
             )
         te = load_transformer_engine()
         self.num_gemms, self.output_size = num_gemms, output_size
-        self.grouped = te.GroupedLinear(num_gemms, input_size, output_size, bias=bias, params_dtype=config.params_dtype, device="cuda")
+        self.grouped = te.GroupedLinear(
+            num_gemms, input_size, output_size, bias=bias, params_dtype=config.params_dtype, device="cuda"
+        )
         self.pad, self.unpad = te.Fp8Padding(num_gemms, FP8_ROWS), te.Fp8Unpadding(num_gemms, FP8_ROWS)
         self.has_bias = bias
 
@@ -70,11 +88,14 @@ class TransformerEngineLinear(nn.Module):
         return [self.grouped.get_parameter(f"weight{i}") for i in indices], biases
 
     def forward(self, x_RI: Tensor, rows_per_expert: list[int]) -> tuple[Tensor, None]:
-        """y_RO of rows sorted by expert. Rows are padded with zeros before each linear, not once before both: what a bias
-        makes of a padded row would count in the FP8 scale of the second."""
+        """y_RO of rows sorted by expert. Rows are padded with zeros before each linear, not once before both:
+        what a bias makes of a padded row would count in the FP8 scale of the second."""
         if x_RI.shape[0] == 0:
-            # TransformerEngine#3019: it can crash without rows. Every parameter still gets its (zero) gradient.
-            return x_RI.new_empty(0, self.output_size) + 0 * sum(parameter.sum() for parameter in self.parameters()), None
+            # TransformerEngine#3019: it can crash without rows. Every parameter still gets its (zero)
+            # gradient.
+            return x_RI.new_empty(0, self.output_size) + 0 * sum(
+                parameter.sum() for parameter in self.parameters()
+            ), None
         # is_first_microbatch stays None: weights are quantized anew in each forward, so none is ever stale.
         if all(rows % FP8_ROWS == 0 for rows in rows_per_expert):
             return self.grouped(x_RI, rows_per_expert), None

@@ -28,9 +28,9 @@ OLD_MMAP_LIMIT = 32 * 2**20
 
 @dataclass(frozen=True)
 class ParallelContext:
-    """The place of this process. Dense parameters are replicated over `dp_group`; an expert lives on one rank of
-    each `ep_group` and is replicated over `expert_dp_group`. `control_group` is all ranks on gloo, for Python objects and files;
-    `checkpoint_group` is the same for the thread that writes checkpoints."""
+    """The place of this process. Dense parameters are replicated over `dp_group`; an expert lives on one rank
+    of each `ep_group` and is replicated over `expert_dp_group`. `control_group` is all ranks on gloo, for
+    Python objects and files; `checkpoint_group` is the same for the thread that writes checkpoints."""
 
     rank: int
     world_size: int
@@ -53,10 +53,16 @@ class ParallelContext:
 
 
 def adopt_launcher_variables() -> int:
-    """The rank, after setting RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR from SLURM's names, or for one process."""
-    # An interactive SLURM shell sets SLURM_NTASKS too; only a step started by srun has SLURM_STEP_ID and a process id.
+    """The rank, after setting RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR from SLURM's names, or for one
+    process."""
+    # An interactive SLURM shell sets SLURM_NTASKS too; only a step started by srun has SLURM_STEP_ID and a
+    # process id.
     in_step = "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ
-    for name, slurm_name, alone in (("RANK", "SLURM_PROCID", "0"), ("WORLD_SIZE", "SLURM_NTASKS", "1"), ("LOCAL_RANK", "SLURM_LOCALID", "0")):
+    for name, slurm_name, alone in (
+        ("RANK", "SLURM_PROCID", "0"),
+        ("WORLD_SIZE", "SLURM_NTASKS", "1"),
+        ("LOCAL_RANK", "SLURM_LOCALID", "0"),
+    ):
         os.environ.setdefault(name, os.environ.get(slurm_name, alone) if in_step else alone)
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     if os.environ["WORLD_SIZE"] == "1":
@@ -67,11 +73,13 @@ def adopt_launcher_variables() -> int:
 def share_cores(local_rank: int) -> None:
     """Give each process of this machine its share of the cores, where neither the user nor the launcher did.
 
-    deepspeed sets no OMP_NUM_THREADS, so that every rank would take all cores; torchrun sets it to 1 unless it is set.
-    Without a GPU a process is also held on its cores: ranks that wait for each other many times a step lose a tenth and more
-    of their time when they move.
+    deepspeed sets no OMP_NUM_THREADS, so that every rank would take all cores; torchrun sets it to 1 unless
+    it is set. Without a GPU a process is also held on its cores: ranks that wait for each other many times a
+    step lose a tenth and more of their time when they move.
     """
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1")  # torchrun's name, deepspeed's name
+    local_size = int(
+        os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1"
+    )  # torchrun's name, deepspeed's name
     if "OMP_NUM_THREADS" in os.environ or local_size == 1:
         return
     torch.set_num_threads(max(1, torch.get_num_threads() // local_size))
@@ -84,13 +92,16 @@ def share_cores(local_rank: int) -> None:
 def _place_of_core(core: int) -> tuple[int, int, int]:
     """Sorts the hardware threads of one core side by side."""
     topology = Path(f"/sys/devices/system/cpu/cpu{core}/topology")
-    package, within = (int((topology / name).read_text()) if (topology / name).is_file() else 0 for name in ("physical_package_id", "core_id"))
+    package, within = (
+        int((topology / name).read_text()) if (topology / name).is_file() else 0
+        for name in ("physical_package_id", "core_id")
+    )
     return package, within, core
 
 
 def keep_freed_memory() -> None:
-    """Have glibc's malloc keep what tensors gave back: by default it returns it to the kernel, and each step pays anew for the
-    first touch of every page (5 to 10 % of a small model's step on a CPU)."""
+    """Have glibc's malloc keep what tensors gave back: by default it returns it to the kernel, and each step
+    pays anew for the first touch of every page (5 to 10 % of a small model's step on a CPU)."""
     if platform.libc_ver()[0] == "glibc":
         malloc = ctypes.CDLL(None)
         malloc.mallopt(M_TRIM_THRESHOLD, LARGEST_INT)
@@ -115,16 +126,20 @@ def choose_device(local_rank: int) -> torch.device:
 
 
 def initialize(*, expert_parallel: int, timeout_s: int) -> ParallelContext:
-    """Join the process group and split it into data-parallel and expert-parallel groups. Collective over the world.
+    """Join the process group and split it into data-parallel and expert-parallel groups. Collective over the
+    world.
 
     Once a process: Megatron-Core's groups cannot be made anew without leaking gloo groups.
 
-    Raises: ValueError if the launcher's variables or `expert_parallel` do not fit, RuntimeError if the ranks do not meet within `timeout_s`.
+    Raises: ValueError if the launcher's variables or `expert_parallel` do not fit, RuntimeError if the ranks
+    do not meet within `timeout_s`.
     """
     rank = adopt_launcher_variables()
     world_size, local_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
     if "MASTER_PORT" not in os.environ:
-        raise ValueError(f"WORLD_SIZE is {world_size} but MASTER_PORT is not set; start through deepspeed, torchrun or launch/slurm/pretrain.sbatch")
+        raise ValueError(
+            f"WORLD_SIZE is {world_size} but MASTER_PORT is not set; start through deepspeed, torchrun or launch/slurm/pretrain.sbatch"
+        )
     if world_size % expert_parallel != 0:
         divisors = [n for n in range(1, world_size + 1) if world_size % n == 0]
         raise ValueError(
@@ -137,11 +152,14 @@ def initialize(*, expert_parallel: int, timeout_s: int) -> ParallelContext:
         torch.cuda.set_device(device)
     else:
         keep_freed_memory()
-        # deepspeed 0.19.8 compiles its shared-memory collectives at the first start (minutes); only its inference engine uses them.
+        # deepspeed 0.19.8 compiles its shared-memory collectives at the first start (minutes); only its
+        # inference engine uses them.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not dist.is_initialized():
         try:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s))
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s)
+            )
         except dist.DistNetworkError as error:
             if "EADDRINUSE" not in str(error):
                 raise
@@ -151,13 +169,27 @@ def initialize(*, expert_parallel: int, timeout_s: int) -> ParallelContext:
             ) from error
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
     # Megatron makes a timedelta of these minutes, which takes fractions of one.
-    parallel_state.initialize_model_parallel(expert_model_parallel_size=expert_parallel, distributed_timeout_minutes=timeout_s / 60)
-    # DeepSpeed would clone the world with torch's own time-out, 10 to 30 minutes, and reduce gradients over the clone.
+    parallel_state.initialize_model_parallel(
+        expert_model_parallel_size=expert_parallel, distributed_timeout_minutes=timeout_s / 60
+    )
+    # DeepSpeed would clone the world with torch's own time-out, 10 to 30 minutes, and reduce gradients over
+    # the clone.
     groups._WORLD_GROUP = parallel_state.get_data_parallel_group()
     collection = ProcessGroupCollection.use_mpu_process_groups()
-    control_group, checkpoint_group = (dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)) for _ in range(2))
-    assert isinstance(control_group, dist.ProcessGroup) and isinstance(checkpoint_group, dist.ProcessGroup), "every rank is a member"
-    logger.info("%d ranks, expert parallel %d, rank %d on %s with %d threads", world_size, expert_parallel, rank, device, torch.get_num_threads())
+    control_group, checkpoint_group = (
+        dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)) for _ in range(2)
+    )
+    assert isinstance(control_group, dist.ProcessGroup) and isinstance(checkpoint_group, dist.ProcessGroup), (
+        "every rank is a member"
+    )
+    logger.info(
+        "%d ranks, expert parallel %d, rank %d on %s with %d threads",
+        world_size,
+        expert_parallel,
+        rank,
+        device,
+        torch.get_num_threads(),
+    )
     return ParallelContext(
         rank=rank,
         world_size=world_size,
@@ -180,19 +212,27 @@ def finalize() -> None:
 def is_peer_failure(error: Exception) -> bool:
     """True if a collective broke because another rank died, hung or cannot be reached.
 
-    gloo reports a dead peer at once and a hung one after its time-out, as a plain RuntimeError that names gloo's source file. Under
-    NCCL a kernel waits on the GPU; its watchdog ends the process after the time-out with lines of its own, and few errors come here.
+    gloo reports a dead peer at once and a hung one after its time-out, as a plain RuntimeError that names
+    gloo's source file. Under NCCL a kernel waits on the GPU; its watchdog ends the process after the time-out
+    with lines of its own, and few errors come here.
     """
-    return isinstance(error, dist.DistBackendError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
+    return isinstance(error, dist.DistBackendError) or (
+        isinstance(error, RuntimeError) and "/gloo/" in str(error)
+    )
 
 
 def register_expert_groups(context: ParallelContext, parameters: Iterable[nn.Parameter]) -> None:
-    """Tell DeepSpeed which parameters are experts spread over `ep_group`, and over which ranks each is replicated.
+    """Tell DeepSpeed which parameters are experts spread over `ep_group`, and over which ranks each is
+    replicated.
 
-    Without it, ZeRO would broadcast rank 0's experts to all ranks and average different experts, without an error.
+    Without it, ZeRO would broadcast rank 0's experts to all ranks and average different experts, without an
+    error.
     """
     name = f"ep_size_{context.expert_parallel}"
-    for by_name, group in ((groups._EXPERT_PARALLEL_GROUP, context.ep_group), (groups._EXPERT_DATA_PARALLEL_GROUP, context.expert_dp_group)):
+    for by_name, group in (
+        (groups._EXPERT_PARALLEL_GROUP, context.ep_group),
+        (groups._EXPERT_DATA_PARALLEL_GROUP, context.expert_dp_group),
+    ):
         by_name[name] = group
     for by_name, group in (
         (groups._EXPERT_PARALLEL_GROUP_RANKS, context.ep_group),

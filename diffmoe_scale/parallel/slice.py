@@ -7,7 +7,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Slice:
-    """What a rank owns of a tensor of `shape`: the elements from `start` on in its flat order, as flat `values`."""
+    """What a rank owns of a tensor of `shape`: the elements from `start` on in its flat order, as flat
+    `values`."""
 
     values: Tensor
     start: int

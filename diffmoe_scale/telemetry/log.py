@@ -29,7 +29,8 @@ def silence_packages() -> None:
 
 
 def setup_tool_logging() -> None:
-    """Our INFO lines alone and as they are, for commands without a run's log. To be called before packages are imported."""
+    """Our INFO lines alone and as they are, for commands without a run's log. To be called before packages
+    are imported."""
     silence_packages()
     logging.basicConfig(format="%(message)s")
     for name in OWN_LOGGERS:
@@ -51,10 +52,11 @@ class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]  # generi
 
 
 def setup_logging(run_directory: Path, *, rank: int) -> None:
-    """Send our INFO and others' WARNING lines of rank 0 to console and RUN/log.txt, and of other ranks WARNING with their rank to the console.
+    """Send our INFO and others' WARNING lines of rank 0 to console and RUN/log.txt, and of other ranks
+    WARNING with their rank to the console.
 
-    Replaces earlier handlers, so a second call changes the place and doubles nothing. Python warnings become log lines,
-    on rank 0 only, since the other ranks repeat them.
+    Replaces earlier handlers, so a second call changes the place and doubles nothing. Python warnings become
+    log lines, on rank 0 only, since the other ranks repeat them.
     """
     is_main = rank == 0
     root = logging.getLogger()
@@ -62,12 +64,18 @@ def setup_logging(run_directory: Path, *, rank: int) -> None:
         root.removeHandler(handler)
         handler.close()
     console = ConsoleHandler()
-    console.setFormatter(logging.Formatter("%(asctime)s %(levelname)s " + ("" if is_main else f"rank {rank} ") + "%(message)s", "%H:%M:%S"))
+    console.setFormatter(
+        logging.Formatter(
+            "%(asctime)s %(levelname)s " + ("" if is_main else f"rank {rank} ") + "%(message)s", "%H:%M:%S"
+        )
+    )
     root.addHandler(console)
     if is_main:
         run_directory.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(run_directory / "log.txt", encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S"))
+        file.setFormatter(
+            logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S")
+        )
         root.addHandler(file)
     root.setLevel(logging.WARNING)
     for name in OWN_LOGGERS:
@@ -79,13 +87,16 @@ def setup_logging(run_directory: Path, *, rank: int) -> None:
 
 
 def _adopt_deepspeed_logger() -> None:
-    """DeepSpeed's logger comes with a handler on stdout and does not propagate, so its warnings would miss log.txt."""
+    """DeepSpeed's logger comes with a handler on stdout and does not propagate, so its warnings would miss
+    log.txt."""
     logger = logging.getLogger("DeepSpeed")
     logger.handlers.clear()
     logger.propagate = True
     logger.setLevel(logging.WARNING)
 
 
-def _format_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
     """One line, without the source line that Python adds."""
     return f"{category.__name__}: {message} ({filename}:{lineno})"

@@ -26,7 +26,8 @@ class MetricsWriter:
     """
 
     def __init__(self, path: Path, *, resume_step: int) -> None:
-        """Continue the file after `resume_step` (0: from the start): later lines are dropped, so that each step is there once."""
+        """Continue the file after `resume_step` (0: from the start): later lines are dropped, so that each
+        step is there once."""
         self._path = path
         self._has_failed = False
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,9 +37,12 @@ class MetricsWriter:
     def write(self, step: int, samples: int, metrics: Mapping[str, MetricValue]) -> None:
         """Append `metrics` of this step, and how many samples were seen so far."""
         values = {name: _to_json(value) for name, value in metrics.items()}
-        line = json.dumps({"step": step, "samples": samples, "time": round(time.time(), 3), **values}, allow_nan=False)
+        line = json.dumps(
+            {"step": step, "samples": samples, "time": round(time.time(), 3), **values}, allow_nan=False
+        )
         try:
-            # What a failed flush could not write stays in the buffer and comes first next time, so no line is torn.
+            # What a failed flush could not write stays in the buffer and comes first next time, so no line is
+            # torn.
             self._file.write(line.encode() + b"\n")
             self._file.flush()
         except OSError as error:
@@ -53,19 +57,24 @@ class MetricsWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()
 
     def _say_failure(self, error: OSError) -> None:
         if not self._has_failed:
-            logger.warning("%s cannot be written (%s); training goes on, its lines may be lost", self._path, error)
+            logger.warning(
+                "%s cannot be written (%s); training goes on, its lines may be lost", self._path, error
+            )
         self._has_failed = True
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl as dictionaries, non-finite numbers as floats again; empty without the file.
 
-    A torn last line (the run is writing, or was killed) is left out; a broken line before it also, with a warning.
+    A torn last line (the run is writing, or was killed) is left out; a broken line before it also, with a
+    warning.
     """
     if not path.is_file():
         return []
@@ -81,7 +90,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class Meter:
-    """Weighted means of named values (scalars or vectors) between two log steps, over micro-batches and ranks.
+    """Weighted means of named values (scalars or vectors) between two log steps, over micro-batches and
+    ranks.
 
     Adding never waits for the device. Every rank of the group must add the same names with the same shapes.
     """
@@ -92,12 +102,14 @@ class Meter:
         self._weights: dict[str, torch.Tensor | float] = {}
 
     def add(self, name: str, value: torch.Tensor | float, weight: torch.Tensor | float = 1.0) -> None:
-        """Take one more value; `weight` is a number, or has the shape of `value`, such as the samples of each time decile."""
+        """Take one more value; `weight` is a number, or has the shape of `value`, such as the samples of each
+        time decile."""
         self._sums[name] = self._sums.get(name, 0.0) + _detached(value) * _detached(weight)
         self._weights[name] = self._weights.get(name, 0.0) + _detached(weight)
 
     def means(self, group: dist.ProcessGroup | None = None) -> dict[str, MetricValue]:
-        """Means since the last call, then start anew. Collective over `group` (one all-reduce), and the one wait for the device.
+        """Means since the last call, then start anew. Collective over `group` (one all-reduce), and the one
+        wait for the device.
 
         A scalar whose weights sum to 0 has no mean and is left out; such an element of a vector is NaN.
         """
@@ -135,7 +147,11 @@ def _drop_later_lines(path: Path, resume_step: int) -> None:
     if not path.is_file():
         return
     texts = path.read_bytes().splitlines(keepends=True)
-    kept = [text for text in texts if text.endswith(b"\n") and (record := _parse(text)) is not None and record["step"] <= resume_step]
+    kept = [
+        text
+        for text in texts
+        if text.endswith(b"\n") and (record := _parse(text)) is not None and record["step"] <= resume_step
+    ]
     if kept == texts:
         return
     replace_file(path, b"".join(kept))
@@ -150,7 +166,9 @@ def _parse(text: bytes) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
-def _to_json(value: MetricValue) -> Any:  # JSON has no NaN: the strings "nan", "inf" and "-inf" are what float() reads
+def _to_json(
+    value: MetricValue,
+) -> Any:  # JSON has no NaN: the strings "nan", "inf" and "-inf" are what float() reads
     if isinstance(value, list):
         return [_to_json(element) for element in value]
     return value if math.isfinite(value) else str(value)

@@ -17,7 +17,8 @@ LINE_INTERVAL_S = 60.0
 class Progress:
     """Steps done, loss, images a second and time left. For the main rank only.
 
-    Without a terminal, a log line takes the bar's place: at log steps, when 1/200 of the run or a minute has passed since the last.
+    Without a terminal, a log line takes the bar's place: at log steps, when 1/200 of the run or a minute has
+    passed since the last.
     """
 
     def __init__(self, *, total_steps: int, start_step: int) -> None:
@@ -27,7 +28,9 @@ class Progress:
         self._last_line_step = start_step - total_steps  # the first log step gives a line
         self._bar = None
         if sys.stderr.isatty():
-            self._bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True, mininterval=0.5)
+            self._bar = tqdm(
+                total=total_steps, initial=start_step, unit="step", dynamic_ncols=True, mininterval=0.5
+            )
 
     def update(self, step: int, *, loss: float | None = None, images_per_s: float | None = None) -> None:
         """Step `step` is done; the figures are given at log steps."""
@@ -38,7 +41,15 @@ class Progress:
                 self._bar.set_postfix_str(", ".join(figures), refresh=False)
             self._bar.update(step - self._bar.n)
         elif figures and self._is_line_due(step):
-            logger.info(", ".join([f"step {step} of {self._total_steps}", *figures, f"{_duration(self._seconds_left(step))} left"]))
+            logger.info(
+                ", ".join(
+                    [
+                        f"step {step} of {self._total_steps}",
+                        *figures,
+                        f"{_duration(self._seconds_left(step))} left",
+                    ]
+                )
+            )
             self._last_line, self._last_line_step = time.monotonic(), step
 
     def close(self) -> None:
@@ -48,15 +59,21 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()
 
     def _is_line_due(self, step: int) -> bool:
         has_advanced = (step - self._last_line_step) * LINES_A_RUN >= self._total_steps
-        return has_advanced or step == self._total_steps or time.monotonic() - self._last_line >= LINE_INTERVAL_S
+        return (
+            has_advanced or step == self._total_steps or time.monotonic() - self._last_line >= LINE_INTERVAL_S
+        )
 
     def _seconds_left(self, step: int) -> float:
-        return (time.monotonic() - self._started) / max(1, step - self._start_step) * (self._total_steps - step)
+        return (
+            (time.monotonic() - self._started) / max(1, step - self._start_step) * (self._total_steps - step)
+        )
 
 
 def _duration(seconds: float) -> str:

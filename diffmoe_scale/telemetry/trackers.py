@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from diffmoe_scale.config.check import RunError
-from diffmoe_scale.config.train import TelemetryConfig
+from diffmoe_scale.config.telemetry import TelemetryConfig
 from diffmoe_scale.telemetry.metrics import MetricValue
 
 logger = logging.getLogger(__name__)
@@ -29,8 +29,11 @@ class Tracker(Protocol):
         """Write what is pending; nothing may be logged afterwards."""
 
 
-def build_trackers(config: TelemetryConfig, run_directory: Path, resolved_config: dict[str, Any], *, start_step: int = 0) -> list[Tracker]:
-    """The trackers that the config asks for. For the main rank only. `start_step` is the step that a resumed run continues from.
+def build_trackers(
+    config: TelemetryConfig, run_directory: Path, resolved_config: dict[str, Any], *, start_step: int = 0
+) -> list[Tracker]:
+    """The trackers that the config asks for. For the main rank only. `start_step` is the step that a resumed
+    run continues from.
 
     A failure while the run goes on is logged once and does not stop it.
 
@@ -38,10 +41,22 @@ def build_trackers(config: TelemetryConfig, run_directory: Path, resolved_config
     """
     trackers: list[Tracker] = []
     if config.tensorboard:
-        trackers.append(_start("TensorBoard", "set telemetry.tensorboard=false", lambda: TensorBoardTracker(run_directory, start_step=start_step)))
+        trackers.append(
+            _start(
+                "TensorBoard",
+                "set telemetry.tensorboard=false",
+                lambda: TensorBoardTracker(run_directory, start_step=start_step),
+            )
+        )
     if config.wandb != "disabled":
-        remedy = "set telemetry.wandb=disabled" if config.wandb == "offline" else "run `wandb login`, or set telemetry.wandb=offline"
-        trackers.append(_start("Weights & Biases", remedy, lambda: WandbTracker(config, run_directory, resolved_config)))
+        remedy = (
+            "set telemetry.wandb=disabled"
+            if config.wandb == "offline"
+            else "run `wandb login`, or set telemetry.wandb=offline"
+        )
+        trackers.append(
+            _start("Weights & Biases", remedy, lambda: WandbTracker(config, run_directory, resolved_config))
+        )
     return trackers
 
 
@@ -49,7 +64,9 @@ class TensorBoardTracker:
     """Events in RUN/tensorboard."""
 
     def __init__(self, run_directory: Path, *, start_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # imported here: takes a second, and only when asked for
+        from torch.utils.tensorboard import (
+            SummaryWriter,  # imported here: takes a second, and only when asked for
+        )
 
         # Hides what a stopped run had logged after the checkpoint it is continued from.
         purge_step = start_step + 1 if start_step else None
@@ -69,7 +86,8 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """One Weights & Biases run for one run directory: its id is kept in RUN/wandb_id.txt and taken up again on resume."""
+    """One Weights & Biases run for one run directory: its id is kept in RUN/wandb_id.txt and taken up again
+    on resume."""
 
     def __init__(self, config: TelemetryConfig, run_directory: Path, resolved_config: dict[str, Any]) -> None:
         import wandb  # imported here: takes seconds, and only when asked for
@@ -89,7 +107,8 @@ class WandbTracker:
             config=resolved_config,
             settings=wandb.Settings(silent=True, console="off"),
         )
-        # W&B's own step may only grow, so it would refuse the steps that a resumed run repeats; ours is an ordinary metric.
+        # W&B's own step may only grow, so it would refuse the steps that a resumed run repeats; ours is an
+        # ordinary metric.
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
 
@@ -123,9 +142,16 @@ class GuardedTracker:
     def _attempt(self, action: Callable[[], None]) -> None:
         try:
             action()
-        except Exception as error:  # whatever a tracker's network, disk or process does must not end a training run
+        except (
+            Exception
+        ) as error:  # whatever a tracker's network, disk or process does must not end a training run
             if not self._has_failed:
-                logger.warning("%s failed (%s: %s); training goes on, further failures are not logged", self._name, type(error).__name__, error)
+                logger.warning(
+                    "%s failed (%s: %s); training goes on, further failures are not logged",
+                    self._name,
+                    type(error).__name__,
+                    error,
+                )
             self._has_failed = True
 
 

@@ -1,4 +1,5 @@
-"""The moving average of the weights, sharded as the optimizer is: a rank averages the slice whose fp32 masters it owns."""
+"""The moving average of the weights, sharded as the optimizer is: a rank averages the slice whose fp32
+masters it owns."""
 
 from collections.abc import Sequence
 

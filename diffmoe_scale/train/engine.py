@@ -25,7 +25,8 @@ MAX_BUCKET = 200_000_000
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an optimizer step did. `gradient_norm` is global and from before clipping; a skipped step changed nothing."""
+    """What an optimizer step did. `gradient_norm` is global and from before clipping; a skipped step changed
+    nothing."""
 
     learning_rate: float
     gradient_norm: float
@@ -33,7 +34,8 @@ class StepResult:
 
 
 class _ExpertEngine(DeepSpeedEngine):
-    """DeepSpeed's engine told that the model has experts: it knows only its own layer classes (engine.py, has_moe_layers)."""
+    """DeepSpeed's engine told that the model has experts: it knows only its own layer classes (engine.py,
+    has_moe_layers)."""
 
     has_experts = False
 
@@ -43,19 +45,22 @@ class _ExpertEngine(DeepSpeedEngine):
 
     def _do_optimizer_sanity_check(self, basic_optimizer: Any) -> str:
         super()._do_optimizer_sanity_check(basic_optimizer)
-        # For bf16 added up in fp32 at stage 1 DeepSpeed 0.19.8 would answer BF16_Optimizer, which keeps its state in another way;
-        # its ZeRO optimizer, used in all other cases, can do it at both stages.
+        # For bf16 added up in fp32 at stage 1 DeepSpeed 0.19.8 would answer BF16_Optimizer, which keeps its
+        # state in another way; its ZeRO optimizer, used in all other cases, can do it at both stages.
         return ZERO_OPTIMIZATION
 
     def save_checkpoint(self, *_: Any, **__: Any) -> None:
-        raise RuntimeError("DeepSpeed's own checkpoints would hold rank 0's experts only; use checkpoint.store")
+        raise RuntimeError(
+            "DeepSpeed's own checkpoints would hold rank 0's experts only; use checkpoint.store"
+        )
 
     load_checkpoint = save_checkpoint
 
 
 class Engine:
-    """Forward, backward and optimizer step of a rank. Dense gradients are averaged over all ranks; an expert's are summed
-    over its replicas and divided by the same number, so that one process and many take the same step."""
+    """Forward, backward and optimizer step of a rank. Dense gradients are averaged over all ranks; an
+    expert's are summed over its replicas and divided by the same number, so that one process and many take
+    the same step."""
 
     def __init__(self, denoiser: Denoiser, config: Config, context: ParallelContext) -> None:
         """Collective over the world. Raises ValueError if the global batch does not split over the ranks."""
@@ -68,20 +73,39 @@ class Engine:
         if has_experts:
             register_expert_groups(context, _expert_parameters(denoiser))
         optimizer = build_optimizer(
-            parameter_groups(denoiser, config.optimizer), config.optimizer, device=context.device, is_offloaded=config.parallel.offload_optimizer
+            parameter_groups(denoiser, config.optimizer),
+            config.optimizer,
+            device=context.device,
+            is_offloaded=config.parallel.offload_optimizer,
         )
         kind = type("ExpertEngine", (_ExpertEngine,), {"has_experts": has_experts})
-        settings = deepspeed_settings(config, context, num_parameters=sum(parameter.numel() for parameter in denoiser.parameters()))
+        settings = deepspeed_settings(
+            config, context, num_parameters=sum(parameter.numel() for parameter in denoiser.parameters())
+        )
         self._deepspeed = kind(
-            args=None, model=denoiser, optimizer=optimizer, config=settings, config_class=DeepSpeedConfig(settings), dist_init_required=False
+            args=None,
+            model=denoiser,
+            optimizer=optimizer,
+            config=settings,
+            config_class=DeepSpeedConfig(settings),
+            dist_init_required=False,
         )
         self._zero = self._deepspeed.optimizer
         if has_experts:
-            assert [size for size, group in zip(self._zero.partition_count, self._zero.optimizer.param_groups, strict=True) if group.get("moe")] == (
-                [context.expert_dp_group.size()] * sum(bool(group.get("moe")) for group in self._zero.optimizer.param_groups)
+            assert [
+                size
+                for size, group in zip(
+                    self._zero.partition_count, self._zero.optimizer.param_groups, strict=True
+                )
+                if group.get("moe")
+            ] == (
+                [context.expert_dp_group.size()]
+                * sum(bool(group.get("moe")) for group in self._zero.optimizer.param_groups)
             ), "experts must be reduced over the expert-data-parallel group"
         self.average = WeightAverage(
-            self._zero.single_partition_of_fp32_groups, decay=config.optimizer.ema_decay, has_warmup=config.optimizer.ema_warmup
+            self._zero.single_partition_of_fp32_groups,
+            decay=config.optimizer.ema_decay,
+            has_warmup=config.optimizer.ema_warmup,
         )
 
     def __call__(self, *arguments: Any) -> Prediction:
@@ -89,7 +113,8 @@ class Engine:
         return prediction
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of one micro-batch's mean loss; call `accumulation` times before `step`. Collective over the world."""
+        """Gradients of one micro-batch's mean loss; call `accumulation` times before `step`. Collective over
+        the world."""
         self._deepspeed.backward(loss)
         self._pending += 1
         if self._pending < self.accumulation:
@@ -100,7 +125,9 @@ class Engine:
 
         A gradient that is not finite skips the step on all ranks.
         """
-        assert self._pending == self.accumulation, f"{self._pending} of {self.accumulation} micro-batches before a step"
+        assert self._pending == self.accumulation, (
+            f"{self._pending} of {self.accumulation} micro-batches before a step"
+        )
         self._pending = 0
         for group in self._zero.optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_ratio"]
@@ -109,7 +136,11 @@ class Engine:
         if not is_skipped:
             self.step_count += 1
             self.average.update(self.step_count)
-        return StepResult(learning_rate=learning_rate, gradient_norm=float(self._deepspeed.get_global_grad_norm()), is_skipped=is_skipped)
+        return StepResult(
+            learning_rate=learning_rate,
+            gradient_norm=float(self._deepspeed.get_global_grad_norm()),
+            is_skipped=is_skipped,
+        )
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -125,11 +156,14 @@ class Engine:
     def state(self) -> dict[str, Slice]:
         """All training state of this rank as `family/name`; the tensors are the live ones.
 
-        Families: `master` (fp32 weights), `ema`, `exp_avg`, `exp_avg_sq` of `Denoiser.canonical_parameters`, each rank its
-        own slice; `buffer` of `canonical_buffers`, the same on every rank.
+        Families: `master` (fp32 weights), `ema`, `exp_avg`, `exp_avg_sq` of `Denoiser.canonical_parameters`,
+        each rank its own slice; `buffer` of `canonical_buffers`, the same on every rank.
         """
         self._ensure_moments()
-        found = {f"buffer/{name}": Slice.whole(buffer) for name, buffer in self.denoiser.canonical_buffers().items()}
+        found = {
+            f"buffer/{name}": Slice.whole(buffer)
+            for name, buffer in self.denoiser.canonical_buffers().items()
+        }
         for name, parameter in self.denoiser.canonical_parameters().items():
             mapping = parameter._hp_mapping  # type: ignore[attr-defined]  # DeepSpeed's link to the fp32 slices
             if mapping is None:
@@ -139,7 +173,9 @@ class Engine:
             moments = {family: self._zero.optimizer.state[master][family] for family in MOMENTS}
             for family, flat in {"master": master, "ema": self.average.averages[group], **moments}.items():
                 values = flat.detach().narrow(0, place.start, place.numel)
-                found[f"{family}/{name}"] = Slice(values, start=mapping.lp_fragment_address.start, shape=tuple(parameter.shape))
+                found[f"{family}/{name}"] = Slice(
+                    values, start=mapping.lp_fragment_address.start, shape=tuple(parameter.shape)
+                )
         return found
 
     def _ensure_moments(self) -> None:
@@ -152,7 +188,8 @@ class Engine:
             self._set_adam_step(0)
 
     def restored(self, *, step_count: int) -> None:
-        """After `state` was written to: publish the weights, and count on from `step_count`. Collective over the world."""
+        """After `state` was written to: publish the weights, and count on from `step_count`. Collective over
+        the world."""
         self.step_count = step_count
         self._set_adam_step(step_count)
         self._zero.update_lp_params()
@@ -168,7 +205,8 @@ class Engine:
 
 
 def accumulation_steps(config: Config, context: ParallelContext) -> int:
-    """Micro-batches of a rank in one optimizer step. Raises ValueError if the global batch does not split evenly."""
+    """Micro-batches of a rank in one optimizer step. Raises ValueError if the global batch does not split
+    evenly."""
     at_once = config.run.micro_batch * context.dp_group.size()
     if config.run.global_batch % at_once != 0:
         raise ValueError(
@@ -194,7 +232,8 @@ def deepspeed_settings(config: Config, context: ParallelContext, *, num_paramete
             "contiguous_gradients": True,
             "overlap_comm": context.device.type == "cuda",
             "reduce_scatter": True,
-            # DeepSpeed allocates the reduce bucket whole, 5e8 elements by default: no more than the model needs.
+            # DeepSpeed allocates the reduce bucket whole, 5e8 elements by default: no more than the model
+            # needs.
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
             # Parameters keep their order, which checkpoints rely on.
@@ -202,7 +241,10 @@ def deepspeed_settings(config: Config, context: ParallelContext, *, num_paramete
         },
     }
     if config.parallel.offload_optimizer:
-        settings["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": context.device.type == "cuda"}
+        settings["zero_optimization"]["offload_optimizer"] = {
+            "device": "cpu",
+            "pin_memory": context.device.type == "cuda",
+        }
         # torch's fused AdamW instead of DeepSpeed's, which is compiled for minutes at its first use.
         settings["zero_force_ds_cpu_optimizer"] = False
     if config.model.precision == "bf16":

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from diffmoe_scale.config.train import DefenceConfig
-from diffmoe_scale.data.batch import Batch
+from diffmoe_scale.config.run import DefenceConfig
+from diffmoe_scale.data.reading.batch import Batch
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.train.loss import NUM_TIME_BINS, StepLoss
 from diffmoe_scale.train.loss_history import LossHistory
@@ -63,8 +63,11 @@ class Guard:
         self._seen.append((batch.keys, loss.parts))
 
     def judge(self, step: int, *, is_skipped: bool, stop: StopSignals) -> Verdict:
-        """At the end of a step: was it bad, and did a signal come to any rank? Collective over `dp_group`: one all-reduce."""
-        losses = torch.stack([torch.cat([parts["time_bin_sum"], parts["time_bin_count"]]) for _, parts in self._seen]).sum(0)
+        """At the end of a step: was it bad, and did a signal come to any rank? Collective over `dp_group`:
+        one all-reduce."""
+        losses = torch.stack(
+            [torch.cat([parts["time_bin_sum"], parts["time_bin_count"]]) for _, parts in self._seen]
+        ).sum(0)
         totals = torch.cat([losses, losses.new_tensor([stop.is_requested, stop.is_interrupt])])
         dist.all_reduce(totals, group=self.context.dp_group)
         *numbers, num_stops, num_interrupts = totals.tolist()
@@ -105,7 +108,9 @@ class Guard:
             more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
             named = ", ".join(key for key, _ in found[:NAMED]) + more
             logger.warning(
-                "step %d is not finite; samples whose own loss is not: %s", step, named or "none, so the gradient overflowed or a router's loss did"
+                "step %d is not finite; samples whose own loss is not: %s",
+                step,
+                named or "none, so the gradient overflowed or a router's loss did",
             )
 
     def _suspicious_samples(self, verdict: Verdict) -> list[tuple[str, float]]:
@@ -113,9 +118,15 @@ class Guard:
         mine = [
             (key, self._history.ratio(loss, time_bin) if math.isfinite(loss) else math.inf)
             for keys, parts in self._seen
-            for key, loss, time_bin in zip(keys, parts["sample_loss_B"].tolist(), parts["time_bin_B"].tolist(), strict=True)
+            for key, loss, time_bin in zip(
+                keys, parts["sample_loss_B"].tolist(), parts["time_bin_B"].tolist(), strict=True
+            )
         ]
-        mine = sorted(mine, key=lambda pair: -pair[1])[:NAMED] if verdict.is_finite else [pair for pair in mine if math.isinf(pair[1])]
+        mine = (
+            sorted(mine, key=lambda pair: -pair[1])[:NAMED]
+            if verdict.is_finite
+            else [pair for pair in mine if math.isinf(pair[1])]
+        )
         everyone: list[Any] = [None] * self.context.world_size
         dist.all_gather_object(everyone, mine, group=self.context.control_group)
         found = sorted((pair for of_rank in everyone for pair in of_rank), key=lambda pair: -pair[1])
@@ -129,13 +140,22 @@ class Guard:
         self.counts["rollbacks"] += 1
 
     def state(self) -> dict[str, Any]:
-        return {"history": self._history.state(), "bad_in_a_row": self.bad_in_a_row, "counts": self.counts.copy(), "suspects": self.suspects.copy()}
+        return {
+            "history": self._history.state(),
+            "bad_in_a_row": self.bad_in_a_row,
+            "counts": self.counts.copy(),
+            "suspects": self.suspects.copy(),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from `state()` of a checkpoint; {} of one that has none starts empty."""
         if state:
             self._history.restore(state["history"])
-            self.bad_in_a_row, self.counts, self.suspects = state["bad_in_a_row"], dict(state["counts"]), list(state["suspects"])
+            self.bad_in_a_row, self.counts, self.suspects = (
+                state["bad_in_a_row"],
+                dict(state["counts"]),
+                list(state["suspects"]),
+            )
 
     def summary(self) -> str:
         """What happened in the whole run; "" if nothing did."""

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffmoe_scale.data.batch import Batch, to_unit_range
+from diffmoe_scale.data.reading.batch import Batch, to_unit_range
 from diffmoe_scale.diffusion.noise import sample_noise
 from diffmoe_scale.diffusion.objective import Objective
-from diffmoe_scale.encoders.autoencoder import Autoencoder
-from diffmoe_scale.encoders.text import TextFeatures
+from diffmoe_scale.encoders.autoencoder.autoencoder import Autoencoder
+from diffmoe_scale.encoders.text.text import TextFeatures
 from diffmoe_scale.model.denoiser import Condition
 from diffmoe_scale.model.transformer import Prediction
 from diffmoe_scale.moe.routing import Routing, Selection
@@ -20,7 +20,8 @@ NUM_TIME_BINS = 10
 
 @dataclass(frozen=True)
 class StepLoss:
-    """`total` is what is differentiated; `parts` are its detached terms: means over the micro-batch, sums of each time bin, losses of samples."""
+    """`total` is what is differentiated; `parts` are its detached terms: means over the micro-batch, sums of
+    each time bin, losses of samples."""
 
     total: Tensor
     parts: dict[str, Tensor]
@@ -38,7 +39,13 @@ def latents_of(batch: Batch, autoencoder: Autoencoder, device: torch.device) -> 
 def text_of(batch: Batch, device: torch.device) -> TextFeatures | None:
     """The captions' features in fp32 where the shards hold them; None leaves encoding to the denoiser."""
     text = batch.text
-    return None if text is None else TextFeatures(text.tokens_BLT.to(device).float(), text.mask_BL.to(device), text.pooled_BV.to(device).float())
+    return (
+        None
+        if text is None
+        else TextFeatures(
+            text.tokens_BLT.to(device).float(), text.mask_BL.to(device), text.pooled_BV.to(device).float()
+        )
+    )
 
 
 def denoising_loss(
@@ -52,11 +59,13 @@ def denoising_loss(
 ) -> StepLoss:
     """Noise the latents, predict, compare. `predict` is the engine or a plain Denoiser.
 
-    Noise and time come from (seed, global sample number): the same for every layout of ranks. Samples that failed to
-    decode have weight 0 and still count in the mean, so that the loss does not depend on how they fall on ranks.
+    Noise and time come from (seed, global sample number): the same for every layout of ranks. Samples that
+    failed to decode have weight 0 and still count in the mean, so that the loss does not depend on how they
+    fall on ranks.
 
-    A sample whose latents are not finite has a loss of NaN. The network is given zeros for it: routers refuse NaN, and would
-    spread it over their pool. A total that is not finite has gradients of NaN, which skip the step on all ranks.
+    A sample whose latents are not finite has a loss of NaN. The network is given zeros for it: routers refuse
+    NaN, and would spread it over their pool. A total that is not finite has gradients of NaN, which skip the
+    step on all ranks.
     """
     device = latents_BCHW.device
     is_finite_B = latents_BCHW.isfinite().flatten(1).all(1)
@@ -70,13 +79,17 @@ def denoising_loss(
         dropped_B=batch.dropped_B.to(device),
         sizes_BZ=batch.sizes_BZ.to(device),
     )
-    prediction = predict(x_t_BCHW, objective.embedding_time(t_B), condition, selection, text_of(batch, device))
+    prediction = predict(
+        x_t_BCHW, objective.embedding_time(t_B), condition, selection, text_of(batch, device)
+    )
     weight_B = batch.weight_B.to(device)
     loss_B = objective.loss(prediction.value_BCHW, x_t_BCHW, latents_BCHW, noise_BCHW, t_B) * weight_B
     loss_B = loss_B * torch.where(is_finite_B, 1.0, torch.nan)
     diffusion = loss_B.mean()
     auxiliary = mean_auxiliary_losses(prediction.routings)
-    parts = {"loss/diffusion": diffusion.detach()} | {f"loss/{name}": value.detach() for name, value in auxiliary.items()}
+    parts = {"loss/diffusion": diffusion.detach()} | {
+        f"loss/{name}": value.detach() for name, value in auxiliary.items()
+    }
     parts |= _loss_by_time(loss_B.detach(), weight_B, t_B)
     total = diffusion + sum(auxiliary.values(), start=torch.zeros((), device=device))
     # A loss that overflowed can have finite gradients, which would become a step.
@@ -91,7 +104,8 @@ def mean_auxiliary_losses(routings: list[Routing]) -> dict[str, Tensor]:
 
 
 def _loss_by_time(loss_B: Tensor, weight_B: Tensor, t_B: Tensor) -> dict[str, Tensor]:
-    """Each sample's loss and tenth of the time axis, and each tenth's sums of loss and weight; many are empty, so the mean is taken later."""
+    """Each sample's loss and tenth of the time axis, and each tenth's sums of loss and weight; many are
+    empty, so the mean is taken later."""
     bins_B = (t_B * NUM_TIME_BINS).long().clamp(max=NUM_TIME_BINS - 1)
     one_hot = torch.nn.functional.one_hot(bins_B, NUM_TIME_BINS).float()
     sums = {"time_bin_sum": one_hot.T @ loss_B.float(), "time_bin_count": one_hot.T @ weight_B}

@@ -1,4 +1,5 @@
-"""How unusual a step's loss is among those before it. Plain numbers: the same on every rank that is given the same sums."""
+"""How unusual a step's loss is among those before it. Plain numbers: the same on every rank that is given the
+same sums."""
 
 import math
 from collections import deque
@@ -14,8 +15,8 @@ SMALLEST_SPREAD = 0.01
 class LossHistory:
     """Running mean loss of each time bin, and the last `window` steps' losses over these means.
 
-    The loss of a sample depends on its time t more than on anything else, so a step's mean says little until each loss
-    is divided by what is usual at its t.
+    The loss of a sample depends on its time t more than on anything else, so a step's mean says little until
+    each loss is divided by what is usual at its t.
     """
 
     def __init__(self, *, num_bins: int, window: int) -> None:
@@ -28,16 +29,23 @@ class LossHistory:
         return loss / self._means[time_bin] if self._means[time_bin] > 0 else 1.0
 
     def value(self, sums: Sequence[float], counts: Sequence[float]) -> float:
-        """Mean of `ratio` over a step's samples from the sums and counts of each bin, all finite; 1 without samples."""
+        """Mean of `ratio` over a step's samples from the sums and counts of each bin, all finite; 1 without
+        samples."""
         total = sum(counts)
         if total == 0:
             return 1.0
         return (
-            sum(count * self.ratio(loss / count, time_bin) for time_bin, (loss, count) in enumerate(zip(sums, counts, strict=True)) if count) / total
+            sum(
+                count * self.ratio(loss / count, time_bin)
+                for time_bin, (loss, count) in enumerate(zip(sums, counts, strict=True))
+                if count
+            )
+            / total
         )
 
     def z_score(self, value: float) -> float | None:
-        """Distance of a step's value from the median of the window, in robust standard deviations; None until the window is full."""
+        """Distance of a step's value from the median of the window, in robust standard deviations; None until
+        the window is full."""
         if len(self._values) < (self._values.maxlen or 0):
             return None
         middle = median(self._values)
@@ -46,7 +54,8 @@ class LossHistory:
         return (value - middle) / max(spread, SMALLEST_SPREAD * middle, math.ulp(1.0))
 
     def add(self, value: float, sums: Sequence[float], counts: Sequence[float], *, is_usual: bool) -> None:
-        """Take a step in. An unusual one leaves the bins as they are, and enters the window: a loss that stays high becomes usual."""
+        """Take a step in. An unusual one leaves the bins as they are, and enters the window: a loss that
+        stays high becomes usual."""
         self._values.append(value)
         for time_bin, (loss, count) in enumerate(zip(sums, counts, strict=True)):
             if is_usual and count > 0:

@@ -7,16 +7,17 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from diffmoe_scale.config.optimizer import OptimizerConfig
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.config.train import OptimizerConfig
-from diffmoe_scale.encoders.text import SentencePieceEncoder
+from diffmoe_scale.encoders.text.text import SentencePieceEncoder
 from diffmoe_scale.model.denoiser import Denoiser
 
 logger = logging.getLogger(__name__)
 
 
 def learning_rate(step: int, config: Config) -> float:
-    """The peak rate at optimizer step `step` (the first is 1): linear warm-up, constant, then linear to 0 after the last step."""
+    """The peak rate at optimizer step `step` (the first is 1): linear warm-up, constant, then linear to 0
+    after the last step."""
     optimizer, steps = config.optimizer, config.run.steps
     warmup = min(1.0, step / optimizer.warmup_steps) if optimizer.warmup_steps else 1.0
     decay_steps = optimizer.decay_fraction * steps
@@ -25,10 +26,11 @@ def learning_rate(step: int, config: Config) -> float:
 
 
 def parameter_groups(denoiser: Denoiser, config: OptimizerConfig) -> list[dict[str, object]]:
-    """Groups of one kind of parameter each: dense or expert-parallel, with weight decay or without, router or not.
+    """Groups of one kind of parameter each: dense or expert-parallel, with weight decay or without, router or
+    not.
 
-    `lr_ratio` is what the scheduled rate is multiplied by. Expert-parallel groups carry the marks by which DeepSpeed
-    reduces them over the expert-data-parallel group (`moe`, and the name of the group as `name`).
+    `lr_ratio` is what the scheduled rate is multiplied by. Expert-parallel groups carry the marks by which
+    DeepSpeed reduces them over the expert-data-parallel group (`moe`, and the name of the group as `name`).
     """
     routers = {id(parameter) for layer in denoiser.moe_layers() for parameter in layer.router.parameters()}
     embeddings = {id(module.weight) for module in denoiser.modules() if isinstance(module, nn.Embedding)}
@@ -54,12 +56,16 @@ def parameter_groups(denoiser: Denoiser, config: OptimizerConfig) -> list[dict[s
 
 
 def expert_group_name(parameter: nn.Parameter) -> str:
-    """DeepSpeed's name of the group that an expert-parallel parameter belongs to; "" for what every rank holds."""
+    """DeepSpeed's name of the group that an expert-parallel parameter belongs to; "" for what every rank
+    holds."""
     return "" if getattr(parameter, "allreduce", True) else parameter.group_name  # type: ignore[attr-defined]  # the mark of register_expert_groups
 
 
-def build_optimizer(groups: list[dict[str, object]], config: OptimizerConfig, *, device: torch.device, is_offloaded: bool) -> Optimizer:
-    """AdamW with decoupled weight decay: apex's where it is built and the state is on the GPU, else torch's fused one, on CPU too."""
+def build_optimizer(
+    groups: list[dict[str, object]], config: OptimizerConfig, *, device: torch.device, is_offloaded: bool
+) -> Optimizer:
+    """AdamW with decoupled weight decay: apex's where it is built and the state is on the GPU, else torch's
+    fused one, on CPU too."""
     rate, betas, eps = config.learning_rate, (config.beta1, config.beta2), config.eps
     # PyPI's `apex` is another package; NVIDIA's brings this extension.
     if device.type == "cuda" and not is_offloaded and importlib.util.find_spec("amp_C") is not None:

@@ -13,9 +13,9 @@ import torch
 from diffmoe_scale.config.load import config_tree
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.data.batch import FAILURES, NOTES, Batch
-from diffmoe_scale.moe.capacity import average_capacity
+from diffmoe_scale.data.reading.batch import FAILURES, NOTES, Batch
 from diffmoe_scale.moe.layer import MoELayer
+from diffmoe_scale.moe.predictor import average_capacity
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.telemetry.metrics import Meter, MetricsWriter, MetricValue
 from diffmoe_scale.telemetry.progress import Progress
@@ -28,7 +28,15 @@ from diffmoe_scale.train.loss import StepLoss
 class Reporter:
     """Collects a step's figures on every rank and, at log steps, writes their means on the main rank."""
 
-    def __init__(self, config: Config, context: ParallelContext, directory: RunDirectory, *, moe_layers: list[MoELayer], start_step: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        context: ParallelContext,
+        directory: RunDirectory,
+        *,
+        moe_layers: list[MoELayer],
+        start_step: int,
+    ) -> None:
         self.config, self.context, self.moe_layers = config, context, moe_layers
         self._accumulation = accumulation_steps(config, context)
         self._meter = Meter(context.device)
@@ -41,7 +49,9 @@ class Reporter:
         if context.is_main:
             self._writer = MetricsWriter(directory.metrics, resume_step=start_step)
             self._progress = Progress(total_steps=config.run.steps, start_step=start_step)
-            self._trackers = build_trackers(config.telemetry, directory.path, config_tree(config), start_step=start_step)
+            self._trackers = build_trackers(
+                config.telemetry, directory.path, config_tree(config), start_step=start_step
+            )
 
     def begin_step(self) -> None:
         """Start the clock; what happens between steps (validation, checkpoints) is not a step's time."""
@@ -90,7 +100,11 @@ class Reporter:
 
     def end_step(self, step: int, samples: int) -> None:
         """Write a line, with how many samples were seen, if one is due. Collective over `dp_group` then."""
-        is_due = step % self.config.telemetry.log_every == 0 or step == self.config.run.steps or any(name.startswith("loss/") for name in self._extra)
+        is_due = (
+            step % self.config.telemetry.log_every == 0
+            or step == self.config.run.steps
+            or any(name.startswith("loss/") for name in self._extra)
+        )
         if not is_due:
             if self._progress:
                 self._progress.update(step)
@@ -109,12 +123,27 @@ class Reporter:
         """The line of a log step from the means since the last."""
         by_time, images, unusable, kinds, skipped, bad, step_s = (
             means.pop(name)
-            for name in ("loss/by_time", "data/images", "data/unusable", "data/kinds", "optimizer/skipped", "defence/bad", "time/step_s")
+            for name in (
+                "loss/by_time",
+                "data/images",
+                "data/unusable",
+                "data/kinds",
+                "optimizer/skipped",
+                "defence/bad",
+                "time/step_s",
+            )
         )
-        assert isinstance(by_time, list) and isinstance(kinds, list) and isinstance(images, float) and isinstance(unusable, float)
+        assert (
+            isinstance(by_time, list)
+            and isinstance(kinds, list)
+            and isinstance(images, float)
+            and isinstance(unusable, float)
+        )
         assert isinstance(skipped, float) and isinstance(bad, float) and isinstance(step_s, float)
         metrics: dict[str, MetricValue] = means | self._extra
-        metrics |= {f"loss/by_time/{decile}": value for decile, value in enumerate(by_time) if not math.isnan(value)}
+        metrics |= {
+            f"loss/by_time/{decile}": value for decile, value in enumerate(by_time) if not math.isnan(value)
+        }
         names = [f"data/bad/{kind}" for kind in FAILURES] + [f"data/note/{kind}" for kind in NOTES]
         counts = (float(round(count * steps)) for count in kinds)
         metrics |= {name: count for name, count in zip(names, counts, strict=True) if count}
@@ -133,7 +162,9 @@ class Reporter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         if self._writer and self._progress:
             self._progress.close()
             self._writer.close()

@@ -12,7 +12,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 class Stopped(BaseException):
-    """The run ends because a signal asked for it. Not an Exception: what is caught around training must not swallow it."""
+    """The run ends because a signal asked for it. Not an Exception: what is caught around training must not
+    swallow it."""
 
     def __init__(self, reason: str, *, is_interrupt: bool) -> None:
         super().__init__(reason)
@@ -20,7 +21,8 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """Inside, a signal of SIGNALS is noted and ends nothing; a second SIGINT raises Stopped. For the main thread."""
+    """Inside, a signal of SIGNALS is noted and ends nothing; a second SIGINT raises Stopped. For the main
+    thread."""
 
     def __init__(self) -> None:
         self.is_requested = self.is_interrupt = False
@@ -29,8 +31,11 @@ class StopSignals:
         self._before = {signum: signal.signal(signum, self._note) for signum in SIGNALS}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        # When this rank has stopped in good order, the launcher may send more while another is a little behind.
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # When this rank has stopped in good order, the launcher may send more while another is a little
+        # behind.
         for signum, handler in self._before.items() if not isinstance(error, Stopped) else ():
             signal.signal(signum, handler)
 

@@ -16,16 +16,16 @@ from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.load import changed_settings, dump_config, model_settings
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.data.batch import Batch
-from diffmoe_scale.data.buckets import BatchPlan, Position
-from diffmoe_scale.data.features import check_features
-from diffmoe_scale.data.shards import Reader, build_reader, iterate_captions
-from diffmoe_scale.encoders.text import TextEncoder, train_tokenizer
+from diffmoe_scale.data.features.source import check_features
+from diffmoe_scale.data.order.buckets import BatchPlan, Position
+from diffmoe_scale.data.reading.batch import Batch
+from diffmoe_scale.data.reading.reader import Reader, build_reader, iterate_captions
+from diffmoe_scale.encoders.text.text import TextEncoder, train_tokenizer
 from diffmoe_scale.files import replace_file
-from diffmoe_scale.model.pipeline import Pipeline, build_pipeline
-from diffmoe_scale.moe.capacity import update_thresholds
+from diffmoe_scale.moe.predictor import update_thresholds
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.sampling.generate import Pipeline, build_pipeline
 from diffmoe_scale.train.engine import Engine, accumulation_steps
 from diffmoe_scale.train.guard import Guard
 from diffmoe_scale.train.loss import denoising_loss, latents_of
@@ -42,21 +42,29 @@ PREPARATION_TIMEOUT = timedelta(hours=2)
 
 
 def train(config: Config, context: ParallelContext, directory: RunDirectory) -> None:
-    """Train to `run.steps` from the newest complete checkpoint of the directory, or from the start. Collective over the world.
+    """Train to `run.steps` from the newest complete checkpoint of the directory, or from the start.
+    Collective over the world.
 
-    Raises: Stopped when a signal asked for the end; RuntimeError also when the last checkpoint was not written.
+    Raises: Stopped when a signal asked for the end; RuntimeError also when the last checkpoint was not
+    written.
     """
     run = set_up(config, context, directory)
     if run.step >= config.run.steps:
-        logger.info("%s has its %d steps (run.steps) already; nothing to train", directory.path, config.run.steps)
+        logger.info(
+            "%s has its %d steps (run.steps) already; nothing to train", directory.path, config.run.steps
+        )
     with run.stop, run.store:
         try:
             while run.step < config.run.steps:
                 train_on(run)
                 if run.guard.must_roll_back:
                     roll_back(run)
-            if not run.store.finish():  # checkpoint.on_write_error lets training go on; here nothing is left that could
-                raise RunError(f"the last checkpoint was not written (the log says why), so {directory.path} lacks the last steps")
+            if (
+                not run.store.finish()
+            ):  # checkpoint.on_write_error lets training go on; here nothing is left that could
+                raise RunError(
+                    f"the last checkpoint was not written (the log says why), so {directory.path} lacks the last steps"
+                )
         finally:
             if summary := run.guard.summary():
                 logger.warning("in this run %s", summary)
@@ -88,13 +96,17 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
     torch.set_float32_matmul_precision(config.run.matmul_precision)
     choose_kernels(is_deterministic=config.run.deterministic)
     accumulation_steps(config, context)  # refuses a batch that does not split, before the slow work
-    reader = build_reader(config.data, config.data.train, model=config.model, seed=config.run.seed, buckets=config.buckets)
+    reader = build_reader(
+        config.data, config.data.train, model=config.model, seed=config.run.seed, buckets=config.buckets
+    )
     plan = reader.plan(global_batch=config.run.global_batch, micro_batch=config.run.micro_batch)
     if context.is_main:
         prepare_tokenizer(config, directory, reader)
     # The tokenizer reads captions of all shards, perhaps over a network: longer than a collective may take.
     dist.monitored_barrier(group=context.control_group, timeout=PREPARATION_TIMEOUT)
-    pipeline = build_pipeline(config, tokenizer_path=directory.tokenizer, groups=context.megatron_groups, device=context.device)
+    pipeline = build_pipeline(
+        config, tokenizer_path=directory.tokenizer, groups=context.megatron_groups, device=context.device
+    )
     engine = Engine(pipeline.denoiser, config, context)
     if context.is_main and pipeline.denoiser.caption_encoder is not None:
         warn_of_cut_captions(pipeline.denoiser.caption_encoder, reader)
@@ -132,7 +144,9 @@ def train_on(run: Training) -> None:
     Raises: Stopped after a step whose end a signal asked for.
     """
     config, is_save_due = run.config, False
-    with Reporter(config, run.context, run.directory, moe_layers=run.pipeline.denoiser.moe_layers(), start_step=run.step) as reporter:
+    with Reporter(
+        config, run.context, run.directory, moe_layers=run.pipeline.denoiser.moe_layers(), start_step=run.step
+    ) as reporter:
         reporter.add(run.reader.index_problems())
         while run.step < config.run.steps:
             run.step += 1
@@ -154,8 +168,16 @@ def train_on(run: Training) -> None:
                 save(run)
                 is_save_due = False
             if run.guard.is_stop_requested and run.step < config.run.steps:
-                kept = "was bad and is not saved" if is_save_due else "is saved" if run.store.finish() else "could not be saved"
-                raise Stopped(f"a signal asked for it; step {run.step} {kept}", is_interrupt=run.guard.is_interrupt)
+                kept = (
+                    "was bad and is not saved"
+                    if is_save_due
+                    else "is saved"
+                    if run.store.finish()
+                    else "could not be saved"
+                )
+                raise Stopped(
+                    f"a signal asked for it; step {run.step} {kept}", is_interrupt=run.guard.is_interrupt
+                )
 
 
 def choose_kernels(*, is_deterministic: bool) -> None:
@@ -163,7 +185,8 @@ def choose_kernels(*, is_deterministic: bool) -> None:
     # cuBLAS reads it when CUDA starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(is_deterministic, warn_only=True)
-    # torch would fill every new tensor, to make reading uninitialised memory repeatable; nothing here reads any.
+    # torch would fill every new tensor, to make reading uninitialised memory repeatable; nothing here reads
+    # any.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set through a property that stubs lack
 
 
@@ -178,14 +201,20 @@ def train_step(run: Training, reporter: Reporter) -> None:
         reporter.add_batch(batch, waited_s=time.monotonic() - waiting_since)
         latents_BCHW = latents_of(batch, run.pipeline.autoencoder, context.device)
         selection = Selection(rule="train", step=run.step)
-        loss = denoising_loss(engine, run.pipeline.objective, batch, latents_BCHW, seed=config.run.seed, selection=selection)
+        loss = denoising_loss(
+            engine, run.pipeline.objective, batch, latents_BCHW, seed=config.run.seed, selection=selection
+        )
         engine.backward(loss.total)
         reporter.add_loss(loss)
         run.guard.add(batch, loss)
-        kth_probabilities += [torch.stack([routing.kth_probability_E for routing in loss.routings])] if loss.routings else []
+        kth_probabilities += (
+            [torch.stack([routing.kth_probability_E for routing in loss.routings])] if loss.routings else []
+        )
     result = engine.step(learning_rate(run.step, config))
     if kth_probabilities and not result.is_skipped:
-        update_thresholds(run.pipeline.denoiser.moe_layers(), torch.stack(kth_probabilities).mean(0), context.dp_group)
+        update_thresholds(
+            run.pipeline.denoiser.moe_layers(), torch.stack(kth_probabilities).mean(0), context.dp_group
+        )
     reporter.add_verdict(run.guard.judge(run.step, is_skipped=result.is_skipped, stop=run.stop))
     reporter.add_step(result)
 
@@ -193,24 +222,35 @@ def train_step(run: Training, reporter: Reporter) -> None:
 def roll_back(run: Training) -> None:
     """Back to the newest checkpoint; the data goes on where it is. Collective over the world.
 
-    The checkpoint is written anew with that place in the data: a run that is killed later on leaves out the same samples.
+    The checkpoint is written anew with that place in the data: a run that is killed later on leaves out the
+    same samples.
 
     Raises: RuntimeError if `defence.max_rollbacks` are used up or there is no checkpoint.
     """
     told = f"the last {run.guard.bad_in_a_row} steps to step {run.step} were bad (defence.bad_steps)"
     advice = "lower optimizer.learning_rate, or look at the samples that the log names"
     if run.guard.counts["rollbacks"] >= run.config.defence.max_rollbacks:
-        raise RunError(f"{told} and {run.config.defence.max_rollbacks} rollbacks (defence.max_rollbacks) are used up; {advice}")
+        raise RunError(
+            f"{told} and {run.config.defence.max_rollbacks} rollbacks (defence.max_rollbacks) are used up; {advice}"
+        )
     start = resume(run.store, run.engine, run.config, run.directory, frozen=run.pipeline.frozen)
     if start.step == 0:
         raise RunError(f"{told} and there is no checkpoint to go back to; {advice}")
     run.step, run.position = start.step, replace(run.position, step=start.step)
     if len(run.plan.stages) > 1:
         # The sizes of images go by the step, which went back.
-        run.batches = run.reader.batches(run.plan, run.position, dp_rank=run.context.dp_group.rank(), dp_size=run.context.dp_group.size())
+        run.batches = run.reader.batches(
+            run.plan, run.position, dp_rank=run.context.dp_group.rank(), dp_size=run.context.dp_group.size()
+        )
     run.guard.rolled_back(start.guard)
     samples = run.position.samples
-    logger.warning("%s; back to step %d, on behind sample %d: %d samples are left out", told, run.step, samples, samples - start.samples)
+    logger.warning(
+        "%s; back to step %d, on behind sample %d: %d samples are left out",
+        told,
+        run.step,
+        samples,
+        samples - start.samples,
+    )
     save(run)
 
 
@@ -223,7 +263,11 @@ def save(run: Training) -> None:
         samples_by_bucket=run.plan.by_bucket(run.position),
         optimizer_steps=run.engine.step_count,
         settings=model_settings(config, tokenizer=run.directory.tokenizer, frozen=run.pipeline.frozen),
-        layout={"world_size": context.world_size, "expert_parallel": context.expert_parallel, "zero_stage": config.parallel.zero_stage},
+        layout={
+            "world_size": context.world_size,
+            "expert_parallel": context.expert_parallel,
+            "zero_stage": config.parallel.zero_stage,
+        },
         guard=run.guard.state(),
     )
     run.store.save(run.engine.state(), manifest)
@@ -233,31 +277,57 @@ def _is_due(step: int, every: int, config: Config) -> bool:
     return every > 0 and (step % every == 0 or step == config.run.steps)
 
 
-def resume(store: CheckpointStore, engine: Engine, config: Config, directory: RunDirectory, *, frozen: Mapping[str, str]) -> Manifest:
-    """Fill the engine from the newest checkpoint and say where it stood; step 0 without one. Collective over the world."""
+def resume(
+    store: CheckpointStore,
+    engine: Engine,
+    config: Config,
+    directory: RunDirectory,
+    *,
+    frozen: Mapping[str, str],
+) -> Manifest:
+    """Fill the engine from the newest checkpoint and say where it stood; step 0 without one. Collective over
+    the world."""
     found = store.newest()
     if found is None:
         return Manifest(step=0, samples=0, optimizer_steps=0)
     checkpoint, _ = found
-    loaded = store.load(checkpoint, engine.state(), settings=model_settings(config, tokenizer=directory.tokenizer, frozen=frozen))
+    loaded = store.load(
+        checkpoint,
+        engine.state(),
+        settings=model_settings(config, tokenizer=directory.tokenizer, frozen=frozen),
+    )
     engine.restored(step_count=loaded.optimizer_steps)
     logger.info("continues from %s (step %d, %d samples)", checkpoint, loaded.step, loaded.samples)
     return loaded
 
 
 def prepare_tokenizer(config: Config, directory: RunDirectory, reader: Reader) -> None:
-    """Train the tokenizer of the run's captions, unless an earlier start did. For the main rank, before the others read it."""
-    if config.model.conditioning == "text" and config.text.kind == "sentencepiece" and not directory.tokenizer.is_file():
+    """Train the tokenizer of the run's captions, unless an earlier start did. For the main rank, before the
+    others read it."""
+    if (
+        config.model.conditioning == "text"
+        and config.text.kind == "sentencepiece"
+        and not directory.tokenizer.is_file()
+    ):
         directory.path.mkdir(parents=True, exist_ok=True)
-        train_tokenizer(iterate_captions(reader, TOKENIZER_CAPTIONS), vocabulary=config.text.vocabulary, path=directory.tokenizer)
+        train_tokenizer(
+            iterate_captions(reader, TOKENIZER_CAPTIONS),
+            vocabulary=config.text.vocabulary,
+            path=directory.tokenizer,
+        )
 
 
 def warn_of_cut_captions(encoder: TextEncoder, reader: Reader) -> None:
-    """Say so if more than one caption in a hundred is longer than `text.max_tokens`, judged by a thousand of them."""
+    """Say so if more than one caption in a hundred is longer than `text.max_tokens`, judged by a thousand of
+    them."""
     encoder.tokenize(list(iterate_captions(reader, JUDGED_CAPTIONS)))
     share = encoder.tokenizer.num_cut / encoder.tokenizer.num_captions
     if share > 0.01:
-        logger.warning("%.0f %% of the captions are longer than text.max_tokens (%d) and cut; raise it", 100 * share, encoder.tokenizer.max_tokens)
+        logger.warning(
+            "%.0f %% of the captions are longer than text.max_tokens (%d) and cut; raise it",
+            100 * share,
+            encoder.tokenizer.max_tokens,
+        )
 
 
 def refuse_other_features(readers: Sequence[Reader | None], pipeline: Pipeline, config: Config) -> None:
@@ -272,6 +342,10 @@ def record_config(config: Config, directory: RunDirectory) -> None:
     text = dump_config(config)
     if directory.config.is_file() and directory.config.read_text() != text:
         changed = "; ".join(changed_settings(directory.config, config)) or "none in meaning"
-        logger.info("settings that differ from those of the last start: %s; %s now holds the new ones", changed, directory.config)
+        logger.info(
+            "settings that differ from those of the last start: %s; %s now holds the new ones",
+            changed,
+            directory.config,
+        )
     directory.path.mkdir(parents=True, exist_ok=True)
     replace_file(directory.config, text.encode())

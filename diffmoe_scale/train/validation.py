@@ -11,11 +11,11 @@ import torch.distributed as dist
 
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.data.shards import Reader, build_reader, iterate_captions
-from diffmoe_scale.model.pipeline import Pipeline
+from diffmoe_scale.data.reading.reader import Reader, build_reader, iterate_captions
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.parallel.context import ParallelContext
-from diffmoe_scale.telemetry.plots import save_image_grid
+from diffmoe_scale.report.plots import save_image_grid
+from diffmoe_scale.sampling.generate import Pipeline
 from diffmoe_scale.train.loss import denoising_loss, latents_of
 
 logger = logging.getLogger(__name__)
@@ -28,11 +28,24 @@ GRID_COLUMNS = 8
 class Validation:
     """Both looks use the weights that the pipeline holds at that moment. Every rank takes part in both."""
 
-    def __init__(self, config: Config, context: ParallelContext, directory: RunDirectory, pipeline: Pipeline, train_reader: Reader) -> None:
+    def __init__(
+        self,
+        config: Config,
+        context: ParallelContext,
+        directory: RunDirectory,
+        pipeline: Pipeline,
+        train_reader: Reader,
+    ) -> None:
         self.config, self.context, self.directory, self.pipeline = config, context, directory, pipeline
         self.reader: Reader | None = None
         if config.data.validation:
-            self.reader = build_reader(config.data, config.data.validation, model=config.model, seed=config.run.seed, buckets=config.buckets)
+            self.reader = build_reader(
+                config.data,
+                config.data.validation,
+                model=config.model,
+                seed=config.run.seed,
+                buckets=config.buckets,
+            )
         self._train_reader = train_reader
 
     @cached_property
@@ -42,8 +55,8 @@ class Validation:
 
     @torch.no_grad()
     def loss(self) -> dict[str, float]:
-        """`loss/validation`: the diffusion loss on the first `telemetry.validation_samples` held-out samples, with noise and
-        times that never change. Collective over the world."""
+        """`loss/validation`: the diffusion loss on the first `telemetry.validation_samples` held-out samples,
+        with noise and times that never change. Collective over the world."""
         assert self.reader is not None, "checked with the config"
         batches = self.reader.validation_batches(
             limit=self.config.telemetry.validation_samples,
@@ -55,35 +68,51 @@ class Validation:
         for batch in batches:
             latents_BCHW = latents_of(batch, self.pipeline.autoencoder, self.context.device)
             loss = denoising_loss(
-                self.pipeline.denoiser, self.pipeline.objective, batch, latents_BCHW, seed=self.config.run.seed + 1, selection=Selection(rule="train")
+                self.pipeline.denoiser,
+                self.pipeline.objective,
+                batch,
+                latents_BCHW,
+                seed=self.config.run.seed + 1,
+                selection=Selection(rule="train"),
             )
             # The mean counts slots of weight 0; undone here, since their number differs between ranks.
-            total += torch.stack([loss.parts["loss/diffusion"] * len(batch.keys), batch.weight_B.sum().to(total)])
+            total += torch.stack(
+                [loss.parts["loss/diffusion"] * len(batch.keys), batch.weight_B.sum().to(total)]
+            )
         dist.all_reduce(total, group=self.context.dp_group)
         return {"loss/validation": float(total[0] / total[1].clamp(min=1))}
 
     def draw(self, step: int) -> Path:
-        """Pictures of the run's captions as `samples/step_N.png`, each rank a share of them. Collective over the world."""
+        """Pictures of the run's captions as `samples/step_N.png`, each rank a share of them. Collective over
+        the world."""
         ranks = self.context.dp_group.size()
         share = math.ceil(len(self.prompts) / ranks)
         # Expert-parallel ranks step together, so each draws equally many; the repeated last ones are dropped.
         padded = (self.prompts * ranks)[: share * ranks]
         first = share * self.context.dp_group.rank()
-        generated = self.pipeline.generate(padded[first : first + share], self.config.sampling, seed=self.config.run.seed, first_index=first)
+        generated = self.pipeline.generate(
+            padded[first : first + share], self.config.sampling, seed=self.config.run.seed, first_index=first
+        )
         parts: list[Any] = [None] * ranks
         dist.all_gather_object(parts, generated.images_BCHW.cpu(), group=self.context.control_group)
         path = self.directory.samples / f"step_{step:08d}.png"
         if self.context.is_main:
             try:
                 path.parent.mkdir(exist_ok=True)
-                save_image_grid(torch.cat(parts)[: len(self.prompts)], [str(prompt) for prompt in self.prompts], path, columns=GRID_COLUMNS)
+                save_image_grid(
+                    torch.cat(parts)[: len(self.prompts)],
+                    [str(prompt) for prompt in self.prompts],
+                    path,
+                    columns=GRID_COLUMNS,
+                )
             except OSError as error:  # a full disk must not end the run for a picture's sake
                 logger.warning("%s was not written: %s", path, error)
         return path
 
 
 def choose_prompts(config: Config, reader: Reader) -> list[str] | list[int]:
-    """`telemetry.sample_prompts`, else captions spread over the reader's shards; in class mode the first labels."""
+    """`telemetry.sample_prompts`, else captions spread over the reader's shards; in class mode the first
+    labels."""
     if config.model.conditioning == "class":
         return list(range(min(NUM_DRAWN, config.model.num_classes)))
     if config.telemetry.sample_prompts:

@@ -3,9 +3,19 @@ from pathlib import Path
 
 import pytest
 
-from diffmoe_scale.checkpoint.manifest import Manifest, check_model, complete_checkpoints, describe_file, find_damage, read_manifest, write_manifest
+from diffmoe_scale.checkpoint.manifest import (
+    Manifest,
+    check_model,
+    complete_checkpoints,
+    describe_file,
+    find_damage,
+    read_manifest,
+    write_manifest,
+)
 
-MANIFEST = Manifest(step=3, samples=24, optimizer_steps=2, settings={"moe": {"capacity": 0.1}}, shapes={"master/w": [3, 4]})
+MANIFEST = Manifest(
+    step=3, samples=24, optimizer_steps=2, settings={"moe": {"capacity": 0.1}}, shapes={"master/w": [3, 4]}
+)
 
 
 def make_checkpoint(folder: Path, step: int) -> Path:
@@ -28,7 +38,9 @@ def test_manifest_comes_back_with_its_check_sum(tmp_path: Path) -> None:
 def test_edited_manifest_is_refused(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path, 3)
     edit(path, samples=25)
-    with pytest.raises(ValueError, match=f"manifest.json of {path} has another check sum than when it was written"):
+    with pytest.raises(
+        ValueError, match=f"manifest.json of {path} has another check sum than when it was written"
+    ):
         read_manifest(path)
 
 
@@ -66,7 +78,9 @@ def test_damaged_files_are_named_with_what_is_wrong(tmp_path: Path) -> None:
     names = ["flipped", "long", "missing", "whole"]
     for name in names:
         (tmp_path / name).write_bytes(b"data")
-    manifest = Manifest(step=1, samples=1, optimizer_steps=1, files={name: describe_file(tmp_path / name) for name in names})
+    manifest = Manifest(
+        step=1, samples=1, optimizer_steps=1, files={name: describe_file(tmp_path / name) for name in names}
+    )
     (tmp_path / "flipped").write_bytes(b"dat`")
     (tmp_path / "long").write_bytes(b"data!")
     (tmp_path / "missing").unlink()
@@ -79,10 +93,20 @@ def test_damaged_files_are_named_with_what_is_wrong(tmp_path: Path) -> None:
 
 def test_other_tensors_without_another_setting_are_refused() -> None:
     check_model(Path("run"), MANIFEST, {"master/w": [3, 4]}, MANIFEST.settings)
-    with pytest.raises(ValueError, match=r"1 tensors differ, such as master/w is \[3, 4\] there and missing here. Settings that differ: none"):
+    with pytest.raises(
+        ValueError,
+        match=r"1 tensors differ, such as master/w is \[3, 4\] there and missing here. Settings that differ: none",
+    ):
         check_model(Path("run"), MANIFEST, {}, MANIFEST.settings)
 
 
 def test_another_setting_with_equal_tensors_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"all tensors have the same shapes. Settings that differ: moe\.\w+ was"):
-        check_model(Path("run"), MANIFEST, {"master/w": [3, 4]}, {"moe": {name: "another" for name in MANIFEST.settings["moe"]}})
+    with pytest.raises(
+        ValueError, match=r"all tensors have the same shapes. Settings that differ: moe\.\w+ was"
+    ):
+        check_model(
+            Path("run"),
+            MANIFEST,
+            {"master/w": [3, 4]},
+            {"moe": {name: "another" for name in MANIFEST.settings["moe"]}},
+        )

@@ -21,7 +21,7 @@ import torch.distributed.checkpoint as dcp
 from diffmoe_scale.checkpoint import store as module
 from diffmoe_scale.checkpoint.manifest import Manifest
 from diffmoe_scale.checkpoint.store import CheckpointStore, fill_tensors
-from diffmoe_scale.config.train import CheckpointConfig
+from diffmoe_scale.config.run import CheckpointConfig
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.parallel.slice import Slice
 from tests.ranks import run_on_ranks
@@ -33,23 +33,32 @@ Cuts = Sequence[int]
 
 
 def make_state(rank: int, cuts: Cuts, *, step: int) -> dict[str, Slice]:
-    """`master/w` is 0, 1, 2, ... plus 100 times the step, cut among the ranks; every rank has the whole buffers."""
+    """`master/w` is 0, 1, 2, ... plus 100 times the step, cut among the ranks; every rank has the whole
+    buffers."""
     values = torch.arange(ELEMENTS, dtype=torch.float32) + 100 * step
-    state = {"buffer/threshold": Slice.whole(torch.full((2,), 0.5 * step)), "buffer/count": Slice.whole(torch.tensor(step))}
+    state = {
+        "buffer/threshold": Slice.whole(torch.full((2,), 0.5 * step)),
+        "buffer/count": Slice.whole(torch.tensor(step)),
+    }
     if cuts[rank] < cuts[rank + 1]:
         state["master/w"] = Slice(values[cuts[rank] : cuts[rank + 1]].clone(), start=cuts[rank], shape=(3, 4))
     return state
 
 
 def empty_state(rank: int, cuts: Cuts) -> dict[str, Slice]:
-    return {name: Slice(torch.zeros_like(piece.values), piece.start, piece.shape) for name, piece in make_state(rank, cuts, step=1).items()}
+    return {
+        name: Slice(torch.zeros_like(piece.values), piece.start, piece.shape)
+        for name, piece in make_state(rank, cuts, step=1).items()
+    }
 
 
 def even_cuts(size: int) -> Cuts:
     return [ELEMENTS * rank // size for rank in range(size + 1)]
 
 
-def save(context: ParallelContext, folder: Path, steps: Sequence[int], cuts: Cuts | None = None, **settings: Any) -> list[bool]:
+def save(
+    context: ParallelContext, folder: Path, steps: Sequence[int], cuts: Cuts | None = None, **settings: Any
+) -> list[bool]:
     store = CheckpointStore(folder, CheckpointConfig(**settings), group=context.checkpoint_group)
     state = partial(make_state, context.rank, cuts or even_cuts(context.world_size))
     return [write(store, state(step=step), step) for step in steps]
@@ -61,10 +70,14 @@ def write(store: CheckpointStore, state: dict[str, Slice], step: int) -> bool:
 
 
 def manifest(step: int) -> Manifest:
-    return Manifest(step=step, samples=8 * step, optimizer_steps=step - 1, settings=SETTINGS, layout={"world_size": 2})
+    return Manifest(
+        step=step, samples=8 * step, optimizer_steps=step - 1, settings=SETTINGS, layout={"world_size": 2}
+    )
 
 
-def load_newest(context: ParallelContext, folder: Path, cuts: Cuts | None = None) -> tuple[dict[str, list[float]], list[str], int]:
+def load_newest(
+    context: ParallelContext, folder: Path, cuts: Cuts | None = None
+) -> tuple[dict[str, list[float]], list[str], int]:
     """What the newest checkpoint holds for this rank, what was logged, and its number of samples."""
     messages: list[str] = []
     handler = logging.Handler()
@@ -85,7 +98,9 @@ def expected_state(rank: int, cuts: Cuts, *, step: int) -> dict[str, list[float]
 
 
 @pytest.mark.parametrize(
-    "before, after", [((0, 5, 12), (0, 12)), ((0, 12), (0, 7, 12)), ((0, 0, 12), (0, 1, 12)), ((0, 5, 12), (0, 3, 3, 11, 12))], ids=str
+    "before, after",
+    [((0, 5, 12), (0, 12)), ((0, 12), (0, 7, 12)), ((0, 0, 12), (0, 1, 12)), ((0, 5, 12), (0, 3, 3, 11, 12))],
+    ids=str,
 )
 def test_uneven_slices_are_read_back_by_another_layout(tmp_path: Path, before: Cuts, after: Cuts) -> None:
     run_on_ranks(save, len(before) - 1, tmp_path, [3], before)
@@ -100,9 +115,14 @@ def test_manifest_describes_the_checkpoint_its_files_and_what_wrote_it(tmp_path:
     assert (tree["step"], tree["samples"], tree["optimizer_steps"], tree["schema"]) == (3, 24, 2, 1)
     assert tree["settings"] == SETTINGS and tree["layout"] == {"world_size": 2}
     assert tree["shapes"] == {"master/w": [3, 4], "buffer/threshold": [2], "buffer/count": []}
-    assert tree["versions"].keys() == {"torch", "deepspeed", "megatron-core", "python"} and tree["versions"]["deepspeed"] == "0.19.8"
+    assert (
+        tree["versions"].keys() == {"torch", "deepspeed", "megatron-core", "python"}
+        and tree["versions"]["deepspeed"] == "0.19.8"
+    )
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
-    assert tree["files"] == {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
+    assert tree["files"] == {
+        name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
+    }
     assert any(name.endswith(".distcp") for name in files)
 
 
@@ -115,8 +135,12 @@ def test_folder_without_checkpoints_has_no_newest_one(tmp_path: Path) -> None:
     assert run_on_ranks(newest_name, 2, tmp_path / "missing") == ["none"] * 2
 
 
-@pytest.mark.parametrize("keep, kept", [({"keep_last": 2}, [40, 50]), ({"keep_last": 1, "keep_every": 20}, [20, 40, 50])], ids=str)
-def test_newest_and_regular_checkpoints_are_kept(tmp_path: Path, keep: dict[str, Any], kept: list[int]) -> None:
+@pytest.mark.parametrize(
+    "keep, kept", [({"keep_last": 2}, [40, 50]), ({"keep_last": 1, "keep_every": 20}, [20, 40, 50])], ids=str
+)
+def test_newest_and_regular_checkpoints_are_kept(
+    tmp_path: Path, keep: dict[str, Any], kept: list[int]
+) -> None:
     run_on_ranks(partial(save, **keep), 1, tmp_path, [10, 20, 30, 40, 50])
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step_{step:08d}" for step in kept]
 
@@ -134,7 +158,11 @@ def save_and_die(context: ParallelContext, folder: Path, place: str) -> None:
     def die(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    owner, name = {"data": (dcp.FileSystemWriter, "write_data"), "manifest": (json, "dump"), "rename": (module.os, "rename")}[place]
+    owner, name = {
+        "data": (dcp.FileSystemWriter, "write_data"),
+        "manifest": (json, "dump"),
+        "rename": (module.os, "rename"),
+    }[place]
     setattr(owner, name, die)
     save(context, folder, [20])
 
@@ -189,18 +217,24 @@ def copy(two_checkpoints: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(two_checkpoints, tmp_path / "copy"))
 
 
-def load_each(context: ParallelContext, folders: list[Path]) -> list[tuple[dict[str, list[float]], list[str], int]]:
+def load_each(
+    context: ParallelContext, folders: list[Path]
+) -> list[tuple[dict[str, list[float]], list[str], int]]:
     return [load_newest(context, folder) for folder in folders]
 
 
-def test_damaged_files_are_named_and_the_checkpoint_before_is_used(two_checkpoints: Path, tmp_path: Path) -> None:
+def test_damaged_files_are_named_and_the_checkpoint_before_is_used(
+    two_checkpoints: Path, tmp_path: Path
+) -> None:
     for name, (damage, file, _) in DAMAGES.items():
         shutil.copytree(two_checkpoints, tmp_path / name)
         damage(tmp_path / name / "step_00000020" / file)
     for rank, answers in enumerate(run_on_ranks(load_each, 2, [tmp_path / name for name in DAMAGES])):
         for (name, (_, _, pattern)), (state, messages, samples) in zip(DAMAGES.items(), answers, strict=True):
             assert state == expected_state(rank, (0, 6, 12), step=10) and samples == 80, name
-            assert len(messages) == 1 and re.search(f"checkpoint .*step_00000020 is damaged and not used: .*{pattern}", messages[0]), messages
+            assert len(messages) == 1 and re.search(
+                f"checkpoint .*step_00000020 is damaged and not used: .*{pattern}", messages[0]
+            ), messages
 
 
 def refuse_newest(context: ParallelContext, folder: Path) -> str:
@@ -213,7 +247,10 @@ def test_run_whose_checkpoints_are_all_damaged_stops(copy: Path) -> None:
     for path in copy.glob("*/__0_0.distcp"):
         truncate(path)
     for message in run_on_ranks(refuse_newest, 2, copy):
-        assert message == f"all 2 checkpoints in {copy} are damaged (the log names the files); restore one, or choose another run.directory"
+        assert (
+            message
+            == f"all 2 checkpoints in {copy} are damaged (the log names the files); restore one, or choose another run.directory"
+        )
 
 
 def fail_in_turn(context: ParallelContext, folder: Path, on_write_error: str) -> list[str]:
@@ -252,9 +289,13 @@ def test_failure_of_one_rank_stops_all_and_leaves_older_checkpoints(tmp_path: Pa
     answers = run_on_ranks(fail_in_turn, 2, tmp_path, "stop")
     assert answers[0] == answers[1]
     for step, rank, answer in zip(range(20, 25), [0, 0, 1, 0, 0], answers[0], strict=True):
-        assert answer.startswith(f"checkpoint {tmp_path}/step_{step:08d} was not written: rank {rank}: "), answer
+        assert answer.startswith(f"checkpoint {tmp_path}/step_{step:08d} was not written: rank {rank}: "), (
+            answer
+        )
         assert "No space left on device" in answer and "Traceback" not in answer
-        assert answer.endswith(f"; older checkpoints are untouched; free space in {tmp_path} or change its disk")
+        assert answer.endswith(
+            f"; older checkpoints are untouched; free space in {tmp_path} or change its disk"
+        )
     assert run_on_ranks(newest_name, 1, tmp_path) == ["step_00000030"]
 
 
@@ -304,14 +345,19 @@ def train_while_writing(context: ParallelContext, folder: Path) -> dict[str, Any
     return seen
 
 
-def test_training_goes_on_and_changes_weights_while_a_save_is_written_and_the_next_save_waits(tmp_path: Path) -> None:
+def test_training_goes_on_and_changes_weights_while_a_save_is_written_and_the_next_save_waits(
+    tmp_path: Path,
+) -> None:
     for rank, seen in enumerate(run_on_ranks(train_while_writing, 2, tmp_path)):
         assert seen["sum"] == 4 and seen["complete"] == [] and seen["events at least"] == ["begin", "end"]
-        assert seen["10"] == expected_state(rank, (0, 6, 12), step=10) and seen["20"] == expected_state(rank, (0, 6, 12), step=20)
+        assert seen["10"] == expected_state(rank, (0, 6, 12), step=10) and seen["20"] == expected_state(
+            rank, (0, 6, 12), step=20
+        )
 
 
 def fail_behind_the_back(context: ParallelContext, folder: Path) -> list[str]:
-    """Who hears of a failed save: the next one, the end of the run, and nobody when the run ends with an error of its own."""
+    """Who hears of a failed save: the next one, the end of the run, and nobody when the run ends with an
+    error of its own."""
     heard = []
     state = make_state(context.rank, even_cuts(context.world_size), step=10)
 
@@ -333,10 +379,15 @@ def fail_behind_the_back(context: ParallelContext, folder: Path) -> list[str]:
     return heard
 
 
-def test_failed_save_stops_the_next_one_or_the_end_of_the_run_and_hides_no_other_error(tmp_path: Path) -> None:
+def test_failed_save_stops_the_next_one_or_the_end_of_the_run_and_hides_no_other_error(
+    tmp_path: Path,
+) -> None:
     for heard in run_on_ranks(fail_behind_the_back, 2, tmp_path):
         assert len(heard) == 3 and heard[0] == heard[1] and heard[2] == "loss"
-        assert heard[0].startswith(f"checkpoint {tmp_path}/step_00000010 was not written: rank 0: ") and "No space left" in heard[0]
+        assert (
+            heard[0].startswith(f"checkpoint {tmp_path}/step_00000010 was not written: rank 0: ")
+            and "No space left" in heard[0]
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -344,7 +395,9 @@ def test_failed_save_stops_the_next_one_or_the_end_of_the_run_and_hides_no_other
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, text=True
+    )
     if mounted.returncode != 0:
         pytest.skip(f"a small disk cannot be mounted: {mounted.stderr.strip()}")
     yield folder
@@ -355,7 +408,10 @@ def fill_disk(context: ParallelContext, folder: Path) -> list[str]:
     """160 KiB a checkpoint on a disk of 256."""
     group = context.checkpoint_group
     state = {"master/w": Slice.whole(torch.ones(40 * 1024))}
-    careful, careless = (CheckpointStore(folder, CheckpointConfig(on_write_error=choice), group=group) for choice in ("stop", "continue"))
+    careful, careless = (
+        CheckpointStore(folder, CheckpointConfig(on_write_error=choice), group=group)
+        for choice in ("stop", "continue")
+    )
     assert write(careful, state, 10)
     with pytest.raises(RuntimeError) as failure:
         write(careful, state, 20)
@@ -368,7 +424,11 @@ def fill_disk(context: ParallelContext, folder: Path) -> list[str]:
 
 def test_full_disk_ends_in_one_sentence_and_the_checkpoint_before_is_whole(small_disk: Path) -> None:
     ((message, newest),) = run_on_ranks(fill_disk, 1, small_disk)
-    assert "No space left on device" in message and "older checkpoints are untouched" in message and "\n" not in message
+    assert (
+        "No space left on device" in message
+        and "older checkpoints are untouched" in message
+        and "\n" not in message
+    )
     assert newest == "step_00000010"
 
 
@@ -378,7 +438,11 @@ def refuse_another_model(context: ParallelContext, folder: Path) -> str:
     state["master/w"] = Slice(state["master/w"].values, state["master/w"].start, shape=(6, 2))
     del state["buffer/threshold"]
     with pytest.raises(ValueError) as refusal:
-        store.load(folder / "step_00000020", state, settings={"moe": {"num_experts": 8, "capacity": 1.0}, "model": {"width": 32}})
+        store.load(
+            folder / "step_00000020",
+            state,
+            settings={"moe": {"num_experts": 8, "capacity": 1.0}, "model": {"width": 32}},
+        )
     return str(refusal.value)
 
 
@@ -399,8 +463,13 @@ def test_one_family_fills_whole_tensors_of_another_format(two_checkpoints: Path)
 
 
 def test_filling_another_models_tensors_is_refused(two_checkpoints: Path) -> None:
-    with pytest.raises(ValueError, match=r"1 tensors differ, such as master/w is \[3, 4\] there and \[4, 3\] here. Settings that differ: none"):
-        fill_tensors(two_checkpoints / "step_00000020", {"w": torch.zeros(4, 3)}, family="master", settings=SETTINGS)
+    with pytest.raises(
+        ValueError,
+        match=r"1 tensors differ, such as master/w is \[3, 4\] there and \[4, 3\] here. Settings that differ: none",
+    ):
+        fill_tensors(
+            two_checkpoints / "step_00000020", {"w": torch.zeros(4, 3)}, family="master", settings=SETTINGS
+        )
 
 
 def test_filling_from_a_short_file_says_that_it_is_damaged(copy: Path) -> None:

@@ -54,17 +54,29 @@ def test_command_line_wins_over_file_and_file_over_default(tmp_path: Path) -> No
         ("data.train=x.tar", "data.train is 'x.tar'; expected a list, for example [x.tar]"),
         ("data.train=[3]", "data.train.0 is 3; input should be a valid string"),
         ("data.train=[{shards: [a.tar], weight: 1, repeat: 2}]", "data.train.0.repeat is no setting"),
-        ("data.train=[{shards: [a.tar], wieght: 1}]", "data.train.0.wieght is no setting; did you mean data.train.0.weight?"),
+        (
+            "data.train=[{shards: [a.tar], wieght: 1}]",
+            "data.train.0.wieght is no setting; did you mean data.train.0.weight?",
+        ),
         ("data.train=[{shards: [a.tar]}]", "data.train.0.weight is missing"),
         ("data.train=[a-{0..3}.tar]", "(expected ',' or ']', but got '{'); within a list, text with braces"),
         ("moe.pool=everywhere", "moe.pool is 'everywhere'; input should be 'sample', 'rank'"),
         ("model.width=130", "model.width is 130; expected a multiple of model.heads (4)"),
         ("model.patch_size=5", "model.image_size is 32; expected a multiple of model.patch_size (5)"),
-        ("parallel.zero_stage=0", "parallel.zero_stage is 0; expected 1 or 2 (DeepSpeed's stage 0 clips by a mean of the ranks' own norms"),
+        (
+            "parallel.zero_stage=0",
+            "parallel.zero_stage is 0; expected 1 or 2 (DeepSpeed's stage 0 clips by a mean of the ranks' own norms",
+        ),
         ("parallel.zero_stage=3", "stage 3 averages the gradients of different experts"),
-        ("parallel.expert_parallel=3", "moe.num_experts is 8; expected a multiple of parallel.expert_parallel (3)"),
+        (
+            "parallel.expert_parallel=3",
+            "moe.num_experts is 8; expected a multiple of parallel.expert_parallel (3)",
+        ),
         ("run.micro_batch=48", "run.global_batch is 64; expected a multiple of run.micro_batch (48)"),
-        ("moe.precision=fp8_current", "moe.precision is 'fp8_current'; expected 'model' unless moe.backend is 'transformer_engine'"),
+        (
+            "moe.precision=fp8_current",
+            "moe.precision is 'fp8_current'; expected 'model' unless moe.backend is 'transformer_engine'",
+        ),
     ],
 )
 def test_wrong_setting_is_named_by_its_path(setting: str, sentence: str) -> None:
@@ -73,7 +85,9 @@ def test_wrong_setting_is_named_by_its_path(setting: str, sentence: str) -> None
     assert sentence in str(error.value)
 
 
-@pytest.mark.parametrize("setting", ["data.train=[3]", "data.train=[{shards: [a.tar]}]", "data.train=[a-{0..3}.tar]"])
+@pytest.mark.parametrize(
+    "setting", ["data.train=[3]", "data.train=[{shards: [a.tar]}]", "data.train=[a-{0..3}.tar]"]
+)
 def test_wrong_entry_of_a_list_is_named_in_one_line(setting: str) -> None:
     with pytest.raises(ValueError) as error:
         load_config(None, [setting])

@@ -1,4 +1,5 @@
-"""Small shards for tests. Sample `row` of shard `number` has the key `NUMBER_ROW`, one colour and, unless told otherwise, a caption."""
+"""Small shards for tests. Sample `row` of shard `number` has the key `NUMBER_ROW`, one colour and, unless
+told otherwise, a caption."""
 
 import io
 import tarfile
@@ -7,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from diffmoe_scale.data.batch import Batch
-from diffmoe_scale.data.shards import Reader
+from diffmoe_scale.data.reading.batch import Batch
+from diffmoe_scale.data.reading.reader import Reader
 
 Members = dict[str, bytes]
 
@@ -24,7 +25,10 @@ def color(number: int, row: int) -> tuple[int, int, int]:
 
 
 def make_sample(number: int, row: int) -> Members:
-    return {"png": encode(Image.new("RGB", (4, 4), color(number, row))), "txt": f"caption {number} {row}".encode()}
+    return {
+        "png": encode(Image.new("RGB", (4, 4), color(number, row))),
+        "txt": f"caption {number} {row}".encode(),
+    }
 
 
 def write_shard(path: Path, samples: Mapping[str, Members]) -> Path:
@@ -37,7 +41,9 @@ def write_shard(path: Path, samples: Mapping[str, Members]) -> Path:
     return path
 
 
-def write_shards(folder: Path, counts: Sequence[int], *, replaced: Mapping[str, Members] | None = None) -> list[Path]:
+def write_shards(
+    folder: Path, counts: Sequence[int], *, replaced: Mapping[str, Members] | None = None
+) -> list[Path]:
     """One shard for each count; `replaced` gives the members of some keys anew."""
     paths = []
     for number, count in enumerate(counts):
@@ -49,7 +55,11 @@ def write_shards(folder: Path, counts: Sequence[int], *, replaced: Mapping[str, 
 
 def all_keys(counts: Sequence[int]) -> set[str]:
     """What Batch.keys names, over an epoch."""
-    return {f"shard-{number:03d}.tar/{number}_{row}" for number, count in enumerate(counts) for row in range(count)}
+    return {
+        f"shard-{number:03d}.tar/{number}_{row}"
+        for number, count in enumerate(counts)
+        for row in range(count)
+    }
 
 
 def overwrite(path: Path, offset: int, data: bytes) -> None:
@@ -64,8 +74,16 @@ def header_offset(path: Path, name: str) -> int:
 
 
 def read_batches(
-    reader: Reader, *, global_batch: int, micro_batch: int, start_sample: int = 0, dp_rank: int = 0, dp_size: int = 1
+    reader: Reader,
+    *,
+    global_batch: int,
+    micro_batch: int,
+    start_sample: int = 0,
+    dp_rank: int = 0,
+    dp_size: int = 1,
 ) -> Iterator[Batch]:
     """The micro-batches of a rank from a sample number on, of a reader without buckets."""
     plan = reader.plan(global_batch=global_batch, micro_batch=micro_batch)
-    return reader.batches(plan, plan.position(step=0, samples=start_sample, by_bucket={}), dp_rank=dp_rank, dp_size=dp_size)
+    return reader.batches(
+        plan, plan.position(step=0, samples=start_sample, by_bucket={}), dp_rank=dp_rank, dp_size=dp_size
+    )

@@ -2,13 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from diffmoe_scale.config.model import DiffusionConfig
+from diffmoe_scale.config.diffusion import DiffusionConfig
 from diffmoe_scale.diffusion.objective import DDPM, build_objective
 
 
 def _batch(seed: int = 0, count: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(count, 3, 4, 4, generator=generator) * 2 - 1, torch.randn(count, 3, 4, 4, generator=generator)
+    return torch.rand(count, 3, 4, 4, generator=generator) * 2 - 1, torch.randn(
+        count, 3, 4, 4, generator=generator
+    )
 
 
 @pytest.mark.parametrize("prediction", ["velocity", "sample"])
@@ -28,22 +30,31 @@ def test_loss_on_the_sample_is_its_mean_squared_error_at_every_time() -> None:
     objective = build_objective(DiffusionConfig(prediction="sample", loss="sample"))
     x0, value, noise = torch.randn(3, 4, 3, 2, 2)
     expected_B = torch.stack([((value[i] - x0[i]) ** 2).sum() / 12 for i in range(4)])
-    torch.testing.assert_close(objective.loss(value, noise, x0, noise, torch.tensor([0.01, 0.3, 0.6, 1.0])), expected_B)
+    torch.testing.assert_close(
+        objective.loss(value, noise, x0, noise, torch.tensor([0.01, 0.3, 0.6, 1.0])), expected_B
+    )
 
 
 def test_sample_prediction_has_the_velocity_loss_of_the_velocity_it_implies() -> None:
-    sample, velocity = build_objective(DiffusionConfig(prediction="sample")), build_objective(DiffusionConfig())
+    sample, velocity = (
+        build_objective(DiffusionConfig(prediction="sample")),
+        build_objective(DiffusionConfig()),
+    )
     x0, noise = _batch()
     t = torch.linspace(0.1, 1, 6)
     x_t = sample.add_noise(x0, noise, t)
     wrong_x0 = x0 + 0.1 * noise
     implied_velocity = (x_t - wrong_x0) / t[:, None, None, None]
-    torch.testing.assert_close(sample.loss(wrong_x0, x_t, x0, noise, t), velocity.loss(implied_velocity, x_t, x0, noise, t))
+    torch.testing.assert_close(
+        sample.loss(wrong_x0, x_t, x0, noise, t), velocity.loss(implied_velocity, x_t, x0, noise, t)
+    )
 
 
 def test_logit_normal_times_have_the_asked_mean_and_spread() -> None:
     objective = build_objective(DiffusionConfig(time_sampling="logit_normal", logit_mean=-0.5, logit_std=0.8))
-    logits = torch.logit(objective.sample_time(torch.rand(100_000, generator=torch.Generator().manual_seed(0))).double())
+    logits = torch.logit(
+        objective.sample_time(torch.rand(100_000, generator=torch.Generator().manual_seed(0))).double()
+    )
     assert abs(float(logits.mean()) + 0.5) < 0.02 and abs(float(logits.std()) - 0.8) < 0.02
 
 

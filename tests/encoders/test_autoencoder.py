@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from diffmoe_scale.config.model import AutoencoderConfig
-from diffmoe_scale.encoders.autoencoder import build_autoencoder
+from diffmoe_scale.config.encoders import AutoencoderConfig
+from diffmoe_scale.encoders.autoencoder.autoencoder import build_autoencoder
 
 CPU = torch.device("cpu")
 
@@ -45,7 +45,12 @@ def images() -> torch.Tensor:
 
 def test_latents_have_the_promised_shape_and_decode_to_the_images_shape(any_autoencoder):
     latents_BCHW = any_autoencoder.encode(images())
-    assert latents_BCHW.shape == (2, any_autoencoder.channels, 16 // any_autoencoder.factor, 24 // any_autoencoder.factor)
+    assert latents_BCHW.shape == (
+        2,
+        any_autoencoder.channels,
+        16 // any_autoencoder.factor,
+        24 // any_autoencoder.factor,
+    )
     assert any_autoencoder.decode(latents_BCHW).shape == images().shape
 
 
@@ -78,7 +83,9 @@ def test_decoding_undoes_shift_and_scale(folder):
         model = tiny_model()
         expected = model.decode(model.encode(images()).latent_dist.mean).sample
     # (z - shift) * scale and back rounds each latent twice.
-    torch.testing.assert_close(autoencoder.decode(autoencoder.encode(images())), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        autoencoder.decode(autoencoder.encode(images())), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_statistics_of_each_channel_replace_the_shift(tmp_path):
@@ -87,7 +94,9 @@ def test_statistics_of_each_channel_replace_the_shift(tmp_path):
     with torch.no_grad():
         z_BCHW = tiny_model().encode(images()).latent_dist.mean
     latents_BCHW = build(tmp_path).encode(images())
-    expected = torch.stack([(z_BCHW[:, channel] - mean[channel]) * 0.5 / std[channel] for channel in range(16)], dim=1)
+    expected = torch.stack(
+        [(z_BCHW[:, channel] - mean[channel]) * 0.5 / std[channel] for channel in range(16)], dim=1
+    )
     torch.testing.assert_close(latents_BCHW, expected)
 
 
@@ -118,7 +127,12 @@ def test_weights_of_another_shape_are_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [('{"_class_name": "AutoencoderDC"}', "is of AutoencoderDC"), ("{", "does not parse"), ("[]", "does not parse")]
+    ("text", "message"),
+    [
+        ('{"_class_name": "AutoencoderDC"}', "is of AutoencoderDC"),
+        ("{", "does not parse"),
+        ("[]", "does not parse"),
+    ],
 )
 def test_config_of_something_else_is_an_error(text, message, tmp_path):
     (tmp_path / "config.json").write_text(text)

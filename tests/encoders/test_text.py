@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from diffmoe_scale.config.model import TextConfig
-from diffmoe_scale.encoders.text import TextFeatures, build_text_encoder, load_tokenizer, train_tokenizer
+from diffmoe_scale.config.encoders import TextConfig
+from diffmoe_scale.encoders.text.text import TextFeatures, build_text_encoder, load_tokenizer, train_tokenizer
 
 CAPTIONS = [
     f"{count} {color} {shape}s left of a {other} star"
@@ -59,7 +59,9 @@ def open_clip_encoder(tower_folder):
 @pytest.fixture(scope="module")
 def encoder(tokenizer_path):
     torch.manual_seed(0)
-    return build_text_encoder(TextConfig(width=32, depth=2, heads=4, max_tokens=24), tokenizer_path=tokenizer_path)
+    return build_text_encoder(
+        TextConfig(width=32, depth=2, heads=4, max_tokens=24), tokenizer_path=tokenizer_path
+    )
 
 
 @pytest.fixture(params=["encoder", "open_clip_encoder"])
@@ -101,7 +103,10 @@ def test_long_captions_are_cut_before_their_end_token_and_counted(any_encoder):
 def test_a_caption_that_just_fits_is_not_cut(any_encoder):
     tokenizer = any_encoder.tokenizer
     cut = tokenizer.num_cut
-    tokenizer.split, split = lambda captions: [[7] * (tokenizer.max_tokens - len(tokenizer.start) - 1)], tokenizer.split
+    tokenizer.split, split = (
+        lambda captions: [[7] * (tokenizer.max_tokens - len(tokenizer.start) - 1)],
+        tokenizer.split,
+    )
     assert any_encoder.tokenize(["x"]).shape[1] == tokenizer.max_tokens
     tokenizer.split = split
     assert tokenizer.num_cut == cut
@@ -159,7 +164,9 @@ def test_encoder_equals_torchs_transformer_with_the_same_weights(encoder):
     tokens_BL = encoder.tokenize([SHORT, LONG])
     x_BLT = encoder.token_embedding(tokens_BL) + encoder.position_LT[: tokens_BL.shape[1]]
     for block in encoder.blocks:
-        plain = nn.TransformerEncoderLayer(32, 4, 128, 0.0, lambda x: F.gelu(x, approximate="tanh"), batch_first=True, norm_first=True)
+        plain = nn.TransformerEncoderLayer(
+            32, 4, 128, 0.0, lambda x: F.gelu(x, approximate="tanh"), batch_first=True, norm_first=True
+        )
         names = {
             "self_attn.in_proj_": "qkv.",
             "self_attn.out_proj.": "projection.",
@@ -169,7 +176,13 @@ def test_encoder_equals_torchs_transformer_with_the_same_weights(encoder):
             "norm2.": "feed_forward_norm.",
         }
         state = block.state_dict()
-        plain.load_state_dict({theirs + part: state[ours + part] for theirs, ours in names.items() for part in ("weight", "bias")})
+        plain.load_state_dict(
+            {
+                theirs + part: state[ours + part]
+                for theirs, ours in names.items()
+                for part in ("weight", "bias")
+            }
+        )
         x_BLT = plain(x_BLT, src_key_padding_mask=tokens_BL == 0)
     features = encoder(tokens_BL)
     expected = F.layer_norm(x_BLT, (32,))
@@ -180,7 +193,9 @@ def test_every_weight_of_the_trained_encoder_gets_a_gradient_and_pads_give_none(
     encoder.zero_grad()
     features = encode(encoder, [SHORT, LONG])
     (features.tokens_BLT[features.mask_BL].square().sum() + (features.pooled_BV[:, ::2]).sum()).backward()
-    without = [name for name, weight in encoder.named_parameters() if weight.grad is None or not weight.grad.any()]
+    without = [
+        name for name, weight in encoder.named_parameters() if weight.grad is None or not weight.grad.any()
+    ]
     assert not without
     assert not encoder.token_embedding.weight.grad[0].any()
 
@@ -230,7 +245,9 @@ def test_open_clip_is_frozen_and_keeps_no_image_tower(open_clip_encoder):
 
 def test_open_clip_weight_file_gives_the_same_features_as_its_folder(open_clip_encoder, tower_folder):
     weights = str(tower_folder / "open_clip_model.safetensors")
-    config = TextConfig(kind="open_clip", open_clip_name="tiny-tower", open_clip_weights=weights, max_tokens=12)
+    config = TextConfig(
+        kind="open_clip", open_clip_name="tiny-tower", open_clip_weights=weights, max_tokens=12
+    )
     from_file = encode(build_text_encoder(config, tokenizer_path=tower_folder), [LONG])
     assert torch.equal(from_file.tokens_BLT, encode(open_clip_encoder, [LONG]).tokens_BLT)
 
@@ -238,16 +255,40 @@ def test_open_clip_weight_file_gives_the_same_features_as_its_folder(open_clip_e
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"open_clip_weights": "{folder}/absent.safetensors"}, r"text\.open_clip_weights is .*absent\.safetensors"),
+        (
+            {"open_clip_weights": "{folder}/absent.safetensors"},
+            r"text\.open_clip_weights is .*absent\.safetensors",
+        ),
         ({"open_clip_weights": "openai"}, r"text\.open_clip_weights is 'openai'"),
-        ({"open_clip_weights": "local-dir:{folder}/absent"}, r"text\.open_clip_weights is .*open_clip_config\.json"),
-        ({"open_clip_weights": "{folder}/open_clip_config.json", "open_clip_name": "tiny-tower"}, r"text\.open_clip_weights .* does not load as"),
-        ({"open_clip_weights": "{folder}/open_clip_model.safetensors", "open_clip_name": "ViT-L14"}, r"text\.open_clip_name is 'ViT-L14'.*ViT-L-14"),
-        ({"open_clip_weights": "{folder}/open_clip_model.safetensors", "open_clip_name": "ViT-B-16-SigLIP"}, r"hf_tokenizer_name"),
-        ({"open_clip_weights": "local-dir:{folder}", "max_tokens": 17}, r"text\.max_tokens is 17; expected at most 16"),
+        (
+            {"open_clip_weights": "local-dir:{folder}/absent"},
+            r"text\.open_clip_weights is .*open_clip_config\.json",
+        ),
+        (
+            {"open_clip_weights": "{folder}/open_clip_config.json", "open_clip_name": "tiny-tower"},
+            r"text\.open_clip_weights .* does not load as",
+        ),
+        (
+            {"open_clip_weights": "{folder}/open_clip_model.safetensors", "open_clip_name": "ViT-L14"},
+            r"text\.open_clip_name is 'ViT-L14'.*ViT-L-14",
+        ),
+        (
+            {
+                "open_clip_weights": "{folder}/open_clip_model.safetensors",
+                "open_clip_name": "ViT-B-16-SigLIP",
+            },
+            r"hf_tokenizer_name",
+        ),
+        (
+            {"open_clip_weights": "local-dir:{folder}", "max_tokens": 17},
+            r"text\.max_tokens is 17; expected at most 16",
+        ),
     ],
 )
 def test_unfit_open_clip_settings_are_errors_that_name_the_setting(settings, message, tower_folder):
-    settings = {key: value.format(folder=tower_folder) if isinstance(value, str) else value for key, value in settings.items()}
+    settings = {
+        key: value.format(folder=tower_folder) if isinstance(value, str) else value
+        for key, value in settings.items()
+    }
     with pytest.raises(ValueError, match=message):
         build_text_encoder(TextConfig(kind="open_clip", **settings), tokenizer_path=tower_folder)

@@ -39,7 +39,14 @@ OWN_VARIABLES = (
 
 def run(command: Sequence[object], *, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
-    return subprocess.run([str(word) for word in command], cwd=cwd, env=environment | variables, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def write_program(path: Path, *lines: str) -> None:
@@ -78,16 +85,24 @@ def test_help_through_python_lists_the_settings() -> None:
 
 
 def test_help_through_bash_and_deepspeed_lists_the_settings() -> None:
-    result = run(["bash", SCRIPT, "--help"], PATH=f"{DEEPSPEED.parent}:{os.environ['PATH']}", DEEPSPEED_ARGS=f"--master_port {PORT}")
+    result = run(
+        ["bash", SCRIPT, "--help"],
+        PATH=f"{DEEPSPEED.parent}:{os.environ['PATH']}",
+        DEEPSPEED_ARGS=f"--master_port {PORT}",
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("run.steps=") == 1
 
 
 def test_wrong_setting_through_deepspeed_is_one_error_line_and_exit_code_2(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("run: {step: 3}\n")
-    result = run([DEEPSPEED, "--num_gpus", 1, "--master_port", PORT, SCRIPT, "--config", "config.yaml"], cwd=tmp_path)
+    result = run(
+        [DEEPSPEED, "--num_gpus", 1, "--master_port", PORT, SCRIPT, "--config", "config.yaml"], cwd=tmp_path
+    )
     assert result.returncode == 2, result.stderr
-    assert [line for line in result.stderr.splitlines() if line.startswith("error:")] == ["error: run.step is no setting; did you mean run.steps?"]
+    assert [line for line in result.stderr.splitlines() if line.startswith("error:")] == [
+        "error: run.step is no setting; did you mean run.steps?"
+    ]
     assert "Traceback" not in result.stderr
 
 
@@ -95,13 +110,17 @@ def test_python_takes_the_package_beside_the_script(copy: Path, tmp_path: Path) 
     package = tmp_path / "diffmoe_scale"
     package.mkdir()
     (package / "__init__.py").touch()
-    (package / "pretrain.py").write_text("import sys\n\ndef main():\n    print(__file__)\n    return 7\n\ndef leave(code):\n    sys.exit(code)\n")
+    (package / "pretrain.py").write_text(
+        "import sys\n\ndef main():\n    print(__file__)\n    return 7\n\ndef leave(code):\n    sys.exit(code)\n"
+    )
     (elsewhere := tmp_path / "elsewhere").mkdir()
     result = run([sys.executable, copy], cwd=elsewhere)
     assert (result.returncode, result.stdout.strip()) == (7, str(package / "pretrain.py"))
 
 
-def test_bash_passes_number_of_processes_options_and_arguments_to_the_projects_deepspeed(copy: Path, tmp_path: Path) -> None:
+def test_bash_passes_number_of_processes_options_and_arguments_to_the_projects_deepspeed(
+    copy: Path, tmp_path: Path
+) -> None:
     write_program(tmp_path / ".venv" / "bin" / "deepspeed", 'printf "%s|" "$LOCAL_SIZE" "$@"')
     result = run([copy, "--config", "a file"], NPROC="3", DEEPSPEED_ARGS="--master_port 5")
     assert result.stdout == f"3|--master_port|5|--num_gpus|3|{copy}|--config|a file|"
@@ -134,7 +153,12 @@ time.sleep(60)
 
 @pytest.mark.parametrize(
     ("signals", "code", "is_stubborn"),
-    [([signal.SIGTERM], 75, False), ([signal.SIGUSR2], 75, False), ([signal.SIGINT], 130, False), ([signal.SIGINT, signal.SIGINT], 137, True)],
+    [
+        ([signal.SIGTERM], 75, False),
+        ([signal.SIGUSR2], 75, False),
+        ([signal.SIGINT], 130, False),
+        ([signal.SIGINT, signal.SIGINT], 137, True),
+    ],
     ids=["SIGTERM", "SIGUSR2", "SIGINT", "SIGINT twice"],
 )
 def test_bash_asks_the_ranks_to_end_when_it_gets_a_signal(
@@ -153,9 +177,16 @@ def test_bash_asks_the_ranks_to_end_when_it_gets_a_signal(
 
 
 def test_terminated_training_under_deepspeed_ends_with_a_checkpoint_and_code_75(tmp_path: Path) -> None:
-    config = load_config(None, [*TINY, *text_settings(tmp_path), "run.steps=100000", "checkpoint.every=100000"])
+    config = load_config(
+        None, [*TINY, *text_settings(tmp_path), "run.steps=100000", "checkpoint.every=100000"]
+    )
     (tmp_path / "config.yaml").write_text(dump_config(config))
-    variables = {"PATH": f"{DEEPSPEED.parent}:{os.environ['PATH']}", "NPROC": "2", "DEEPSPEED_ARGS": f"--master_port {PORT}", "OMP_NUM_THREADS": "1"}
+    variables = {
+        "PATH": f"{DEEPSPEED.parent}:{os.environ['PATH']}",
+        "NPROC": "2",
+        "DEEPSPEED_ARGS": f"--master_port {PORT}",
+        "OMP_NUM_THREADS": "1",
+    }
     with (tmp_path / "log").open("w") as log:
         command = ["bash", str(SCRIPT), "--config", str(tmp_path / "config.yaml")]
         with subprocess.Popen(command, env=os.environ | variables, stdout=log, stderr=log) as script:
@@ -178,8 +209,11 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 def run_sbatch(tmp_path: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """The template as SLURM would run it on the first of two nodes, with a srun that prints what it was given."""
-    write_program(tmp_path / "bin" / "scontrol", '[ "$1" = show ] && printf "node7\\nnode9\\n" || echo "scontrol $@"')
+    """The template as SLURM would run it on the first of two nodes, with a srun that prints what it was
+    given."""
+    write_program(
+        tmp_path / "bin" / "scontrol", '[ "$1" = show ] && printf "node7\\nnode9\\n" || echo "scontrol $@"'
+    )
     write_program(tmp_path / "bin" / "squeue", 'echo "${JOB_STATE:-RUNNING}"')
     told = 'echo "$MASTER_ADDR:$MASTER_PORT threads=$OMP_NUM_THREADS interface=${NCCL_SOCKET_IFNAME:-}"'
     write_program(tmp_path / "bin" / "srun", told, 'printf "%s|" "$@"', "echo", 'exit "${SRUN_CODE:-0}"')
@@ -191,14 +225,22 @@ def run_sbatch(tmp_path: Path, *arguments: str, **variables: str) -> subprocess.
         "SLURM_CPUS_PER_TASK": "6",
         "SLURM_SUBMIT_DIR": str(tmp_path),
     }
-    return run(["bash", SBATCH, *arguments], cwd=ROOT, PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", **(job | variables))
+    return run(
+        ["bash", SBATCH, *arguments],
+        cwd=ROOT,
+        PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        **(job | variables),
+    )
 
 
 def test_slurm_template_starts_one_pretrain_a_task(tmp_path: Path) -> None:
     result = run_sbatch(tmp_path, "--config", "a file", "run.steps=3")
     assert result.returncode == 0, result.stderr
     started = result.stdout.splitlines()[-1]
-    assert started == "--cpus-per-task=6|--kill-on-bad-exit=1|python|-m|diffmoe_scale.pretrain|--config|a file|run.steps=3|"
+    assert (
+        started
+        == "--cpus-per-task=6|--kill-on-bad-exit=1|python|-m|diffmoe_scale.pretrain|--config|a file|run.steps=3|"
+    )
 
 
 def test_slurm_template_meets_at_the_first_node_and_a_port_of_the_job(tmp_path: Path) -> None:
@@ -207,7 +249,14 @@ def test_slurm_template_meets_at_the_first_node_and_a_port_of_the_job(tmp_path: 
 
 def test_slurm_template_follows_its_variables(tmp_path: Path) -> None:
     result = run_sbatch(
-        tmp_path, "--config", "x", MASTER_ADDR="10.0.0.1", MASTER_PORT="5000", NETWORK="ib0", THREADS="3", SRUN_ARGS="--label --mpi=none"
+        tmp_path,
+        "--config",
+        "x",
+        MASTER_ADDR="10.0.0.1",
+        MASTER_PORT="5000",
+        NETWORK="ib0",
+        THREADS="3",
+        SRUN_ARGS="--label --mpi=none",
     )
     assert "10.0.0.1:5000 threads=3 interface=ib0\n" in result.stdout
     assert "--kill-on-bad-exit=1|--label|--mpi=none|python|" in result.stdout
@@ -246,8 +295,12 @@ def test_slurm_template_puts_a_job_that_a_signal_ended_back_however_often(tmp_pa
     ],
     ids=["failed at once", "failed too often", "cancelled", "done", "cancelled in good order"],
 )
-def test_slurm_template_lets_the_job_end_when_a_restart_makes_no_sense(tmp_path: Path, variables: dict[str, str]) -> None:
-    result = run_sbatch(tmp_path, "--config", "x", **({"SRUN_CODE": "137", "RESTART_AFTER_S": "0"} | variables))
+def test_slurm_template_lets_the_job_end_when_a_restart_makes_no_sense(
+    tmp_path: Path, variables: dict[str, str]
+) -> None:
+    result = run_sbatch(
+        tmp_path, "--config", "x", **({"SRUN_CODE": "137", "RESTART_AFTER_S": "0"} | variables)
+    )
     assert "requeue" not in result.stdout
     assert result.returncode == int(variables.get("SRUN_CODE", "137"))
 

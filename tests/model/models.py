@@ -1,4 +1,5 @@
-"""Small networks that the tests of this folder share, and the reference implementation's names of their tensors."""
+"""Small networks that the tests of this folder share, and the reference implementation's names of their
+tensors."""
 
 import re
 from pathlib import Path
@@ -9,8 +10,9 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
-from diffmoe_scale.config.model import ModelConfig, MoEConfig
-from diffmoe_scale.encoders.text import PAD, TextEncoder, TextFeatures, Tokenizer
+from diffmoe_scale.config.model import ModelConfig
+from diffmoe_scale.config.moe import MoEConfig
+from diffmoe_scale.encoders.text.text import PAD, TextEncoder, TextFeatures, Tokenizer
 from diffmoe_scale.model.denoiser import Denoiser
 from diffmoe_scale.model.transformer import DiffusionTransformer
 from tests.moe.layers import alone
@@ -42,11 +44,15 @@ RENAMED = {
 """Patterns in our names of parameters, and what the reference has in their place."""
 
 
-def assert_near(got: Tensor, expected: np.ndarray | Tensor, name: str = "", *, tolerance: float = TOLERANCE) -> None:
+def assert_near(
+    got: Tensor, expected: np.ndarray | Tensor, name: str = "", *, tolerance: float = TOLERANCE
+) -> None:
     """Equal up to `tolerance` times the largest expected element."""
     difference = (got.detach().double() - torch.as_tensor(expected).double()).abs().max()
     scale = torch.as_tensor(expected).double().abs().max()
-    assert got.shape == torch.as_tensor(expected).shape and difference <= tolerance * scale, f"{name}: off by {difference} of {scale}"
+    assert got.shape == torch.as_tensor(expected).shape and difference <= tolerance * scale, (
+        f"{name}: off by {difference} of {scale}"
+    )
 
 
 def make_transformer(
@@ -85,7 +91,8 @@ def make_transformer(
 
 @torch.no_grad()
 def disturb(module: nn.Module, *, seed: int = 0) -> None:
-    """Give every parameter a value of its own: at initialisation most of the network is switched off by zeros."""
+    """Give every parameter a value of its own: at initialisation most of the network is switched off by
+    zeros."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
@@ -97,7 +104,14 @@ class LetterEncoder(TextEncoder):
     token_width = pooled_width = TEXT_WIDTH
 
     def __init__(self, *, is_trained: bool) -> None:
-        super().__init__(Tokenizer(lambda captions: [[ord(letter) for letter in caption] for caption in captions], start=[], end=1, max_tokens=16))
+        super().__init__(
+            Tokenizer(
+                lambda captions: [[ord(letter) for letter in caption] for caption in captions],
+                start=[],
+                end=1,
+                max_tokens=16,
+            )
+        )
         self.is_trained = is_trained
         self.embedding = nn.Embedding(128, TEXT_WIDTH)
         self.requires_grad_(is_trained)

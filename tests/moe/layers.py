@@ -6,7 +6,7 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
-from diffmoe_scale.config.model import MoEConfig
+from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.moe.layer import MoELayer, build_moe_layer
 from diffmoe_scale.moe.routing import RoutingContext, Selection
 
@@ -15,10 +15,19 @@ WIDTH, EXPERTS, SAMPLES, TOKENS = 16, 4, 3, 8
 
 def alone() -> ProcessGroupCollection:
     """The groups of a process without peers."""
-    return ProcessGroupCollection(**dict.fromkeys(("tp", "cp", "tp_cp", "tp_dp_cp", "ep", "expt_tp", "tp_ep", "expt_dp", "dp")))
+    return ProcessGroupCollection(
+        **dict.fromkeys(("tp", "cp", "tp_cp", "tp_dp_cp", "ep", "expt_tp", "tp_ep", "expt_dp", "dp"))
+    )
 
 
-def make_layer(*, groups: ProcessGroupCollection | None = None, layer_index: int = 1, seed: int = 0, width: int = WIDTH, **settings: Any) -> MoELayer:
+def make_layer(
+    *,
+    groups: ProcessGroupCollection | None = None,
+    layer_index: int = 1,
+    seed: int = 0,
+    width: int = WIDTH,
+    **settings: Any,
+) -> MoELayer:
     config = MoEConfig(**({"num_experts": EXPERTS, "router_init_std": 0.5} | settings))
     return build_moe_layer(config, width=width, layer_index=layer_index, seed=seed, groups=groups or alone())
 

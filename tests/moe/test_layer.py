@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffmoe_scale.moe.capacity import update_thresholds
 from diffmoe_scale.moe.layer import MoELayer
+from diffmoe_scale.moe.predictor import update_thresholds
 from diffmoe_scale.moe.routing import RoutingContext, Selection
 from diffmoe_scale.parallel.context import ParallelContext
 from tests.moe.layers import EXPERTS, SAMPLES, TOKENS, context, make_layer, tokens
@@ -23,7 +23,10 @@ def reference_names(layer: MoELayer) -> dict[str, Tensor]:
     """Our tensors under the reference implementation's names."""
     predictor = layer.router.predictor
     sides = {"w_in": "fc1.weight", "b_in": "fc1.bias", "w_out": "fc2.weight", "b_out": "fc2.bias"}
-    experts = {f"{name.rsplit('.', 1)[0]}.{sides[name.rsplit('.', 1)[1]]}": parameter for name, parameter in layer.expert_parameters()}
+    experts = {
+        f"{name.rsplit('.', 1)[0]}.{sides[name.rsplit('.', 1)[1]]}": parameter
+        for name, parameter in layer.expert_parameters()
+    }
     return experts | {
         "gate_weight": layer.router.weight,
         "capacity_predictor.0.weight": predictor.hidden.weight,
@@ -43,7 +46,9 @@ def reference_layer(arrays: dict[str, np.ndarray], backend: str) -> MoELayer:
 
 def reference_call(layer: MoELayer, x_BSD: np.ndarray, rule: str):
     x_SD = torch.from_numpy(x_BSD).flatten(0, 1).requires_grad_()
-    y_SD, routing = layer(x_SD, RoutingContext(x_BSD.shape[0], x_SD, torch.zeros(3, 32), None, Selection(rule)))
+    y_SD, routing = layer(
+        x_SD, RoutingContext(x_BSD.shape[0], x_SD, torch.zeros(3, 32), None, Selection(rule))
+    )
     return x_SD, y_SD.unflatten(0, x_BSD.shape[:2]), routing
 
 
@@ -57,9 +62,14 @@ def test_training_calls_equal_the_reference(backend):
         update_thresholds([layer], routing.kth_probability_E.unsqueeze(0), None)
         np.testing.assert_allclose(y.detach(), arrays[f"train/{i}/y"], **CLOSE)
         assert np.array_equal(routing.mask_SE.reshape(3, 16, EXPERTS), arrays[f"train/{i}/mask"].astype(bool))
-        # From the recorded logits (DiffMoE eq. 17): the recorded `threshold_after` are five views of one buffer, changed since.
-        probability_SE = 1 / (1 + np.exp(-arrays[f"train/{i}/predictor_logits"].reshape(-1, EXPERTS).astype(np.float64)))
-        threshold_E = 0.95 * threshold_E + 0.05 * np.sort(probability_SE, axis=0)[-(len(probability_SE) // EXPERTS)]
+        # From the recorded logits (DiffMoE eq. 17): the recorded `threshold_after` are five views of one
+        # buffer, changed since.
+        probability_SE = 1 / (
+            1 + np.exp(-arrays[f"train/{i}/predictor_logits"].reshape(-1, EXPERTS).astype(np.float64))
+        )
+        threshold_E = (
+            0.95 * threshold_E + 0.05 * np.sort(probability_SE, axis=0)[-(len(probability_SE) // EXPERTS)]
+        )
         np.testing.assert_allclose(layer.router.predictor.threshold(), threshold_E, **CLOSE)
 
 
@@ -68,7 +78,9 @@ def test_gradients_equal_the_reference(backend):
     arrays = dict(np.load(PARITY))
     layer = reference_layer(arrays, backend)
     x_SD, y, routing = reference_call(layer, arrays["train/0/x"], "train")
-    np.testing.assert_allclose(routing.aux_losses["predictor"].detach(), arrays["train/0/predictor_loss"], **CLOSE)
+    np.testing.assert_allclose(
+        routing.aux_losses["predictor"].detach(), arrays["train/0/predictor_loss"], **CLOSE
+    )
     ((y * torch.from_numpy(arrays["train/0/grad_y"])).sum() + routing.aux_losses["predictor"]).backward()
     np.testing.assert_allclose(x_SD.grad.reshape(3, 16, 32), arrays["train/0/grad_x"], **CLOSE)
     for name, tensor in reference_names(layer).items():
@@ -80,14 +92,25 @@ def test_inference_by_count_equals_the_reference():
     layer = reference_layer(arrays, "grouped")
     layer.router.predictor.expert_threshold_E.copy_(torch.from_numpy(arrays["eval/threshold"]))
     for i in range(3):
-        np.testing.assert_allclose(reference_call(layer, arrays[f"eval/{i}/x"], "threshold_count")[1].detach(), arrays[f"eval/{i}/y"], **CLOSE)
+        np.testing.assert_allclose(
+            reference_call(layer, arrays[f"eval/{i}/x"], "threshold_count")[1].detach(),
+            arrays[f"eval/{i}/y"],
+            **CLOSE,
+        )
 
 
 def test_output_is_the_gated_sum_of_the_experts_that_took_a_token():
     layer, x_SD = make_layer(), tokens()
     y_SD, routing = layer(x_SD, context())
     everything_SED = torch.stack(
-        [layer.experts(x_SD, torch.tensor([len(x_SD) if j == i else 0 for j in range(EXPERTS)]), torch.ones(len(x_SD)))[0] for i in range(EXPERTS)],
+        [
+            layer.experts(
+                x_SD,
+                torch.tensor([len(x_SD) if j == i else 0 for j in range(EXPERTS)]),
+                torch.ones(len(x_SD)),
+            )[0]
+            for i in range(EXPERTS)
+        ],
         dim=1,
     )
     torch.testing.assert_close(y_SD, (everything_SED * routing.gate_SE.unsqueeze(-1)).sum(dim=1), **CLOSE)
@@ -99,7 +122,11 @@ def test_recomputation_in_the_backward_pass_changes_nothing():
     for is_recomputed in (False, True):
         layer, x_SD = make_layer(), tokens().requires_grad_()
         arguments = x_SD, context()
-        y_SD, _ = torch.utils.checkpoint.checkpoint(layer, *arguments, use_reentrant=False) if is_recomputed else layer(*arguments)
+        y_SD, _ = (
+            torch.utils.checkpoint.checkpoint(layer, *arguments, use_reentrant=False)
+            if is_recomputed
+            else layer(*arguments)
+        )
         y_SD.square().sum().backward()
         grads.append([x_SD.grad, *(parameter.grad for _, parameter in layer.expert_parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
@@ -131,7 +158,13 @@ ROUTERS = [{"pool": pool, "shared_experts": 1} for pool in POOLS] + [
 
 
 # With gamma 1 no rank has a row for any expert.
-INFERENCE = [("threshold", 0.5), ("interval", 0.5), ("interval", 1.0), ("threshold_count", 0.5), ("static", 0.5)]
+INFERENCE = [
+    ("threshold", 0.5),
+    ("interval", 0.5),
+    ("interval", 1.0),
+    ("threshold_count", 0.5),
+    ("static", 0.5),
+]
 
 
 def rank_tokens(rank: int) -> tuple[Tensor, Tensor]:
@@ -156,17 +189,27 @@ def train_on_rank(parallel: ParallelContext, settings: dict) -> dict[str, np.nda
         "grad/x": x_SD.grad,
         "grad/router": layer.router.weight.grad,
     }
-    return {name: tensor.numpy() for name, tensor in (result | {f"grad/{name}": p.grad for name, p in layer.expert_parameters()}).items()}
+    return {
+        name: tensor.numpy()
+        for name, tensor in (
+            result | {f"grad/{name}": p.grad for name, p in layer.expert_parameters()}
+        ).items()
+    }
 
 
 def infer_on_rank(parallel: ParallelContext, settings: dict) -> dict[str, np.ndarray]:
     layer = make_layer(groups=parallel.megatron_groups, threshold_bias_correction=False, **settings)
     set_uneven_thresholds(layer)
     with torch.no_grad():
-        return {(rule, gamma): layer(rank_tokens(parallel.rank)[0], context(rule, gamma=gamma))[0].numpy() for rule, gamma in INFERENCE}
+        return {
+            (rule, gamma): layer(rank_tokens(parallel.rank)[0], context(rule, gamma=gamma))[0].numpy()
+            for rule, gamma in INFERENCE
+        }
 
 
-def train_and_infer_on_rank(parallel: ParallelContext) -> tuple[list[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+def train_and_infer_on_rank(
+    parallel: ParallelContext,
+) -> tuple[list[dict[str, np.ndarray]], dict[str, np.ndarray]]:
     return [train_on_rank(parallel, settings) for settings in ROUTERS], infer_on_rank(parallel, {})
 
 
@@ -177,8 +220,18 @@ def train_alone(ranks: list[int], expert_ranks: list[int], settings: dict) -> di
     grad_y_SD = torch.cat([rank_tokens(rank)[1] * (rank in expert_ranks) for rank in ranks])
     y_SD, routing = layer(x_SD, context(num_samples=SAMPLES * len(ranks)))
     y_SD.backward(grad_y_SD)
-    result = {"y": y_SD.detach(), "mask": routing.mask_SE, "kth": routing.kth_probability_E, "grad/x": x_SD.grad}
-    return {name: tensor.numpy() for name, tensor in (result | {f"grad/{name}": p.grad for name, p in layer.expert_parameters()}).items()}
+    result = {
+        "y": y_SD.detach(),
+        "mask": routing.mask_SE,
+        "kth": routing.kth_probability_E,
+        "grad/x": x_SD.grad,
+    }
+    return {
+        name: tensor.numpy()
+        for name, tensor in (
+            result | {f"grad/{name}": p.grad for name, p in layer.expert_parameters()}
+        ).items()
+    }
 
 
 @pytest.mark.parametrize("world_size, expert_parallel", [(2, 2), (4, 4), (4, 2)])
@@ -190,7 +243,12 @@ def test_expert_parallel_equals_one_process(world_size, expert_parallel):
             first = rank // expert_parallel * expert_parallel
             expert_ranks = list(range(first, first + expert_parallel))
             each = [[r] for r in expert_ranks]
-            scope = {"sample": each, "rank": each, "expert_parallel": [expert_ranks], "data_parallel": [list(range(world_size))]}
+            scope = {
+                "sample": each,
+                "rank": each,
+                "expert_parallel": [expert_ranks],
+                "data_parallel": [list(range(world_size))],
+            }
             pools = scope[settings.get("pool", "rank")]
             alone = [train_alone(pool, expert_ranks, settings) for pool in pools]
             own = next(j for j, pool in enumerate(pools) if rank in pool)
@@ -199,19 +257,35 @@ def test_expert_parallel_equals_one_process(world_size, expert_parallel):
             assert np.array_equal(got["mask"], alone[own]["mask"][part]), settings
             np.testing.assert_allclose(got["kth"], alone[own]["kth"], rtol=1e-6)
             for name in ("y", "grad/x"):
-                np.testing.assert_allclose(got[name], alone[own][name][part], **CLOSE, err_msg=f"{name} {settings}")
+                np.testing.assert_allclose(
+                    got[name], alone[own][name][part], **CLOSE, err_msg=f"{name} {settings}"
+                )
             experts = [name for name in got if name.startswith("grad/experts.")]
             assert len(experts) == 4 * EXPERTS // expert_parallel
             for name in experts:
-                # The gradient of the sum of the losses of the expert-parallel group; large tokens give large sums.
-                np.testing.assert_allclose(got[name], sum(answer[name] for answer in alone), rtol=1e-4, atol=1e-4, err_msg=f"{name} {settings}")
+                # The gradient of the sum of the losses of the expert-parallel group; large tokens give large
+                # sums.
+                np.testing.assert_allclose(
+                    got[name],
+                    sum(answer[name] for answer in alone),
+                    rtol=1e-4,
+                    atol=1e-4,
+                    err_msg=f"{name} {settings}",
+                )
 
 
 def test_uneven_and_empty_loads_at_inference_equal_one_process():
     layer = make_layer(threshold_bias_correction=False)
     set_uneven_thresholds(layer)
     for expert_parallel in (2, 4):
-        for rank, (_, got) in enumerate(run_on_ranks(train_and_infer_on_rank, expert_parallel, expert_parallel=expert_parallel)):
+        for rank, (_, got) in enumerate(
+            run_on_ranks(train_and_infer_on_rank, expert_parallel, expert_parallel=expert_parallel)
+        ):
             for (rule, gamma), y_SD in got.items():
                 with torch.no_grad():
-                    np.testing.assert_allclose(y_SD, layer(rank_tokens(rank)[0], context(rule, gamma=gamma))[0], **CLOSE, err_msg=rule)
+                    np.testing.assert_allclose(
+                        y_SD,
+                        layer(rank_tokens(rank)[0], context(rule, gamma=gamma))[0],
+                        **CLOSE,
+                        err_msg=rule,
+                    )

@@ -1,7 +1,8 @@
-"""Any layout of ranks, and any pool, against one process on the concatenated batch: drawn cases, uneven loads and ties included.
+"""Any layout of ranks, and any pool, against one process on the concatenated batch: drawn cases, uneven loads
+and ties included.
 
-Every rank draws the same cases and compares itself with the one process; the ranks then agree on the outcome, so that all of
-them go on, or stop, together.
+Every rank draws the same cases and compares itself with the one process; the ranks then agree on the outcome,
+so that all of them go on, or stop, together.
 """
 
 from dataclasses import dataclass
@@ -38,7 +39,8 @@ class Case:
     seed: int
 
     def tokens(self, ranks: list[int]) -> tuple[Tensor, Tensor]:
-        """Tokens and output gradients of ranks. Small integers: scores are exact, many are equal, also across ranks."""
+        """Tokens and output gradients of ranks. Small integers: scores are exact, many are equal, also across
+        ranks."""
         parts = []
         for rank in ranks:
             generator = torch.Generator().manual_seed(100 * self.seed + rank)
@@ -53,17 +55,25 @@ class Case:
     def layer(self, **others: object) -> MoELayer:
         layer = make_layer(seed=self.seed, threshold_bias_correction=False, **(self.settings | others))
         with torch.no_grad():
-            for weight in (layer.router.weight, layer.router.predictor.hidden.weight, layer.router.predictor.output.weight):
+            for weight in (
+                layer.router.weight,
+                layer.router.predictor.hidden.weight,
+                layer.router.predictor.output.weight,
+            ):
                 weight.copy_((8 * weight).round() / 8)  # binary fractions, for exact sums
             # None, all and some tokens at inference.
             layer.router.predictor.expert_threshold_E.copy_(
-                torch.tensor([2.0, -1.0, 0.52, 0.47]).repeat(len(layer.router.weight))[: len(layer.router.weight)]
+                torch.tensor([2.0, -1.0, 0.52, 0.47]).repeat(len(layer.router.weight))[
+                    : len(layer.router.weight)
+                ]
             )
         return layer
 
 
 TRAINING = [(pool, ("train",)) for pool in ("sample", "rank", "expert_parallel", "data_parallel")]
-INFERENCE = [(pool, ("threshold", "threshold_count", "interval", "static")) for pool in ("sample", "data_parallel")]
+INFERENCE = [
+    (pool, ("threshold", "threshold_count", "interval", "static")) for pool in ("sample", "data_parallel")
+]
 
 
 @st.composite
@@ -87,30 +97,62 @@ def cases(draw: st.DrawFn, pool: str, rules: tuple[str, ...]) -> Case:
     )
 
 
-def run_layer(layer: MoELayer, x_SD: Tensor, grad_y_SD: Tensor, *, num_samples: int, rule: str) -> dict[str, Tensor]:
+def run_layer(
+    layer: MoELayer, x_SD: Tensor, grad_y_SD: Tensor, *, num_samples: int, rule: str
+) -> dict[str, Tensor]:
     x_SD = x_SD.clone().requires_grad_()
-    y_SD, routing = layer(x_SD, RoutingContext(num_samples, x_SD, torch.zeros(num_samples, WIDTH), None, Selection(rule, 0.5)))
+    y_SD, routing = layer(
+        x_SD, RoutingContext(num_samples, x_SD, torch.zeros(num_samples, WIDTH), None, Selection(rule, 0.5))
+    )
     y_SD.backward(grad_y_SD)
-    found = {"mask": routing.mask_SE, "y": y_SD.detach(), "grad/x": x_SD.grad, "kth": routing.kth_probability_E}
-    return found | {f"grad/{name}": torch.zeros_like(p) if p.grad is None else p.grad for name, p in layer.expert_parameters()}
+    found = {
+        "mask": routing.mask_SE,
+        "y": y_SD.detach(),
+        "grad/x": x_SD.grad,
+        "kth": routing.kth_probability_E,
+    }
+    return found | {
+        f"grad/{name}": torch.zeros_like(p) if p.grad is None else p.grad
+        for name, p in layer.expert_parameters()
+    }
 
 
 def compare(case: Case, parallel: ParallelContext) -> None:
     expert_parallel, rank, rows = parallel.expert_parallel, parallel.rank, case.num_samples * case.num_tokens
     first = rank // expert_parallel * expert_parallel
     expert_ranks, each = list(range(first, first + expert_parallel)), [[r] for r in range(WORLD)]
-    by_scope = {"sample": each, "rank": each, "expert_parallel": [expert_ranks], "data_parallel": [list(range(WORLD))]}
+    by_scope = {
+        "sample": each,
+        "rank": each,
+        "expert_parallel": [expert_ranks],
+        "data_parallel": [list(range(WORLD))],
+    }
     # At inference no rank looks at another's tokens.
     pools = by_scope[str(case.settings["pool"])] if case.rule == "train" else each
     pools = [pool for pool in pools if set(pool) & set(expert_ranks)]
-    got = run_layer(case.layer(groups=parallel.megatron_groups), *case.tokens([rank]), num_samples=case.num_samples, rule=case.rule)
+    got = run_layer(
+        case.layer(groups=parallel.megatron_groups),
+        *case.tokens([rank]),
+        num_samples=case.num_samples,
+        rule=case.rule,
+    )
     alone = []
     for pool in pools:
         x_SD, grad_y_SD = case.tokens(pool)
         # The loss counts the tokens of this expert-parallel group.
-        grad_y_SD = grad_y_SD * torch.tensor([float(r in expert_ranks) for r in pool]).repeat_interleave(rows).unsqueeze(1)
+        grad_y_SD = grad_y_SD * torch.tensor([float(r in expert_ranks) for r in pool]).repeat_interleave(
+            rows
+        ).unsqueeze(1)
         scope = "sample" if case.settings["pool"] == "sample" else "rank"
-        alone.append(run_layer(case.layer(pool=scope), x_SD, grad_y_SD, num_samples=case.num_samples * len(pool), rule=case.rule))
+        alone.append(
+            run_layer(
+                case.layer(pool=scope),
+                x_SD,
+                grad_y_SD,
+                num_samples=case.num_samples * len(pool),
+                rule=case.rule,
+            )
+        )
     own = next(i for i, pool in enumerate(pools) if rank in pool)
     place = pools[own].index(rank)
     part = slice(place * rows, (place + 1) * rows)
@@ -119,7 +161,9 @@ def compare(case: Case, parallel: ParallelContext) -> None:
     for name in ("y", "grad/x"):
         np.testing.assert_allclose(got[name], alone[own][name][part], **CLOSE, err_msg=name)
     for name in (name for name in got if name.startswith("grad/experts.")):
-        np.testing.assert_allclose(got[name], sum(answer[name] for answer in alone), rtol=1e-4, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(
+            got[name], sum(answer[name] for answer in alone), rtol=1e-4, atol=1e-4, err_msg=name
+        )
 
 
 def compare_drawn_cases(parallel: ParallelContext) -> int:

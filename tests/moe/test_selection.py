@@ -3,11 +3,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffmoe_scale.moe.selection import kth_largest, select_counted, select_experts, select_top, tokens_per_expert
+from diffmoe_scale.moe.selection import (
+    kth_largest,
+    select_counted,
+    select_experts,
+    select_top,
+    tokens_per_expert,
+)
 
 # Few distinct values: most pools hold ties.
 POOLS = st.integers(1, 4).flatmap(
-    lambda rows: st.integers(1, 24).flatmap(lambda n: st.lists(st.lists(st.integers(-2, 2), min_size=n, max_size=n), min_size=rows, max_size=rows))
+    lambda rows: st.integers(1, 24).flatmap(
+        lambda n: st.lists(st.lists(st.integers(-2, 2), min_size=n, max_size=n), min_size=rows, max_size=rows)
+    )
 )
 
 
@@ -20,7 +28,9 @@ def best_by_loop(row: list[int], k: int) -> list[bool]:
 @given(POOLS, st.integers(1, 24))
 def test_top_selection_takes_the_k_best_and_the_first_of_equals(pool, k):
     k = min(k, len(pool[0]))
-    assert select_top(torch.tensor(pool, dtype=torch.float32), k).tolist() == [best_by_loop(row, k) for row in pool]
+    assert select_top(torch.tensor(pool, dtype=torch.float32), k).tolist() == [
+        best_by_loop(row, k) for row in pool
+    ]
 
 
 @settings(max_examples=60, deadline=None)
@@ -35,7 +45,9 @@ def test_counted_selection_takes_a_number_of_its_own_for_each_expert(pool, data)
 @given(POOLS, st.integers(1, 24))
 def test_kth_largest_is_the_kth_of_a_descending_sort(pool, k):
     k = min(k, len(pool[0]))
-    assert kth_largest(torch.tensor(pool, dtype=torch.float32), k).tolist() == [sorted(row, reverse=True)[k - 1] for row in pool]
+    assert kth_largest(torch.tensor(pool, dtype=torch.float32), k).tolist() == [
+        sorted(row, reverse=True)[k - 1] for row in pool
+    ]
 
 
 def test_token_choice_takes_the_first_of_equal_experts():
@@ -51,6 +63,8 @@ def test_a_pool_too_small_for_its_experts_is_an_error(capacity, num_tokens, num_
         tokens_per_expert(capacity, num_tokens, num_experts)
 
 
-@pytest.mark.parametrize("capacity, multiple, expected", [(1.0, 1, 25), (1.0, 16, 16), (1.3, 16, 32), (1.0, 4, 24)])
+@pytest.mark.parametrize(
+    "capacity, multiple, expected", [(1.0, 1, 25), (1.0, 16, 16), (1.3, 16, 32), (1.0, 4, 24)]
+)
 def test_tokens_of_an_expert_are_rounded_down_to_the_multiple(capacity, multiple, expected):
     assert tokens_per_expert(capacity, 100, 4, multiple=multiple) == expected

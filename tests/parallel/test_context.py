@@ -9,10 +9,25 @@ import torch
 import torch.distributed as dist
 
 from diffmoe_scale.parallel import context as context_module
-from diffmoe_scale.parallel.context import ParallelContext, adopt_launcher_variables, initialize, is_peer_failure, share_cores
+from diffmoe_scale.parallel.context import (
+    ParallelContext,
+    adopt_launcher_variables,
+    initialize,
+    is_peer_failure,
+    share_cores,
+)
 from tests.ranks import run_on_ranks
 
-LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+LAUNCHER_VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "LOCAL_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "OMP_NUM_THREADS",
+)
 SLURM_STEP = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1"}
 
 
@@ -36,7 +51,12 @@ def threads() -> Iterator[None]:
 
 def test_one_process_without_a_launcher_is_rank_0_of_1(launcher: pytest.MonkeyPatch) -> None:
     assert adopt_launcher_variables() == 0
-    assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")] == ["0", "1", "0", "127.0.0.1"]
+    assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")] == [
+        "0",
+        "1",
+        "0",
+        "127.0.0.1",
+    ]
 
 
 def test_slurm_step_gives_rank_and_world_size(launcher: pytest.MonkeyPatch) -> None:
@@ -53,7 +73,13 @@ def test_slurm_allocation_without_a_step_is_one_process(launcher: pytest.MonkeyP
 
 
 def test_launcher_inside_a_slurm_step_wins(launcher: pytest.MonkeyPatch) -> None:
-    for name, value in {**SLURM_STEP, "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_PORT": "5"}.items():
+    for name, value in {
+        **SLURM_STEP,
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "1",
+        "MASTER_PORT": "5",
+    }.items():
         launcher.setenv(name, value)
     assert adopt_launcher_variables() == 1
     assert os.environ["WORLD_SIZE"] == "2"
@@ -71,25 +97,47 @@ def test_a_port_in_use_is_named_with_the_ways_to_another(launcher: pytest.Monkey
         launcher.setattr(context_module, name, lambda *_: None)
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
-        for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
+        for name, value in {
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }.items():
             launcher.setenv(name, value)
-        with pytest.raises(ValueError, match=f"port {port} is in use, by another run perhaps; choose another with the launcher's --master_port"):
+        with pytest.raises(
+            ValueError,
+            match=f"port {port} is in use, by another run perhaps; choose another with the launcher's --master_port",
+        ):
             initialize(expert_parallel=1, timeout_s=5)
 
 
-def test_expert_parallel_that_does_not_divide_the_world_names_those_that_do(launcher: pytest.MonkeyPatch) -> None:
+def test_expert_parallel_that_does_not_divide_the_world_names_those_that_do(
+    launcher: pytest.MonkeyPatch,
+) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "6", "LOCAL_RANK": "0", "MASTER_PORT": "5"}.items():
         launcher.setenv(name, value)
-    with pytest.raises(ValueError, match=r"parallel.expert_parallel is 4 but 6 ranks were started; choose one of \[1, 2, 3, 6\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"parallel.expert_parallel is 4 but 6 ranks were started; choose one of \[1, 2, 3, 6\]",
+    ):
         initialize(expert_parallel=4, timeout_s=5)
 
 
 @pytest.mark.parametrize(
     ("variables", "expected"),
-    [({}, 6), ({"LOCAL_SIZE": "2"}, 3), ({"LOCAL_WORLD_SIZE": "3"}, 2), ({"LOCAL_SIZE": "8"}, 1), ({"LOCAL_SIZE": "2", "OMP_NUM_THREADS": "6"}, 6)],
+    [
+        ({}, 6),
+        ({"LOCAL_SIZE": "2"}, 3),
+        ({"LOCAL_WORLD_SIZE": "3"}, 2),
+        ({"LOCAL_SIZE": "8"}, 1),
+        ({"LOCAL_SIZE": "2", "OMP_NUM_THREADS": "6"}, 6),
+    ],
     ids=["alone", "deepspeed", "torchrun", "more ranks than cores", "set by the user"],
 )
-def test_ranks_of_a_machine_share_its_cores(launcher: pytest.MonkeyPatch, threads: None, variables: dict[str, str], expected: int) -> None:
+def test_ranks_of_a_machine_share_its_cores(
+    launcher: pytest.MonkeyPatch, threads: None, variables: dict[str, str], expected: int
+) -> None:
     for name, value in variables.items():
         launcher.setenv(name, value)
     share_cores(local_rank=0)
@@ -108,7 +156,11 @@ def test_ranks_of_a_machine_share_its_cores(launcher: pytest.MonkeyPatch, thread
     ids=["first of two", "second of two", "more ranks than cores", "alone", "set by the user"],
 )
 def test_ranks_without_a_gpu_are_held_on_whole_cores(
-    launcher: pytest.MonkeyPatch, threads: None, variables: dict[str, str], local_rank: int, expected: set[int] | None
+    launcher: pytest.MonkeyPatch,
+    threads: None,
+    variables: dict[str, str],
+    local_rank: int,
+    expected: set[int] | None,
 ) -> None:
     """Four cores of two hardware threads: n and n + 4 are one core."""
     held: list[set[int]] = []
@@ -123,7 +175,10 @@ def test_ranks_without_a_gpu_are_held_on_whole_cores(
 
 
 def list_groups(context: ParallelContext) -> list[list[int]]:
-    return [dist.get_process_group_ranks(group) for group in (context.dp_group, context.ep_group, context.expert_dp_group)]
+    return [
+        dist.get_process_group_ranks(group)
+        for group in (context.dp_group, context.ep_group, context.expert_dp_group)
+    ]
 
 
 def test_neighbours_share_experts_and_every_second_rank_replicates_them() -> None:
@@ -156,6 +211,8 @@ def test_no_group_waits_longer_for_a_stuck_rank_than_the_run_allows() -> None:
 
 
 def test_errors_of_gloo_are_told_from_our_own() -> None:
-    closed = RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:20625.")
+    closed = RuntimeError(
+        "[third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:20625."
+    )
     assert is_peer_failure(closed)
     assert not is_peer_failure(RuntimeError("shape mismatch"))

@@ -35,21 +35,44 @@ def free_port() -> str:
 @contextmanager
 def training_pair(folder: Path) -> Iterator[list[subprocess.Popen[str]]]:
     """Two ranks that have taken their first steps."""
-    scenes = ["tools/make_scenes.py", "--output", str(folder / "scenes"), "--train", "64", "--validation", "8"]
+    scenes = [
+        "tools/make_scenes.py",
+        "--output",
+        str(folder / "scenes"),
+        "--train",
+        "64",
+        "--validation",
+        "8",
+    ]
     subprocess.run([sys.executable, *scenes], cwd=ROOT, check=True, capture_output=True)
     (folder / "config.yaml").write_text(CONFIG.format(folder=folder, timeout_s=TIMEOUT_S))
-    shared = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": "1"}
+    shared = {
+        "WORLD_SIZE": "2",
+        "LOCAL_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+        "OMP_NUM_THREADS": "1",
+    }
     ranks = []
     for rank in ("0", "1"):
         command = [sys.executable, "-m", "diffmoe_scale.pretrain", "--config", str(folder / "config.yaml")]
         with (folder / f"rank{rank}.log").open("w") as log:
             ranks.append(
-                subprocess.Popen(command, cwd=ROOT, env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank}, stdout=log, stderr=log, text=True)
+                subprocess.Popen(
+                    command,
+                    cwd=ROOT,
+                    env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
+                    stdout=log,
+                    stderr=log,
+                    text=True,
+                )
             )
     try:
         metrics, deadline = folder / "run" / "metrics.jsonl", time.monotonic() + 120
         while not (metrics.is_file() and metrics.stat().st_size):
-            assert all(process.poll() is None for process in ranks) and time.monotonic() < deadline, (folder / "rank0.log").read_text()
+            assert all(process.poll() is None for process in ranks) and time.monotonic() < deadline, (
+                folder / "rank0.log"
+            ).read_text()
             time.sleep(0.1)
         yield ranks
     finally:
@@ -67,7 +90,9 @@ def training_pair(folder: Path) -> Iterator[list[subprocess.Popen[str]]]:
         pytest.param(0, signal.SIGSTOP, 3 * TIMEOUT_S, id="hung", marks=pytest.mark.slow),
     ],
 )
-def test_survivor_says_once_that_another_rank_failed_and_exits_with_1(tmp_path: Path, survivor: int, death: signal.Signals, limit_s: float) -> None:
+def test_survivor_says_once_that_another_rank_failed_and_exits_with_1(
+    tmp_path: Path, survivor: int, death: signal.Signals, limit_s: float
+) -> None:
     with training_pair(tmp_path) as ranks:
         ranks[1 - survivor].send_signal(death)
         code = ranks[survivor].wait(timeout=limit_s)

@@ -36,7 +36,9 @@ def say_everything() -> None:
     OTHERS.warning("their worry")
 
 
-def test_the_main_rank_tells_our_news_and_all_worries_to_console_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_main_rank_tells_our_news_and_all_worries_to_console_and_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     setup_logging(tmp_path / "run", rank=0)
     say_everything()
     file = (tmp_path / "run" / "log.txt").read_text().splitlines()
@@ -46,21 +48,35 @@ def test_the_main_rank_tells_our_news_and_all_worries_to_console_and_file(tmp_pa
         "WARNING some.package: their worry",
     ]
     console = capsys.readouterr().err.splitlines()
-    assert [line.split(" ", 1)[1] for line in console] == ["INFO our news", "WARNING our worry", "WARNING their worry"]
+    assert [line.split(" ", 1)[1] for line in console] == [
+        "INFO our news",
+        "WARNING our worry",
+        "WARNING their worry",
+    ]
 
 
-def test_another_rank_tells_worries_with_its_number_and_writes_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_rank_tells_worries_with_its_number_and_writes_no_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     setup_logging(tmp_path / "run", rank=3)
     say_everything()
-    assert [line.split(" ", 1)[1] for line in capsys.readouterr().err.splitlines()] == ["WARNING rank 3 our worry", "WARNING rank 3 their worry"]
+    assert [line.split(" ", 1)[1] for line in capsys.readouterr().err.splitlines()] == [
+        "WARNING rank 3 our worry",
+        "WARNING rank 3 their worry",
+    ]
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("name", "warning"),
-    [("torch.utils.cpp_extension", "No CUDA runtime is found, using CUDA_HOME='/usr/local'"), ("DeepSpeed", "Setting accelerator to CPU. If you")],
+    [
+        ("torch.utils.cpp_extension", "No CUDA runtime is found, using CUDA_HOME='/usr/local'"),
+        ("DeepSpeed", "Setting accelerator to CPU. If you"),
+    ],
 )
-def test_a_known_line_of_a_package_is_left_out_and_others_are_not(caplog: pytest.LogCaptureFixture, name: str, warning: str) -> None:
+def test_a_known_line_of_a_package_is_left_out_and_others_are_not(
+    caplog: pytest.LogCaptureFixture, name: str, warning: str
+) -> None:
     logger = logging.getLogger(name)
     silence_packages()
     logger.addHandler(caplog.handler)
@@ -70,15 +86,23 @@ def test_a_known_line_of_a_package_is_left_out_and_others_are_not(caplog: pytest
     assert {record.getMessage() for record in caplog.records} == {"another"}
 
 
-def test_a_second_call_changes_the_place_and_doubles_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_call_changes_the_place_and_doubles_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     setup_logging(tmp_path / "first", rank=0)
     setup_logging(tmp_path / "second", rank=0)
     OURS.info("our news")
     assert (tmp_path / "first" / "log.txt").read_text() == ""
-    assert (tmp_path / "second" / "log.txt").read_text().count("our news") == 1 == capsys.readouterr().err.count("our news")
+    assert (
+        (tmp_path / "second" / "log.txt").read_text().count("our news")
+        == 1
+        == capsys.readouterr().err.count("our news")
+    )
 
 
-def test_a_python_warning_is_one_line_of_the_main_rank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_python_warning_is_one_line_of_the_main_rank(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         for rank in (0, 1):
@@ -95,13 +119,19 @@ def test_deepspeeds_warnings_reach_the_file(tmp_path: Path) -> None:
     setup_logging(tmp_path, rank=0)
     logger.info("their news")
     logger.warning("their worry")
-    assert [line.split(" ", 2)[2] for line in (tmp_path / "log.txt").read_text().splitlines()] == ["WARNING DeepSpeed: their worry"]
+    assert [line.split(" ", 2)[2] for line in (tmp_path / "log.txt").read_text().splitlines()] == [
+        "WARNING DeepSpeed: their worry"
+    ]
 
 
 def test_only_what_is_known_of_packages_is_silenced() -> None:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         silence_packages()
-        warnings.warn("Transformer Engine and Apex are not installed. Falling back to Torch optimizers.", UserWarning, stacklevel=1)
+        warnings.warn(
+            "Transformer Engine and Apex are not installed. Falling back to Torch optimizers.",
+            UserWarning,
+            stacklevel=1,
+        )
         warnings.warn("something new", UserWarning, stacklevel=1)
     assert [str(warning.message) for warning in told] == ["something new"]

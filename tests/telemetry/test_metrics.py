@@ -55,7 +55,9 @@ def test_a_run_from_the_start_empties_the_file(tmp_path: Path) -> None:
     assert read_steps(path) == [1]
 
 
-def test_a_line_torn_by_a_kill_is_left_out_and_replaced_on_resume(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_line_torn_by_a_kill_is_left_out_and_replaced_on_resume(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "metrics.jsonl"
     write_steps(path, [1, 2])
     with path.open("a") as file:
@@ -79,7 +81,9 @@ def test_no_file_is_no_line(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_is_said_once_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
     write_steps(Path("/dev/full"), [1, 2, 3])
-    assert [record.levelno for record in caplog.records] == [logging.WARNING] and "No space left" in caplog.text
+    assert [record.levelno for record in caplog.records] == [
+        logging.WARNING
+    ] and "No space left" in caplog.text
 
 
 def test_means_weigh_every_value_and_start_anew() -> None:

@@ -41,14 +41,18 @@ def run(progress: Progress, steps: range, *, log_every: int = 1) -> None:
             progress.update(step)
 
 
-def test_a_line_tells_step_loss_speed_and_time_left(clock: Clock, caplog: pytest.LogCaptureFixture, lines: list[str]) -> None:
+def test_a_line_tells_step_loss_speed_and_time_left(
+    clock: Clock, caplog: pytest.LogCaptureFixture, lines: list[str]
+) -> None:
     progress = Progress(total_steps=100, start_step=0)
     clock.now_s += 20
     progress.update(10, loss=0.25, images_per_s=123.4)
     assert caplog.messages == ["step 10 of 100, loss 0.2500, 123.4 images/s, 0:03:00 left"]
 
 
-def test_time_left_of_a_resumed_run_is_by_its_own_steps(clock: Clock, caplog: pytest.LogCaptureFixture, lines: list[str]) -> None:
+def test_time_left_of_a_resumed_run_is_by_its_own_steps(
+    clock: Clock, caplog: pytest.LogCaptureFixture, lines: list[str]
+) -> None:
     progress = Progress(total_steps=10_000, start_step=5_000)
     clock.now_s += 10
     progress.update(5_010, loss=1.0)
@@ -63,7 +67,9 @@ def test_a_run_gives_two_hundred_lines_and_the_first_and_last_log_step_one_each(
     assert steps == [*range(1, 2000, 10), 1999]
 
 
-def test_a_slow_run_gives_a_line_a_minute(clock: Clock, caplog: pytest.LogCaptureFixture, lines: list[str]) -> None:
+def test_a_slow_run_gives_a_line_a_minute(
+    clock: Clock, caplog: pytest.LogCaptureFixture, lines: list[str]
+) -> None:
     progress = Progress(total_steps=100_000, start_step=0)
     for step in range(1, 11):
         clock.now_s += 20
@@ -71,12 +77,16 @@ def test_a_slow_run_gives_a_line_a_minute(clock: Clock, caplog: pytest.LogCaptur
     assert [int(message.split()[1]) for message in caplog.messages] == [1, 4, 7, 10]
 
 
-def test_steps_between_log_steps_give_no_line(clock: Clock, caplog: pytest.LogCaptureFixture, lines: list[str]) -> None:
+def test_steps_between_log_steps_give_no_line(
+    clock: Clock, caplog: pytest.LogCaptureFixture, lines: list[str]
+) -> None:
     run(Progress(total_steps=10, start_step=0), range(1, 11), log_every=5)
     assert [int(message.split()[1]) for message in caplog.messages] == [5, 10]
 
 
-def test_a_terminal_gets_a_bar_and_no_lines(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_terminal_gets_a_bar_and_no_lines(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", terminal)

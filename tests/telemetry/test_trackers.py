@@ -9,7 +9,7 @@ import pytest
 import wandb
 from PIL import Image
 
-from diffmoe_scale.config.train import TelemetryConfig
+from diffmoe_scale.config.telemetry import TelemetryConfig
 from diffmoe_scale.telemetry.metrics import MetricValue
 from diffmoe_scale.telemetry.trackers import GuardedTracker, Tracker, build_trackers
 
@@ -27,7 +27,9 @@ def picture(tmp_path: Path) -> Path:
 def read_tensorboard(run_directory: Path) -> Any:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    return EventAccumulator(str(run_directory / "tensorboard"), size_guidance={"images": 0, "scalars": 0}).Reload()
+    return EventAccumulator(
+        str(run_directory / "tensorboard"), size_guidance={"images": 0, "scalars": 0}
+    ).Reload()
 
 
 def log_steps(run_directory: Path, steps: list[int], *, start_step: int = 0) -> None:
@@ -43,7 +45,10 @@ def test_tensorboard_shows_scalars_extremes_of_vectors_and_pictures(tmp_path: Pa
     tracker.images(20, "samples", picture)
     tracker.close()
     events = read_tensorboard(tmp_path)
-    assert {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]} == {
+    assert {
+        name: [(event.step, event.value) for event in events.Scalars(name)]
+        for name in events.Tags()["scalars"]
+    } == {
         "loss/diffusion": [(20, 0.5)],
         "moe/load/1/min": [(20, 0.25)],
         "moe/load/1/max": [(20, 2.0)],
@@ -59,7 +64,8 @@ def test_tensorboard_shows_a_step_once_after_a_resume(tmp_path: Path) -> None:
 
 
 def read_wandb(file: Path) -> list[Any]:
-    """The records of an offline run: pieces of at most a block of 32 KiB, each after a checksum, its length and its kind."""
+    """The records of an offline run: pieces of at most a block of 32 KiB, each after a checksum, its length
+    and its kind."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, place, record, records = file.read_bytes(), 7, b"", []
@@ -75,9 +81,13 @@ def read_wandb(file: Path) -> list[Any]:
     return records
 
 
-def test_wandb_offline_writes_scalars_and_pictures_under_the_runs_own_id(tmp_path: Path, picture: Path) -> None:
+def test_wandb_offline_writes_scalars_and_pictures_under_the_runs_own_id(
+    tmp_path: Path, picture: Path
+) -> None:
     run_directory = tmp_path / "demo"
-    (tracker,) = build_trackers(TelemetryConfig(tensorboard=False, wandb="offline"), run_directory, {"run": {"seed": 1}})
+    (tracker,) = build_trackers(
+        TelemetryConfig(tensorboard=False, wandb="offline"), run_directory, {"run": {"seed": 1}}
+    )
     tracker.log(20, METRICS)
     tracker.images(20, "samples", picture)
     tracker.close()
@@ -99,10 +109,14 @@ def test_wandb_offline_writes_scalars_and_pictures_under_the_runs_own_id(tmp_pat
 
 
 def test_trackers_are_off_where_the_config_says_so(tmp_path: Path) -> None:
-    assert build_trackers(TelemetryConfig(tensorboard=False), tmp_path, {}) == [] and not list(tmp_path.iterdir())
+    assert build_trackers(TelemetryConfig(tensorboard=False), tmp_path, {}) == [] and not list(
+        tmp_path.iterdir()
+    )
 
 
-def test_a_tracker_that_does_not_start_is_an_error_with_the_setting_that_leaves_it_out(tmp_path: Path) -> None:
+def test_a_tracker_that_does_not_start_is_an_error_with_the_setting_that_leaves_it_out(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "tensorboard").write_text("a file where a folder should be")
     with pytest.raises(RuntimeError, match=r"TensorBoard did not start: .*; set telemetry.tensorboard=false"):
         build_trackers(TENSORBOARD, tmp_path, {})
@@ -125,5 +139,8 @@ def test_a_failing_tracker_is_said_once_and_stops_nothing(caplog: pytest.LogCapt
     tracker.images(1, "samples", Path("none.png"))
     tracker.close()
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
-        (logging.WARNING, "TensorBoard failed (ConnectionError: no route); training goes on, further failures are not logged")
+        (
+            logging.WARNING,
+            "TensorBoard failed (ConnectionError: no route); training goes on, further failures are not logged",
+        )
     ]

@@ -27,6 +27,9 @@ def test_both_ways_of_saving_are_timed_and_nothing_is_left_behind(tmp_path: Path
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["num_parameters"] == pytest.approx(1e6, rel=0.1)
     for seconds in result["seconds"].values():
-        assert len(seconds["stall"]) == len(seconds["whole save"]) == 1 and 0 < seconds["stall"][0] <= seconds["whole save"][0]
+        assert (
+            len(seconds["stall"]) == len(seconds["whole save"]) == 1
+            and 0 < seconds["stall"][0] <= seconds["whole save"][0]
+        )
         assert len(seconds["step"]) == 2
     assert result["seconds"]["waited for"]["step in a save"] == []

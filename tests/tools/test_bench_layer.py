@@ -41,7 +41,9 @@ def test_every_contender_of_every_phase_is_in_table_and_file(tmp_path, capsys):
     assert bench_layer.main([*TINY, "--output", str(output)]) == 0
     result = json.loads(output.read_text())
     contenders = ["dense", "scatter_loop", "loop", "grouped", "expert_gemms"]
-    assert [(row["phase"], row["contender"]) for row in result["table"]] == [(phase, name) for phase in bench_layer.PHASES for name in contenders]
+    assert [(row["phase"], row["contender"]) for row in result["table"]] == [
+        (phase, name) for phase in bench_layer.PHASES for name in contenders
+    ]
     assert all(row["over_dense"]["median"] == 1 for row in result["table"] if row["contender"] == "dense")
     assert result["threads"] == 1 and result["versions"]["torch"] == torch.__version__
     assert len(capsys.readouterr().out.splitlines()) == 1 + len(result["table"]) + 1

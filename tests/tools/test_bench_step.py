@@ -5,7 +5,24 @@ import torch
 
 from tools import bench_step
 
-TINY = ["--width", "16", "--depth", "2", "--experts", "2", "--batch", "2", "--latent-size", "8", "--rounds", "2", "--threads", "1", "--device", "cpu"]
+TINY = [
+    "--width",
+    "16",
+    "--depth",
+    "2",
+    "--experts",
+    "2",
+    "--batch",
+    "2",
+    "--latent-size",
+    "8",
+    "--rounds",
+    "2",
+    "--threads",
+    "1",
+    "--device",
+    "cpu",
+]
 
 
 def test_every_contender_of_every_phase_is_in_table_and_file(tmp_path, capsys):
@@ -13,7 +30,9 @@ def test_every_contender_of_every_phase_is_in_table_and_file(tmp_path, capsys):
     assert bench_step.main([*TINY, "--output", str(output)]) == 0
     table = json.loads(output.read_text())["table"]
     names = ["dense", "scatter_loop", "loop", "grouped"]
-    assert [(row["phase"], row["contender"]) for row in table] == [(phase, name) for phase in bench_step.PHASES for name in names]
+    assert [(row["phase"], row["contender"]) for row in table] == [
+        (phase, name) for phase in bench_step.PHASES for name in names
+    ]
     assert len(capsys.readouterr().out.splitlines()) == 1 + len(table)
 
 

@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.data import encoding
-from diffmoe_scale.data.batch import Batch, to_unit_range
-from diffmoe_scale.data.features import SET_FILE
-from diffmoe_scale.data.shards import Reader, build_reader
-from diffmoe_scale.encoders.text import TextFeatures
-from diffmoe_scale.model.pipeline import Pipeline, build_pipeline
+from diffmoe_scale.prepare import encoding
+from diffmoe_scale.data.features.source import SET_FILE
+from diffmoe_scale.data.reading.batch import Batch, to_unit_range
+from diffmoe_scale.data.reading.reader import Reader, build_reader
+from diffmoe_scale.encoders.text.text import TextFeatures
 from diffmoe_scale.moe.routing import Selection
+from diffmoe_scale.sampling.generate import Pipeline, build_pipeline
 from diffmoe_scale.train.loss import denoising_loss, latents_of
 from diffmoe_scale.train.trainer import refuse_other_features
 from tests.data.samples import color, encode, read_batches, write_shards
@@ -30,7 +30,12 @@ from tools import cache_features
 # Stored numbers keep 8 binary digits.
 BF16 = {"rtol": 2**-7, "atol": 2**-7}
 # Of 24 x 8, 16 x 16 and 8 x 24 pixels.
-BUCKETS = ("buckets.enabled=true", "buckets.aspects=[0.5,1.0,2.0]", "buckets.step=8", "model.size_conditioning=true")
+BUCKETS = (
+    "buckets.enabled=true",
+    "buckets.aspects=[0.5,1.0,2.0]",
+    "buckets.step=8",
+    "model.size_conditioning=true",
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +46,9 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     tower = open_clip.CLIP(**TOWER)
     (folder / "clip").mkdir()
-    (folder / "clip" / "open_clip_config.json").write_text(json.dumps({"model_cfg": TOWER, "preprocess_cfg": {}}))
+    (folder / "clip" / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": TOWER, "preprocess_cfg": {}})
+    )
     save_file(tower.state_dict(), folder / "clip" / "open_clip_model.safetensors")
     return folder
 
@@ -49,14 +56,30 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def settings(encoders: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("raw")
-    several = {"png": encode(Image.linear_gradient("L")), "json": b'{"caption": ["a red circle", "two long words and three more"]}'}
+    several = {
+        "png": encode(Image.linear_gradient("L")),
+        "json": b'{"caption": ["a red circle", "two long words and three more"]}',
+    }
     broken = {"png": b"no picture", "txt": b"x"}
     uncaptioned = {"png": encode(Image.radial_gradient("L"))}
     shapes = {
-        key: {"png": encode(Image.new("RGB", size, color(*map(int, key.split("_"))))), "txt": f"a shape {key}".encode()}
-        for key, size in {"0_1": (8, 4), "0_3": (30, 70), "1_0": (4, 8), "1_3": (70, 31), "1_5": (90, 50)}.items()
+        key: {
+            "png": encode(Image.new("RGB", size, color(*map(int, key.split("_"))))),
+            "txt": f"a shape {key}".encode(),
+        }
+        for key, size in {
+            "0_1": (8, 4),
+            "0_3": (30, 70),
+            "1_0": (4, 8),
+            "1_3": (70, 31),
+            "1_5": (90, 50),
+        }.items()
     }
-    write_shards(folder, [5, 7, 3], replaced=shapes | {"0_2": several, "1_1": several, "1_4": uncaptioned, "2_1": broken})
+    write_shards(
+        folder,
+        [5, 7, 3],
+        replaced=shapes | {"0_2": several, "1_1": several, "1_4": uncaptioned, "2_1": broken},
+    )
     return [
         "autoencoder.kind=kl",
         f"autoencoder.path={encoders / 'kl'}",
@@ -97,7 +120,16 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def _cache(output: Path, settings: list[str], *options: str, shards: str = "*") -> int:
     folder = Path(load_config(None, settings).data.train[0]).parent
     (output.parent / "empty.yaml").touch()
-    command = ["--config", str(output.parent / "empty.yaml"), "--input", f"{folder}/shard-{shards}.tar", "--output", str(output), "--batch", "4"]
+    command = [
+        "--config",
+        str(output.parent / "empty.yaml"),
+        "--input",
+        f"{folder}/shard-{shards}.tar",
+        "--output",
+        str(output),
+        "--batch",
+        "4",
+    ]
     return cache_features.main([*command, *options, *settings])
 
 
@@ -111,9 +143,17 @@ def _batches(reader: Reader, count: int) -> list[Batch]:
 
 
 @pytest.mark.parametrize(
-    "options", [(), ("data.horizontal_flip=true", "model.size_conditioning=true"), BUCKETS, (*BUCKETS, "data.horizontal_flip=true")]
+    "options",
+    [
+        (),
+        ("data.horizontal_flip=true", "model.size_conditioning=true"),
+        BUCKETS,
+        (*BUCKETS, "data.horizontal_flip=true"),
+    ],
 )
-def test_training_losses_are_those_of_computing_on_the_fly(tmp_path: Path, settings: list[str], options: tuple[str, ...]) -> None:
+def test_training_losses_are_those_of_computing_on_the_fly(
+    tmp_path: Path, settings: list[str], options: tuple[str, ...]
+) -> None:
     # Without the broken sample, which a cache leaves out.
     assert _cache(tmp_path / "cache", [*settings, *options], shards="00[01]") == 0
     config = load_config(None, [*settings, *options])
@@ -122,18 +162,32 @@ def test_training_losses_are_those_of_computing_on_the_fly(tmp_path: Path, setti
     cached = _batches(_reader(config, f"{tmp_path}/cache/*.tar"), 6)
     assert len({batch.pixels_BHWC.shape[1:3] for batch in raw}) == (3 if config.buckets.enabled else 1)
     for ours, plain in zip(cached, raw, strict=True):
-        assert ours.keys == plain.keys and not any(ours.captions) and ours.pixels_BHWC is None and ours.text is not None
+        assert (
+            ours.keys == plain.keys
+            and not any(ours.captions)
+            and ours.pixels_BHWC is None
+            and ours.text is not None
+        )
         assert torch.equal(ours.indices_B, plain.indices_B) and torch.equal(ours.sizes_BZ, plain.sizes_BZ)
         latents_BCHW = latents_of(plain, pipeline.autoencoder, pipeline.device)
-        torch.testing.assert_close(latents_of(ours, pipeline.autoencoder, pipeline.device), latents_BCHW, **BF16)
+        torch.testing.assert_close(
+            latents_of(ours, pipeline.autoencoder, pipeline.device), latents_BCHW, **BF16
+        )
         text = pipeline.denoiser.encode(plain.captions, pipeline.device)
         assert text is not None and torch.equal(ours.text.mask_BL, text.mask_BL)
-        torch.testing.assert_close(ours.text.tokens_BLT.float()[text.mask_BL], text.tokens_BLT[text.mask_BL], **BF16)
+        torch.testing.assert_close(
+            ours.text.tokens_BLT.float()[text.mask_BL], text.tokens_BLT[text.mask_BL], **BF16
+        )
         losses = []
-        for batch, latents in ((ours, latents_of(ours, pipeline.autoencoder, pipeline.device)), (plain, latents_BCHW.bfloat16().float())):
+        for batch, latents in (
+            (ours, latents_of(ours, pipeline.autoencoder, pipeline.device)),
+            (plain, latents_BCHW.bfloat16().float()),
+        ):
             predict = pipeline.denoiser
             if batch is plain:
-                rounded = TextFeatures(text.tokens_BLT.bfloat16().float(), text.mask_BL, text.pooled_BV.bfloat16().float())
+                rounded = TextFeatures(
+                    text.tokens_BLT.bfloat16().float(), text.mask_BL, text.pooled_BV.bfloat16().float()
+                )
                 losses.append(
                     denoising_loss(
                         lambda *inputs, features=rounded: pipeline.denoiser(*inputs[:4], features),
@@ -145,20 +199,29 @@ def test_training_losses_are_those_of_computing_on_the_fly(tmp_path: Path, setti
                     )
                 )
             else:
-                losses.append(denoising_loss(predict, pipeline.objective, batch, latents, seed=0, selection=Selection("static")))
-        # Other batches round the encoders' sums in another order, which can move a stored number by one of its last digits.
+                losses.append(
+                    denoising_loss(
+                        predict, pipeline.objective, batch, latents, seed=0, selection=Selection("static")
+                    )
+                )
+        # Other batches round the encoders' sums in another order, which can move a stored number by one of
+        # its last digits.
         assert losses[0].total.item() == pytest.approx(losses[1].total.item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("options", [(), BUCKETS])
-def test_the_size_is_told_before_and_kept(tmp_path: Path, settings: list[str], options: tuple[str, ...], capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_size_is_told_before_and_kept(
+    tmp_path: Path, settings: list[str], options: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
     assert _cache(tmp_path / "cache", [*settings, *options]) == 0
     estimate = float(re.search(r"about ([\d.]+) KB", capfd.readouterr().out)[1]) * 1000
     written = sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.tar"))
     assert abs(estimate - written) < 0.05 * written
 
 
-def test_a_budget_too_small_writes_nothing(tmp_path: Path, settings: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_budget_too_small_writes_nothing(
+    tmp_path: Path, settings: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
     assert _cache(tmp_path / "cache", settings, "--budget", "20K") == 2
     assert "--budget is 20K, less than" in capfd.readouterr().err and not list(tmp_path.glob("cache*"))
 
@@ -176,18 +239,28 @@ def test_half_the_bits_store_fp8(tmp_path: Path, settings: list[str]) -> None:
 
 def build_pipeline_latents(config: Config, batch: Batch) -> torch.Tensor:
     assert batch.pixels_BHWC is not None
-    return cache_features.build_autoencoder(config.autoencoder, device=torch.device("cpu")).encode(to_unit_range(batch.pixels_BHWC))
+    return cache_features.build_autoencoder(config.autoencoder, device=torch.device("cpu")).encode(
+        to_unit_range(batch.pixels_BHWC)
+    )
 
 
-def test_shards_keep_the_order_of_their_samples_whatever_the_batch(tmp_path: Path, settings: list[str]) -> None:
+def test_shards_keep_the_order_of_their_samples_whatever_the_batch(
+    tmp_path: Path, settings: list[str]
+) -> None:
     expected = [f"1_{row}" for row in range(7)]
     for batch in ("1", "2", "32"):
         assert _cache(tmp_path / batch, [*settings, *BUCKETS], "--batch", batch, shards="001") == 0
         with tarfile.open(tmp_path / batch / "shard-001.tar") as archive:
-            assert [name.removesuffix(".safetensors") for name in archive.getnames() if name.endswith(".safetensors")] == expected
+            assert [
+                name.removesuffix(".safetensors")
+                for name in archive.getnames()
+                if name.endswith(".safetensors")
+            ] == expected
 
 
-def test_a_picture_that_is_turned_behind_its_pixels_is_left_out(tmp_path: Path, settings: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_picture_that_is_turned_behind_its_pixels_is_left_out(
+    tmp_path: Path, settings: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encode(Image.new("RGB", (32, 16)), exif=exif)
@@ -195,22 +268,35 @@ def test_a_picture_that_is_turned_behind_its_pixels_is_left_out(tmp_path: Path, 
     size = 12 + int.from_bytes(data[first : first + 4], "big")
     moved = data[:first] + data[first + size : -12] + data[first : first + size] + data[-12:]
     write_shards(tmp_path, [3], replaced={"0_1": {"png": moved, "txt": b"turned"}})
-    elsewhere = [*(setting for setting in settings if not setting.startswith("data.train")), f"data.train=[{tmp_path}/shard-*.tar]"]
+    elsewhere = [
+        *(setting for setting in settings if not setting.startswith("data.train")),
+        f"data.train=[{tmp_path}/shard-*.tar]",
+    ]
     assert _cache(tmp_path / "cache", [*elsewhere, *BUCKETS]) == 0
-    assert "left out shard-000.tar/0_1: decoded it is 16 x 32, of another bucket than its header says" in capfd.readouterr().err
+    assert (
+        "left out shard-000.tar/0_1: decoded it is 16 x 32, of another bucket than its header says"
+        in capfd.readouterr().err
+    )
     assert _reader(load_config(None, [*settings, *BUCKETS]), f"{tmp_path}/cache/*.tar").num_samples == 2
 
 
-def test_ranks_share_the_shards_and_the_last_one_publishes(tmp_path: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_share_the_shards_and_the_last_one_publishes(
+    tmp_path: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert _cache(tmp_path / "cache", settings) == 0 and not (tmp_path / "cache").exists()
-    assert sorted(path.name for path in (tmp_path / "cache.unfinished").glob("*.tar")) == ["shard-000.tar", "shard-002.tar"]
+    assert sorted(path.name for path in (tmp_path / "cache.unfinished").glob("*.tar")) == [
+        "shard-000.tar",
+        "shard-002.tar",
+    ]
     monkeypatch.setenv("RANK", "1")
     assert _cache(tmp_path / "cache", settings) == 0
     assert len(list((tmp_path / "cache").glob("*.tar"))) == 3 and not (tmp_path / "cache.unfinished").exists()
 
 
-def test_a_stopped_call_goes_on_where_it_was(tmp_path: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_call_goes_on_where_it_was(
+    tmp_path: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     write = encoding.write_shard
 
     def stop_at_the_last(path: Path, samples: object) -> None:
@@ -224,17 +310,23 @@ def test_a_stopped_call_goes_on_where_it_was(tmp_path: Path, settings: list[str]
             _cache(tmp_path / "cache", settings)
     kept = (tmp_path / "cache.unfinished" / "shard-001.tar").stat()
     assert _cache(tmp_path / "cache", settings) == 0
-    assert (tmp_path / "cache" / "shard-001.tar").stat() == kept and (tmp_path / "cache" / "shard-002.tar").is_file()
+    assert (tmp_path / "cache" / "shard-001.tar").stat() == kept and (
+        tmp_path / "cache" / "shard-002.tar"
+    ).is_file()
     assert _cache(tmp_path / "cache", settings) == 0 and (tmp_path / "cache" / "shard-001.tar").stat() == kept
 
 
-def test_broken_pictures_are_left_out_and_named(tmp_path: Path, settings: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+def test_broken_pictures_are_left_out_and_named(
+    tmp_path: Path, settings: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
     assert _cache(tmp_path / "cache", settings, shards="002") == 0
     assert "left out shard-002.tar/2_1: " in capfd.readouterr().err
     assert _reader(load_config(None, settings), f"{tmp_path}/cache/*.tar").num_samples == 2
 
 
-def test_features_of_other_encoders_are_refused(tmp_path: Path, settings: list[str], pipeline: Pipeline, encoders: Path) -> None:
+def test_features_of_other_encoders_are_refused(
+    tmp_path: Path, settings: list[str], pipeline: Pipeline, encoders: Path
+) -> None:
     assert _cache(tmp_path / "cache", settings) == 0
     config = load_config(None, settings)
     reader = _reader(config, f"{tmp_path}/cache/*.tar")
@@ -272,9 +364,14 @@ def test_shards_without_what_describes_them_are_refused(tmp_path: Path, settings
         _reader(load_config(None, settings), f"{tmp_path}/cache/*.tar")
 
 
-def test_an_encoder_that_is_trained_along_is_not_cached(tmp_path: Path, settings: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_encoder_that_is_trained_along_is_not_cached(
+    tmp_path: Path, settings: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
     plain = [setting for setting in settings if not setting.startswith("text.")]
-    assert _cache(tmp_path / "cache", plain, shards="000") == 0 and "their features are not cached" in capfd.readouterr().out
+    assert (
+        _cache(tmp_path / "cache", plain, shards="000") == 0
+        and "their features are not cached" in capfd.readouterr().out
+    )
     (batch,) = _batches(_reader(load_config(None, plain), f"{tmp_path}/cache/*.tar"), 1)
     assert batch.text is None and batch.latents_BCHW is not None and any(batch.captions)
 
@@ -284,11 +381,16 @@ def test_an_encoder_that_is_trained_along_is_not_cached(tmp_path: Path, settings
     [
         (["autoencoder.kind=pixels", "autoencoder.path="], "pixels need no cache"),
         (["model.image_size=18"], "a multiple of 4"),
-        ([*BUCKETS, "buckets.step=4"], "buckets.step is 4; expected a multiple of 8 (model.patch_size times the autoencoder's factor)"),
+        (
+            [*BUCKETS, "buckets.step=4"],
+            "buckets.step is 4; expected a multiple of 8 (model.patch_size times the autoencoder's factor)",
+        ),
         ([*BUCKETS, "buckets.resolutions=[[1,8],[4,16]]"], "expected none but model.image_size (16)"),
     ],
 )
-def test_a_wrong_setting_is_named(tmp_path: Path, settings: list[str], capfd: pytest.CaptureFixture[str], changed: list[str], message: str) -> None:
+def test_a_wrong_setting_is_named(
+    tmp_path: Path, settings: list[str], capfd: pytest.CaptureFixture[str], changed: list[str], message: str
+) -> None:
     if "pixels" in changed[0]:
         settings = [setting for setting in settings if not setting.startswith("model.channels")]
     assert _cache(tmp_path / "cache", [*settings, *changed]) == 2

@@ -9,7 +9,16 @@ import pytest
 
 from tools import compare_runs
 
-LINES = [{"step": step, "samples": 8 * step, "time": 1.0, "loss/diffusion": 1.0 / step, "moe/threshold/1": [0.5, 0.25]} for step in (1, 2, 3, 4)]
+LINES = [
+    {
+        "step": step,
+        "samples": 8 * step,
+        "time": 1.0,
+        "loss/diffusion": 1.0 / step,
+        "moe/threshold/1": [0.5, 0.25],
+    }
+    for step in (1, 2, 3, 4)
+]
 
 
 def write_run(folder: Path, lines: Iterable[dict[str, Any]]) -> Path:
@@ -32,7 +41,9 @@ def compare(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     [
         (LINES, [], 0, "the runs are equal over 4 steps\n"),
         (
-            changed(3, time=9.0, **{"time/step_s": 2.0, "throughput/images_per_s": 3.0, "memory/peak_gib": 4.0}),
+            changed(
+                3, time=9.0, **{"time/step_s": 2.0, "throughput/images_per_s": 3.0, "memory/peak_gib": 4.0}
+            ),
             [],
             0,
             "the runs are equal over 4 steps\n",
@@ -61,11 +72,36 @@ def compare(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
             1,
             "moe/threshold/1: inf absolute, inf relative, from step 4\nthe runs differ from step 4 on\n",
         ),
-        (changed(3, **{"loss/diffusion": "nan"}), [], 1, "loss/diffusion: inf absolute, inf relative, from step 3\nthe runs differ from step 3 on\n"),
-        (changed(1, extra=1.0), [], 1, "extra: inf absolute, inf relative, from step 1\nthe runs differ from step 1 on\n"),
-        (LINES[:2], [], 1, "2 steps are in one of the runs only, the first is 3\nthe runs differ from step 3 on\n"),
+        (
+            changed(3, **{"loss/diffusion": "nan"}),
+            [],
+            1,
+            "loss/diffusion: inf absolute, inf relative, from step 3\nthe runs differ from step 3 on\n",
+        ),
+        (
+            changed(1, extra=1.0),
+            [],
+            1,
+            "extra: inf absolute, inf relative, from step 1\nthe runs differ from step 1 on\n",
+        ),
+        (
+            LINES[:2],
+            [],
+            1,
+            "2 steps are in one of the runs only, the first is 3\nthe runs differ from step 3 on\n",
+        ),
     ],
-    ids=["equal", "clock", "last digit", "last digit within tolerance", "list", "length of list", "not a number", "metric of one", "steps of one"],
+    ids=[
+        "equal",
+        "clock",
+        "last digit",
+        "last digit within tolerance",
+        "list",
+        "length of list",
+        "not a number",
+        "metric of one",
+        "steps of one",
+    ],
 )
 def test_differences_are_told_and_decide_the_exit_code(
     lines: list[dict[str, Any]],
@@ -82,20 +118,32 @@ def test_differences_are_told_and_decide_the_exit_code(
         assert capsys.readouterr().out == told
 
 
-def test_two_runs_without_a_number_at_one_place_are_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runs_without_a_number_at_one_place_are_equal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines = changed(3, **{"loss/diffusion": "nan"})
     assert compare(monkeypatch, write_run(tmp_path / "a", lines), write_run(tmp_path / "b", lines)) == 0
 
 
-def test_missing_run_and_empty_file_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_run_and_empty_file_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     good, empty = write_run(tmp_path / "good", LINES), write_run(tmp_path / "empty", [])
     assert compare(monkeypatch, good, tmp_path / "nowhere") == 2
-    assert capsys.readouterr().err == f"error: {tmp_path}/nowhere does not exist; expected a run directory with metrics.jsonl, or such a file\n"
+    assert (
+        capsys.readouterr().err
+        == f"error: {tmp_path}/nowhere does not exist; expected a run directory with metrics.jsonl, or such a file\n"
+    )
     assert compare(monkeypatch, empty, good) == 2
-    assert capsys.readouterr().err == f"error: {empty}/metrics.jsonl has no line of a step; wait for the run's first log step\n"
+    assert (
+        capsys.readouterr().err
+        == f"error: {empty}/metrics.jsonl has no line of a step; wait for the run's first log step\n"
+    )
 
 
 def test_tool_starts_from_anywhere(tmp_path: Path) -> None:
     tool = Path(compare_runs.__file__)
-    result = subprocess.run([sys.executable, str(tool), "--help"], cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, str(tool), "--help"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert result.returncode == 0 and "--tolerance" in result.stdout

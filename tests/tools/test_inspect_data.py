@@ -4,16 +4,24 @@ import pytest
 import torch
 from PIL import Image
 
-from diffmoe_scale.data.features import FeatureSet, FeatureSource, pack_sample
-from diffmoe_scale.data.transforms import Size
+from diffmoe_scale.data.features.source import FeatureSet, FeatureSource, pack_sample
+from diffmoe_scale.data.reading.pictures import Size
 from tests.data.samples import encode, write_shards
 from tools import inspect_data
 
 
-def test_counts_sizes_captions_and_what_is_broken_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_counts_sizes_captions_and_what_is_broken_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     odd = {"jpg": encode(Image.new("RGB", (40, 10)), "JPEG"), "txt": "über drei Wörter".encode()}
     paths = write_shards(
-        tmp_path, [6, 4], replaced={"0_1": {"png": b"broken", "txt": b"x"}, "0_2": odd, "1_0": {"png": encode(Image.new("L", (4, 4)))}}
+        tmp_path,
+        [6, 4],
+        replaced={
+            "0_1": {"png": b"broken", "txt": b"x"},
+            "0_2": odd,
+            "1_0": {"png": encode(Image.new("L", (4, 4)))},
+        },
     )
     paths[0].rename(tmp_path / "twin.tar")
     (tmp_path / "shard-000.tar").write_bytes((tmp_path / "twin.tar").read_bytes())
@@ -22,36 +30,92 @@ def test_counts_sizes_captions_and_what_is_broken_are_shown(tmp_path: Path, caps
     printed = capsys.readouterr().out
     facts = {line[:24].strip(): line[24:] for line in printed.splitlines()}
     assert facts["samples"].startswith("16 in 3 shards") and facts["samples"].endswith("16 read")
-    assert facts["broken samples"] == "2 BadPicture" and facts["without caption"] == "1" and facts["duplicate keys"] == "12"
-    assert facts["width"].startswith("4 to 40") and facts["width / height"].startswith("1 to 4") and facts["caption words"].startswith("1 to 3")
+    assert (
+        facts["broken samples"] == "2 BadPicture"
+        and facts["without caption"] == "1"
+        and facts["duplicate keys"] == "12"
+    )
+    assert (
+        facts["width"].startswith("4 to 40")
+        and facts["width / height"].startswith("1 to 4")
+        and facts["caption words"].startswith("1 to 3")
+    )
     html = page.read_text()
-    assert "shard-000.tar/0_1: BadPicture" in html and html.count("data:image/") == 2 and "http" not in html.replace("http-equiv", "")
+    assert (
+        "shard-000.tar/0_1: BadPicture" in html
+        and html.count("data:image/") == 2
+        and "http" not in html.replace("http-equiv", "")
+    )
 
 
 def test_tokens_of_a_run_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_shards(tmp_path, [3])
     (tmp_path / "c.yaml").write_text("model: {image_size: 16, patch_size: 4}")
-    assert inspect_data.main(["--config", str(tmp_path / "c.yaml"), "--input", f"{tmp_path}/*.tar", f"run.directory={tmp_path}"]) == 0
+    assert (
+        inspect_data.main(
+            [
+                "--config",
+                str(tmp_path / "c.yaml"),
+                "--input",
+                f"{tmp_path}/*.tar",
+                f"run.directory={tmp_path}",
+            ]
+        )
+        == 0
+    )
     assert "image tokens an epoch   48" in capsys.readouterr().out
 
 
-def test_features_in_buckets_are_shown_and_those_of_another_shape_are_broken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = FeatureSource("a", "", channels=4, factor=8, image_size=64, aspects=(0.5, 1.0), step=16, num_views=1, precision="bf16")
+def test_features_in_buckets_are_shown_and_those_of_another_shape_are_broken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = FeatureSource(
+        "a",
+        "",
+        channels=4,
+        factor=8,
+        image_size=64,
+        aspects=(0.5, 1.0),
+        step=16,
+        num_views=1,
+        precision="bf16",
+    )
     FeatureSet(source, None).save(tmp_path)
     # The buckets are 80 x 48 and 64 x 64 pixels.
-    samples = {"0_0": ((4, 10, 6), Size(300, 150)), "0_1": ((4, 8, 8), Size(300, 150)), "0_2": ((4, 8, 8), Size(30, 30))}
+    samples = {
+        "0_0": ((4, 10, 6), Size(300, 150)),
+        "0_1": ((4, 8, 8), Size(300, 150)),
+        "0_2": ((4, 8, 8), Size(30, 30)),
+    }
     replaced = {
-        key: {"safetensors": pack_sample(torch.zeros(1, *shape), [], [], original=original, crop=(0, 0), precision="bf16"), "txt": b"x"}
+        key: {
+            "safetensors": pack_sample(
+                torch.zeros(1, *shape), [], [], original=original, crop=(0, 0), precision="bf16"
+            ),
+            "txt": b"x",
+        }
         for key, (shape, original) in samples.items()
     }
     write_shards(tmp_path, [3], replaced=replaced)
     assert inspect_data.main(["--input", f"{tmp_path}/*.tar", "--html", str(tmp_path / "data.html")]) == 0
     printed = capsys.readouterr().out
-    assert "bf16, latents of 4 channels, 1/8 of 64 pixels, aspects 0.5, 1, 1 view(s), text not stored" in printed
-    assert "1 ValueError" in printed and "0_1: ValueError: latents of shape (1, 4, 8, 8); expected (1, 4, 10, 6)" in printed
+    assert (
+        "bf16, latents of 4 channels, 1/8 of 64 pixels, aspects 0.5, 1, 1 view(s), text not stored" in printed
+    )
+    assert (
+        "1 ValueError" in printed
+        and "0_1: ValueError: latents of shape (1, 4, 8, 8); expected (1, 4, 10, 6)" in printed
+    )
 
 
-@pytest.mark.parametrize(("options", "message"), [(["--samples", "-1"], "--samples is -1"), (["a.b=1"], "without --config")])
-def test_a_wrong_option_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"), [(["--samples", "-1"], "--samples is -1"), (["a.b=1"], "without --config")]
+)
+def test_a_wrong_option_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
     write_shards(tmp_path, [1])
-    assert inspect_data.main(["--input", f"{tmp_path}/*.tar", *options]) == 2 and message in capsys.readouterr().err
+    assert (
+        inspect_data.main(["--input", f"{tmp_path}/*.tar", *options]) == 2
+        and message in capsys.readouterr().err
+    )

@@ -1,4 +1,5 @@
-"""A tiny class-conditional model and 20 steps of its training: by plain torch on one process, and by the engine on several ranks."""
+"""A tiny class-conditional model and 20 steps of its training: by plain torch on one process, and by the
+engine on several ranks."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,14 +13,14 @@ from torch.nn.utils import clip_grad_norm_
 
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.data.batch import Batch, to_unit_range
+from diffmoe_scale.data.reading.batch import Batch, to_unit_range
 from diffmoe_scale.model.denoiser import Condition
-from diffmoe_scale.model.pipeline import Pipeline, build_pipeline
 from diffmoe_scale.model.transformer import Prediction
-from diffmoe_scale.moe.capacity import update_thresholds
-from diffmoe_scale.moe.generator import named_generator
+from diffmoe_scale.moe.predictor import update_thresholds
 from diffmoe_scale.moe.routing import Selection
+from diffmoe_scale.nn.generator import named_generator
 from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.sampling.generate import Pipeline, build_pipeline
 from diffmoe_scale.train.engine import Engine
 from diffmoe_scale.train.loss import StepLoss, denoising_loss
 from tests.data.samples import write_shards
@@ -80,7 +81,8 @@ def tiny_config(settings: Sequence[str]) -> Config:
 
 
 def tiny_pipeline(config: Config, groups: ProcessGroupCollection, *, tokenizer: Path = Path()) -> Pipeline:
-    """The same weights whatever the layout. Each has a value of its own: at initialisation most of the network is switched off by zeros."""
+    """The same weights whatever the layout. Each has a value of its own: at initialisation most of the
+    network is switched off by zeros."""
     pipeline = build_pipeline(config, tokenizer_path=tokenizer, groups=groups, device=CPU)
     with torch.no_grad():
         for name, parameter in pipeline.denoiser.canonical_parameters().items():
@@ -94,7 +96,12 @@ def tiny_pipeline(config: Config, groups: ProcessGroupCollection, *, tokenizer: 
 def tiny_batch(first: int, count: int, *, config: Config) -> Batch:
     """Samples `first` to `first + count` of an endless data set of noise."""
     numbers, size = range(first, first + count), config.model.image_size
-    pixels = [torch.randint(0, 256, (size, size, 3), dtype=torch.uint8, generator=named_generator(0, "image", number)) for number in numbers]
+    pixels = [
+        torch.randint(
+            0, 256, (size, size, 3), dtype=torch.uint8, generator=named_generator(0, "image", number)
+        )
+        for number in numbers
+    ]
     return Batch(
         pixels_BHWC=torch.stack(pixels),
         captions=[""] * count,
@@ -117,8 +124,12 @@ def rank_batches(step: int, config: Config, context: ParallelContext) -> list[Ba
     return [tiny_batch(first + chunk * count * ranks, count, config=config) for chunk in range(chunks)]
 
 
-def compute_loss(predict: Callable[..., Prediction], pipeline: Pipeline, batch: Batch, *, seed: int = 0) -> StepLoss:
-    return denoising_loss(predict, pipeline.objective, batch, to_unit_range(batch.pixels_BHWC), seed=seed, selection=Selection())
+def compute_loss(
+    predict: Callable[..., Prediction], pipeline: Pipeline, batch: Batch, *, seed: int = 0
+) -> StepLoss:
+    return denoising_loss(
+        predict, pipeline.objective, batch, to_unit_range(batch.pixels_BHWC), seed=seed, selection=Selection()
+    )
 
 
 def predict_once(pipeline: Pipeline, config: Config) -> np.ndarray:
@@ -127,12 +138,17 @@ def predict_once(pipeline: Pipeline, config: Config) -> np.ndarray:
     with torch.no_grad():
         time_B = torch.full((4,), 500.0)
         prediction = pipeline.denoiser(
-            to_unit_range(batch.pixels_BHWC), time_B, Condition([""] * 4, batch.labels_B, batch.dropped_B), Selection("static")
+            to_unit_range(batch.pixels_BHWC),
+            time_B,
+            Condition([""] * 4, batch.labels_B, batch.dropped_B),
+            Selection("static"),
         )
     return prediction.value_BCHW.numpy()
 
 
-def engine_step(step: int, engine: Engine, pipeline: Pipeline, config: Config, context: ParallelContext, run: Run) -> None:
+def engine_step(
+    step: int, engine: Engine, pipeline: Pipeline, config: Config, context: ParallelContext, run: Run
+) -> None:
     losses, kth_probabilities = [], []
     for batch in rank_batches(step, config, context):
         loss = compute_loss(engine, pipeline, batch)
@@ -141,7 +157,9 @@ def engine_step(step: int, engine: Engine, pipeline: Pipeline, config: Config, c
         kth_probabilities.append(torch.stack([routing.kth_probability_E for routing in loss.routings]))
     run.norms.append(engine.step(config.optimizer.learning_rate).gradient_norm)
     run.losses.append(sum(losses) / len(losses))
-    update_thresholds(pipeline.denoiser.moe_layers(), torch.stack(kth_probabilities).mean(0), context.dp_group)
+    update_thresholds(
+        pipeline.denoiser.moe_layers(), torch.stack(kth_probabilities).mean(0), context.dp_group
+    )
 
 
 @dataclass
@@ -152,7 +170,9 @@ class RankRun:
     state: dict[str, tuple[np.ndarray, int, tuple[int, ...]]]
 
 
-def train_on_rank(context: ParallelContext, all_settings: list[list[str]], steps: int = STEPS) -> list[RankRun]:
+def train_on_rank(
+    context: ParallelContext, all_settings: list[list[str]], steps: int = STEPS
+) -> list[RankRun]:
     """One training after another, each from the same weights."""
     answers = []
     for settings in all_settings:
@@ -167,7 +187,10 @@ def train_on_rank(context: ParallelContext, all_settings: list[list[str]], steps
 
 
 def copy_state(engine: Engine) -> dict[str, tuple[np.ndarray, int, tuple[int, ...]]]:
-    return {name: (piece.values.numpy().copy(), piece.start, piece.shape) for name, piece in engine.state().items()}
+    return {
+        name: (piece.values.numpy().copy(), piece.start, piece.shape)
+        for name, piece in engine.state().items()
+    }
 
 
 def assemble(ranks: Sequence[RankRun]) -> Run:
@@ -187,7 +210,10 @@ def train_alone(settings: list[str], *, steps: int = STEPS) -> Run:
     pipeline = tiny_pipeline(config, alone())
     parameters = pipeline.denoiser.canonical_parameters()
     averages = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    optimizer = torch.optim.AdamW([plain_group(name, parameter, config) for name, parameter in parameters.items()], eps=config.optimizer.eps)
+    optimizer = torch.optim.AdamW(
+        [plain_group(name, parameter, config) for name, parameter in parameters.items()],
+        eps=config.optimizer.eps,
+    )
     run, count = Run(), config.run.micro_batch
     for step in range(1, steps + 1):
         losses, kth_probabilities = [], []
@@ -202,15 +228,34 @@ def train_alone(settings: list[str], *, steps: int = STEPS) -> Run:
         run.losses.append(sum(losses) / len(losses))
         update_thresholds(pipeline.denoiser.moe_layers(), torch.stack(kth_probabilities).mean(0), None)
         decay = min(config.optimizer.ema_decay, (1 + step) / (10 + step))
-        averages = {name: decay * average + (1 - decay) * parameters[name].detach() for name, average in averages.items()}
-    families: dict[str, dict[str, Tensor]] = {"master": {**parameters}, "ema": averages, "buffer": pipeline.denoiser.canonical_buffers()}
+        averages = {
+            name: decay * average + (1 - decay) * parameters[name].detach()
+            for name, average in averages.items()
+        }
+    families: dict[str, dict[str, Tensor]] = {
+        "master": {**parameters},
+        "ema": averages,
+        "buffer": pipeline.denoiser.canonical_buffers(),
+    }
     for moment in ("exp_avg", "exp_avg_sq"):
-        families[moment] = {name: optimizer.state[parameter][moment] for name, parameter in parameters.items()}
-    run.state = {f"{family}/{name}": tensor.detach().flatten().numpy() for family, tensors in families.items() for name, tensor in tensors.items()}
+        families[moment] = {
+            name: optimizer.state[parameter][moment] for name, parameter in parameters.items()
+        }
+    run.state = {
+        f"{family}/{name}": tensor.detach().flatten().numpy()
+        for family, tensors in families.items()
+        for name, tensor in tensors.items()
+    }
     return run
 
 
 def plain_group(name: str, parameter: Tensor, config: Config) -> dict[str, object]:
-    rate = config.optimizer.learning_rate * (config.optimizer.router_learning_rate_ratio if ".router." in name else 1.0)
+    rate = config.optimizer.learning_rate * (
+        config.optimizer.router_learning_rate_ratio if ".router." in name else 1.0
+    )
     is_decayed = parameter.dim() == 2 and "class_embedding" not in name
-    return {"params": [parameter], "lr": rate, "weight_decay": config.optimizer.weight_decay if is_decayed else 0.0}
+    return {
+        "params": [parameter],
+        "lr": rate,
+        "weight_decay": config.optimizer.weight_decay if is_decayed else 0.0,
+    }

@@ -11,7 +11,16 @@ from diffmoe_scale.checkpoint.store import CheckpointStore
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.train.engine import Engine
 from tests.ranks import run_on_ranks
-from tests.train.runs import RankRun, Run, assemble, copy_state, engine_step, tiny_config, tiny_pipeline, train_alone
+from tests.train.runs import (
+    RankRun,
+    Run,
+    assemble,
+    copy_state,
+    engine_step,
+    tiny_config,
+    tiny_pipeline,
+    train_alone,
+)
 
 Layout = tuple[int, int, int]
 HOME: Layout = (4, 2, 1)
@@ -35,8 +44,11 @@ def settings_of(layout: Layout) -> list[str]:
     ]
 
 
-def go_on(context: ParallelContext, settings: list[str], parts: list[tuple[Path, int, int, Path]]) -> list[tuple[RankRun, RankRun]]:
-    """For each (source, its step, last step, target): the state as loaded, and the run to the last step, saved in the target."""
+def go_on(
+    context: ParallelContext, settings: list[str], parts: list[tuple[Path, int, int, Path]]
+) -> list[tuple[RankRun, RankRun]]:
+    """For each (source, its step, last step, target): the state as loaded, and the run to the last step,
+    saved in the target."""
     config = tiny_config(settings)
     answers = []
     for source, first, last, target in parts:
@@ -58,7 +70,10 @@ def go_on(context: ParallelContext, settings: list[str], parts: list[tuple[Path,
 def run_parts(layout: Layout, parts: list[tuple[Path, int, int, Path]]) -> list[tuple[Run, Run]]:
     world_size, expert_parallel, _ = layout
     answers = run_on_ranks(go_on, world_size, settings_of(layout), parts, expert_parallel=expert_parallel)
-    return [(assemble([answer[i][0] for answer in answers]), assemble([answer[i][1] for answer in answers])) for i in range(len(parts))]
+    return [
+        (assemble([answer[i][0] for answer in answers]), assemble([answer[i][1] for answer in answers]))
+        for i in range(len(parts))
+    ]
 
 
 def assert_same_bits(got: Run, expected: Run) -> None:
@@ -73,8 +88,12 @@ def journeys(tmp_path_factory: pytest.TempPathFactory) -> dict[Layout, list[tupl
     folder = tmp_path_factory.mktemp("elastic")
     places = {layout: folder / "world {} expert parallel {} stage {}".format(*layout) for layout in OTHERS}
     ((_, left),) = run_parts(HOME, [(folder, 0, AWAY, folder / "home")])
-    away = {layout: run_parts(layout, [(folder / "home", AWAY, BACK, places[layout])])[0] for layout in OTHERS}
-    back = run_parts(HOME, [(places[layout], BACK, END, folder / f"end {number}") for number, layout in enumerate(OTHERS)])
+    away = {
+        layout: run_parts(layout, [(folder / "home", AWAY, BACK, places[layout])])[0] for layout in OTHERS
+    }
+    back = run_parts(
+        HOME, [(places[layout], BACK, END, folder / f"end {number}") for number, layout in enumerate(OTHERS)]
+    )
     return {layout: [(left, left), away[layout], home] for layout, home in zip(OTHERS, back, strict=True)}
 
 
@@ -89,9 +108,15 @@ def test_weights_moments_and_average_reach_another_layout_and_come_back_to_the_b
 
 
 @pytest.mark.parametrize("layout", OTHERS, ids="world {0[0]} expert parallel {0[1]} stage {0[2]}".format)
-def test_run_through_another_layout_is_that_of_plain_torch_on_one_process(journeys: dict[Layout, list[tuple[Run, Run]]], layout: Layout) -> None:
+def test_run_through_another_layout_is_that_of_plain_torch_on_one_process(
+    journeys: dict[Layout, list[tuple[Run, Run]]], layout: Layout
+) -> None:
     expected = train_alone(settings_of((1, 1, 1)))
-    np.testing.assert_allclose([loss for _, run in journeys[layout] for loss in run.losses], expected.losses, **LOSSES)
+    np.testing.assert_allclose(
+        [loss for _, run in journeys[layout] for loss in run.losses], expected.losses, **LOSSES
+    )
     got = journeys[layout][-1][1].state
     for name, values in expected.state.items():
-        np.testing.assert_allclose(got[name], values, **TENSORS.get(name.split("/")[0], MOMENTS), err_msg=name)
+        np.testing.assert_allclose(
+            got[name], values, **TENSORS.get(name.split("/")[0], MOMENTS), err_msg=name
+        )

@@ -25,7 +25,9 @@ def test_average_is_the_decayed_sum_of_the_weights() -> None:
         for master, value in zip(masters, weights(step), strict=True):
             master.copy_(value)
         average.update(step)
-        expected = [0.9 * before + 0.1 * master.double() for before, master in zip(expected, masters, strict=True)]
+        expected = [
+            0.9 * before + 0.1 * master.double() for before, master in zip(expected, masters, strict=True)
+        ]
     for got, wanted in zip(average.averages, expected, strict=True):
         torch.testing.assert_close(got.double(), wanted, rtol=0, atol=1e-6)  # roundings of fp32
 
@@ -48,7 +50,9 @@ def test_two_swaps_restore_every_bit() -> None:
 
 def follow_averages(context: ParallelContext) -> dict[str, object]:
     """Train, and average the whole weights that this rank computes with beside the engine's sharded average."""
-    config = tiny_config(["parallel.expert_parallel=2", "run.micro_batch=2", "optimizer.learning_rate=1.0e-2"])
+    config = tiny_config(
+        ["parallel.expert_parallel=2", "run.micro_batch=2", "optimizer.learning_rate=1.0e-2"]
+    )
     pipeline = tiny_pipeline(config, context.megatron_groups)
     parameters = pipeline.denoiser.canonical_parameters()
     averages = {name: parameter.detach().clone().double() for name, parameter in parameters.items()}
@@ -56,11 +60,19 @@ def follow_averages(context: ParallelContext) -> dict[str, object]:
     for step in range(1, STEPS + 1):
         engine_step(step, engine, pipeline, config, context, Run())
         decay = min(config.optimizer.ema_decay, (1 + step) / (10 + step))
-        averages = {name: decay * average + (1 - decay) * parameters[name].detach().double() for name, average in averages.items()}
+        averages = {
+            name: decay * average + (1 - decay) * parameters[name].detach().double()
+            for name, average in averages.items()
+        }
     errors = []
     for name, (values, start, _) in copy_state(engine).items():
         if name.startswith("ema/"):
-            errors.append(np.abs(values - averages[name.removeprefix("ema/")].flatten()[start : start + values.size].numpy()).max())
+            errors.append(
+                np.abs(
+                    values
+                    - averages[name.removeprefix("ema/")].flatten()[start : start + values.size].numpy()
+                ).max()
+            )
 
     before, state = predict_once(pipeline, config), copy_state(engine)
     with engine.averaged_weights():
@@ -76,7 +88,8 @@ def follow_averages(context: ParallelContext) -> dict[str, object]:
         "error of a weight inside": held,
         "moved": np.abs(before - inside).max(),
         "error of a prediction inside": np.abs(expected - inside).max(),
-        "is restored": np.array_equal(before, after) and all(np.array_equal(state[name][0], restored[name][0]) for name in state),
+        "is restored": np.array_equal(before, after)
+        and all(np.array_equal(state[name][0], restored[name][0]) for name in state),
     }
 
 

@@ -25,10 +25,12 @@ from tests.train.runs import (
 )
 
 LAYOUTS = [(1, 1, 1), (2, 1, 1), (2, 2, 1), (4, 2, 1), (4, 4, 1), (2, 1, 2), (2, 2, 2), (4, 4, 2)]
-layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: "world {} expert parallel {} stage {}".format(*layout))
+layouts = pytest.mark.parametrize(
+    "layout", LAYOUTS, ids=lambda layout: "world {} expert parallel {} stage {}".format(*layout)
+)
 pools = pytest.mark.parametrize("pool", ["data_parallel", "rank"])
-# Sums over ranks and micro-batches in another order: about one rounding in losses and norms, ten after 20 steps in weights,
-# which moved by 2e-2.
+# Sums over ranks and micro-batches in another order: about one rounding in losses and norms, ten after 20
+# steps in weights, which moved by 2e-2.
 LOSSES: dict[str, Any] = {"rtol": 1e-6}
 WEIGHTS: dict[str, Any] = {"rtol": 0, "atol": 5e-6}
 MOMENTS: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-7}
@@ -37,7 +39,8 @@ BF16_LOSSES: dict[str, Any] = {"rtol": 2e-3}
 
 
 def pool_settings(pool: str, world_size: int) -> list[str]:
-    """A pool over all ranks does not depend on how the four samples of a micro-batch are spread; a rank's own is one of two samples."""
+    """A pool over all ranks does not depend on how the four samples of a micro-batch are spread; a rank's own
+    is one of two samples."""
     return [f"moe.pool={pool}", f"run.micro_batch={4 // world_size if pool == 'data_parallel' else 2}"]
 
 
@@ -60,7 +63,9 @@ def trained(layout: tuple[int, int, int]) -> dict[str, Run]:
 
 @pools
 @layouts
-def test_losses_and_gradient_norms_equal_plain_torch_on_one_process(layout: tuple[int, int, int], pool: str) -> None:
+def test_losses_and_gradient_norms_equal_plain_torch_on_one_process(
+    layout: tuple[int, int, int], pool: str
+) -> None:
     run = trained(layout)[pool]
     assert max(run.norms) > tiny_config([]).optimizer.clip_norm, "clipping was active"
     np.testing.assert_allclose(run.losses, expected(pool).losses, **LOSSES)
@@ -130,7 +135,13 @@ def test_bf16_weights_have_fp32_masters_moments_averages_and_thresholds() -> Non
         }
 
 
-SMALL = ["model.precision=bf16", "run.global_batch=32", "run.micro_batch=1", "moe.pool=rank", "optimizer.clip_norm=0"]
+SMALL = [
+    "model.precision=bf16",
+    "run.global_batch=32",
+    "run.micro_batch=1",
+    "moe.pool=rank",
+    "optimizer.clip_norm=0",
+]
 
 
 def sum_in_fp32() -> dict[str, np.ndarray]:
@@ -167,9 +178,16 @@ def count_bytes(context: ParallelContext, settings: list[list[str]]) -> list[dic
         engine.state()
         held = {"expert": 0, "dense": 0}
         zero = engine._zero
-        for group, master, average in zip(zero.optimizer.param_groups, zero.single_partition_of_fp32_groups, engine.average.averages, strict=True):
+        for group, master, average in zip(
+            zero.optimizer.param_groups,
+            zero.single_partition_of_fp32_groups,
+            engine.average.averages,
+            strict=True,
+        ):
             tensors = [master, average, *(zero.optimizer.state[master][family] for family in module.MOMENTS)]
-            held["expert" if group.get("moe") else "dense"] += sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+            held["expert" if group.get("moe") else "dense"] += sum(
+                tensor.untyped_storage().nbytes() for tensor in tensors
+            )
         answers.append(held)
     return answers
 
@@ -179,13 +197,22 @@ def test_a_rank_holds_its_share_of_masters_moments_and_averages(expert_parallel:
     parameters = tiny_pipeline(tiny_config([]), alone()).denoiser.canonical_parameters()
     expert = sum(parameter.numel() for name, parameter in parameters.items() if ".experts." in name)
     whole = {"expert": expert, "dense": sum(parameter.numel() for parameter in parameters.values()) - expert}
-    for answers in run_on_ranks(count_bytes, 4, [["parallel.zero_stage=1"], ["parallel.zero_stage=2"]], expert_parallel=expert_parallel):
+    for answers in run_on_ranks(
+        count_bytes,
+        4,
+        [["parallel.zero_stage=1"], ["parallel.zero_stage=2"]],
+        expert_parallel=expert_parallel,
+    ):
         for held in answers:
             if expert_parallel == 1:
                 held = {"all": held["expert"] + held["dense"]}
             for part, size in held.items():
-                # Four numbers of four bytes a parameter, over four ranks. Slices of a group are of one size, with few elements of padding.
-                assert 0 <= size - 16 * (sum(whole.values()) if part == "all" else whole[part]) / 4 < 1000, (part, size)
+                # Four numbers of four bytes a parameter, over four ranks. Slices of a group are of one size,
+                # with few elements of padding.
+                assert 0 <= size - 16 * (sum(whole.values()) if part == "all" else whole[part]) / 4 < 1000, (
+                    part,
+                    size,
+                )
 
 
 def skip_a_step(context: ParallelContext, settings: list[str], first_step: int) -> dict[str, object]:
@@ -197,26 +224,47 @@ def skip_a_step(context: ParallelContext, settings: list[str], first_step: int) 
         engine = Engine(pipeline.denoiser, config, context)
         for step in (1, 2):
             if is_disturbed and step == first_step:
-                before, weights = copy_state(engine), [parameter.clone() for parameter in pipeline.denoiser.parameters()]
+                before, weights = (
+                    copy_state(engine),
+                    [parameter.clone() for parameter in pipeline.denoiser.parameters()],
+                )
                 for batch in rank_batches(9, config, context):
                     loss = compute_loss(engine, pipeline, batch).total
                     engine.backward(loss * float("inf") if context.rank == 1 else loss)
                 result = engine.step(1e-3)
                 after = copy_state(engine)
-                is_unchanged = are_equal(before, after) and all(map(torch.equal, weights, pipeline.denoiser.parameters()))
+                is_unchanged = are_equal(before, after) and all(
+                    map(torch.equal, weights, pipeline.denoiser.parameters())
+                )
             engine_step(step, engine, pipeline, config, context, Run())
         states.append(copy_state(engine))
         assert engine.step_count == 2
     assert result is not None
-    return {"is_skipped": result.is_skipped, "norm": result.gradient_norm, "is_unchanged": is_unchanged, "goes on": are_equal(*states)}
+    return {
+        "is_skipped": result.is_skipped,
+        "norm": result.gradient_norm,
+        "is_unchanged": is_unchanged,
+        "goes on": are_equal(*states),
+    }
 
 
-def are_equal(some: dict[str, tuple[np.ndarray, int, tuple[int, ...]]], others: dict[str, tuple[np.ndarray, int, tuple[int, ...]]]) -> bool:
-    return some.keys() == others.keys() and all(np.array_equal(values, others[name][0]) for name, (values, *_) in some.items())
+def are_equal(
+    some: dict[str, tuple[np.ndarray, int, tuple[int, ...]]],
+    others: dict[str, tuple[np.ndarray, int, tuple[int, ...]]],
+) -> bool:
+    return some.keys() == others.keys() and all(
+        np.array_equal(values, others[name][0]) for name, (values, *_) in some.items()
+    )
 
 
 def skip_in_turn(context: ParallelContext) -> list[dict[str, object]]:
-    cases = [([], 1), ([], 2), (["parallel.zero_stage=2"], 2), (["optimizer.clip_norm=0"], 2), (["model.precision=bf16"], 2)]
+    cases = [
+        ([], 1),
+        ([], 2),
+        (["parallel.zero_stage=2"], 2),
+        (["optimizer.clip_norm=0"], 2),
+        (["model.precision=bf16"], 2),
+    ]
     return [skip_a_step(context, settings, first_step) for settings, first_step in cases]
 
 
@@ -240,7 +288,9 @@ class GroupCountingAdam(torch.optim.Optimizer):
                 state["exp_avg"].lerp_(parameter.grad, 0.1)
                 state["exp_avg_sq"].lerp_(parameter.grad.square(), 0.001)
                 first, second = 1 - 0.9 ** group["step"], 1 - 0.999 ** group["step"]
-                parameter.sub_(group["lr"] * (state["exp_avg"] / first) / ((state["exp_avg_sq"] / second).sqrt() + 1e-6))
+                parameter.sub_(
+                    group["lr"] * (state["exp_avg"] / first) / ((state["exp_avg_sq"] / second).sqrt() + 1e-6)
+                )
 
 
 def build_group_counting(groups: list[dict[str, object]], *_: object, **__: object) -> GroupCountingAdam:
@@ -248,7 +298,8 @@ def build_group_counting(groups: list[dict[str, object]], *_: object, **__: obje
 
 
 def move_to_another_engine(context: ParallelContext, counts_by_group: bool) -> bool:
-    """Four steps, and two steps before and two after the state was copied into a new engine: do they end alike?"""
+    """Four steps, and two steps before and two after the state was copied into a new engine: do they end
+    alike?"""
     config = tiny_config(["parallel.expert_parallel=2"])
     with pytest.MonkeyPatch.context() as patch:
         if counts_by_group:

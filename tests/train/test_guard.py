@@ -1,4 +1,5 @@
-"""Bad data planted in runs of two ranks: what is said of it, and that the run goes on as if it had never been there."""
+"""Bad data planted in runs of two ranks: what is said of it, and that the run goes on as if it had never been
+there."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from diffmoe_scale.checkpoint.manifest import Manifest
 from diffmoe_scale.config.run_directory import RunDirectory
-from diffmoe_scale.data.batch import Batch
+from diffmoe_scale.data.reading.batch import Batch
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.telemetry.log import setup_logging
 from diffmoe_scale.train import trainer
@@ -21,13 +22,25 @@ from tests.ranks import run_on_ranks
 from tests.train.runs import text_settings, tiny_config
 from tests.train.test_trainer import SETTINGS, read_lines
 
-GUARDED = ["run.steps=12", "defence.window=4", "defence.spike_z_score=1000", "defence.bad_steps=2", "defence.max_rollbacks=1"]
+GUARDED = [
+    "run.steps=12",
+    "defence.window=4",
+    "defence.spike_z_score=1000",
+    "defence.bad_steps=2",
+    "defence.max_rollbacks=1",
+]
 NAN = float("nan")
 # Numbers in the run; eight to a step. Rank 1 computes 50, 51 and 59, rank 0 computes 57.
 POISONED = (51,)
 TWO_STEPS = (50, 57)
 # Larger pictures from step 7 on: between the checkpoint to go back to and the bad steps.
-STAGES = ("buckets.enabled=true", "buckets.aspects=[1]", "buckets.step=4", "buckets.constant_tokens=false", "buckets.resolutions=[[1,8],[7,16]]")
+STAGES = (
+    "buckets.enabled=true",
+    "buckets.aspects=[1]",
+    "buckets.step=4",
+    "buckets.constant_tokens=false",
+    "buckets.resolutions=[[1,8],[7,16]]",
+)
 
 
 @dataclass(frozen=True)
@@ -61,11 +74,15 @@ CASES = [
 
 @contextmanager
 def arranged(case: Case, keys: dict[int, str]) -> Iterator[None]:
-    def loss(predict: object, objective: object, batch: Batch, latents_BCHW: Tensor, **options: object) -> StepLoss:
+    def loss(
+        predict: object, objective: object, batch: Batch, latents_BCHW: Tensor, **options: object
+    ) -> StepLoss:
         is_hit_B = torch.isin(batch.indices_B, torch.tensor(case.planted, dtype=torch.int64))
         keys.update(zip(batch.indices_B.tolist(), batch.keys, strict=True))
         factor_B = torch.where(is_hit_B, case.factor, 1.0)
-        return denoising_loss(predict, objective, batch, latents_BCHW * factor_B[:, None, None, None], **options)  # type: ignore[arg-type]
+        return denoising_loss(
+            predict, objective, batch, latents_BCHW * factor_B[:, None, None, None], **options
+        )  # type: ignore[arg-type]
 
     def resume_later(*arguments: object, **options: object) -> Manifest:
         start = resume(*arguments, **options)  # type: ignore[arg-type]  # passed on
@@ -84,11 +101,15 @@ def arranged(case: Case, keys: dict[int, str]) -> Iterator[None]:
         yield
 
 
-def train_cases(context: ParallelContext, folder: Path, common: list[str]) -> tuple[list[str], dict[int, str]]:
+def train_cases(
+    context: ParallelContext, folder: Path, common: list[str]
+) -> tuple[list[str], dict[int, str]]:
     """What stopped each run, and the keys of the samples that this rank computed."""
     errors, keys = [], dict[int, str]()
     for case in CASES:
-        config = tiny_config([*common, "parallel.expert_parallel=2", f"run.directory={folder / case.name}", *case.settings])
+        config = tiny_config(
+            [*common, "parallel.expert_parallel=2", f"run.directory={folder / case.name}", *case.settings]
+        )
         setup_logging(folder / case.name, rank=context.rank)
         with arranged(case, keys):
             try:
@@ -132,8 +153,11 @@ def test_poisoned_sample_of_another_rank_is_named_and_costs_one_step(outcome: Ou
 
 
 @pytest.mark.parametrize("name", ["not finite", "spikes", "killed"])
-def test_run_goes_back_on_bad_steps_and_on_as_if_their_data_had_never_been(outcome: Outcome, name: str) -> None:
-    # Steps 7 and 8 are bad, so that step 8 is not saved: back to step 4, and on behind sample 64, also by the next start after a kill.
+def test_run_goes_back_on_bad_steps_and_on_as_if_their_data_had_never_been(
+    outcome: Outcome, name: str
+) -> None:
+    # Steps 7 and 8 are bad, so that step 8 is not saved: back to step 4, and on behind sample 64, also by the
+    # next start after a kill.
     lines = read_lines(outcome.folder / name)
     assert [line["samples"] for line in lines.values()] == [8, 16, 24, 32, *range(72, 136, 8)]
     assert lines == read_lines(outcome.folder / "clean")
@@ -145,13 +169,23 @@ def test_sizes_of_images_go_back_with_the_step_also_by_the_next_start(outcome: O
     assert lines == read_lines(outcome.folder / "killed in stages")
 
 
-@pytest.mark.parametrize("name, counts", [("not finite", "2 steps were not finite, 0 had"), ("spikes", "0 steps were not finite, 2 had")])
+@pytest.mark.parametrize(
+    "name, counts",
+    [("not finite", "2 steps were not finite, 0 had"), ("spikes", "0 steps were not finite, 2 had")],
+)
 def test_log_tells_which_samples_a_rollback_is_for(outcome: Outcome, name: str, counts: str) -> None:
     first, second, back, last = outcome.warnings(name)
     for message, step, number in ((first, 7, 50), (second, 8, 57)):
         named = message.rpartition(": ")[2].split(", ")
-        assert message.startswith(f"step {step}") and len(named) == 1 and named[0].split(" (")[0] == outcome.keys[number]
-    assert back == "the last 2 steps to step 8 were bad (defence.bad_steps); back to step 4, on behind sample 64: 32 samples are left out"
+        assert (
+            message.startswith(f"step {step}")
+            and len(named) == 1
+            and named[0].split(" (")[0] == outcome.keys[number]
+        )
+    assert (
+        back
+        == "the last 2 steps to step 8 were bad (defence.bad_steps); back to step 4, on behind sample 64: 32 samples are left out"
+    )
     assert last.startswith(f"in this run {counts} a loss spike; 1 rollbacks; samples named last: ")
     assert outcome.keys[50] in last and outcome.keys[57] in last
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffmoe_scale.config.model import DiffusionConfig
-from diffmoe_scale.data.batch import Batch, to_unit_range
+from diffmoe_scale.config.diffusion import DiffusionConfig
+from diffmoe_scale.data.reading.batch import Batch, to_unit_range
 from diffmoe_scale.diffusion.noise import sample_noise
 from diffmoe_scale.diffusion.objective import build_objective
 from diffmoe_scale.model.transformer import Prediction
@@ -20,7 +20,11 @@ OBJECTIVE = build_objective(DiffusionConfig())
 
 def routing(**aux_losses: float) -> Routing:
     nothing = torch.zeros(0, 0)
-    return Routing(nothing.bool(), nothing, aux_losses={name: torch.tensor(value, requires_grad=True) for name, value in aux_losses.items()})
+    return Routing(
+        nothing.bool(),
+        nothing,
+        aux_losses={name: torch.tensor(value, requires_grad=True) for name, value in aux_losses.items()},
+    )
 
 
 def loss_of(batch: Batch, routings: list[Routing] | None = None) -> StepLoss:
@@ -29,14 +33,18 @@ def loss_of(batch: Batch, routings: list[Routing] | None = None) -> StepLoss:
     def predict(x_BCHW: Tensor, *_: object) -> Prediction:
         return Prediction(torch.zeros_like(x_BCHW), routings or [])
 
-    return denoising_loss(predict, OBJECTIVE, batch, to_unit_range(batch.pixels_BHWC), seed=3, selection=Selection())
+    return denoising_loss(
+        predict, OBJECTIVE, batch, to_unit_range(batch.pixels_BHWC), seed=3, selection=Selection()
+    )
 
 
 def sample_losses(batch: Batch) -> tuple[list[float], list[float]]:
     """Each sample's mean square of the velocity noise - data, and its time."""
     images_BCHW = to_unit_range(batch.pixels_BHWC)
     time_B, noise_BCHW = sample_noise(3, batch.indices_B.tolist(), images_BCHW.shape[1:], torch.device("cpu"))
-    losses = [float((noise - image).square().mean()) for noise, image in zip(noise_BCHW, images_BCHW, strict=True)]
+    losses = [
+        float((noise - image).square().mean()) for noise, image in zip(noise_BCHW, images_BCHW, strict=True)
+    ]
     return losses, time_B.tolist()
 
 
@@ -54,13 +62,17 @@ def test_noise_and_time_come_from_the_sample_wherever_it_is_computed() -> None:
 def test_failed_samples_add_nothing_and_keep_their_place_in_the_mean() -> None:
     batch = replace(tiny_batch(0, COUNT, config=tiny_config([])), weight_B=torch.tensor([1.0, 0, 1, 1, 0, 1]))
     losses, _ = sample_losses(batch)
-    assert np.isclose(float(loss_of(batch).total), (losses[0] + losses[2] + losses[3] + losses[5]) / COUNT, rtol=1e-6)
+    assert np.isclose(
+        float(loss_of(batch).total), (losses[0] + losses[2] + losses[3] + losses[5]) / COUNT, rtol=1e-6
+    )
 
 
 def test_losses_of_the_routers_are_averaged_over_layers_and_added() -> None:
     batch = tiny_batch(0, COUNT, config=tiny_config([]))
     loss = loss_of(batch, [routing(predictor=0.5, balance=1.0), routing(predictor=0.1, balance=3.0)])
-    assert np.isclose(float(loss.parts["loss/predictor"]), 0.3) and np.isclose(float(loss.parts["loss/balance"]), 2.0)
+    assert np.isclose(float(loss.parts["loss/predictor"]), 0.3) and np.isclose(
+        float(loss.parts["loss/balance"]), 2.0
+    )
     assert np.isclose(float(loss.total.detach()), float(loss_of(batch).total) + 2.3, rtol=1e-6)
     assert loss.total.requires_grad and not any(part.requires_grad for part in loss.parts.values())
 
@@ -100,6 +112,8 @@ def test_a_loss_that_overflows_has_no_finite_gradient_to_step_by(scale: float, i
     def predict(x_BCHW: Tensor, *_: object) -> Prediction:
         return Prediction(scale * weight * torch.ones_like(x_BCHW), [])
 
-    loss = denoising_loss(predict, OBJECTIVE, batch, to_unit_range(batch.pixels_BHWC), seed=3, selection=Selection())
+    loss = denoising_loss(
+        predict, OBJECTIVE, batch, to_unit_range(batch.pixels_BHWC), seed=3, selection=Selection()
+    )
     loss.total.backward()
     assert bool(loss.total.isnan()) == is_skipped and bool(weight.grad.isnan()) == is_skipped

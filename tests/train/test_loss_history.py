@@ -45,7 +45,8 @@ def test_score_is_the_distance_from_the_median_in_robust_deviations() -> None:
     history = LossHistory(num_bins=1, window=5)
     for value in (1.0, 1.2, 0.8, 1.1, 50.0):
         history.add(value, [0.0], [0.0], is_usual=False)
-    # Median 1.1; distances 0.1, 0.1, 0.3, 0, 48.9 have the median 0.1. One value of five does not move them far.
+    # Median 1.1; distances 0.1, 0.1, 0.3, 0, 48.9 have the median 0.1. One value of five does not move them
+    # far.
     assert history.z_score(1.6) == pytest.approx(0.5 / (1.4826 * 0.1))
 
 
@@ -62,7 +63,9 @@ def test_spike_stands_out_and_leaves_the_usual_losses_as_they_were() -> None:
     assert max(score for score in scores[50:] if score is not None) < 5
     usual = history.ratio(1.0, 1)
     _, z_score = take(history, *noisy_step(random_numbers, factor=3))
-    assert z_score is not None and z_score > 50 and history.ratio(1.0, 1) == usual == pytest.approx(1, abs=0.05)
+    assert (
+        z_score is not None and z_score > 50 and history.ratio(1.0, 1) == usual == pytest.approx(1, abs=0.05)
+    )
 
 
 def test_loss_that_stays_high_becomes_usual() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffmoe_scale.config.run_directory import RunDirectory
-from diffmoe_scale.data.batch import Failure
+from diffmoe_scale.data.reading.batch import Failure
 from diffmoe_scale.moe.routing import Routing, load_metrics
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.train.engine import StepResult
@@ -25,27 +25,51 @@ def step_loss(value: float, decile: int) -> StepLoss:
     """Every token goes to expert 0; both samples have their times in one tenth."""
     mask_SE = torch.zeros(TOKENS, EXPERTS, dtype=torch.bool)
     mask_SE[:, 0] = True
-    parts = {"loss/diffusion": torch.tensor(value), "time_bin_sum": torch.zeros(10), "time_bin_count": torch.zeros(10)}
+    parts = {
+        "loss/diffusion": torch.tensor(value),
+        "time_bin_sum": torch.zeros(10),
+        "time_bin_count": torch.zeros(10),
+    }
     parts["time_bin_sum"][decile], parts["time_bin_count"][decile] = 2 * value, 2
-    return StepLoss(total=torch.tensor(value), parts=parts, routings=[Routing(mask_SE, mask_SE.float(), metrics=load_metrics(mask_SE))])
+    return StepLoss(
+        total=torch.tensor(value),
+        parts=parts,
+        routings=[Routing(mask_SE, mask_SE.float(), metrics=load_metrics(mask_SE))],
+    )
 
 
 def report(context: ParallelContext, folder: Path, start_step: int = 0) -> None:
-    """Steps of two micro-batches a rank. Losses are 1 and 2 on rank 0, 3 and 4 on rank 1; rank 1 gets one broken sample a step; step 2 is skipped."""
+    """Steps of two micro-batches a rank. Losses are 1 and 2 on rank 0, 3 and 4 on rank 1; rank 1 gets one
+    broken sample a step; step 2 is skipped."""
     config = tiny_config(SETTINGS)
     layers = tiny_pipeline(config, context.megatron_groups).denoiser.moe_layers()
     batch = tiny_batch(0, 2, config=config)
-    with Reporter(config, context, RunDirectory(folder), moe_layers=layers, start_step=start_step) as reporter:
+    with Reporter(
+        config, context, RunDirectory(folder), moe_layers=layers, start_step=start_step
+    ) as reporter:
         for step in range(start_step + 1, config.run.steps + 1):
             reporter.begin_step()
             for chunk in (0, 1):
                 is_broken = context.rank == 1 and chunk == 1
-                broken = replace(batch, weight_B=torch.tensor([1.0, 0.0]), failures=[Failure("corrupt", "key", "reason")], uncaptioned=["key"])
+                broken = replace(
+                    batch,
+                    weight_B=torch.tensor([1.0, 0.0]),
+                    failures=[Failure("corrupt", "key", "reason")],
+                    uncaptioned=["key"],
+                )
                 reporter.add_batch(broken if is_broken else batch, waited_s=0.25)
                 reporter.add_loss(step_loss(1.0 + 2 * context.rank + chunk, decile=chunk))
             is_skipped = step == 2
-            reporter.add_step(StepResult(learning_rate=step * 1e-3, gradient_norm=float("inf") if is_skipped else 10.0, is_skipped=is_skipped))
-            reporter.add_verdict(Verdict(is_finite=not is_skipped, z_score=None if step == 3 else step / 2, is_spike=step == 5))
+            reporter.add_step(
+                StepResult(
+                    learning_rate=step * 1e-3,
+                    gradient_norm=float("inf") if is_skipped else 10.0,
+                    is_skipped=is_skipped,
+                )
+            )
+            reporter.add_verdict(
+                Verdict(is_finite=not is_skipped, z_score=None if step == 3 else step / 2, is_spike=step == 5)
+            )
             if step == 3:
                 reporter.add({"loss/validation": 0.5})
             reporter.end_step(step, 8 * step)
@@ -63,30 +87,44 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]
     return read_lines(folder)
 
 
-def test_lines_are_written_at_log_steps_after_a_validation_and_at_the_end(lines: dict[int, dict[str, Any]]) -> None:
+def test_lines_are_written_at_log_steps_after_a_validation_and_at_the_end(
+    lines: dict[int, dict[str, Any]],
+) -> None:
     assert list(lines) == [2, 3, 4, 5] and [line["samples"] for line in lines.values()] == [16, 24, 32, 40]
-    assert [step for step, line in lines.items() if "loss/validation" in line] == [3] and lines[3]["loss/validation"] == 0.5
+    assert [step for step, line in lines.items() if "loss/validation" in line] == [3] and lines[3][
+        "loss/validation"
+    ] == 0.5
 
 
 def test_line_holds_means_over_steps_micro_batches_and_ranks(lines: dict[int, dict[str, Any]]) -> None:
     for line in lines.values():
-        assert line["loss/diffusion"] == 2.5 and line["moe/capacity"] == 1.0 and line["moe/load/1"] == [4.0, 0.0, 0.0, 0.0]
+        assert (
+            line["loss/diffusion"] == 2.5
+            and line["moe/capacity"] == 1.0
+            and line["moe/load/1"] == [4.0, 0.0, 0.0, 0.0]
+        )
         assert line["moe/threshold/1"] == [0.0] * EXPERTS and line["memory/peak_gib"] > 0.1
 
 
-def test_line_holds_the_loss_of_each_tenth_of_the_time_that_had_samples(lines: dict[int, dict[str, Any]]) -> None:
+def test_line_holds_the_loss_of_each_tenth_of_the_time_that_had_samples(
+    lines: dict[int, dict[str, Any]],
+) -> None:
     by_time = {name: value for name, value in lines[2].items() if name.startswith("loss/by_time")}
     assert by_time == {"loss/by_time/0": 2.0, "loss/by_time/1": 3.0}
 
 
-def test_broken_samples_and_skipped_steps_are_counted_since_the_last_line(lines: dict[int, dict[str, Any]]) -> None:
+def test_broken_samples_and_skipped_steps_are_counted_since_the_last_line(
+    lines: dict[int, dict[str, Any]],
+) -> None:
     for name in ("data/bad_samples", "data/bad/corrupt", "data/note/caption"):
         assert [line[name] for line in lines.values()] == [2.0, 1.0, 1.0, 1.0]
     assert "data/bad/read" not in lines[2]
     assert [line["optimizer/skipped_steps"] for line in lines.values()] == [1.0, 0.0, 0.0, 0.0]
 
 
-def test_bad_steps_are_counted_and_scores_averaged_where_there_was_one(lines: dict[int, dict[str, Any]]) -> None:
+def test_bad_steps_are_counted_and_scores_averaged_where_there_was_one(
+    lines: dict[int, dict[str, Any]],
+) -> None:
     assert [line["defence/bad_steps"] for line in lines.values()] == [1.0, 0.0, 0.0, 1.0]
     assert [line.get("defence/z_score") for line in lines.values()] == [0.75, None, 2.0, 2.5]
 
@@ -98,7 +136,9 @@ def test_norms_of_skipped_steps_are_left_out_and_rates_are_the_last(lines: dict[
 
 def test_waiting_for_data_is_a_step_s_and_speed_is_images_over_time(lines: dict[int, dict[str, Any]]) -> None:
     for line in lines.values():
-        assert line["time/data_s"] == pytest.approx(2 * 0.25) and line["throughput/images_per_s"] == pytest.approx(8 / line["time/step_s"])
+        assert line["time/data_s"] == pytest.approx(2 * 0.25) and line[
+            "throughput/images_per_s"
+        ] == pytest.approx(8 / line["time/step_s"])
 
 
 def test_continued_run_drops_the_lines_after_its_checkpoint(tmp_path: Path) -> None:

@@ -30,7 +30,12 @@ class Start:
 
 
 STARTS = [Start("whole")]
-for _name, _signum, _rank in (("term", signal.SIGTERM, 0), ("usr1", signal.SIGUSR1, 1), ("usr2", signal.SIGUSR2, 1), ("int", signal.SIGINT, 1)):
+for _name, _signum, _rank in (
+    ("term", signal.SIGTERM, 0),
+    ("usr1", signal.SIGUSR1, 1),
+    ("usr2", signal.SIGUSR2, 1),
+    ("int", signal.SIGINT, 1),
+):
     STARTS += [Start(_name, _signum, _rank), Start(_name)]
 
 
@@ -56,16 +61,33 @@ def train_starts(context: ParallelContext, folder: Path, common: list[str]) -> l
     return answers
 
 
-def test_signal_to_one_rank_ends_all_with_a_checkpoint_from_which_they_go_on_to_the_bit(tmp_path: Path) -> None:
-    first, second = run_on_ranks(train_starts, 2, tmp_path, [*text_settings(tmp_path), *SETTINGS, "run.steps=8"])
+def test_signal_to_one_rank_ends_all_with_a_checkpoint_from_which_they_go_on_to_the_bit(
+    tmp_path: Path,
+) -> None:
+    first, second = run_on_ranks(
+        train_starts, 2, tmp_path, [*text_settings(tmp_path), *SETTINGS, "run.steps=8"]
+    )
     assert first == second
     told = "a signal asked for it; step 6 is saved"
-    assert first == [(0, ""), (REQUEUE, told), (0, ""), (REQUEUE, told), (0, ""), (REQUEUE, told), (0, ""), (INTERRUPTED, told), (0, "")]
+    assert first == [
+        (0, ""),
+        (REQUEUE, told),
+        (0, ""),
+        (REQUEUE, told),
+        (0, ""),
+        (REQUEUE, told),
+        (0, ""),
+        (INTERRUPTED, told),
+        (0, ""),
+    ]
     whole = read_lines(tmp_path / "whole")
     assert list(whole) == list(range(1, 9))
     for name in ("term", "usr1", "usr2", "int"):
         assert read_lines(tmp_path / name) == whole
-        assert [path.name for path in complete_checkpoints(tmp_path / name / "checkpoints")] == ["step_00000006", "step_00000008"]
+        assert [path.name for path in complete_checkpoints(tmp_path / name / "checkpoints")] == [
+            "step_00000006",
+            "step_00000008",
+        ]
 
 
 def test_second_interrupt_ends_at_once() -> None:

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 
 from diffmoe_scale.config.run_directory import RunDirectory
-from diffmoe_scale.data.shards import build_reader
-from diffmoe_scale.encoders.text import train_tokenizer
-from diffmoe_scale.model.pipeline import Pipeline
+from diffmoe_scale.data.reading.reader import build_reader
+from diffmoe_scale.encoders.text.text import train_tokenizer
 from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.sampling.generate import Pipeline
 from diffmoe_scale.train.validation import Validation, choose_prompts
 from tests.data.samples import make_sample, write_shard
 from tests.ranks import run_on_ranks
@@ -18,7 +18,8 @@ from tests.train.runs import compute_loss, text_settings, tiny_config, tiny_pipe
 
 @pytest.fixture
 def settings(tmp_path: Path) -> list[str]:
-    """Ten validation samples, of which one cannot be decoded; micro-batches of two do not divide them among two ranks."""
+    """Ten validation samples, of which one cannot be decoded; micro-batches of two do not divide them among
+    two ranks."""
     settings = [*text_settings(tmp_path), "run.micro_batch=2", "sampling.steps=2", "sampling.guidance=1"]
     samples = {f"2_{row}": make_sample(2, row) for row in range(10)}
     samples["2_3"]["png"] = b"no picture"
@@ -47,7 +48,9 @@ def validation_loss_by_hand(context: ParallelContext, settings: list[str]) -> fl
     total = 0.0
     with torch.no_grad():
         for batch in validation.reader.validation_batches(limit=10, dp_rank=0, dp_size=1, micro_batch=2):
-            total += 2 * float(compute_loss(pipeline.denoiser, pipeline, batch, seed=1).parts["loss/diffusion"])
+            total += 2 * float(
+                compute_loss(pipeline.denoiser, pipeline, batch, seed=1).parts["loss/diffusion"]
+            )
     return total / 9
 
 

@@ -1,0 +1,245 @@
+"""From shards of pictures to shards of features: what tools/cache_features.py does with an autoencoder and a
+text encoder."""
+
+import itertools
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from diffmoe_scale.data.features.source import (
+    FEATURE_SUFFIX,
+    CaptionFeatures,
+    FeatureSet,
+    FeatureSource,
+    pack_sample,
+    to_stored,
+)
+from diffmoe_scale.data.order.buckets import Chunk
+from diffmoe_scale.data.reading.batch import Sample, to_unit_range
+from diffmoe_scale.data.reading.reader import Reader
+from diffmoe_scale.data.reading.source import SampleSource
+from diffmoe_scale.encoders.autoencoder.autoencoder import Autoencoder
+from diffmoe_scale.encoders.text.text import TextEncoder
+from diffmoe_scale.prepare.publish import write_shard
+
+KEPT_SUFFIXES = ("txt", "json", "cls")
+JUDGED_SAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """`text` is None where captions are not encoded: in class mode, and for an encoder that is trained along."""
+
+    autoencoder: Autoencoder
+    text: TextEncoder | None
+    device: torch.device
+
+    @torch.no_grad()
+    def captions(self, texts: Sequence[str], *, precision: str) -> list[CaptionFeatures]:
+        """Features of each caption, cut to its tokens, in the stored format."""
+        if self.text is None or not texts:
+            return []
+        found = self.text(self.text.tokenize(list(texts)).to(self.device))
+        lengths = found.mask_BL.sum(1).tolist()
+        return [
+            CaptionFeatures(to_stored(tokens_LT[:length], precision), to_stored(pooled_P, precision))
+            for tokens_LT, pooled_P, length in zip(found.tokens_BLT, found.pooled_BV, lengths, strict=True)
+        ]
+
+    def views(self, images_BCHW: Tensor, num_views: int) -> Tensor:
+        """Latents [B, V, C, H, W] of the images and, for two views, of the mirrored ones."""
+        views = [images_BCHW, images_BCHW.flip(-1)][:num_views]
+        return torch.stack([self.autoencoder.encode(view.to(self.device)) for view in views], dim=1)
+
+
+@dataclass(frozen=True)
+class FeatureWriter:
+    """Shards of pictures, what computes their features (`batch` pictures at once), and what these are."""
+
+    reader: Reader
+    encoders: Encoders
+    features: FeatureSet
+    batch: int
+
+    def estimate_size(self) -> float:
+        """Bytes of all shards: those of some samples spread over the set, computed with their real captions
+        and empty features."""
+        counts, places = self.reader.catalog.counts, self.reader.places(JUDGED_SAMPLES)
+        mean = sum(self._estimate_sample(shard, row) for shard, row in places) / len(places)
+        # A tar file ends with two empty blocks and is filled up to 10,240 bytes.
+        return sum(math.ceil((samples * mean + 1024) / 10240) * 10240 for samples in counts)
+
+    def _estimate_sample(self, shard: int, row: int) -> int:
+        reader, text, source, empty = (
+            self.reader,
+            self.encoders.text,
+            self.features.source,
+            self.features.empty,
+        )
+        members = reader.catalog.index(shard).members(row)
+        captions: list[CaptionFeatures] = []
+        if text is not None and empty is not None:
+            texts = [
+                caption
+                for caption, _ in reader.source.files.captions(shard, members, reader.config.caption_weights)
+            ]
+            lengths = [int((row_L != 0).sum()) for row_L in text.tokenize(texts)] if texts else []
+            zeros_LT = torch.zeros(
+                max(lengths, default=0), empty.tokens_LT.shape[1], dtype=empty.tokens_LT.dtype
+            )
+            captions = [CaptionFeatures(zeros_LT[:length], empty.pooled_P) for length in lengths]
+        size = reader.image_size(shard, row)
+        latents_VCHW = torch.zeros(source.num_views, *source.latent_shape(size))
+        sizes = [
+            len(
+                pack_sample(
+                    latents_VCHW,
+                    captions,
+                    [1.0] * len(captions),
+                    original=size,
+                    crop=(0, 0),
+                    precision=source.precision,
+                )
+            )
+        ]
+        sizes += [members[suffix].size for suffix in KEPT_SUFFIXES if suffix in members]
+        return sum(512 + math.ceil(size / 512) * 512 for size in sizes)
+
+    def write(self, folder: Path, numbers: Sequence[int]) -> Iterator[Path]:
+        """Write the shards of these numbers, and tell each.
+
+        Batches are of one size, and shards keep the order of their samples: in a window of as many neighbours
+        as fill a batch of each size.
+        """
+        reader, workers = self.reader, self.reader.config.workers
+        counts, ends, window = (
+            reader.catalog.counts,
+            list(accumulate(reader.catalog.counts)),
+            self.batch * len(reader.sizes),
+        )
+        rows = {number: range(ends[number] - counts[number], ends[number]) for number in numbers}
+        windows = {
+            number: [several[first : first + window] for first in range(0, len(several), window)]
+            for number, several in rows.items()
+        }
+        loader = DataLoader(
+            _Pictures(reader.fixed_source),
+            batch_size=None,
+            sampler=(
+                chunk
+                for several in windows.values()
+                for samples in several
+                for chunk in self._chunks(samples)
+            ),
+            num_workers=workers,
+            multiprocessing_context="forkserver" if workers else None,
+        )
+        with tqdm(
+            total=sum(map(len, rows.values())), unit="sample", disable=None, desc=f"rank {os.environ['RANK']}"
+        ) as progress:
+            batches = iter(loader)
+            for number, several in windows.items():
+                path = folder / reader.catalog.paths[number].name
+                write_shard(
+                    path,
+                    (
+                        sample
+                        for samples in several
+                        for sample in self._encode_window(len(samples), batches, progress)
+                    ),
+                )
+                yield path
+
+    def _chunks(self, numbers: range) -> Iterator[Chunk]:
+        for size, found in self.reader.fixed_groups(numbers).items():
+            for first in range(0, len(found), self.batch):
+                yield Chunk(found[first : first + self.batch], size)
+
+    def _encode_window(
+        self, count: int, batches: Iterator[list[Sample]], progress: tqdm
+    ) -> Iterator[dict[str, object]]:
+        """Members of the next `count` samples in the order of their numbers."""
+        encoded: dict[int, dict[str, object]] = {}
+        while count:
+            samples = next(batches)
+            count -= len(samples)
+            progress.update(len(samples))
+            encoded |= self._encode(samples, progress)
+        yield from (encoded[number] for number in sorted(encoded))
+
+    def _encode(self, samples: Sequence[Sample], progress: tqdm) -> Iterator[tuple[int, dict[str, object]]]:
+        """Number and members of the samples of one batch; what cannot be used is named and left out."""
+        reader, encoders, source, good = self.reader, self.encoders, self.features.source, {}
+        for sample in samples:
+            if reason := _unusable(sample, source):
+                progress.write(f"left out {sample.key}: {reason}", file=sys.stderr)
+            elif sample.picture is not None:
+                good[sample.index] = sample.picture
+        if not good:
+            return
+        pixels_BHWC = torch.from_numpy(np.stack([picture.pixels_HWC for picture in good.values()]))
+        latents_BVCHW = encoders.views(to_unit_range(pixels_BHWC), source.num_views)
+        places = [reader.fixed_source.order.locate(number) for number in good]
+        members = [reader.catalog.index(shard).members(row) for shard, row in places]
+        read, weights = reader.source.files.captions, reader.config.caption_weights
+        texts = [
+            read(shard, spans, weights) if encoders.text else []
+            for (shard, _), spans in zip(places, members, strict=True)
+        ]
+        captions = iter(
+            encoders.captions([text for several in texts for text, _ in several], precision=source.precision)
+        )
+        for (number, picture), (shard, row), spans, several, latents_VCHW in zip(
+            good.items(), places, members, texts, latents_BVCHW, strict=True
+        ):
+            own, drawn_by = list(itertools.islice(captions, len(several))), [weight for _, weight in several]
+            data = pack_sample(
+                latents_VCHW,
+                own,
+                drawn_by,
+                original=picture.original,
+                crop=picture.crop,
+                precision=source.precision,
+            )
+            kept: dict[str, object] = {
+                suffix: reader.source.files.read(shard, spans[suffix])
+                for suffix in KEPT_SUFFIXES
+                if suffix in spans
+            }
+            yield number, {"__key__": reader.catalog.index(shard).key(row), FEATURE_SUFFIX: data} | kept
+
+
+def _unusable(sample: Sample, source: FeatureSource) -> str:
+    """Why there can be no features of a sample; empty if there can."""
+    if sample.failure is not None:
+        return sample.failure.reason
+    assert sample.picture is not None
+    height, width = sample.picture.original
+    # Its bucket is chosen by its header; that of its features will be by its pixels. A mark behind the pixels
+    # of a PNG can turn it.
+    is_fitting = sample.picture.pixels_HWC.shape[:2] == source.image_size_of(sample.picture.original)
+    return (
+        ""
+        if is_fitting
+        else f"decoded it is {width} x {height}, of another bucket than its header says; write the file anew"
+    )
+
+
+@dataclass(frozen=True)
+class _Pictures(Dataset[list[Sample]]):
+    """The decoded samples of some numbers in a size."""
+
+    source: SampleSource
+
+    def __getitem__(self, chunk: Chunk) -> list[Sample]:
+        return [self.source.load(number, chunk.size) for number in chunk.numbers]

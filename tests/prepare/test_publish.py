@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import pytest
+
+from diffmoe_scale.data.shards.index import ShardCatalog
+from diffmoe_scale.prepare.publish import begin, publish, run_tool, write_shard
+from tests.data.samples import make_sample
+
+MANIFEST = "set.json"
+
+
+def start(output: Path, *, is_overwritten: bool = False, **made_with: object) -> Path | None:
+    return begin(output, manifest=MANIFEST, made_with=made_with, is_overwritten=is_overwritten)
+
+
+def write(folder: Path, name: str = "a.tar") -> None:
+    write_shard(folder / name, [{"__key__": "1"} | make_sample(0, 0)])
+
+
+def test_a_set_appears_when_it_is_published_with_its_index(tmp_path: Path) -> None:
+    folder = start(tmp_path / "out", seed=1)
+    assert folder is not None
+    write(folder)
+    assert not (tmp_path / "out").exists()
+    publish(tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {MANIFEST, "a.tar", "a.tar.index.npz"}
+    before = (tmp_path / "out" / "a.tar.index.npz").stat()
+    # The index still belongs to the renamed shard: it is not made anew.
+    assert (
+        ShardCatalog([tmp_path / "out" / "a.tar"]).counts == [1]
+        and (tmp_path / "out" / "a.tar.index.npz").stat() == before
+    )
+    assert start(tmp_path / "out", seed=1) is None
+
+
+def test_the_same_call_goes_on_and_another_one_must_ask(tmp_path: Path) -> None:
+    folder = start(tmp_path / "out", seed=1, resize=0)
+    assert folder is not None
+    write(folder)
+    assert start(tmp_path / "out", seed=1, resize=0) == folder and (folder / "a.tar").is_file()
+    with pytest.raises(ValueError, match=r"begun with other arguments \(seed: 1 there, 2 now\)"):
+        start(tmp_path / "out", seed=2, resize=0)
+    assert start(tmp_path / "out", seed=2, is_overwritten=True) == folder and not (folder / "a.tar").exists()
+
+
+def test_an_earlier_set_is_replaced_only_when_asked_for(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        folder = start(tmp_path / "out", seed=seed, is_overwritten=True)
+        assert folder is not None
+        write(folder, f"{seed}.tar")
+        publish(tmp_path / "out")
+        publish(tmp_path / "out")  # another rank, later
+    assert (tmp_path / "out" / "2.tar").is_file() and not (tmp_path / "out" / "1.tar").exists()
+    with pytest.raises(ValueError, match="--overwrite"):
+        start(tmp_path / "out", seed=3)
+
+
+def test_a_shard_that_breaks_off_is_not_there(tmp_path: Path) -> None:
+    def samples():
+        yield {"__key__": "1"} | make_sample(0, 0)
+        raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        write_shard(tmp_path / "a.tar", samples())
+    assert not (tmp_path / "a.tar").exists()
+
+
+def test_ctrl_c_ends_a_tool_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        run_tool(interrupted)
+    assert ended.value.code == 130 and capsys.readouterr().err == "interrupted; the same command goes on\n"

@@ -1,0 +1,128 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffmoe_scale.config.load import load_config
+from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.data.features.source import FeatureSet, FeatureSource, pack_sample
+from diffmoe_scale.data.reading.pictures import Size
+from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.sampling.calibration import MAX_TRIALS, TOLERANCE, choose_prompts, search
+from diffmoe_scale.sampling.loading import draw, load_pipeline
+from diffmoe_scale.train import trainer
+from tests.data.samples import write_shards
+from tests.ranks import run_alone, run_on_ranks
+from tests.train.runs import text_settings, tiny_config
+from tools import find_gamma
+
+# DiffMoE's table for L-E16: threshold to average inference capacity.
+PAPER = {0.9: 0.71, 0.5: 0.92, 0.4: 0.97, 0.2: 1.10, 0.1: 1.22, 1e-2: 1.71, 1e-3: 2.33, 1e-5: 4.36}
+
+
+def papers_capacity(gamma: float) -> float:
+    return float(np.interp(np.log(gamma), np.log(sorted(PAPER)), [PAPER[known] for known in sorted(PAPER)]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0.75, 4.3))
+def test_every_capacity_of_the_papers_table_is_found_in_few_trials(capacity: float) -> None:
+    trials = search(papers_capacity, capacity)
+    assert abs(papers_capacity(trials[-1].gamma) - capacity) <= TOLERANCE and len(trials) <= 12
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 99), st.floats(0.1, 4.0), st.floats(0.05, 0.95))
+def test_share_of_any_spread_of_probabilities_is_found(seed: int, spread: float, share: float) -> None:
+    probabilities = 1 / (1 + np.exp(-spread * np.random.default_rng(seed).normal(size=2000)))
+
+    def measure(gamma: float) -> float:
+        return float((probabilities > gamma).mean())
+
+    assert abs(measure(search(measure, share)[-1].gamma) - share) <= TOLERANCE
+
+
+def test_capacity_that_no_gamma_gives_is_an_error_with_the_nearest() -> None:
+    tried: list[float] = []
+
+    def measure(gamma: float) -> float:
+        tried.append(gamma)
+        return 2.0 if gamma < 0.3 else 0.5
+
+    with pytest.raises(
+        RuntimeError, match=r"found no gamma for capacity 1.0; the nearest was 0.500 at gamma"
+    ):
+        search(measure, 1.0)
+    assert len(tried) == MAX_TRIALS and 0.29 < tried[-1] < 0.31
+
+
+def train_briefly(context: ParallelContext, settings: list[str]) -> None:
+    config = tiny_config(
+        [*settings, "run.steps=4", "optimizer.learning_rate=1.0e-2", "optimizer.ema_decay=0.5"]
+    )
+    trainer.train(config, context, RunDirectory(Path(config.run.directory)))
+
+
+def find_and_draw(run: Path) -> tuple[int, list[int], float]:
+    arguments = ["--checkpoint", str(run), "--images", "6", "sampling.steps=2", "sampling.guidance=2.0"]
+    codes = [find_gamma.main([*arguments, "--capacity", capacity]) for capacity in ("1.5", "99", "-1")]
+    gamma = json.loads((run / "gamma.json").read_text())["gamma"]
+    chosen = [
+        f"sampling.gamma={gamma:.5e}",
+        "sampling.selection=interval",
+        "sampling.steps=2",
+        "sampling.guidance=2.0",
+    ]
+    model = load_pipeline(run, weights="ema", settings=chosen)
+    return (
+        codes[0],
+        codes[1:],
+        draw(model.pipeline, choose_prompts(model.config, 6), model.config.sampling, seed=0).capacity,
+    )
+
+
+def test_recorded_gamma_of_a_trained_model_gives_the_capacity_asked_for(tmp_path: Path) -> None:
+    run_on_ranks(train_briefly, 1, text_settings(tmp_path))
+    code, refused, capacity = run_alone(find_and_draw, tmp_path / "run")
+    assert code == 0 and refused == [2, 2]
+    assert abs(capacity - 1.5) <= TOLERANCE
+
+
+def test_prompts_are_captions_of_the_run_s_shards_also_of_features_in_buckets(tmp_path: Path) -> None:
+    source = FeatureSource(
+        "a",
+        "",
+        channels=4,
+        factor=8,
+        image_size=32,
+        aspects=(0.5, 1.0),
+        step=8,
+        num_views=1,
+        precision="bf16",
+    )
+    FeatureSet(source, None).save(tmp_path)
+    member = pack_sample(torch.zeros(1, 4, 4, 4), [], [], original=Size(9, 9), crop=(0, 0), precision="bf16")
+    write_shards(
+        tmp_path,
+        [2],
+        replaced={f"0_{row}": {"safetensors": member, "txt": f"caption {row}".encode()} for row in range(2)},
+    )
+    buckets = ["buckets.enabled=true", "buckets.aspects=[0.5,1.0]", "buckets.step=8"]
+    assert choose_prompts(load_config(None, [f"data.train=[{tmp_path}/*.tar]", *buckets]), 3) == [
+        "caption 0",
+        "caption 1",
+        "caption 0",
+    ]
+
+
+def test_prompts_of_a_class_model_are_labels_evenly_spread() -> None:
+    assert choose_prompts(load_config(None, ["model.conditioning=class", "model.num_classes=10"]), 4) == [
+        0,
+        2,
+        5,
+        7,
+    ]
