@@ -83,7 +83,7 @@ def floor_of(name: str) -> int:
 
 def imports(path: Path) -> set[str]:
     """Dotted names that a file imports, those for type checking alone left out."""
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     skipped = {
         id(inner)
         for node in ast.walk(tree)

@@ -69,7 +69,7 @@ def measure_memory(call: Callable[[], object], device: torch.device) -> dict[str
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "trace.json")
         profiler.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     events = sorted(
         (event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"]
     )
@@ -97,7 +97,7 @@ def describe_run(device: torch.device) -> dict[str, object]:
     cpu = next(
         (
             line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
             if line.startswith("model name")
         ),
         "unknown",
@@ -135,7 +135,7 @@ def format_table(rows: list[dict[str, object]]) -> str:
 def write_result(path: Path, device: torch.device, **result: object) -> None:
     """One JSON file: the run's description, then `result`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(describe_run(device) | result, indent=1) + "\n")
+    path.write_text(json.dumps(describe_run(device) | result, indent=1) + "\n", encoding="utf-8")
 
 
 def _format_cell(value: object) -> str:

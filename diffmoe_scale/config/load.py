@@ -110,7 +110,7 @@ def dump_config(config: Config) -> str:
 def changed_settings(path: Path, config: Config) -> list[str]:
     """What differs between a file of resolved settings and a config: `run.steps was 20, is 40`."""
     try:
-        found = yaml.safe_load(path.read_text())
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
         found = None
     if not isinstance(found, dict):

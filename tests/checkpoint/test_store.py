@@ -184,9 +184,9 @@ def flip_bit(path: Path, place: float = 0.5) -> None:
 
 
 def flip_a_digit(path: Path) -> None:
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert '"samples": 160' in text
-    path.write_text(text.replace('"samples": 160', '"samples": 161'))
+    path.write_text(text.replace('"samples": 160', '"samples": 161'), encoding="utf-8")
 
 
 def truncate(path: Path) -> None:

@@ -11,7 +11,9 @@ REPOSITORY = Path(__file__).parents[2]
 @pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/**/*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_loads_and_begins_with_its_command(path: Path) -> None:
     load_config(path)
-    first_comment = [*itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())]
+    first_comment = [
+        *itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    ]
     assert any(f"launch/pretrain_t2i.sh --config configs/{path.name}" in line for line in first_comment)
 
 

@@ -51,7 +51,7 @@ def run(command: Sequence[object], *, cwd: Path = ROOT, **variables: str) -> sub
 
 def write_program(path: Path, *lines: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]), encoding="utf-8")
     path.chmod(0o755)
 
 

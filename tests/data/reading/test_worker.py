@@ -46,7 +46,7 @@ def start_reading_and_be_killed(folder: Path) -> None:
 
 def state(process: int) -> list[str]:
     """State and parent, from /proc."""
-    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
 
 
 def parent(process: int) -> int:

@@ -256,7 +256,7 @@ def _wait_until_gone(process: int) -> None:
     """Raises: ProcessLookupError as soon as the process is gone."""
     for _ in range(100):
         os.kill(process, 0)
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        state = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
         if state == "Z":
             raise ProcessLookupError(process)
         threading.Event().wait(0.1)
