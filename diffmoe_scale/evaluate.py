@@ -1,11 +1,9 @@
 """`python -m diffmoe_scale.evaluate --checkpoint RUN`: scores of a trained model, and the run's report."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 
-from diffmoe_scale.files import replace_file
 from diffmoe_scale.sample import add_model_arguments
 from diffmoe_scale.telemetry.log import setup_tool_logging
 
@@ -33,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(parsed: argparse.Namespace) -> None:
     # Imported here: `--help` and wrong arguments answer at once.
     from diffmoe_scale.evaluation.harness import evaluate
-    from diffmoe_scale.report.report import format_scores, write_report
+    from diffmoe_scale.evaluation.results import write_evaluation
+    from diffmoe_scale.report.report import write_report
+    from diffmoe_scale.report.scores import format_scores
     from diffmoe_scale.sampling.loading import load_pipeline
 
     if parsed.prompts < 2:
@@ -42,7 +42,7 @@ def run(parsed: argparse.Namespace) -> None:
         )
     loaded = load_pipeline(parsed.checkpoint, weights=parsed.weights, settings=parsed.settings)
     result = evaluate(loaded, loaded.config.sampling, prompts_per_suite=parsed.prompts, seed=parsed.seed)
-    replace_file(loaded.directory.evaluation, json.dumps(result, indent=1).encode())
+    write_evaluation(loaded.directory.evaluation, result)
     print(format_scores(result))
     print(write_report(loaded.directory.path))
 

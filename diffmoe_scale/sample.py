@@ -68,8 +68,8 @@ def run(parsed: argparse.Namespace) -> str:
     # Imported here: `--help` and wrong arguments answer at once.
     import torch
 
-    from diffmoe_scale.report.plots import save_image_grid
     from diffmoe_scale.sampling.loading import draw, load_pipeline
+    from diffmoe_scale.telemetry.picture_grid import save_image_grid
 
     prompts: list[str] | list[int] = [*parsed.prompt, *read_prompts(parsed.prompt_file), *parsed.label]
     loaded = load_pipeline(parsed.checkpoint, weights=parsed.weights, settings=parsed.settings)

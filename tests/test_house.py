@@ -65,7 +65,7 @@ DOORS = {
     "open_clip": {"encoders/text/text"},
     "diffusers": {"encoders/autoencoder/autoencoder"},
     "wandb": {"telemetry/trackers"},
-    "matplotlib": {"report/plots"},
+    "matplotlib": {"report/plots", "telemetry/picture_grid"},
     "pydantic": {"config/load"},
     "yaml": {"config/load"},
 }

@@ -1,0 +1,11 @@
+"""RUN/report.html: what a run did, on one page that needs nothing else.
+
+html.py      pieces of a page; all text is escaped here
+pictures.py  grids of samples and evaluations
+plots.py     figures as SVG text (matplotlib)
+report.py    the page: reads a run directory and joins the sections
+scores.py    scores and what the experts did, also as text for the terminal
+summary.py   how far a run is, and its settings
+training.py  the lines of metrics.jsonl as curves
+troubles.py  bad samples, bad steps, rollbacks, failed saves, changed shards, warnings
+"""

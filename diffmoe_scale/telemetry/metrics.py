@@ -161,7 +161,7 @@ def _drop_later_lines(path: Path, resume_step: int) -> None:
 def _parse(text: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(text)
-    except ValueError:  # no JSON, or no UTF-8
+    except (ValueError, RecursionError):  # no JSON, no UTF-8, or nested too deep
         return None
     return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 

@@ -14,8 +14,8 @@ from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.reading.reader import Reader, build_reader, iterate_captions
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.parallel.context import ParallelContext
-from diffmoe_scale.report.plots import save_image_grid
 from diffmoe_scale.sampling.generate import Pipeline
+from diffmoe_scale.telemetry.picture_grid import save_image_grid
 from diffmoe_scale.train.loss import denoising_loss, latents_of
 
 logger = logging.getLogger(__name__)

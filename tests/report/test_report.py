@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from diffmoe_scale.config.load import dump_config, load_config
-from diffmoe_scale.report.plots import save_image_grid
-from diffmoe_scale.report.report import format_scores, write_report
+from diffmoe_scale.evaluation.results import read_evaluation
+from diffmoe_scale.report.report import write_report
+from diffmoe_scale.report.scores import format_scores
 from diffmoe_scale.telemetry.metrics import MetricsWriter
+from diffmoe_scale.telemetry.picture_grid import save_image_grid
 
 LAYERS, EXPERTS, TIMES = (1, 3, 5, 7), 8, 20
 
@@ -94,7 +96,8 @@ def make_run(directory: Path, *, steps: int = 400, every: int = 10) -> Path:
     (directory / "config.yaml").write_text(dump_config(load_config(None, [f"run.steps={steps}"])))
     write_metrics(directory, steps=steps, every=every)
     (directory / "log.txt").write_text(
-        "2026-11-24 10:00:00 INFO a: fine\n2026-11-24 10:00:01 WARNING b: shard-0.tar/<17> cannot be decoded\n"
+        "2026-11-24 10:00:00 INFO a: fine\n"
+        "2026-11-24 10:00:01 WARNING b: shard-0.tar/<17> cannot be decoded\n"
     )
     (directory / "evaluation.json").write_text(json.dumps(make_evaluation(steps)))
     samples = directory / "samples"
@@ -277,8 +280,11 @@ def test_missing_directory_is_an_error(tmp_path: Path) -> None:
         write_report(tmp_path / "absent")
 
 
-def test_scores_as_text_end_with_mean_and_capacity() -> None:
-    lines = format_scores(make_evaluation(10)).splitlines()
+def test_scores_as_text_end_with_mean_and_capacity(tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text(json.dumps(make_evaluation(10)), encoding="utf-8")
+    evaluation = read_evaluation(tmp_path / "evaluation.json")
+    assert evaluation is not None
+    lines = format_scores(evaluation).splitlines()
     assert lines[1].split() == ["single", "object", "0.92", "0.03", "0.17", "96"]
     assert lines[7].split()[:2] == ["mean", "0.43"] and lines[7].split()[-1] == str(6 * 96)
     assert lines[8].startswith("average inference capacity 0.9")

@@ -6,29 +6,36 @@ import mimetypes
 from collections.abc import Collection, Sequence
 
 STYLE = """
-:root { color-scheme: light; --ink: #1f2933; --gray: #616e7c; --line: #e4e7eb; --soft: #f5f7fa; --blue: #2563eb; --amber: #b45309; }
+:root { color-scheme: light; --ink: #1f2933; --gray: #616e7c; --line: #e4e7eb; --soft: #f5f7fa; --blue:
+  #2563eb; --amber: #b45309; }
 * { box-sizing: border-box; }
-body { margin: 0; background: white; color: var(--ink); font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+body { margin: 0; background: white; color: var(--ink); font: 15px/1.55 system-ui, -apple-system, "Segoe
+  UI", Roboto, "DejaVu Sans", sans-serif; }
 main { max-width: 1080px; margin: 0 auto; padding: 40px 28px 64px; }
 h1 { font-size: 28px; line-height: 1.2; margin: 0 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 19px; margin: 44px 0 12px; padding-bottom: 6px; border-bottom: 1px solid var(--line); }
 p { margin: 8px 0; max-width: 78ch; }
 .note { color: var(--gray); font-size: 13.5px; }
-.missing { background: #fffbeb; border-left: 3px solid var(--amber); padding: 10px 14px; border-radius: 0 6px 6px 0; max-width: none; }
-code, pre { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: 12.5px; }
+.missing { background: #fffbeb; border-left: 3px solid var(--amber); padding: 10px 14px; border-radius: 0
+  6px 6px 0; max-width: none; }
+code, pre { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size:
+  12.5px; }
 code { background: var(--soft); padding: 1px 5px; border-radius: 4px; overflow-wrap: anywhere; }
 .missing code { background: #fef3c7; }
-pre { background: var(--soft); padding: 14px 16px; border-radius: 8px; overflow-x: auto; line-height: 1.45; margin: 10px 0; }
+pre { background: var(--soft); padding: 14px 16px; border-radius: 8px; overflow-x: auto; line-height: 1.45;
+  margin: 10px 0; }
 details { margin: 12px 0; }
 summary { cursor: pointer; color: var(--blue); font-size: 14px; }
-.facts { display: grid; grid-template-columns: repeat(4, 1fr); gap: 1px; margin: 18px 0; padding: 0; background: var(--line);
+.facts { display: grid; grid-template-columns: repeat(4, 1fr); gap: 1px; margin: 18px 0; padding: 0;
+  background: var(--line);
   border: 1px solid var(--line); border-radius: 8px; overflow: hidden; }
 .facts div { background: white; padding: 11px 14px; }
 .facts dt { color: var(--gray); font-size: 12.5px; }
 .facts dd { margin: 1px 0 0; font-size: 17px; font-weight: 600; font-variant-numeric: tabular-nums; }
 .facts dd small { display: block; color: var(--gray); font-size: 12px; font-weight: 400; }
 table { border-collapse: collapse; margin: 14px 0; font-variant-numeric: tabular-nums; }
-th, td { padding: 7px 18px 7px 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: middle; }
+th, td { padding: 7px 18px 7px 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align:
+  middle; }
 th { color: var(--gray); font-size: 12.5px; font-weight: 500; }
 td.number, th.number { text-align: right; }
 tr.total td { font-weight: 600; border-bottom: 0; }
@@ -53,7 +60,11 @@ class Markup(str):
 
 
 def escape(text: object) -> Markup:
-    return text if isinstance(text, Markup) else Markup(html.escape(str(text)))
+    return (
+        text
+        if isinstance(text, Markup)
+        else Markup(html.escape(str(text).replace("\0", "\N{REPLACEMENT CHARACTER}")))
+    )
 
 
 def element(tag: str, *content: object, kind: str = "") -> Markup:
@@ -70,9 +81,8 @@ def figure(data: bytes, *, kind: str, caption: str) -> Markup:
     """An image with its caption, in the page itself; `kind` is svg, png or jpeg."""
     media_type = mimetypes.types_map[f".{kind}"]
     source = f"data:{media_type};base64,{base64.b64encode(data).decode()}"
-    return Markup(
-        f'<figure><img alt="{html.escape(caption)}" src="{source}"><figcaption>{html.escape(caption)}</figcaption></figure>'
-    )
+    words = html.escape(caption)
+    return Markup(f'<figure><img alt="{words}" src="{source}"><figcaption>{words}</figcaption></figure>')
 
 
 def facts(entries: Sequence[tuple[str, str, str]]) -> Markup:
@@ -110,9 +120,8 @@ def table(
 
 def bar(value: float, mark: float) -> Markup:
     """A bar of length `value` with a line at `mark`, both in [0, 1]."""
-    return Markup(
-        f'<div class="bar"><i style="width:{100 * value:.1f}%"></i><b style="left:{100 * mark:.1f}%"></b></div>'
-    )
+    length, line = f"width:{100 * value:.1f}%", f"left:{100 * mark:.1f}%"
+    return Markup(f'<div class="bar"><i style="{length}"></i><b style="{line}"></b></div>')
 
 
 def fold(title: str, text: str) -> Markup:
