@@ -20,7 +20,7 @@ from diffmoe_scale.data.shards.index import ShardCatalog, expand_patterns
 from diffmoe_scale.encoders.autoencoder.autoencoder import build_autoencoder
 from diffmoe_scale.encoders.text.text import build_text_encoder
 from diffmoe_scale.prepare.survey import Survey, survey_shards
-from diffmoe_scale.report import page
+from diffmoe_scale.report import html as page
 from diffmoe_scale.report.plots import plot_histograms
 from diffmoe_scale.telemetry.picture_grid import save_image_grid
 
