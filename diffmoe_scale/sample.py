@@ -85,7 +85,7 @@ def run(parsed: argparse.Namespace) -> str:
     if parsed.count < 1:
         raise ValueError(f"--count is {parsed.count}; expected at least 1")
     repeated = [prompt for prompt in prompts for _ in range(parsed.count)]
-    generated = draw(loaded.pipeline, repeated, loaded.config.sampling, seed=parsed.seed)
+    generated = draw(loaded.networks, repeated, loaded.config.sampling, seed=parsed.seed)
     output = parsed.output or _free(
         loaded.directory.samples / f"sample-step{loaded.step}-seed{parsed.seed}.png"
     )

@@ -25,10 +25,10 @@ from diffmoe_scale.checkpoint.store import CheckpointStore
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.diffusion.objective import Objective
-from diffmoe_scale.model.denoiser import Condition
+from diffmoe_scale.model.condition import Condition
+from diffmoe_scale.model.networks import build_networks
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.parallel.context import ParallelContext, finalize, initialize
-from diffmoe_scale.sampling.generate import build_pipeline
 from diffmoe_scale.train.engine import Engine
 
 DEPTH, BATCH, CLASSES = 8, 4, 10
@@ -60,16 +60,14 @@ class Training:
     """Steps of one process on the same random pictures."""
 
     def __init__(self, config: Config, context: ParallelContext, folder: Path) -> None:
-        pipeline = build_pipeline(
+        pipeline = build_networks(
             config, tokenizer_path=Path(), groups=context.megatron_groups, device=context.device
         )
         self.engine = Engine(pipeline.denoiser, config, context)
         self.objective: Objective = pipeline.objective
         self.images_BCHW = torch.randn(BATCH, *pipeline.latent_shape, device=context.device)
         labels_B = torch.arange(BATCH, device=context.device) % CLASSES
-        self.condition = Condition(
-            [""] * BATCH, labels_B, torch.zeros(BATCH, dtype=torch.bool, device=context.device)
-        )
+        self.condition = Condition(labels_B)
         self.num_parameters = sum(parameter.numel() for parameter in pipeline.denoiser.parameters())
 
     def step_s(self) -> float:

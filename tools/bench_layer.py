@@ -31,7 +31,7 @@ from diffmoe_scale.bench.timing import (
     write_result,
 )
 from diffmoe_scale.config.moe import MoEConfig
-from diffmoe_scale.moe.layer import MoELayer, build_moe_layer
+from diffmoe_scale.moe.layer import MoELayer
 from diffmoe_scale.moe.routing import Routing, RoutingContext, Selection
 from diffmoe_scale.moe.selection import gather_pool, kth_largest, select_top
 from diffmoe_scale.nn.feed_forward import FeedForward
@@ -158,11 +158,13 @@ def bench_shape(
     generator = torch.Generator().manual_seed(0)
     x_SD, grad_SD = (torch.randn(num_tokens, width, generator=generator).to(device, dtype) for _ in range(2))
     x_SD.requires_grad_()
-    dense = FeedForward(width, 4 * width, is_gated=False, generator=generator).to(device, dtype)
+    dense = FeedForward(width, 4 * width, is_gated=False)
+    dense.initialize(generator)
+    dense.to(device, dtype)
     layers = {
-        name: build_moe_layer(
-            MoEConfig(num_experts=num_experts, **settings), width=width, layer_index=0, seed=0, groups=alone()
-        ).to(device, dtype)
+        name: make_layer(MoEConfig(num_experts=num_experts, **settings), width=width, groups=alone()).to(
+            device, dtype
+        )
         for name, settings in layer_settings(device).items()
     }
     uneven = {name: set_thresholds(layer, x_SD) for name, layer in layers.items()}["loop"]
@@ -176,9 +178,7 @@ def bench_shape(
     table: list[dict[str, object]] = []
     for phase in PHASES:
         selection = Selection("threshold" if phase == "inference" else "train")
-        context = RoutingContext(
-            num_samples, x_SD.detach(), x_SD.new_zeros(num_samples, width), None, selection
-        )
+        context = RoutingContext(num_samples, x_SD.detach(), x_SD.new_zeros(num_samples, width), selection)
 
         def call(name: str, *, phase: str = phase, context: RoutingContext = context) -> None:
             run_phase(networks[name], x_SD, grad_SD, phase, () if name == "dense" else (context,))
@@ -210,24 +210,26 @@ def bench_shape(
     return table
 
 
+def make_layer(config: MoEConfig, *, width: int, groups: ProcessGroupCollection) -> MoELayer:
+    layer = MoELayer(config, width=width, layer_index=0, groups=groups)
+    layer.initialize(0)
+    return layer
+
+
 def bench_pool(context: ParallelContext, shape: tuple[int, int, int], rounds: int) -> dict[str, object]:
     """A row: forward+backward with the pool over all ranks, and the selection in that pool alone, as this
     rank sees them."""
     width, num_experts, num_tokens = shape
     device, groups = context.device, context.megatron_groups
-    layer = build_moe_layer(
-        MoEConfig(num_experts=num_experts, pool="data_parallel"),
-        width=width,
-        layer_index=0,
-        seed=0,
-        groups=groups,
+    layer = make_layer(
+        MoEConfig(num_experts=num_experts, pool="data_parallel"), width=width, groups=groups
     ).to(device)
     generator = torch.Generator().manual_seed(context.rank)
     x_SD, grad_SD = (torch.randn(num_tokens, width, generator=generator).to(device) for _ in range(2))
     x_SD.requires_grad_()
     num_samples = max(1, num_tokens // SAMPLE_TOKENS)
     arguments = RoutingContext(
-        num_samples, x_SD.detach(), x_SD.new_zeros(num_samples, width), None, Selection("train")
+        num_samples, x_SD.detach(), x_SD.new_zeros(num_samples, width), Selection("train")
     )
     values_SX = torch.cat(
         [layer.router.scores(layer.router.gating(x_SD, arguments)), layer.router.predictor(x_SD)], dim=1

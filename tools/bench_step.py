@@ -27,6 +27,8 @@ from diffmoe_scale.bench.timing import (
 )
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.moe import MoEConfig
+from diffmoe_scale.model.condition import Condition
+from diffmoe_scale.model.initialization import initialize_transformer
 from diffmoe_scale.model.transformer import DiffusionTransformer, Prediction
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.parallel.context import keep_freed_memory
@@ -41,7 +43,6 @@ CHANNELS, PATCH, CLASSES = 4, 2, 10
 
 def build_model(parsed: argparse.Namespace, device: torch.device, moe: MoEConfig) -> DiffusionTransformer:
     """Its weights begin equal in every contender, experts apart."""
-    torch.manual_seed(0)
     config = ModelConfig(
         conditioning="class",
         num_classes=CLASSES,
@@ -58,9 +59,9 @@ def build_model(parsed: argparse.Namespace, device: torch.device, moe: MoEConfig
         output_channels=CHANNELS,
         text_width=0,
         pooled_width=0,
-        seed=0,
         groups=alone(),
     )
+    initialize_transformer(model, 0)
     return model.to(device, DTYPES[parsed.dtype])
 
 
@@ -81,10 +82,8 @@ def predict(model: DiffusionTransformer, x_BCHW: Tensor, selection: Selection) -
     prediction: Prediction = model(
         x_BCHW,
         torch.linspace(0, 1000, batch, device=device),
-        text=None,
-        labels_B=torch.arange(batch, device=device) % CLASSES,
-        dropped_B=torch.zeros(batch, dtype=torch.bool, device=device),
-        selection=selection,
+        Condition(labels_B=torch.arange(batch, device=device) % CLASSES),
+        selection,
     )
     return prediction
 

@@ -25,8 +25,8 @@ from diffmoe_scale.data.features.source import (
     check_shapes,
 )
 from diffmoe_scale.data.reading.reader import build_reader
-from diffmoe_scale.encoders.autoencoder.autoencoder import build_autoencoder
-from diffmoe_scale.encoders.text.text import build_text_encoder
+from diffmoe_scale.encoders.autoencoder.build import build_autoencoder
+from diffmoe_scale.encoders.text.build import build_text_encoder
 from diffmoe_scale.prepare.encoding import Encoders, FeatureWriter
 from diffmoe_scale.prepare.publish import begin, publish, run_tool
 from diffmoe_scale.telemetry.log import silence_packages

@@ -17,8 +17,8 @@ from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.reading.batch import to_unit_range
 from diffmoe_scale.data.shards.index import ShardCatalog, expand_patterns
-from diffmoe_scale.encoders.autoencoder.autoencoder import build_autoencoder
-from diffmoe_scale.encoders.text.text import build_text_encoder
+from diffmoe_scale.encoders.autoencoder.build import build_autoencoder
+from diffmoe_scale.encoders.text.build import build_text_encoder
 from diffmoe_scale.prepare.survey import Survey, survey_shards
 from diffmoe_scale.report import html as page
 from diffmoe_scale.report.plots import plot_histograms

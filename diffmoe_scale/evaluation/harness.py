@@ -32,7 +32,7 @@ def evaluate(
     model.directory.samples.mkdir(exist_ok=True)
     for name in SUITES:
         prompts = build_suite(name, num_prompts=prompts_per_suite, seed=seed)
-        generated = draw(model.pipeline, [prompt.text for prompt in prompts], sampling, seed=seed, title=name)
+        generated = draw(model.networks, [prompt.text for prompt in prompts], sampling, seed=seed, title=name)
         passed = score_images(generated.images_BCHW, prompts)
         by_chance = score_images(generated.images_BCHW, shuffled(prompts))
         scores[name] = SuiteScore(
@@ -54,7 +54,7 @@ def evaluate(
         capacity = Capacity(
             average=float(load_TLE.mean()),
             times=sampling_times(sampling.steps)[:-1].tolist(),
-            layers=[layer.layer_index for layer in model.pipeline.denoiser.moe_layers()],
+            layers=[layer.layer_index for layer in model.networks.denoiser.moe_layers()],
             load_TLE=load_TLE.numpy(),
         )
     return Evaluation(

@@ -1,0 +1,9 @@
+"""The network and what surrounds it.
+
+block: one block of the transformer.
+condition: what the network sees beside noisy image and time.
+denoiser: what is trained: the transformer and, where it learns along, the text encoder.
+initialization: the first weights, from the seed alone.
+networks: what is trained and what surrounds it.
+transformer: the DiffMoE transformer.
+"""

@@ -1,0 +1,13 @@
+"""The mixture-of-experts layer of DiffMoE (arXiv 2503.14487).
+
+dispatch: tokens to the ranks of their experts and back.
+experts: the experts of a rank.
+grouped_linear: one linear map an expert, as a plain loop and by torch's grouped GEMM.
+layer: route, dispatch, experts, combine.
+predictor: the capacity predictor and its thresholds.
+routers: the three routers, and the one that a config names.
+routing: what a router is given and what it answers.
+selection: which expert takes which token, as functions of scores alone.
+thresholds: the dynamic thresholds of all layers, moved once an optimizer step.
+transformer_engine: expert GEMMs by Transformer Engine.
+"""

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.moe.dispatch import TokenDispatcher
 from diffmoe_scale.moe.experts import build_experts
-from diffmoe_scale.moe.routing import Routing, RoutingContext, build_router
+from diffmoe_scale.moe.routers import build_router
+from diffmoe_scale.moe.routing import Routing, RoutingContext
 from diffmoe_scale.nn.feed_forward import FeedForward
 from diffmoe_scale.nn.generator import named_generator
 
@@ -25,37 +26,38 @@ class MoELayer(BaseMoELayer):
     """
 
     def __init__(
-        self, config: MoEConfig, *, width: int, layer_index: int, seed: int, groups: ProcessGroupCollection
+        self, config: MoEConfig, *, width: int, layer_index: int, groups: ProcessGroupCollection
     ) -> None:
+        """The layer of block `layer_index`, in fp32. Draws no weights: `initialize` does."""
         expert_parallel = 1 if groups.ep is None else groups.ep.size()
         if config.num_experts % expert_parallel != 0:
             raise ValueError(
-                f"moe.num_experts is {config.num_experts} but parallel.expert_parallel is {expert_parallel}; choose a multiple of {expert_parallel}"
+                f"moe.num_experts is {config.num_experts} but parallel.expert_parallel is {expert_parallel}; "
+                f"choose a multiple of {expert_parallel}"
             )
         megatron = megatron_config(config, width=width, expert_parallel=expert_parallel)
         super().__init__(megatron, layer_number=layer_index, pg_collection=groups)
         self.layer_index = layer_index
-        self.router = build_router(
-            config, megatron=megatron, groups=groups, layer_index=layer_index, seed=seed
-        )
+        self.router = build_router(config, megatron=megatron, groups=groups, layer_index=layer_index)
         self.token_dispatcher = TokenDispatcher(
             local_experts=self.local_expert_indices, config=megatron, groups=groups
         )
         self.experts = build_experts(
-            config,
-            megatron=megatron,
-            local_experts=self.local_expert_indices,
-            groups=groups,
-            layer_index=layer_index,
-            seed=seed,
+            config, megatron=megatron, local_experts=self.local_expert_indices, groups=groups
         )
         if config.shared_experts > 0:
             self.shared_experts = FeedForward(
                 width,
                 config.shared_experts * megatron.moe_ffn_hidden_size,
                 is_gated=megatron.gated_linear_unit,
-                generator=named_generator(seed, layer_index, "shared"),
             )
+
+    def initialize(self, seed: int) -> None:
+        """Weights that depend on (seed, block, expert) only, not on the layout of ranks."""
+        self.router.initialize(seed)
+        self.experts.initialize(seed, layer_index=self.layer_index)
+        if self.shared_experts is not None:
+            self.shared_experts.initialize(named_generator(seed, self.layer_index, "shared"))
 
     def forward(self, x_SD: Tensor, context: RoutingContext) -> tuple[Tensor, Routing]:
         """Output [S, D] and the router's decision. Collective over the expert-parallel group, and the pool's
@@ -91,7 +93,8 @@ def megatron_config(config: MoEConfig, *, width: int, expert_parallel: int) -> T
     multiple = 8
     if config.backend == "grouped" and (width % multiple or expert_width % multiple):
         raise ValueError(
-            f"model.width is {width} and the expert width {expert_width} (moe.expert_width_ratio {config.expert_width_ratio}); "
+            f"model.width is {width} and the expert width {expert_width} "
+            f"(moe.expert_width_ratio {config.expert_width_ratio}); "
             f"moe.backend 'grouped' needs multiples of {multiple}: change them or set moe.backend to 'loop'"
         )
     return TransformerConfig(
@@ -110,11 +113,3 @@ def megatron_config(config: MoEConfig, *, width: int, expert_parallel: int) -> T
         perform_initialization=False,
         params_dtype=torch.float32,
     )
-
-
-def build_moe_layer(
-    config: MoEConfig, *, width: int, layer_index: int, seed: int, groups: ProcessGroupCollection
-) -> MoELayer:
-    """The MoE layer of block `layer_index`, in fp32 on CPU; its weights depend on (seed, layer_index) only,
-    not on `groups`."""
-    return MoELayer(config, width=width, layer_index=layer_index, seed=seed, groups=groups)

@@ -1,6 +1,6 @@
 """Who takes whom, as functions of scores alone.
 
-Legend beyond the house's: P tokens of a pool, X any leading dimensions (experts, or experts and pools).
+Legend beyond the package's: P tokens of a pool, X any leading dimensions (experts, or experts and pools).
 """
 
 import math
@@ -8,6 +8,8 @@ import math
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from diffmoe_scale.config.moe import MoEConfig
 
 
 def kth_largest(values_XP: Tensor, k: int) -> Tensor:
@@ -40,6 +42,16 @@ def select_experts(scores_SE: Tensor, k: int) -> Tensor:
     """Mask [S, E]: the k best experts of each token; of equal scores the first experts win."""
     best_Sk = scores_SE.sort(dim=-1, descending=True, stable=True).indices[:, :k]
     return torch.zeros_like(scores_SE, dtype=torch.bool).scatter_(1, best_Sk, True)
+
+
+def training_capacity(config: MoEConfig, step: int | None) -> float:
+    """C of DiffMoE eq. 6 at optimizer step `step` (the first is 1): linear from `moe.capacity_start`, in step
+    1, to `moe.capacity` after `moe.capacity_steps`. None is outside of training: `moe.capacity`."""
+    if step is None or step > config.capacity_steps:
+        return config.capacity
+    return (
+        config.capacity_start + (config.capacity - config.capacity_start) * (step - 1) / config.capacity_steps
+    )
 
 
 def tokens_per_expert(capacity: float, num_tokens: int, num_experts: int, *, multiple: int = 1) -> int:

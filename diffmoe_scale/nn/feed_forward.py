@@ -11,16 +11,16 @@ from torch import Tensor, nn
 class FeedForward(nn.Module):
     """Linear, GELU(tanh), linear, with biases; or SwiGLU without. `hidden` is the width between the two."""
 
-    def __init__(self, width: int, hidden: int, *, is_gated: bool, generator: torch.Generator) -> None:
+    def __init__(self, width: int, hidden: int, *, is_gated: bool) -> None:
         super().__init__()
         self.is_gated = is_gated
-        self.w_in = nn.utils.skip_init(
-            nn.Linear, width, 2 * hidden if is_gated else hidden, bias=not is_gated
-        )
-        self.w_out = nn.utils.skip_init(nn.Linear, hidden, width, bias=not is_gated)
-        biases = [] if is_gated else [self.w_in.bias, self.w_out.bias]
+        self.w_in = nn.Linear(width, 2 * hidden if is_gated else hidden, bias=not is_gated)
+        self.w_out = nn.Linear(hidden, width, bias=not is_gated)
+
+    def initialize(self, generator: torch.Generator) -> None:
+        biases = [] if self.is_gated else [self.w_in.bias, self.w_out.bias]
         initialize_feed_forward(
-            self.w_in.weight, self.w_out.weight, biases, is_gated=is_gated, generator=generator
+            self.w_in.weight, self.w_out.weight, biases, is_gated=self.is_gated, generator=generator
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -28,8 +28,8 @@ from diffmoe_scale.data.order.buckets import Chunk
 from diffmoe_scale.data.reading.batch import Sample, to_unit_range
 from diffmoe_scale.data.reading.reader import Reader
 from diffmoe_scale.data.reading.source import SampleSource
-from diffmoe_scale.encoders.autoencoder.autoencoder import Autoencoder
-from diffmoe_scale.encoders.text.text import TextEncoder
+from diffmoe_scale.encoders.autoencoder.build import Autoencoder
+from diffmoe_scale.encoders.text.encoder import TextEncoder
 from diffmoe_scale.prepare.publish import write_shard
 
 KEPT_SUFFIXES = ("txt", "json", "cls")

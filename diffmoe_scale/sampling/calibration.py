@@ -48,7 +48,7 @@ def find_gamma(
 
     def measure(gamma: float) -> float:
         chosen = replace(sampling, selection="interval", gamma=gamma)
-        return draw(model.pipeline, prompts, chosen, seed=seed, title=f"gamma {gamma:.4g}").capacity
+        return draw(model.networks, prompts, chosen, seed=seed, title=f"gamma {gamma:.4g}").capacity
 
     return search(measure, capacity)
 

@@ -17,15 +17,16 @@ from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.sampling import SamplingConfig
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.model.denoiser import Denoiser
+from diffmoe_scale.model.networks import Networks, build_networks
 from diffmoe_scale.parallel.context import ParallelContext, initialize
-from diffmoe_scale.sampling.generate import Generated, Pipeline, build_pipeline
+from diffmoe_scale.sampling.generate import Generated, generate
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A pipeline with the weights of a checkpoint, and where they came from."""
+    """Networks with the weights of a checkpoint, and where they came from."""
 
-    pipeline: Pipeline
+    networks: Networks
     config: Config
     directory: RunDirectory
     checkpoint: Path
@@ -57,13 +58,13 @@ def load_pipeline(path: Path, *, weights: str, settings: Sequence[str] = ()) -> 
             f"{checkpoint} is damaged: {'; '.join(damage)}; choose another of {directory.checkpoints}"
         )
     context = join_alone()
-    pipeline = build_pipeline(
+    networks = build_networks(
         config, tokenizer_path=directory.tokenizer, groups=context.megatron_groups, device=context.device
     )
-    meaning = model_settings(config, tokenizer=directory.tokenizer, frozen=pipeline.frozen)
-    load_weights(checkpoint, pipeline.denoiser, family=weights, settings=meaning)
+    meaning = model_settings(config, tokenizer=directory.tokenizer, frozen=networks.frozen)
+    load_weights(checkpoint, networks.denoiser, family=weights, settings=meaning)
     return LoadedModel(
-        pipeline=pipeline, config=config, directory=directory, checkpoint=checkpoint, step=manifest.step
+        networks=networks, config=config, directory=directory, checkpoint=checkpoint, step=manifest.step
     )
 
 
@@ -84,20 +85,20 @@ def load_weights(checkpoint: Path, denoiser: Denoiser, *, family: str, settings:
 
 
 def draw(
-    pipeline: Pipeline,
+    networks: Networks,
     prompts: Sequence[str | int],
     sampling: SamplingConfig,
     *,
     seed: int,
     title: str = "sampling",
 ) -> Generated:
-    """`pipeline.generate` in batches of `sampling.batch`, with a progress bar; loads are averaged over
+    """`generate` in batches of `sampling.batch`, with a progress bar; loads are averaged over
     batches by their size."""
     parts: list[Generated] = []
     with tqdm(total=len(prompts), desc=title, unit="image", disable=None) as progress:
         for first in range(0, len(prompts), sampling.batch):
             batch = prompts[first : first + sampling.batch]
-            parts.append(pipeline.generate(batch, sampling, seed=seed, first_index=first))
+            parts.append(generate(networks, batch, sampling, seed=seed, first_index=first))
             progress.update(len(batch))
     counts = torch.tensor([part.images_BCHW.shape[0] for part in parts], dtype=torch.float32)
     loads = torch.stack([part.load_TLE for part in parts])

@@ -9,9 +9,9 @@ from torch import Tensor
 from diffmoe_scale.data.reading.batch import Batch, to_unit_range
 from diffmoe_scale.diffusion.noise import sample_noise
 from diffmoe_scale.diffusion.objective import Objective
-from diffmoe_scale.encoders.autoencoder.autoencoder import Autoencoder
-from diffmoe_scale.encoders.text.text import TextFeatures
-from diffmoe_scale.model.denoiser import Condition
+from diffmoe_scale.encoders.autoencoder.build import Autoencoder
+from diffmoe_scale.model.condition import Condition
+from diffmoe_scale.model.networks import Networks
 from diffmoe_scale.model.transformer import Prediction
 from diffmoe_scale.moe.routing import Routing, Selection
 
@@ -36,16 +36,9 @@ def latents_of(batch: Batch, autoencoder: Autoencoder, device: torch.device) -> 
     return batch.latents_BCHW.to(device, non_blocking=True).float()
 
 
-def text_of(batch: Batch, device: torch.device) -> TextFeatures | None:
-    """The captions' features in fp32 where the shards hold them; None leaves encoding to the denoiser."""
-    text = batch.text
-    return (
-        None
-        if text is None
-        else TextFeatures(
-            text.tokens_BLT.to(device).float(), text.mask_BL.to(device), text.pooled_BV.to(device).float()
-        )
-    )
+def condition_of(batch: Batch, networks: Networks) -> Condition:
+    """What the network is given with the batch: its captions, encoded here unless the shards hold features."""
+    return networks.condition(batch.captions, batch.labels_B, sizes_BZ=batch.sizes_BZ, text=batch.text)
 
 
 def denoising_loss(
@@ -53,6 +46,7 @@ def denoising_loss(
     objective: Objective,
     batch: Batch,
     latents_BCHW: Tensor,
+    condition: Condition,
     *,
     seed: int,
     selection: Selection,
@@ -73,15 +67,7 @@ def denoising_loss(
     uniform_B, noise_BCHW = sample_noise(seed, batch.indices_B.tolist(), latents_BCHW.shape[1:], device)
     t_B = objective.sample_time(uniform_B)
     x_t_BCHW = objective.add_noise(latents_BCHW, noise_BCHW, t_B)
-    condition = Condition(
-        captions=batch.captions,
-        labels_B=batch.labels_B.to(device),
-        dropped_B=batch.dropped_B.to(device),
-        sizes_BZ=batch.sizes_BZ.to(device),
-    )
-    prediction = predict(
-        x_t_BCHW, objective.embedding_time(t_B), condition, selection, text_of(batch, device)
-    )
+    prediction = predict(x_t_BCHW, objective.embedding_time(t_B), condition, selection)
     weight_B = batch.weight_B.to(device)
     loss_B = objective.loss(prediction.value_BCHW, x_t_BCHW, latents_BCHW, noise_BCHW, t_B) * weight_B
     loss_B = loss_B * torch.where(is_finite_B, 1.0, torch.nan)

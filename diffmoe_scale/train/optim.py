@@ -9,7 +9,6 @@ from torch.optim import AdamW, Optimizer
 
 from diffmoe_scale.config.optimizer import OptimizerConfig
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.encoders.text.text import SentencePieceEncoder
 from diffmoe_scale.model.denoiser import Denoiser
 
 logger = logging.getLogger(__name__)
@@ -33,9 +32,7 @@ def parameter_groups(denoiser: Denoiser, config: OptimizerConfig) -> list[dict[s
     DeepSpeed reduces them over the expert-data-parallel group (`moe`, and the name of the group as `name`).
     """
     routers = {id(parameter) for layer in denoiser.moe_layers() for parameter in layer.router.parameters()}
-    embeddings = {id(module.weight) for module in denoiser.modules() if isinstance(module, nn.Embedding)}
-    if isinstance(denoiser.text_encoder, SentencePieceEncoder):
-        embeddings.add(id(denoiser.text_encoder.position_LT))
+    embeddings = {id(parameter) for parameter in denoiser.embeddings()}
     members: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
     for parameter in denoiser.parameters():
         is_decayed = parameter.dim() >= 2 and id(parameter) not in embeddings

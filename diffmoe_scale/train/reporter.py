@@ -15,7 +15,7 @@ from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.reading.batch import FAILURES, NOTES, Batch
 from diffmoe_scale.moe.layer import MoELayer
-from diffmoe_scale.moe.predictor import average_capacity
+from diffmoe_scale.moe.routing import average_capacity
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.telemetry.metrics import Meter, MetricsWriter, MetricValue
 from diffmoe_scale.telemetry.progress import Progress

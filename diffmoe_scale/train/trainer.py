@@ -20,15 +20,16 @@ from diffmoe_scale.data.features.source import check_features
 from diffmoe_scale.data.order.buckets import BatchPlan, Position
 from diffmoe_scale.data.reading.batch import Batch
 from diffmoe_scale.data.reading.reader import Reader, build_reader, iterate_captions
-from diffmoe_scale.encoders.text.text import TextEncoder, train_tokenizer
+from diffmoe_scale.encoders.text.encoder import TextEncoder
+from diffmoe_scale.encoders.text.tokenizer import train_tokenizer
 from diffmoe_scale.files import replace_file
-from diffmoe_scale.moe.predictor import update_thresholds
+from diffmoe_scale.model.networks import Networks, build_networks
 from diffmoe_scale.moe.routing import Selection
+from diffmoe_scale.moe.thresholds import update_thresholds
 from diffmoe_scale.parallel.context import ParallelContext
-from diffmoe_scale.sampling.generate import Pipeline, build_pipeline
 from diffmoe_scale.train.engine import Engine, accumulation_steps
 from diffmoe_scale.train.guard import Guard
-from diffmoe_scale.train.loss import denoising_loss, latents_of
+from diffmoe_scale.train.loss import condition_of, denoising_loss, latents_of
 from diffmoe_scale.train.optim import learning_rate
 from diffmoe_scale.train.reporter import Reporter
 from diffmoe_scale.train.stop import Stopped, StopSignals
@@ -77,7 +78,7 @@ class Training:
     config: Config
     context: ParallelContext
     directory: RunDirectory
-    pipeline: Pipeline
+    networks: Networks
     engine: Engine
     store: CheckpointStore
     validation: Validation
@@ -104,27 +105,31 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
         prepare_tokenizer(config, directory, reader)
     # The tokenizer reads captions of all shards, perhaps over a network: longer than a collective may take.
     dist.monitored_barrier(group=context.control_group, timeout=PREPARATION_TIMEOUT)
-    pipeline = build_pipeline(
-        config, tokenizer_path=directory.tokenizer, groups=context.megatron_groups, device=context.device
+    networks = build_networks(
+        config,
+        tokenizer_path=directory.tokenizer,
+        groups=context.megatron_groups,
+        device=context.device,
+        control_group=context.control_group,
     )
-    engine = Engine(pipeline.denoiser, config, context)
-    if context.is_main and pipeline.denoiser.caption_encoder is not None:
-        warn_of_cut_captions(pipeline.denoiser.caption_encoder, reader)
+    engine = Engine(networks.denoiser, config, context)
+    if context.is_main and networks.text_encoder is not None:
+        warn_of_cut_captions(networks.text_encoder, reader)
     store = CheckpointStore(directory.checkpoints, config.checkpoint, group=context.checkpoint_group)
-    start = resume(store, engine, config, directory, frozen=pipeline.frozen)
+    start = resume(store, engine, config, directory, frozen=networks.frozen)
     position = plan.position(step=start.step, samples=start.samples, by_bucket=start.samples_by_bucket)
     if context.is_main:
         record_config(config, directory)
     guard = Guard(config.defence, context)
     guard.restore(start.guard)
-    validation = Validation(config, context, directory, pipeline, reader)
-    refuse_other_features([reader, validation.reader], pipeline, config)
+    validation = Validation(config, context, directory, networks, reader)
+    refuse_other_features([reader, validation.reader], networks, config)
     batches = reader.batches(plan, position, dp_rank=context.dp_group.rank(), dp_size=context.dp_group.size())
     return Training(
         config=config,
         context=context,
         directory=directory,
-        pipeline=pipeline,
+        networks=networks,
         engine=engine,
         store=store,
         validation=validation,
@@ -145,7 +150,7 @@ def train_on(run: Training) -> None:
     """
     config, is_save_due = run.config, False
     with Reporter(
-        config, run.context, run.directory, moe_layers=run.pipeline.denoiser.moe_layers(), start_step=run.step
+        config, run.context, run.directory, moe_layers=run.networks.denoiser.moe_layers(), start_step=run.step
     ) as reporter:
         reporter.add(run.reader.index_problems())
         while run.step < config.run.steps:
@@ -199,10 +204,16 @@ def train_step(run: Training, reporter: Reporter) -> None:
         waiting_since = time.monotonic()
         batch = next(run.batches)
         reporter.add_batch(batch, waited_s=time.monotonic() - waiting_since)
-        latents_BCHW = latents_of(batch, run.pipeline.autoencoder, context.device)
+        latents_BCHW = latents_of(batch, run.networks.autoencoder, context.device)
         selection = Selection(rule="train", step=run.step)
         loss = denoising_loss(
-            engine, run.pipeline.objective, batch, latents_BCHW, seed=config.run.seed, selection=selection
+            engine,
+            run.networks.objective,
+            batch,
+            latents_BCHW,
+            condition_of(batch, run.networks),
+            seed=config.run.seed,
+            selection=selection,
         )
         engine.backward(loss.total)
         reporter.add_loss(loss)
@@ -213,7 +224,7 @@ def train_step(run: Training, reporter: Reporter) -> None:
     result = engine.step(learning_rate(run.step, config))
     if kth_probabilities and not result.is_skipped:
         update_thresholds(
-            run.pipeline.denoiser.moe_layers(), torch.stack(kth_probabilities).mean(0), context.dp_group
+            run.networks.denoiser.moe_layers(), torch.stack(kth_probabilities).mean(0), context.dp_group
         )
     reporter.add_verdict(run.guard.judge(run.step, is_skipped=result.is_skipped, stop=run.stop))
     reporter.add_step(result)
@@ -233,7 +244,7 @@ def roll_back(run: Training) -> None:
         raise RunError(
             f"{told} and {run.config.defence.max_rollbacks} rollbacks (defence.max_rollbacks) are used up; {advice}"
         )
-    start = resume(run.store, run.engine, run.config, run.directory, frozen=run.pipeline.frozen)
+    start = resume(run.store, run.engine, run.config, run.directory, frozen=run.networks.frozen)
     if start.step == 0:
         raise RunError(f"{told} and there is no checkpoint to go back to; {advice}")
     run.step, run.position = start.step, replace(run.position, step=start.step)
@@ -262,7 +273,7 @@ def save(run: Training) -> None:
         samples=run.position.samples,
         samples_by_bucket=run.plan.by_bucket(run.position),
         optimizer_steps=run.engine.step_count,
-        settings=model_settings(config, tokenizer=run.directory.tokenizer, frozen=run.pipeline.frozen),
+        settings=model_settings(config, tokenizer=run.directory.tokenizer, frozen=run.networks.frozen),
         layout={
             "world_size": context.world_size,
             "expert_parallel": context.expert_parallel,
@@ -330,11 +341,11 @@ def warn_of_cut_captions(encoder: TextEncoder, reader: Reader) -> None:
         )
 
 
-def refuse_other_features(readers: Sequence[Reader | None], pipeline: Pipeline, config: Config) -> None:
+def refuse_other_features(readers: Sequence[Reader | None], networks: Networks, config: Config) -> None:
     """Raise ValueError if shards hold features that this run's autoencoder and text encoder would not give."""
     for features in [reader.source.features for reader in readers if reader is not None]:
         if features is not None:
-            check_features(features.source, **pipeline.frozen, is_flipped=config.data.horizontal_flip)
+            check_features(features.source, **networks.frozen, is_flipped=config.data.horizontal_flip)
 
 
 def record_config(config: Config, directory: RunDirectory) -> None:

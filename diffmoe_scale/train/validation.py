@@ -12,11 +12,12 @@ import torch.distributed as dist
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.reading.reader import Reader, build_reader, iterate_captions
+from diffmoe_scale.model.networks import Networks
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.parallel.context import ParallelContext
-from diffmoe_scale.sampling.generate import Pipeline
+from diffmoe_scale.sampling.generate import generate
 from diffmoe_scale.telemetry.picture_grid import save_image_grid
-from diffmoe_scale.train.loss import denoising_loss, latents_of
+from diffmoe_scale.train.loss import condition_of, denoising_loss, latents_of
 
 logger = logging.getLogger(__name__)
 
@@ -26,17 +27,17 @@ GRID_COLUMNS = 8
 
 
 class Validation:
-    """Both looks use the weights that the pipeline holds at that moment. Every rank takes part in both."""
+    """Both looks use the weights that the networks hold at that moment. Every rank takes part in both."""
 
     def __init__(
         self,
         config: Config,
         context: ParallelContext,
         directory: RunDirectory,
-        pipeline: Pipeline,
+        networks: Networks,
         train_reader: Reader,
     ) -> None:
-        self.config, self.context, self.directory, self.pipeline = config, context, directory, pipeline
+        self.config, self.context, self.directory, self.networks = config, context, directory, networks
         self.reader: Reader | None = None
         if config.data.validation:
             self.reader = build_reader(
@@ -66,12 +67,13 @@ class Validation:
         )
         total = torch.zeros(2, device=self.context.device)
         for batch in batches:
-            latents_BCHW = latents_of(batch, self.pipeline.autoencoder, self.context.device)
+            latents_BCHW = latents_of(batch, self.networks.autoencoder, self.context.device)
             loss = denoising_loss(
-                self.pipeline.denoiser,
-                self.pipeline.objective,
+                self.networks.denoiser,
+                self.networks.objective,
                 batch,
                 latents_BCHW,
+                condition_of(batch, self.networks),
                 seed=self.config.run.seed + 1,
                 selection=Selection(rule="train"),
             )
@@ -90,8 +92,12 @@ class Validation:
         # Expert-parallel ranks step together, so each draws equally many; the repeated last ones are dropped.
         padded = (self.prompts * ranks)[: share * ranks]
         first = share * self.context.dp_group.rank()
-        generated = self.pipeline.generate(
-            padded[first : first + share], self.config.sampling, seed=self.config.run.seed, first_index=first
+        generated = generate(
+            self.networks,
+            padded[first : first + share],
+            self.config.sampling,
+            seed=self.config.run.seed,
+            first_index=first,
         )
         parts: list[Any] = [None] * ranks
         dist.all_gather_object(parts, generated.images_BCHW.cpu(), group=self.context.control_group)

@@ -5,7 +5,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from diffmoe_scale.config.encoders import AutoencoderConfig
-from diffmoe_scale.encoders.autoencoder.autoencoder import build_autoencoder
+from diffmoe_scale.encoders.autoencoder.build import build_autoencoder
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from diffmoe_scale.config.encoders import TextConfig
-from diffmoe_scale.encoders.text.text import TextFeatures, build_text_encoder, load_tokenizer, train_tokenizer
+from diffmoe_scale.encoders.text.build import build_text_encoder
+from diffmoe_scale.encoders.text.features import TextFeatures
+from diffmoe_scale.encoders.text.tokenizer import load_tokenizer, train_tokenizer
 
 CAPTIONS = [
     f"{count} {color} {shape}s left of a {other} star"
@@ -58,15 +60,18 @@ def open_clip_encoder(tower_folder):
 
 @pytest.fixture(scope="module")
 def encoder(tokenizer_path):
-    torch.manual_seed(0)
-    return build_text_encoder(
-        TextConfig(width=32, depth=2, heads=4, max_tokens=24), tokenizer_path=tokenizer_path
-    )
+    return trained_encoder(TextConfig(width=32, depth=2, heads=4, max_tokens=24), tokenizer_path)
 
 
 @pytest.fixture(params=["encoder", "open_clip_encoder"])
 def any_encoder(request):
     return request.getfixturevalue(request.param)
+
+
+def trained_encoder(config, tokenizer_path, *, seed=0):
+    encoder = build_text_encoder(config, tokenizer_path=tokenizer_path)
+    encoder.to_empty(device="cpu").initialize(seed)
+    return encoder
 
 
 def encode(encoder, captions) -> TextFeatures:
@@ -201,19 +206,18 @@ def test_every_weight_of_the_trained_encoder_gets_a_gradient_and_pads_give_none(
 
 
 def test_trained_encoder_runs_in_bf16(tokenizer_path):
-    encoder = build_text_encoder(TextConfig(width=32), tokenizer_path=tokenizer_path).to(torch.bfloat16)
+    encoder = trained_encoder(TextConfig(width=32), tokenizer_path).to(torch.bfloat16)
     features = encode(encoder, [SHORT, LONG])
     assert features.tokens_BLT.dtype == features.pooled_BV.dtype == torch.bfloat16
     assert features.pooled_BV.isfinite().all()
 
 
 def test_trained_weights_depend_on_the_seed_alone(tokenizer_path):
-    def weights():
-        torch.manual_seed(3)
-        return build_text_encoder(TextConfig(width=32), tokenizer_path=tokenizer_path).state_dict()
-
-    first, second = weights(), weights()
+    first, second, other = (
+        trained_encoder(TextConfig(width=32), tokenizer_path, seed=seed).state_dict() for seed in (3, 3, 4)
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["token_embedding.weight"], other["token_embedding.weight"])
 
 
 def test_open_clip_gives_penultimate_hidden_states_and_the_pooled_feature(open_clip_encoder, tower):

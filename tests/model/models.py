@@ -10,10 +10,16 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
+from diffmoe_scale.config.encoders import TextConfig
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.moe import MoEConfig
-from diffmoe_scale.encoders.text.text import PAD, TextEncoder, TextFeatures, Tokenizer
+from diffmoe_scale.encoders.fingerprint import fingerprint
+from diffmoe_scale.encoders.text.encoder import TextEncoder
+from diffmoe_scale.encoders.text.features import TextFeatures
+from diffmoe_scale.encoders.text.tokenizer import PAD, Tokenizer
+from diffmoe_scale.encoders.text.trained import TrainedTextEncoder
 from diffmoe_scale.model.denoiser import Denoiser
+from diffmoe_scale.model.initialization import initialize_transformer
 from diffmoe_scale.model.transformer import DiffusionTransformer
 from tests.moe.layers import alone
 
@@ -67,26 +73,25 @@ def make_transformer(
 ) -> DiffusionTransformer:
     """Depth 4, experts in blocks 1 and 3, latents 4x8x8 in patches of 2; `text` mode has pooled features too."""
     is_text = conditioning == "text"
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return DiffusionTransformer(
-            ModelConfig(
-                conditioning=conditioning,
-                num_classes=0 if is_text else 10,
-                channels=CHANNELS,
-                patch_size=patch_size,
-                depth=4,
-                width=WIDTH,
-                activation_checkpointing=activation_checkpointing,
-            ),
-            MoEConfig(**({"num_experts": EXPERTS, "threshold_bias_correction": False} | moe)),
-            latent_size=SIZE,
-            output_channels=output_channels,
-            text_width=TEXT_WIDTH if is_text else 0,
-            pooled_width=TEXT_WIDTH if is_text else 0,
-            seed=seed,
-            groups=groups or alone(),
-        )
+    transformer = DiffusionTransformer(
+        ModelConfig(
+            conditioning=conditioning,
+            num_classes=0 if is_text else 10,
+            channels=CHANNELS,
+            patch_size=patch_size,
+            depth=4,
+            width=WIDTH,
+            activation_checkpointing=activation_checkpointing,
+        ),
+        MoEConfig(**({"num_experts": EXPERTS, "threshold_bias_correction": False} | moe)),
+        latent_size=SIZE,
+        output_channels=output_channels,
+        text_width=TEXT_WIDTH if is_text else 0,
+        pooled_width=TEXT_WIDTH if is_text else 0,
+        groups=groups or alone(),
+    )
+    initialize_transformer(transformer, seed)
+    return transformer
 
 
 @torch.no_grad()
@@ -98,27 +103,36 @@ def disturb(module: nn.Module, *, seed: int = 0) -> None:
         parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
-class LetterEncoder(TextEncoder):
+def letter_ids(captions: list[str]) -> list[list[int]]:
+    return [[ord(letter) for letter in caption] for caption in captions]
+
+
+def trained_encoder(seed: int = 0) -> TrainedTextEncoder:
+    """The encoder that is trained along, a token a letter."""
+    config = TextConfig(width=TEXT_WIDTH, depth=1, heads=2, max_tokens=16)
+    tokenizer = Tokenizer(letter_ids, start=[], end=1, max_tokens=16)
+    encoder = TrainedTextEncoder(config, tokenizer, vocabulary=128)
+    encoder.initialize(seed)
+    return encoder
+
+
+class FrozenEncoder(TextEncoder):
     """A token a letter: the plainest text encoder."""
 
+    is_trained = False
     token_width = pooled_width = TEXT_WIDTH
 
-    def __init__(self, *, is_trained: bool) -> None:
-        super().__init__(
-            Tokenizer(
-                lambda captions: [[ord(letter) for letter in caption] for caption in captions],
-                start=[],
-                end=1,
-                max_tokens=16,
-            )
-        )
-        self.is_trained = is_trained
+    def __init__(self) -> None:
+        super().__init__(Tokenizer(letter_ids, start=[], end=1, max_tokens=16))
         self.embedding = nn.Embedding(128, TEXT_WIDTH)
-        self.requires_grad_(is_trained)
+        self.requires_grad_(False)
 
     def forward(self, tokens_BL: Tensor) -> TextFeatures:
         tokens_BLT = self.embedding(tokens_BL)
         return TextFeatures(tokens_BLT, tokens_BL != PAD, tokens_BLT.mean(1))
+
+    def fingerprint(self) -> str:
+        return fingerprint(self)
 
 
 def reference_name(name: str) -> str:

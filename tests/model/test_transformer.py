@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from diffmoe_scale.config.diffusion import DiffusionConfig
 from diffmoe_scale.diffusion.objective import build_objective
-from diffmoe_scale.encoders.text.text import TextFeatures
+from diffmoe_scale.encoders.text.features import TextFeatures
+from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.transformer import DiffusionTransformer, Prediction
 from diffmoe_scale.moe.layer import MoELayer
-from diffmoe_scale.moe.predictor import update_thresholds
 from diffmoe_scale.moe.routing import Selection
+from diffmoe_scale.moe.thresholds import update_thresholds
+from diffmoe_scale.nn.embeddings import SizeEmbedding
 from diffmoe_scale.nn.generator import named_generator
-from diffmoe_scale.nn.parts import SizeEmbedding
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.sampling.euler import euler, guide, sampling_times
 from tests.model.models import (
@@ -66,10 +67,8 @@ def reference_training_pass(transformer: DiffusionTransformer, arrays: dict[str,
     return transformer(
         z_BCHW,
         t_B,
-        text=None,
-        labels_B=labels_B,
-        dropped_B=torch.zeros(3, dtype=torch.bool),
-        selection=Selection("train"),
+        Condition(labels_B),
+        Selection("train"),
     )
 
 
@@ -123,10 +122,8 @@ def test_inference_by_count_equals_the_reference(arrays: dict[str, np.ndarray]) 
         prediction = transformer(
             z_BCHW,
             t_B,
-            text=None,
-            labels_B=labels_B,
-            dropped_B=torch.zeros(3, dtype=torch.bool),
-            selection=Selection("threshold_count"),
+            Condition(labels_B),
+            Selection("threshold_count"),
         )
     assert_near(prediction.value_BCHW, arrays["eval/output"])
 
@@ -138,15 +135,7 @@ def test_ten_euler_steps_equal_the_reference(arrays: dict[str, np.ndarray], guid
 
     def velocity(x_BCHW: Tensor, t_B: Tensor, labels_B: Tensor) -> Tensor:
         # The reference's clock and velocity run the other way.
-        time_B, dropped_B = 1 - t_B, labels_B == NULL_CLASS
-        prediction = transformer(
-            x_BCHW,
-            time_B,
-            text=None,
-            labels_B=labels_B,
-            dropped_B=dropped_B,
-            selection=Selection("threshold_count"),
-        )
+        prediction = transformer(x_BCHW, 1 - t_B, Condition(labels_B), Selection("threshold_count"))
         return -prediction.value_BCHW[:, :CHANNELS]
 
     def predict(x_BCHW: Tensor, t_B: Tensor) -> Tensor:
@@ -190,10 +179,7 @@ def call(
     )
     picked = TextFeatures(text.tokens_BLT[rows], text.mask_BL[rows], text.pooled_BV[rows])
     x_BCHW = noisy_BCHW if x_BCHW is None else x_BCHW
-    dropped_B = torch.zeros(3, dtype=torch.bool)[rows]
-    return transformer(
-        x_BCHW[rows], time_B[rows], text=picked, labels_B=None, dropped_B=dropped_B, selection=Selection(rule)
-    )
+    return transformer(x_BCHW[rows], time_B[rows], Condition(text=picked), Selection(rule))
 
 
 def disturbed_text_transformer(**settings: object) -> DiffusionTransformer:
@@ -369,18 +355,13 @@ def test_other_shapes_keep_their_height_and_width(shape: tuple[int, int]) -> Non
     transformer = make_transformer("class")
     disturb(transformer)
     x_BCHW = torch.randn(2, CHANNELS, *shape)
-    arguments = {
-        "text": None,
-        "labels_B": torch.tensor([1, 2]),
-        "dropped_B": torch.zeros(2, dtype=torch.bool),
-        "selection": Selection(),
-    }
-    prediction = transformer(x_BCHW, torch.tensor([3.0, 500.0]), **arguments)
+    arguments = torch.tensor([3.0, 500.0]), Condition(torch.tensor([1, 2])), Selection()
+    prediction = transformer(x_BCHW, *arguments)
     assert prediction.value_BCHW.shape == x_BCHW.shape and prediction.routings[0].mask_SE.shape == (
         2 * shape[0] * shape[1] // 4,
         EXPERTS,
     )
-    mirrored = transformer(x_BCHW.flip(3), torch.tensor([3.0, 500.0]), **arguments).value_BCHW.flip(3)
+    mirrored = transformer(x_BCHW.flip(3), *arguments).value_BCHW.flip(3)
     assert not torch.allclose(prediction.value_BCHW, mirrored), "columns have places"
 
 

@@ -7,7 +7,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from diffmoe_scale.config.moe import MoEConfig
-from diffmoe_scale.moe.layer import MoELayer, build_moe_layer
+from diffmoe_scale.moe.layer import MoELayer
 from diffmoe_scale.moe.routing import RoutingContext, Selection
 
 WIDTH, EXPERTS, SAMPLES, TOKENS = 16, 4, 3, 8
@@ -29,7 +29,9 @@ def make_layer(
     **settings: Any,
 ) -> MoELayer:
     config = MoEConfig(**({"num_experts": EXPERTS, "router_init_std": 0.5} | settings))
-    return build_moe_layer(config, width=width, layer_index=layer_index, seed=seed, groups=groups or alone())
+    layer = MoELayer(config, width=width, layer_index=layer_index, groups=groups or alone())
+    layer.initialize(seed)
+    return layer
 
 
 def tokens(*, num_samples: int = SAMPLES, seed: int = 0) -> Tensor:
@@ -49,6 +51,5 @@ def context(
         num_samples=num_samples,
         unmodulated_SD=torch.zeros(num_samples * TOKENS, WIDTH) if unmodulated_SD is None else unmodulated_SD,
         time_BD=torch.zeros(num_samples, WIDTH) if time_BD is None else time_BD,
-        dropped_B=None,
         selection=Selection(rule, gamma, step),
     )

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from diffmoe_scale.moe.experts import stacked
+from diffmoe_scale.moe.grouped_linear import stacked
 from tests.moe.layers import EXPERTS, WIDTH, context, make_layer, tokens
 
 # Sums of at most 64 products in another order; bf16 has 8 bits.

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from diffmoe_scale.moe.layer import MoELayer
-from diffmoe_scale.moe.predictor import update_thresholds
 from diffmoe_scale.moe.routing import RoutingContext, Selection
+from diffmoe_scale.moe.thresholds import update_thresholds
 from diffmoe_scale.parallel.context import ParallelContext
 from tests.moe.layers import EXPERTS, SAMPLES, TOKENS, context, make_layer, tokens
 from tests.ranks import run_on_ranks
@@ -46,9 +46,7 @@ def reference_layer(arrays: dict[str, np.ndarray], backend: str) -> MoELayer:
 
 def reference_call(layer: MoELayer, x_BSD: np.ndarray, rule: str):
     x_SD = torch.from_numpy(x_BSD).flatten(0, 1).requires_grad_()
-    y_SD, routing = layer(
-        x_SD, RoutingContext(x_BSD.shape[0], x_SD, torch.zeros(3, 32), None, Selection(rule))
-    )
+    y_SD, routing = layer(x_SD, RoutingContext(x_BSD.shape[0], x_SD, torch.zeros(3, 32), Selection(rule)))
     return x_SD, y_SD.unflatten(0, x_BSD.shape[:2]), routing
 
 

@@ -102,7 +102,7 @@ def run_layer(
 ) -> dict[str, Tensor]:
     x_SD = x_SD.clone().requires_grad_()
     y_SD, routing = layer(
-        x_SD, RoutingContext(num_samples, x_SD, torch.zeros(num_samples, WIDTH), None, Selection(rule, 0.5))
+        x_SD, RoutingContext(num_samples, x_SD, torch.zeros(num_samples, WIDTH), Selection(rule, 0.5))
     )
     y_SD.backward(grad_y_SD)
     found = {

@@ -3,7 +3,9 @@ import pytest
 import torch
 
 from diffmoe_scale.config.moe import MoEConfig
-from diffmoe_scale.moe.predictor import average_capacity, training_capacity, update_thresholds
+from diffmoe_scale.moe.routing import average_capacity
+from diffmoe_scale.moe.selection import training_capacity
+from diffmoe_scale.moe.thresholds import update_thresholds
 from diffmoe_scale.parallel.context import ParallelContext
 from tests.moe.layers import EXPERTS, context, make_layer, tokens
 from tests.ranks import run_on_ranks

@@ -7,7 +7,9 @@ from diffmoe_scale.nn.feed_forward import FeedForward
 
 
 def make(*, is_gated: bool) -> FeedForward:
-    return FeedForward(8, 16, is_gated=is_gated, generator=torch.Generator().manual_seed(0))
+    network = FeedForward(8, 16, is_gated=is_gated)
+    network.initialize(torch.Generator().manual_seed(0))
+    return network
 
 
 def test_plain_network_is_linear_gelu_linear_with_biases() -> None:

@@ -81,7 +81,7 @@ def find_and_draw(run: Path) -> tuple[int, list[int], float]:
     return (
         codes[0],
         codes[1:],
-        draw(model.pipeline, choose_prompts(model.config, 6), model.config.sampling, seed=0).capacity,
+        draw(model.networks, choose_prompts(model.config, 6), model.config.sampling, seed=0).capacity,
     )
 
 

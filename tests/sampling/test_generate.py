@@ -16,11 +16,12 @@ from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.config.sampling import SamplingConfig
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.diffusion.noise import sample_noise
-from diffmoe_scale.encoders.text.text import train_tokenizer
-from diffmoe_scale.sampling import generate as module
-from diffmoe_scale.model.denoiser import Condition
+from diffmoe_scale.encoders.text.tokenizer import train_tokenizer
+from diffmoe_scale.model import networks as module
+from diffmoe_scale.model.condition import Condition
+from diffmoe_scale.model.networks import Networks, build_networks
 from diffmoe_scale.moe.routing import Selection
-from diffmoe_scale.sampling.generate import Generated, Pipeline, build_pipeline
+from diffmoe_scale.sampling.generate import Generated, generate
 from tests.model.models import EXPERTS, WIDTH, disturb
 from tests.moe.layers import alone
 
@@ -44,18 +45,18 @@ def config(*, image_size: int = SIZE, moe: dict[str, Any] | None = None, **secti
     return Config(**({"model": model, "moe": experts} | sections))
 
 
-def build(config: Config, *, tokenizer: Path = Path("unused")) -> Pipeline:
-    pipeline = build_pipeline(config, tokenizer_path=tokenizer, groups=alone(), device=CPU)
-    disturb(pipeline.denoiser)
-    for layer in pipeline.denoiser.moe_layers():
+def build(config: Config, *, tokenizer: Path = Path("unused")) -> Networks:
+    networks = build_networks(config, tokenizer_path=tokenizer, groups=alone(), device=CPU)
+    disturb(networks.denoiser)
+    for layer in networks.denoiser.moe_layers():
         layer.router.predictor.expert_threshold_E.fill_(0.5)
-    return pipeline
+    return networks
 
 
-def counted(pipeline: Pipeline) -> list[Condition]:
+def counted(networks: Networks) -> list[Condition]:
     """The condition of every pass through the network from now on."""
     seen: list[Condition] = []
-    pipeline.denoiser.register_forward_pre_hook(lambda denoiser, arguments: seen.append(arguments[2]))
+    networks.denoiser.register_forward_pre_hook(lambda denoiser, arguments: seen.append(arguments[2]))
     return seen
 
 
@@ -70,6 +71,9 @@ class Latents:
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         return latents_BCHW.repeat_interleave(16, 2).repeat_interleave(16, 3)
 
+    def fingerprint(self) -> str:
+        return "16-pixel patches"
+
 
 @pytest.fixture
 def latents(monkeypatch: pytest.MonkeyPatch) -> AutoencoderConfig:
@@ -78,42 +82,39 @@ def latents(monkeypatch: pytest.MonkeyPatch) -> AutoencoderConfig:
 
 
 def test_pictures_are_euler_steps_of_the_guided_velocity() -> None:
-    pipeline = build(config(diffusion=DiffusionConfig(time_scale=10.0)))
+    networks = build(config(diffusion=DiffusionConfig(time_scale=10.0)))
     _, x_BCHW = sample_noise(5, range(7, 10), (3, SIZE, SIZE), CPU)
     labels_B = torch.tensor([0, 2, 1])
     for step in range(STEPS):
         t_B = torch.full((3,), 1 - step / STEPS)
         velocities = [
-            pipeline.denoiser(
-                x_BCHW, 10 * t_B, Condition(["", "", ""], labels_B, is_null_B), Selection("threshold")
-            ).value_BCHW.detach()
-            for labels_B, is_null_B in (
-                (labels_B, torch.zeros(3).bool()),
-                (torch.full((3,), NUM_CLASSES), torch.ones(3).bool()),
-            )
+            networks.denoiser(x_BCHW, 10 * t_B, Condition(labels), Selection("threshold")).value_BCHW.detach()
+            for labels in (labels_B, torch.full((3,), NUM_CLASSES))
         ]
         x_BCHW = x_BCHW - (velocities[1] + 2 * (velocities[0] - velocities[1])) / STEPS
-    generated = pipeline.generate([0, 2, 1], SamplingConfig(steps=STEPS, guidance=2.0), seed=5, first_index=7)
+    generated = generate(
+        networks, [0, 2, 1], SamplingConfig(steps=STEPS, guidance=2.0), seed=5, first_index=7
+    )
     torch.testing.assert_close(generated.images_BCHW, x_BCHW.clamp(-1, 1), rtol=1e-5, atol=1e-5)
     assert generated.images_BCHW.shape == (3, 3, SIZE, SIZE)
 
 
 def test_each_step_draws_noise_of_its_own() -> None:
     """Equal noise in the first two steps would give almost equal inputs (a correlation of 0.99)."""
-    pipeline, seen = build(config()), []
-    predict = pipeline.denoiser.forward
-    pipeline.denoiser.forward = lambda x_BCHW, *rest: seen.append(x_BCHW) or predict(x_BCHW, *rest)  # type: ignore[method-assign]
-    pipeline.generate([0], SamplingConfig(steps=STEPS, guidance=1.0, fresh_noise=1.0), seed=5)
+    networks, seen = build(config()), []
+    predict = networks.denoiser.forward
+    networks.denoiser.forward = lambda x_BCHW, *rest: seen.append(x_BCHW) or predict(x_BCHW, *rest)  # type: ignore[method-assign]
+    generate(networks, [0], SamplingConfig(steps=STEPS, guidance=1.0, fresh_noise=1.0), seed=5)
     correlations = torch.corrcoef(torch.stack([x_BCHW.flatten() for x_BCHW in seen]))
     assert len(seen) == STEPS and abs(float(correlations[0, 1])) < 0.6
 
 
 def test_a_picture_does_not_depend_on_the_batch_that_it_is_drawn_in() -> None:
-    pipeline, sampling = build(config()), SamplingConfig(steps=STEPS, guidance=2.0, fresh_noise=0.5)
-    together = pipeline.generate([0, 1, 2], sampling, seed=5)
+    networks, sampling = build(config()), SamplingConfig(steps=STEPS, guidance=2.0, fresh_noise=0.5)
+    together = generate(networks, [0, 1, 2], sampling, seed=5)
     parts = [
-        pipeline.generate([0], sampling, seed=5),
-        pipeline.generate([1, 2], sampling, seed=5, first_index=1),
+        generate(networks, [0], sampling, seed=5),
+        generate(networks, [1, 2], sampling, seed=5, first_index=1),
     ]
     alone_BCHW = torch.cat([part.images_BCHW for part in parts])
     # The same arithmetic over other numbers of rows.
@@ -125,14 +126,14 @@ def test_a_picture_of_a_caption_does_not_depend_on_longer_captions_beside_it(tmp
     captions = ["red circle", "a green square left of a blue circle and a red square", "blue square"]
     train_tokenizer(captions, vocabulary=512, path=tmp_path / "tokenizer")
     model = ModelConfig(image_size=SIZE, patch_size=2, depth=2, width=WIDTH)
-    pipeline = build(
+    networks = build(
         config(model=model, text=TextConfig(width=16, heads=2, depth=1, vocabulary=512)),
         tokenizer=tmp_path / "tokenizer",
     )
     sampling = SamplingConfig(steps=STEPS, guidance=2.0, fresh_noise=0.5)
-    together = pipeline.generate(captions, sampling, seed=5)
+    together = generate(networks, captions, sampling, seed=5)
     one_by_one = [
-        pipeline.generate([caption], sampling, seed=5, first_index=i) for i, caption in enumerate(captions)
+        generate(networks, [caption], sampling, seed=5, first_index=i) for i, caption in enumerate(captions)
     ]
     # The same arithmetic over other numbers of rows and of padded text tokens.
     torch.testing.assert_close(
@@ -145,42 +146,40 @@ def test_a_picture_of_a_caption_does_not_depend_on_longer_captions_beside_it(tmp
     "guidance, end, passes", [(1.0, 0.0, STEPS), (2.0, 0.0, 2 * STEPS), (2.0, 0.5, 2 * STEPS - 1)]
 )
 def test_guidance_costs_a_pass_a_step_while_it_is_on(guidance: float, end: float, passes: int) -> None:
-    pipeline = build(config())
-    seen = counted(pipeline)
+    networks = build(config())
+    seen = counted(networks)
     # Times 1, 0.75, 0.5, 0.25.
-    pipeline.generate([0, 1], SamplingConfig(steps=STEPS, guidance=guidance, guidance_end=end), seed=0)
-    assert (
-        len(seen) == passes and sum(bool(condition.dropped_B.all()) for condition in seen) == passes - STEPS
-    )
-    assert all((condition.labels_B == NUM_CLASSES).all() for condition in seen if condition.dropped_B.all())
+    generate(networks, [0, 1], SamplingConfig(steps=STEPS, guidance=guidance, guidance_end=end), seed=0)
+    unconditional = [condition for condition in seen if (condition.labels_B == NUM_CLASSES).all()]
+    assert len(seen) == passes and len(unconditional) == passes - STEPS
 
 
 def test_load_is_by_step_layer_and_expert_and_its_mean_the_capacity() -> None:
-    pipeline = build(config())
-    everything = pipeline.generate(
-        [0, 1], SamplingConfig(steps=STEPS, selection="interval", gamma=0.0), seed=0
+    networks = build(config())
+    everything = generate(
+        networks, [0, 1], SamplingConfig(steps=STEPS, selection="interval", gamma=0.0), seed=0
     )
     assert (
         torch.equal(everything.load_TLE, torch.full((STEPS, 1, EXPERTS), float(EXPERTS)))
         and everything.capacity == EXPERTS
     )
-    assert pipeline.generate([0, 1], SamplingConfig(steps=STEPS, selection="static"), seed=0).capacity == 1
+    assert generate(networks, [0, 1], SamplingConfig(steps=STEPS, selection="static"), seed=0).capacity == 1
     assert Generated(torch.zeros(1, 3, 2, 2), torch.tensor([[[0.5, 1.0]], [[2.0, 0.5]]])).capacity == 1
 
 
 def test_a_dense_model_has_no_load_and_capacity_one() -> None:
-    generated = build(config(moe={"num_experts": 0})).generate([0], PLAIN, seed=0)
+    generated = generate(build(config(moe={"num_experts": 0})), [0], PLAIN, seed=0)
     assert generated.load_TLE.numel() == 0 and generated.capacity == 1
 
 
 @pytest.mark.parametrize("is_training", [True, False])
 def test_drawing_leaves_no_gradient_and_the_mode_as_it_was(is_training: bool) -> None:
-    pipeline = build(config())
-    pipeline.denoiser.train(is_training)
+    networks = build(config())
+    networks.denoiser.train(is_training)
     modes: list[bool] = []
-    pipeline.denoiser.register_forward_pre_hook(lambda denoiser, arguments: modes.append(denoiser.training))
-    assert not pipeline.generate([0], PLAIN, seed=0).images_BCHW.requires_grad
-    assert pipeline.denoiser.training == is_training and not any(modes)
+    networks.denoiser.register_forward_pre_hook(lambda denoiser, arguments: modes.append(denoiser.training))
+    assert not generate(networks, [0], PLAIN, seed=0).images_BCHW.requires_grad
+    assert networks.denoiser.training == is_training and not any(modes)
 
 
 def test_captions_and_the_empty_caption_are_encoded_once_a_call(tmp_path: Path) -> None:
@@ -188,36 +187,27 @@ def test_captions_and_the_empty_caption_are_encoded_once_a_call(tmp_path: Path) 
     train_tokenizer(captions, vocabulary=512, path=tmp_path / "tokenizer")
     text = TextConfig(width=16, heads=2, depth=1, vocabulary=512)
     model = ModelConfig(image_size=SIZE, patch_size=2, depth=2, width=WIDTH)
-    pipeline = build(config(model=model, text=text), tokenizer=tmp_path / "tokenizer")
+    networks = build(config(model=model, text=text), tokenizer=tmp_path / "tokenizer")
     encoded: list[int] = []
-    assert pipeline.denoiser.text_encoder is not None
-    pipeline.denoiser.text_encoder.register_forward_pre_hook(
+    assert networks.denoiser.text_encoder is not None
+    networks.denoiser.text_encoder.register_forward_pre_hook(
         lambda encoder, arguments: encoded.append(len(arguments[0]))
     )
-    lengths: list[tuple[bool, int]] = []
-    pipeline.denoiser.register_forward_pre_hook(
-        lambda denoiser, arguments: lengths.append(
-            (bool(arguments[2].dropped_B.all()), arguments[4].tokens_BLT.shape[1])
-        )
-    )
-    first = pipeline.generate(captions[:2], SamplingConfig(steps=STEPS, guidance=3.0), seed=0)
+    seen = counted(networks)
+    first = generate(networks, captions[:2], SamplingConfig(steps=STEPS, guidance=3.0), seed=0)
     # The empty caption is one end token.
-    assert (
-        encoded == [2, 2]
-        and [length == 1 for _, length in lengths]
-        == [is_dropped for is_dropped, _ in lengths]
-        == [False, True] * STEPS
-    )
+    lengths = [condition.text.tokens_BLT.shape[1] for condition in seen if condition.text is not None]
+    assert encoded == [2, 2] and [length == 1 for length in lengths] == [False, True] * STEPS
     assert not torch.equal(
         first.images_BCHW,
-        pipeline.generate(captions[2:4], SamplingConfig(steps=STEPS, guidance=3.0), seed=0).images_BCHW,
+        generate(networks, captions[2:4], SamplingConfig(steps=STEPS, guidance=3.0), seed=0).images_BCHW,
     )
 
 
 def test_the_network_works_on_latents_and_pictures_are_decoded(latents: AutoencoderConfig) -> None:
-    pipeline = build(config(image_size=64, autoencoder=latents))
-    assert pipeline.latent_shape == (3, 4, 4)
-    images_BCHW = pipeline.generate([0], PLAIN, seed=0).images_BCHW
+    networks = build(config(image_size=64, autoencoder=latents))
+    assert networks.latent_shape == (3, 4, 4)
+    images_BCHW = generate(networks, [0], PLAIN, seed=0).images_BCHW
     assert images_BCHW.shape == (1, 3, 64, 64) and torch.equal(
         images_BCHW[:, :, :16, :16], images_BCHW[:, :, :1, :1].expand(1, 3, 16, 16)
     )
@@ -238,32 +228,32 @@ def test_weights_are_in_the_named_format_and_thresholds_in_fp32() -> None:
         width=WIDTH,
         precision="bf16",
     )
-    pipeline = build(config(model=model))
-    assert {parameter.dtype for parameter in pipeline.denoiser.parameters()} == {torch.bfloat16}
-    assert pipeline.denoiser.moe_layers()[0].router.predictor.expert_threshold_E.dtype == torch.float32
-    assert pipeline.generate([0, 1], PLAIN, seed=0).images_BCHW.dtype == torch.float32
+    networks = build(config(model=model))
+    assert {parameter.dtype for parameter in networks.denoiser.parameters()} == {torch.bfloat16}
+    assert networks.denoiser.moe_layers()[0].router.predictor.expert_threshold_E.dtype == torch.float32
+    assert generate(networks, [0, 1], PLAIN, seed=0).images_BCHW.dtype == torch.float32
 
 
 @pytest.mark.parametrize("objective", ["flow", "ddpm"])
 def test_every_objective_draws_pictures_of_finite_pixels(objective: str) -> None:
-    images_BCHW = (
-        build(config(diffusion=DiffusionConfig(kind=objective))).generate([0, 1], PLAIN, seed=0).images_BCHW
-    )
+    images_BCHW = generate(
+        build(config(diffusion=DiffusionConfig(kind=objective))), [0, 1], PLAIN, seed=0
+    ).images_BCHW
     assert images_BCHW.isfinite().all() and images_BCHW.abs().max() <= 1
 
 
 def test_pictures_have_the_height_and_width_asked_for() -> None:
-    pipeline = build(config())
-    images_BCHW = pipeline.generate(
-        [0, 1], replace(PLAIN, height=SIZE // 2, width=2 * SIZE), seed=0
+    networks = build(config())
+    images_BCHW = generate(
+        networks, [0, 1], replace(PLAIN, height=SIZE // 2, width=2 * SIZE), seed=0
     ).images_BCHW
     assert images_BCHW.shape == (2, 3, SIZE // 2, 2 * SIZE)
     assert torch.equal(
-        pipeline.generate([0], PLAIN, seed=0).images_BCHW,
-        pipeline.generate([0], replace(PLAIN, height=SIZE, width=SIZE), seed=0).images_BCHW,
+        generate(networks, [0], PLAIN, seed=0).images_BCHW,
+        generate(networks, [0], replace(PLAIN, height=SIZE, width=SIZE), seed=0).images_BCHW,
     )
     with pytest.raises(ValueError, match=r"sampling\.width is 7; expected a multiple of 2"):
-        pipeline.generate([0], replace(PLAIN, width=7), seed=0)
+        generate(networks, [0], replace(PLAIN, width=7), seed=0)
 
 
 def test_a_bucket_step_that_patches_do_not_divide_is_named() -> None:

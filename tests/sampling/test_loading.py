@@ -71,7 +71,7 @@ def load_families(path: Path) -> dict[str, tuple[torch.dtype, np.ndarray]]:
     for family in ("ema", "master"):
         loaded = load_pipeline(path, weights=family)
         assert (loaded.step, loaded.checkpoint.name) == (6, "step_00000006")
-        denoiser = loaded.pipeline.denoiser
+        denoiser = loaded.networks.denoiser
         for kind, tensors in (
             (family, denoiser.canonical_parameters()),
             ("buffer", denoiser.canonical_buffers()),
@@ -156,7 +156,7 @@ def test_config_of_another_model_is_refused_with_the_setting(copy: Path) -> None
 
 
 def draw_in_batches(path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    pipeline = load_pipeline(path, weights="ema").pipeline
+    pipeline = load_pipeline(path, weights="ema").networks
     answers = []
     for batch in (5, 2, 1):
         generated = draw(pipeline, CAPTIONS, SamplingConfig(steps=3, batch=batch), seed=1)

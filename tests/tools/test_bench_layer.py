@@ -16,7 +16,7 @@ TINY = ["--shape", f"{WIDTH}x{EXPERTS}x{TOKENS}", "--rounds", "2", "--threads", 
 
 
 def _context(x_SD: torch.Tensor, rule: str = "train") -> RoutingContext:
-    return RoutingContext(1, x_SD, torch.zeros(1, WIDTH), None, Selection(rule))
+    return RoutingContext(1, x_SD, torch.zeros(1, WIDTH), Selection(rule))
 
 
 @pytest.mark.parametrize("rule", ["train", "threshold"])

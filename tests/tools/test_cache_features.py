@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.prepare import encoding
 from diffmoe_scale.data.features.source import SET_FILE
 from diffmoe_scale.data.reading.batch import Batch, to_unit_range
 from diffmoe_scale.data.reading.reader import Reader, build_reader
-from diffmoe_scale.encoders.text.text import TextFeatures
+from diffmoe_scale.encoders.text.features import TextFeatures
+from diffmoe_scale.model.networks import Networks, build_networks
 from diffmoe_scale.moe.routing import Selection
-from diffmoe_scale.sampling.generate import Pipeline, build_pipeline
-from diffmoe_scale.train.loss import denoising_loss, latents_of
+from diffmoe_scale.prepare import encoding
+from diffmoe_scale.train.loss import condition_of, denoising_loss, latents_of
 from diffmoe_scale.train.trainer import refuse_other_features
 from tests.data.samples import color, encode, read_batches, write_shards
 from tests.encoders.test_autoencoder import tiny_model
@@ -98,12 +98,12 @@ def settings(encoders: Path, tmp_path_factory: pytest.TempPathFactory) -> list[s
 
 
 @pytest.fixture(scope="module")
-def pipeline(settings: list[str]) -> Pipeline:
+def pipeline(settings: list[str]) -> Networks:
     return _pipeline(load_config(None, settings))
 
 
-def _pipeline(config: Config) -> Pipeline:
-    pipeline = build_pipeline(config, tokenizer_path=Path(), groups=alone(), device=torch.device("cpu"))
+def _pipeline(config: Config) -> Networks:
+    pipeline = build_networks(config, tokenizer_path=Path(), groups=alone(), device=torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in pipeline.denoiser.parameters():
@@ -173,37 +173,27 @@ def test_training_losses_are_those_of_computing_on_the_fly(
         torch.testing.assert_close(
             latents_of(ours, pipeline.autoencoder, pipeline.device), latents_BCHW, **BF16
         )
-        text = pipeline.denoiser.encode(plain.captions, pipeline.device)
+        text = condition_of(plain, pipeline).text
         assert text is not None and torch.equal(ours.text.mask_BL, text.mask_BL)
         torch.testing.assert_close(
             ours.text.tokens_BLT.float()[text.mask_BL], text.tokens_BLT[text.mask_BL], **BF16
         )
-        losses = []
-        for batch, latents in (
-            (ours, latents_of(ours, pipeline.autoencoder, pipeline.device)),
-            (plain, latents_BCHW.bfloat16().float()),
-        ):
-            predict = pipeline.denoiser
-            if batch is plain:
-                rounded = TextFeatures(
-                    text.tokens_BLT.bfloat16().float(), text.mask_BL, text.pooled_BV.bfloat16().float()
-                )
-                losses.append(
-                    denoising_loss(
-                        lambda *inputs, features=rounded: pipeline.denoiser(*inputs[:4], features),
-                        pipeline.objective,
-                        batch,
-                        latents,
-                        seed=0,
-                        selection=Selection("static"),
-                    )
-                )
-            else:
-                losses.append(
-                    denoising_loss(
-                        predict, pipeline.objective, batch, latents, seed=0, selection=Selection("static")
-                    )
-                )
+        rounded = TextFeatures(text.tokens_BLT.bfloat16(), text.mask_BL, text.pooled_BV.bfloat16())
+        losses = [
+            denoising_loss(
+                pipeline.denoiser,
+                pipeline.objective,
+                batch,
+                latents,
+                condition_of(batch, pipeline),
+                seed=0,
+                selection=Selection("static"),
+            )
+            for batch, latents in (
+                (ours, latents_of(ours, pipeline.autoencoder, pipeline.device)),
+                (replace(plain, text=rounded), latents_BCHW.bfloat16().float()),
+            )
+        ]
         # Other batches round the encoders' sums in another order, which can move a stored number by one of
         # its last digits.
         assert losses[0].total.item() == pytest.approx(losses[1].total.item(), rel=1e-3)
@@ -325,7 +315,7 @@ def test_broken_pictures_are_left_out_and_named(
 
 
 def test_features_of_other_encoders_are_refused(
-    tmp_path: Path, settings: list[str], pipeline: Pipeline, encoders: Path
+    tmp_path: Path, settings: list[str], pipeline: Networks, encoders: Path
 ) -> None:
     assert _cache(tmp_path / "cache", settings) == 0
     config = load_config(None, settings)
@@ -334,12 +324,9 @@ def test_features_of_other_encoders_are_refused(
     flipped = load_config(None, [*settings, "data.horizontal_flip=true"])
     with pytest.raises(ValueError, match=r"data\.horizontal_flip is True; expected false"):
         refuse_other_features([reader], pipeline, flipped)
-    with torch.no_grad():
-        next(pipeline.autoencoder.model.parameters()).mul_(2)
+    other = replace(pipeline, frozen=pipeline.frozen | {"autoencoder": "0123456789abcdef"})
     with pytest.raises(ValueError, match="features of other settings: autoencoder '"):
-        refuse_other_features([reader], replace(pipeline), config)
-    with torch.no_grad():
-        next(pipeline.autoencoder.model.parameters()).div_(2)
+        refuse_other_features([reader], other, config)
 
 
 def test_features_of_other_shapes_are_refused(tmp_path: Path, settings: list[str]) -> None:

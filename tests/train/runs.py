@@ -14,15 +14,15 @@ from torch.nn.utils import clip_grad_norm_
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.reading.batch import Batch, to_unit_range
-from diffmoe_scale.model.denoiser import Condition
+from diffmoe_scale.model.condition import Condition
+from diffmoe_scale.model.networks import Networks, build_networks
 from diffmoe_scale.model.transformer import Prediction
-from diffmoe_scale.moe.predictor import update_thresholds
 from diffmoe_scale.moe.routing import Selection
+from diffmoe_scale.moe.thresholds import update_thresholds
 from diffmoe_scale.nn.generator import named_generator
 from diffmoe_scale.parallel.context import ParallelContext
-from diffmoe_scale.sampling.generate import Pipeline, build_pipeline
 from diffmoe_scale.train.engine import Engine
-from diffmoe_scale.train.loss import StepLoss, denoising_loss
+from diffmoe_scale.train.loss import StepLoss, condition_of, denoising_loss
 from tests.data.samples import write_shards
 from tests.moe.layers import alone
 
@@ -80,10 +80,10 @@ def tiny_config(settings: Sequence[str]) -> Config:
     return load_config(None, [*TINY, *settings])
 
 
-def tiny_pipeline(config: Config, groups: ProcessGroupCollection, *, tokenizer: Path = Path()) -> Pipeline:
+def tiny_pipeline(config: Config, groups: ProcessGroupCollection, *, tokenizer: Path = Path()) -> Networks:
     """The same weights whatever the layout. Each has a value of its own: at initialisation most of the
     network is switched off by zeros."""
-    pipeline = build_pipeline(config, tokenizer_path=tokenizer, groups=groups, device=CPU)
+    pipeline = build_networks(config, tokenizer_path=tokenizer, groups=groups, device=CPU)
     with torch.no_grad():
         for name, parameter in pipeline.denoiser.canonical_parameters().items():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=named_generator(0, name)))
@@ -106,7 +106,6 @@ def tiny_batch(first: int, count: int, *, config: Config) -> Batch:
         pixels_BHWC=torch.stack(pixels),
         captions=[""] * count,
         labels_B=torch.tensor([number % config.model.num_classes for number in numbers]),
-        dropped_B=torch.zeros(count, dtype=torch.bool),
         weight_B=torch.ones(count),
         indices_B=torch.tensor(numbers),
         keys=[str(number) for number in numbers],
@@ -125,14 +124,20 @@ def rank_batches(step: int, config: Config, context: ParallelContext) -> list[Ba
 
 
 def compute_loss(
-    predict: Callable[..., Prediction], pipeline: Pipeline, batch: Batch, *, seed: int = 0
+    predict: Callable[..., Prediction], pipeline: Networks, batch: Batch, *, seed: int = 0
 ) -> StepLoss:
     return denoising_loss(
-        predict, pipeline.objective, batch, to_unit_range(batch.pixels_BHWC), seed=seed, selection=Selection()
+        predict,
+        pipeline.objective,
+        batch,
+        to_unit_range(batch.pixels_BHWC),
+        condition_of(batch, pipeline),
+        seed=seed,
+        selection=Selection(),
     )
 
 
-def predict_once(pipeline: Pipeline, config: Config) -> np.ndarray:
+def predict_once(pipeline: Networks, config: Config) -> np.ndarray:
     """The network's answer to one fixed input."""
     batch = tiny_batch(0, 4, config=config)
     with torch.no_grad():
@@ -140,14 +145,14 @@ def predict_once(pipeline: Pipeline, config: Config) -> np.ndarray:
         prediction = pipeline.denoiser(
             to_unit_range(batch.pixels_BHWC),
             time_B,
-            Condition([""] * 4, batch.labels_B, batch.dropped_B),
+            Condition(batch.labels_B),
             Selection("static"),
         )
     return prediction.value_BCHW.numpy()
 
 
 def engine_step(
-    step: int, engine: Engine, pipeline: Pipeline, config: Config, context: ParallelContext, run: Run
+    step: int, engine: Engine, pipeline: Networks, config: Config, context: ParallelContext, run: Run
 ) -> None:
     losses, kth_probabilities = [], []
     for batch in rank_batches(step, config, context):

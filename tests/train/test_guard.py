@@ -75,13 +75,18 @@ CASES = [
 @contextmanager
 def arranged(case: Case, keys: dict[int, str]) -> Iterator[None]:
     def loss(
-        predict: object, objective: object, batch: Batch, latents_BCHW: Tensor, **options: object
+        predict: object,
+        objective: object,
+        batch: Batch,
+        latents_BCHW: Tensor,
+        *rest: object,
+        **options: object,
     ) -> StepLoss:
         is_hit_B = torch.isin(batch.indices_B, torch.tensor(case.planted, dtype=torch.int64))
         keys.update(zip(batch.indices_B.tolist(), batch.keys, strict=True))
         factor_B = torch.where(is_hit_B, case.factor, 1.0)
         return denoising_loss(
-            predict, objective, batch, latents_BCHW * factor_B[:, None, None, None], **options
+            predict, objective, batch, latents_BCHW * factor_B[:, None, None, None], *rest, **options
         )  # type: ignore[arg-type]
 
     def resume_later(*arguments: object, **options: object) -> Manifest:

@@ -9,6 +9,7 @@ from diffmoe_scale.config.diffusion import DiffusionConfig
 from diffmoe_scale.data.reading.batch import Batch, to_unit_range
 from diffmoe_scale.diffusion.noise import sample_noise
 from diffmoe_scale.diffusion.objective import build_objective
+from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.transformer import Prediction
 from diffmoe_scale.moe.routing import Routing, Selection
 from diffmoe_scale.train.loss import StepLoss, denoising_loss
@@ -34,7 +35,13 @@ def loss_of(batch: Batch, routings: list[Routing] | None = None) -> StepLoss:
         return Prediction(torch.zeros_like(x_BCHW), routings or [])
 
     return denoising_loss(
-        predict, OBJECTIVE, batch, to_unit_range(batch.pixels_BHWC), seed=3, selection=Selection()
+        predict,
+        OBJECTIVE,
+        batch,
+        to_unit_range(batch.pixels_BHWC),
+        Condition(),
+        seed=3,
+        selection=Selection(),
     )
 
 
@@ -99,7 +106,7 @@ def test_sample_that_is_not_finite_makes_the_loss_so_and_does_not_reach_the_netw
         assert x_BCHW.isfinite().all()
         return Prediction(scale * x_BCHW, [])
 
-    loss = denoising_loss(predict, OBJECTIVE, batch, images_BCHW, seed=3, selection=Selection())
+    loss = denoising_loss(predict, OBJECTIVE, batch, images_BCHW, Condition(), seed=3, selection=Selection())
     loss.total.backward()
     assert loss.total.isnan() and scale.grad is not None and scale.grad.isnan()
     assert loss.parts["sample_loss_B"].isnan().tolist() == [False, True, False, False, True, False]
@@ -113,7 +120,13 @@ def test_a_loss_that_overflows_has_no_finite_gradient_to_step_by(scale: float, i
         return Prediction(scale * weight * torch.ones_like(x_BCHW), [])
 
     loss = denoising_loss(
-        predict, OBJECTIVE, batch, to_unit_range(batch.pixels_BHWC), seed=3, selection=Selection()
+        predict,
+        OBJECTIVE,
+        batch,
+        to_unit_range(batch.pixels_BHWC),
+        Condition(),
+        seed=3,
+        selection=Selection(),
     )
     loss.total.backward()
     assert bool(loss.total.isnan()) == is_skipped and bool(weight.grad.isnan()) == is_skipped

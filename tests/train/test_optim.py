@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from diffmoe_scale.config.encoders import TextConfig
-from diffmoe_scale.encoders.text.text import build_text_encoder, train_tokenizer
+from diffmoe_scale.encoders.text.build import build_text_encoder
+from diffmoe_scale.encoders.text.tokenizer import train_tokenizer
 from diffmoe_scale.model.denoiser import Denoiser
 from diffmoe_scale.parallel.context import ParallelContext, register_expert_groups
 from diffmoe_scale.train.optim import learning_rate, parameter_groups

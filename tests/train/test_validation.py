@@ -7,9 +7,9 @@ from PIL import Image
 
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.data.reading.reader import build_reader
-from diffmoe_scale.encoders.text.text import train_tokenizer
+from diffmoe_scale.encoders.text.tokenizer import train_tokenizer
+from diffmoe_scale.model.networks import Networks
 from diffmoe_scale.parallel.context import ParallelContext
-from diffmoe_scale.sampling.generate import Pipeline
 from diffmoe_scale.train.validation import Validation, choose_prompts
 from tests.data.samples import make_sample, write_shard
 from tests.ranks import run_on_ranks
@@ -28,7 +28,7 @@ def settings(tmp_path: Path) -> list[str]:
     return settings
 
 
-def make_validation(context: ParallelContext, settings: list[str]) -> tuple[Validation, Pipeline]:
+def make_validation(context: ParallelContext, settings: list[str]) -> tuple[Validation, Networks]:
     config = tiny_config(settings)
     directory = RunDirectory(Path(config.run.directory))
     pipeline = tiny_pipeline(config, context.megatron_groups, tokenizer=directory.tokenizer)

@@ -28,7 +28,7 @@ from diffmoe_scale.config.data import BucketConfig
 from diffmoe_scale.data.order.buckets import bucket_size, nearest_bucket
 from diffmoe_scale.data.reading.pictures import Size
 from diffmoe_scale.data.shards.remote import RemoteShards, is_url
-from diffmoe_scale.encoders.text.text import TextFeatures
+from diffmoe_scale.encoders.text.features import TextFeatures
 
 FEATURE_SUFFIX = "safetensors"
 SET_FILE = "features.safetensors"

@@ -15,7 +15,7 @@ from diffmoe_scale.data.features.source import (
     stack_latents,
 )
 from diffmoe_scale.data.reading.pictures import Picture, Size
-from diffmoe_scale.encoders.text.text import TextFeatures
+from diffmoe_scale.encoders.text.features import TextFeatures
 
 GREY = 128
 FAILURES = {
@@ -88,8 +88,6 @@ class Batch:
     """"" where the caption is dropped, missing, or the run is conditioned on classes."""
     labels_B: Tensor
     """int64: the class, num_classes where dropped, -1 in a run conditioned on text."""
-    dropped_B: Tensor
-    """bool: trained without condition."""
     weight_B: Tensor
     """float32: 1, or 0 for a slot that must not count."""
     indices_B: Tensor
@@ -153,7 +151,6 @@ def collate(samples: Sequence[Sample], *, size: Size, features: FeatureSet | Non
         pixels_BHWC=_stack_pixels(samples, size) if features is None else None,
         captions=[sample.caption for sample in samples],
         labels_B=torch.tensor([sample.label for sample in samples]),
-        dropped_B=torch.tensor([sample.is_dropped for sample in samples]),
         weight_B=torch.tensor([0.0 if sample.failure else 1.0 for sample in samples]),
         indices_B=torch.tensor([sample.index for sample in samples]),
         keys=[sample.key for sample in samples],

@@ -1,0 +1,9 @@
+"""Captions to features.
+
+build: the encoder that a config names.
+clip: a frozen open_clip text tower.
+encoder: what every text encoder is.
+features: what the network sees of captions.
+tokenizer: captions to token ids; the sentencepiece model of a run.
+trained: a small encoder that is trained along.
+"""

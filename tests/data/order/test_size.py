@@ -11,8 +11,8 @@ from PIL import Image
 import tests.ranks  # noqa: F401  # its preloaded imports: a reading process then starts in milliseconds
 from diffmoe_scale.config.data import BucketConfig, DataConfig, DatasetConfig
 from diffmoe_scale.config.model import ModelConfig
-from diffmoe_scale.data.order import size as sizes_module
 from diffmoe_scale.data.features.source import SET_FILE, FeatureSet, FeatureSource, pack_sample
+from diffmoe_scale.data.order import size as sizes_module
 from diffmoe_scale.data.order.buckets import Position
 from diffmoe_scale.data.order.size import SIDECAR, ImageBuckets
 from diffmoe_scale.data.reading.batch import Batch, to_unit_range

@@ -246,13 +246,12 @@ def test_a_sample_without_a_caption_is_trained_on_the_empty_one_and_counted(
 ) -> None:
     reader = _reader(tmp_path, [4], replaced={"0_1": {"png": make_sample(0, 1)["png"]}}, caption_dropout=0.0)
     samples = {
-        key: (batch.captions[row], bool(batch.dropped_B[row]), float(batch.weight_B[row]))
+        key: (batch.captions[row], float(batch.weight_B[row]))
         for batch in _batches(reader, 2)
         for row, key in enumerate(batch.keys)
     }
-    assert samples["shard-000.tar/0_1"] == ("", True, 1.0) and samples["shard-000.tar/0_2"] == (
+    assert samples["shard-000.tar/0_1"] == ("", 1.0) and samples["shard-000.tar/0_2"] == (
         "caption 0 2",
-        False,
         1.0,
     )
     assert (

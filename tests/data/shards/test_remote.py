@@ -18,11 +18,11 @@ from PIL import Image
 import tests.ranks  # noqa: F401  # its preloaded imports: a reading process then starts in milliseconds
 from diffmoe_scale.config.data import BucketConfig, DataConfig
 from diffmoe_scale.config.model import ModelConfig
-from diffmoe_scale.data.shards import remote as remote_module
 from diffmoe_scale.data.features.source import SET_FILE, FeatureSet, FeatureSource, pack_sample
 from diffmoe_scale.data.order.size import SIDECAR, ImageBuckets, find_sizes
 from diffmoe_scale.data.reading.pictures import Size
 from diffmoe_scale.data.reading.reader import LOOKED_AT_REMOTE_SHARDS, Reader, build_reader
+from diffmoe_scale.data.shards import remote as remote_module
 from diffmoe_scale.data.shards.index import INDEX_SUFFIX, ShardCatalog, expand_patterns
 from diffmoe_scale.data.shards.remote import RemoteShards
 from tests.data.samples import all_keys, encode, read_batches, write_shards

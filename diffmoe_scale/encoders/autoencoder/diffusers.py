@@ -1,51 +1,17 @@
-"""Between images and what the diffusion transformer sees of them: the pixels themselves, or an autoencoder's
-latents.
+"""Autoencoders of diffusers, from local folders.
 
 B images, C H W channels, height, width of an image (3 channels in [-1, 1]) or of latents.
 """
 
 import json
 from pathlib import Path
-from typing import Any, Protocol  # Any: diffusers' models carry no useful types
+from typing import Any  # diffusers' models carry no useful types
 
 import torch
 from torch import Tensor
 
 from diffmoe_scale.config.check import require
-from diffmoe_scale.config.encoders import AutoencoderConfig
-from diffmoe_scale.encoders.fingerprint import fingerprint
-
-
-class Autoencoder(Protocol):
-    """Images [B, 3, H, W] in [-1, 1] to latents [B, channels, H / factor, W / factor] and back, without
-    gradients. `encode` draws nothing."""
-
-    channels: int
-    factor: int
-
-    def encode(self, images_BCHW: Tensor) -> Tensor: ...
-
-    def decode(self, latents_BCHW: Tensor) -> Tensor: ...
-
-    def fingerprint(self) -> str:
-        """Equal for autoencoders that give equal latents."""
-        ...
-
-
-class Pixels:
-    """Images as they are."""
-
-    channels = 3
-    factor = 1
-
-    def encode(self, images_BCHW: Tensor) -> Tensor:
-        return images_BCHW
-
-    def decode(self, latents_BCHW: Tensor) -> Tensor:
-        return latents_BCHW
-
-    def fingerprint(self) -> str:
-        return "pixels"
+from diffmoe_scale.encoders.fingerprint import WeightFiles
 
 
 class KL:
@@ -57,8 +23,9 @@ class KL:
     """
 
     # diffusers' models carry no useful types.
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, files: WeightFiles) -> None:
         self.model = model.requires_grad_(False).eval()
+        self.files = files
         self.channels: int = model.config.latent_channels
         self.factor: int = 2 ** (len(model.config.block_out_channels) - 1)
         mean, std = model.config.latents_mean, model.config.latents_std
@@ -82,39 +49,33 @@ class KL:
         return images_BCHW
 
     def fingerprint(self) -> str:
-        return fingerprint(self.model, self._shift_C11.tolist(), self._scale_C11.tolist())
+        return self.files.fingerprint(self.model, self._shift_C11.tolist(), self._scale_C11.tolist())
 
 
-def build_autoencoder(config: AutoencoderConfig, *, device: torch.device) -> Autoencoder:
-    """The autoencoder of a config. Raises: ValueError for a folder that does not hold an AutoencoderKL."""
-    match config.kind:
-        case "pixels":
-            return Pixels()
-        case "kl":
-            return KL(_load_kl(Path(config.path)).to(device))
-
-
-def _load_kl(folder: Path) -> Any:  # a diffusers model, see KL
+def load_kl(folder: Path, *, device: torch.device) -> KL:
     """Only from the folder: diffusers takes anything else for the name of a repository on the network."""
     expected = "a folder with the config.json of an AutoencoderKL and diffusion_pytorch_model.safetensors"
     config_file = folder / "config.json"
     require(config_file.is_file(), "autoencoder.path", str(folder), f"{expected}; it has no config.json")
     try:
-        name = json.loads(config_file.read_text()).get("_class_name")
-    except (json.JSONDecodeError, AttributeError) as error:
+        name = json.loads(config_file.read_text(encoding="utf-8")).get("_class_name")
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"autoencoder.path is {str(folder)!r}; expected {expected}; its config.json does not parse: {error}"
+            f"autoencoder.path is {str(folder)!r}; expected {expected}; its config.json does not parse: "
+            f"{error}"
         ) from error
     require(
         name == "AutoencoderKL", "autoencoder.path", str(folder), f"{expected}; its config.json is of {name}"
     )
     from diffusers import AutoencoderKL  # seconds, and needed by few
 
+    files = WeightFiles([config_file, *folder.glob("*.safetensors")], record=folder / "fingerprint.json")
     try:
-        return AutoencoderKL.from_pretrained(
+        model = AutoencoderKL.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
         )
     except Exception as error:  # torch, safetensors and diffusers each raise their own
         raise ValueError(
             f"autoencoder.path is {str(folder)!r}; expected {expected}; loading says: {error}"
         ) from error
+    return KL(model.to(device), files)

@@ -1,6 +1,6 @@
-"""The parts of a diffusion transformer block except its experts (DiT, arXiv 2212.09748).
+"""Vectors for places and numbers: positions of tokens, the timestep, the size of a picture.
 
-B samples, N tokens a sample, D width, L text tokens, T text width, C H W image or latent, M modulations.
+B samples, N tokens a sample, D width.
 """
 
 import math
@@ -9,6 +9,8 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from diffmoe_scale.nn.generator import draw_defaults
 
 
 def sinusoidal_embedding(time_B: Tensor, width: int, *, max_period: float = 10000.0) -> Tensor:
@@ -51,30 +53,6 @@ def position_embedding_on(device: torch.device, rows: int, columns: int, width: 
     return position_embedding(rows, columns, width, base=base).to(device)
 
 
-def patchify(x_BCHW: Tensor, patch: int) -> Tensor:
-    """Tokens [B, N, C * patch * patch] of an image, row by row; the order within a token is that of a
-    convolution's weight."""
-    return F.unfold(x_BCHW, patch, stride=patch).transpose(1, 2)
-
-
-def unpatchify(x_BNP: Tensor, *, patch: int, rows: int, columns: int) -> Tensor:
-    """The image [B, C, H, W] of tokens whose features are ordered (patch row, patch column, channel), as
-    DiT's last layer gives them."""
-    batch = x_BNP.shape[0]
-    x = x_BNP.reshape(batch, rows, columns, patch, patch, -1)
-    return x.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, rows * patch, columns * patch)
-
-
-def modulate(x_BND: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
-    return torch.addcmul(shift_BD[:, None], x_BND, 1 + scale_BD[:, None])
-
-
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention on [B, heads, N, D / heads]; `mask` broadcasts to [B, heads, N, L], True
-    where a key counts."""
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-
-
 class TimestepEmbedding(nn.Module):
     """MLP on 256 sinusoids of the timestep: [B] -> [B, D]."""
 
@@ -83,8 +61,14 @@ class TimestepEmbedding(nn.Module):
         self.num_frequencies = 256
         first, last = nn.Linear(self.num_frequencies, width), nn.Linear(width, width)
         self.mlp = nn.Sequential(first, nn.SiLU(), last)
-        for layer in (first, last):
+
+    def initialize(self) -> None:
+        """Small weights and no biases (DiT), after torch's own."""
+        draw_defaults(self)
+        for layer in (self.mlp[0], self.mlp[2]):
+            assert isinstance(layer, nn.Linear)
             nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, time_B: Tensor) -> Tensor:
         first: nn.Linear = self.mlp[0]  # type: ignore[assignment]  # Sequential's items are typed as Module
@@ -110,38 +94,3 @@ class SizeEmbedding(nn.Module):
         )
         embedding_BD: Tensor = self.output(F.silu(self.hidden(sinusoids_BF.to(self.hidden.weight.dtype))))
         return embedding_BD
-
-
-class SelfAttention(nn.Module):
-    """Multi-head attention among the tokens of a sample, [B, N, D] -> [B, N, D]."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.projection = nn.Linear(width, width)
-
-    def forward(self, x_BND: Tensor) -> Tensor:
-        query, key, value = self.qkv(x_BND).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        y = attention(query, key, value)
-        y_BND: Tensor = self.projection(y.transpose(1, 2).flatten(2))
-        return y_BND
-
-
-class CrossAttention(nn.Module):
-    """Attention of image tokens to caption tokens, [B, N, D] x [B, L, T] -> [B, N, D]. Its output starts at
-    zero."""
-
-    def __init__(self, width: int, heads: int, text_width: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(text_width, 2 * width)
-        self.projection = nn.Linear(width, width)
-
-    def forward(self, x_BND: Tensor, text_BLT: Tensor, mask_BL: Tensor) -> Tensor:
-        query = self.query(x_BND).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        key, value = self.key_value(text_BLT).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        y = attention(query, key, value, mask_BL[:, None, None, :])
-        y_BND: Tensor = self.projection(y.transpose(1, 2).flatten(2))
-        return y_BND

@@ -1,0 +1,33 @@
+"""What every text encoder is: token ids to features."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from diffmoe_scale.encoders.text.features import TextFeatures
+from diffmoe_scale.encoders.text.tokenizer import Tokenizer
+
+
+class TextEncoder(nn.Module, ABC):
+    """Ids [B, L] of `tokenize` to TextFeatures."""
+
+    is_trained: bool
+    """Trained along with the transformer, and part of its checkpoints; else it has no gradients and is none."""
+    token_width: int
+    pooled_width: int
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def tokenize(self, captions: Sequence[str]) -> Tensor:
+        """Ids on the CPU, int64 [B, L]; an empty caption has no piece, only what the tokenizer adds."""
+        return self.tokenizer(captions)
+
+    @abstractmethod
+    def forward(self, tokens_BL: Tensor) -> TextFeatures: ...
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Equal for encoders that give equal features; "" of one that is trained along."""

@@ -1,0 +1,128 @@
+"""Captions to token ids, and the sentencepiece model of a run."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from io import BytesIO
+from pathlib import Path
+
+import sentencepiece
+import torch
+from torch import Tensor
+
+from diffmoe_scale.config.check import require
+from diffmoe_scale.files import replace_file
+
+# T5's layout of special pieces.
+PAD, END, UNKNOWN = 0, 1, 2
+
+
+class Tokenizer:
+    """Captions to int64 ids [B, L], 0 after the end token; L is the longest of the batch, `max_tokens` at
+    most.
+
+    Longer captions lose their last pieces, never the end token. `num_cut` of `num_captions` so far were cut.
+    """
+
+    def __init__(
+        self, split: Callable[[list[str]], list[list[int]]], *, start: list[int], end: int, max_tokens: int
+    ) -> None:
+        self.split = split
+        self.start = start
+        self.end = end
+        self.max_tokens = max_tokens
+        self.num_captions = 0
+        self.num_cut = 0
+
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        """Raises nothing for any text: what is no Unicode text is replaced (`clean`)."""
+        most_pieces = self.max_tokens - len(self.start) - 1
+        pieces = self.split([clean(caption) for caption in captions])
+        self.num_captions += len(pieces)
+        self.num_cut += sum(len(row) > most_pieces for row in pieces)
+        rows = [[*self.start, *row[:most_pieces], self.end] for row in pieces]
+        length = max(len(row) for row in rows)
+        return torch.tensor([row + [PAD] * (length - len(row)) for row in rows])
+
+
+def clean(caption: str) -> str:
+    """The caption as text that every tokenizer takes: half surrogate pairs and NULs are replaced by U+FFFD."""
+    return (
+        caption.replace("\0", "\N{REPLACEMENT CHARACTER}")
+        .encode("utf-16", "surrogatepass")
+        .decode("utf-16", "replace")
+    )
+
+
+def load_tokenizer(path: Path, *, vocabulary: int) -> sentencepiece.SentencePieceProcessor:
+    """The sentencepiece model that `train_tokenizer` wrote, with at most `vocabulary` pieces."""
+    if not path.is_file():
+        raise ValueError(
+            f"tokenizer {path} does not exist; expected the sentencepiece model that the run wrote beside "
+            "its config.yaml"
+        )
+    # One thread: a batch of captions takes less time than starting a pool of them.
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(path), num_threads=1)
+    special = (processor.pad_id(), processor.eos_id(), processor.unk_id())
+    require(
+        special == (PAD, END, UNKNOWN),
+        f"tokenizer {path}: ids of pad, end, unknown",
+        special,
+        f"T5's {(PAD, END, UNKNOWN)}",
+    )
+    require(
+        processor.vocab_size() <= vocabulary,
+        "text.vocabulary",
+        vocabulary,
+        f"at least the {processor.vocab_size()} pieces of {path}",
+    )
+    return processor
+
+
+def train_tokenizer(captions: Iterable[str], *, vocabulary: int, path: Path) -> None:
+    """Write a sentencepiece model (BPE) of at most `vocabulary` pieces; the same captions give the same
+    bytes.
+
+    Not unigram: of captions with few distinct words it keeps letters and drops words ("four" becomes f, o,
+    ur).
+
+    Raises: ValueError without captions, or for a vocabulary that has no room for the bytes and the captions'
+    characters.
+    """
+    texts = [clean(caption) for caption in captions if caption.strip()]
+    if not texts:
+        raise ValueError(
+            f"no captions to train the tokenizer {path} on; expected captions with text in data.train"
+        )
+    try:
+        model = _train_bpe(texts, vocabulary)
+    except RuntimeError as error:
+        needed = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
+        possible = re.search(r"Please set it to a value <= (\d+)", str(error))
+        if needed is not None:
+            raise ValueError(
+                f"text.vocabulary is {vocabulary}; expected at least {needed[1]}: 256 bytes, the special "
+                "pieces and the captions' characters"
+            ) from error
+        if possible is None:
+            raise
+        model = _train_bpe(texts, int(possible[1]))  # every word of the captions is a piece already
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, model)
+
+
+def _train_bpe(texts: list[str], vocabulary: int) -> bytes:
+    model = BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocabulary,
+        byte_fallback=True,
+        pad_id=PAD,
+        eos_id=END,
+        unk_id=UNKNOWN,
+        bos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()

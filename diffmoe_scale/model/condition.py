@@ -1,0 +1,27 @@
+"""What the network sees beside the noisy image and the time: tensors alone.
+
+B samples, L text tokens, Z size conditions.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from diffmoe_scale.encoders.text.features import TextFeatures
+
+NUM_SIZE_CONDITIONS = 6
+"""Height and width of the original, rows above and columns left of the crop, height and width of the image;
+in pixels."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a batch is to be pictures of. Captions come as the features of a frozen encoder, computed or from
+    a cache (`text`), or as ids for the encoder that is trained along (`tokens_BL`)."""
+
+    labels_B: Tensor | None = None
+    """int64, in class mode: the class, `model.num_classes` for none."""
+    sizes_BZ: Tensor | None = None
+    """float32 [B, NUM_SIZE_CONDITIONS], for `model.size_conditioning`."""
+    text: TextFeatures | None = None
+    tokens_BL: Tensor | None = None

@@ -1,0 +1,69 @@
+"""Networks of a config: how captions reach the denoiser, what does not fit, and fingerprints."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any  # settings of any type are passed on to the configs
+
+import pytest
+import torch
+
+from diffmoe_scale.config.encoders import TextConfig
+from diffmoe_scale.config.model import ModelConfig
+from diffmoe_scale.config.moe import MoEConfig
+from diffmoe_scale.config.schema import Config
+from diffmoe_scale.encoders.text.tokenizer import train_tokenizer
+from diffmoe_scale.model.networks import Networks, build_networks, check_sizes
+from tests.model.models import EXPERTS, SIZE, WIDTH, FrozenEncoder
+from tests.moe.layers import alone
+
+CPU = torch.device("cpu")
+CAPTIONS = ["red", "a blue square", ""]
+LABELS_B = torch.tensor([-1, -1, -1])
+
+
+def config(**model: Any) -> Config:
+    sizes = {"image_size": SIZE, "patch_size": 2, "depth": 2, "width": WIDTH}
+    text = TextConfig(width=16, heads=2, depth=1, vocabulary=512)
+    return Config(model=ModelConfig(**(sizes | model)), moe=MoEConfig(num_experts=EXPERTS), text=text)
+
+
+def build(config: Config, folder: Path) -> Networks:
+    train_tokenizer([caption for caption in CAPTIONS if caption], vocabulary=300, path=folder / "tokenizer")
+    return build_networks(config, tokenizer_path=folder / "tokenizer", groups=alone(), device=CPU)
+
+
+def test_captions_are_tokenized_for_the_encoder_that_is_trained_along(tmp_path: Path) -> None:
+    networks = build(config(), tmp_path)
+    condition = networks.condition(CAPTIONS, LABELS_B)
+    assert networks.text_encoder is networks.denoiser.text_encoder is not None
+    assert condition.text is None and condition.tokens_BL is not None
+    assert torch.equal(condition.tokens_BL, networks.text_encoder.tokenize(CAPTIONS))
+    assert networks.frozen == {"autoencoder": "pixels", "text": ""}
+
+
+def test_captions_are_encoded_before_the_network_by_a_frozen_encoder(tmp_path: Path) -> None:
+    encoder = FrozenEncoder()
+    networks = replace(build(config(), tmp_path), text_encoder=encoder)
+    condition = networks.condition(CAPTIONS, LABELS_B)
+    assert condition.tokens_BL is None and condition.text is not None
+    expected = encoder(encoder.tokenize(CAPTIONS))
+    assert torch.equal(condition.text.tokens_BLT, expected.tokens_BLT)
+    assert not condition.text.tokens_BLT.requires_grad
+    # Features from a cache take the same way, in fp32.
+    cached = replace(expected, tokens_BLT=2 * expected.tokens_BLT.bfloat16())
+    text = networks.condition(CAPTIONS, LABELS_B, text=cached).text
+    assert text is not None and torch.equal(text.tokens_BLT, cached.tokens_BLT.float())
+
+
+def test_class_mode_needs_no_text_and_guidance_the_null_class(tmp_path: Path) -> None:
+    networks = build(config(conditioning="class", num_classes=10), tmp_path)
+    condition = networks.condition(["", ""], torch.tensor([3, 3]))
+    assert networks.text_encoder is None and condition.text is None and condition.tokens_BL is None
+    unconditional = networks.unconditional(2)
+    assert unconditional.labels_B is not None and unconditional.labels_B.tolist() == [10, 10]
+
+
+def test_channels_that_the_autoencoder_does_not_give_are_named(tmp_path: Path) -> None:
+    message = r"model.channels is 3 but the autoencoder gives 4; set model.channels=4"
+    with pytest.raises(ValueError, match=message):
+        check_sizes(config(), channels=4, factor=1)
