@@ -10,7 +10,7 @@ from diffmoe_scale.nn.feed_forward import FeedForward
 from diffmoe_scale.nn.generator import draw_defaults, named_generator, seeded
 
 
-def initialize(denoiser: Denoiser, seed: int) -> None:
+def initialize_weights(denoiser: Denoiser, seed: int) -> None:
     """Memory on the CPU, and weights, for a denoiser that was built on `meta`."""
     denoiser.to_empty(device="cpu")
     if denoiser.text_encoder is not None:

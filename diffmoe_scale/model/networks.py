@@ -19,7 +19,7 @@ from diffmoe_scale.encoders.text.features import TextFeatures
 from diffmoe_scale.encoders.text.trained import TrainedTextEncoder
 from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.denoiser import Denoiser
-from diffmoe_scale.model.initialization import initialize
+from diffmoe_scale.model.initialization import initialize_weights
 from diffmoe_scale.model.transformer import DiffusionTransformer
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -92,14 +92,15 @@ def build_networks(
     check_sizes(config, channels=autoencoder.channels, factor=autoencoder.factor)
     latent_size = config.model.image_size // autoencoder.factor
     # Three steps: construction takes no memory, weights come from run.seed alone, then they are placed.
-    denoiser = build_denoiser(
+    transformer = build_transformer(
         config,
-        text_encoder=text_encoder,
         latent_size=latent_size,
         output_channels=objective.output_channels(autoencoder.channels),
+        text_widths=(text_encoder.token_width, text_encoder.pooled_width) if text_encoder else (0, 0),
         groups=groups,
     )
-    initialize(denoiser, config.run.seed)
+    denoiser = Denoiser(transformer, text_encoder if isinstance(text_encoder, TrainedTextEncoder) else None)
+    initialize_weights(denoiser, config.run.seed)
     denoiser.to(device, PRECISIONS[config.model.precision])
     return Networks(
         denoiser=denoiser,
@@ -136,27 +137,27 @@ def check_sizes(config: Config, *, channels: int, factor: int) -> None:
         )
 
 
-def build_denoiser(
+def build_transformer(
     config: Config,
     *,
-    text_encoder: TextEncoder | None,
     latent_size: int,
     output_channels: int,
+    text_widths: tuple[int, int],
     groups: ProcessGroupCollection,
-) -> Denoiser:
-    """The network of a config on `meta`: names and shapes without memory or weights."""
+) -> DiffusionTransformer:
+    """The transformer of a config on `meta`: names and shapes without memory or weights. `text_widths` are
+    those of a token's and of a caption's pooled features, 0 in class mode."""
+    text_width, pooled_width = text_widths
     with torch.device("meta"):
-        transformer = DiffusionTransformer(
+        return DiffusionTransformer(
             config.model,
             config.moe,
             latent_size=latent_size,
             output_channels=output_channels,
-            text_width=text_encoder.token_width if text_encoder else 0,
-            pooled_width=text_encoder.pooled_width if text_encoder else 0,
+            text_width=text_width,
+            pooled_width=pooled_width,
             groups=groups,
         )
-    trained = text_encoder if isinstance(text_encoder, TrainedTextEncoder) else None
-    return Denoiser(transformer, trained)
 
 
 def find_fingerprints(

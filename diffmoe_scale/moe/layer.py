@@ -86,6 +86,12 @@ class MoELayer(BaseMoELayer):
         return self.experts.expert_parameters()
 
 
+def single_rank_groups() -> ProcessGroupCollection:
+    """The process groups of a layer without peers."""
+    names = ("tp", "cp", "tp_cp", "tp_dp_cp", "ep", "expt_tp", "tp_ep", "expt_dp", "dp")
+    return ProcessGroupCollection(**dict.fromkeys(names))
+
+
 def megatron_config(config: MoEConfig, *, width: int, expert_parallel: int) -> TransformerConfig:
     """What Megatron's parts of the layer read; everything else stays at its default and is not used."""
     is_gated = config.activation == "swiglu"

@@ -1,13 +1,31 @@
 import importlib.util
+from pathlib import Path
 from typing import Any  # settings of any type are passed on to the config
 
 import pytest
 import torch
+from torch import nn
 
+from diffmoe_scale.config.load import load_config
+from diffmoe_scale.encoders.text.tokenizer import Tokenizer
+from diffmoe_scale.encoders.text.trained import TrainedTextEncoder
 from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.denoiser import Denoiser
+from diffmoe_scale.model.networks import build_transformer
 from diffmoe_scale.moe.routing import Selection
-from tests.model.models import CHANNELS, EXPERTS, SIZE, WIDTH, disturb, make_transformer, trained_encoder
+from tests.model.models import (
+    CHANNELS,
+    EXPERTS,
+    SIZE,
+    WIDTH,
+    disturb,
+    letter_ids,
+    make_transformer,
+    trained_encoder,
+)
+from tests.moe.layers import alone
+
+REFERENCE = Path(__file__).parents[1] / "reference"
 
 CAPTIONS = ["red", "a blue square", ""]
 
@@ -108,3 +126,56 @@ def test_weight_decay_leaves_out_tables_of_vectors() -> None:
         "text_encoder.token_embedding.weight",
         "text_encoder.position_LT",
     }
+
+
+def test_state_of_the_demo_has_the_names_and_shapes_of_earlier_versions() -> None:
+    """Recorded from the first version: its checkpoints must load."""
+    lines = (REFERENCE / "demo_parameters.txt").read_text(encoding="utf-8").splitlines()
+    expected = dict(line.split(" ") for line in lines)
+    config = load_config(REFERENCE.parents[1] / "configs" / "demo.yaml", [])
+    transformer = build_transformer(
+        config, latent_size=32, output_channels=3, text_widths=(128, 128), groups=alone()
+    )
+    tokenizer = Tokenizer(letter_ids, start=[], end=1, max_tokens=config.text.max_tokens)
+    vocabulary = int(expected["text_encoder.token_embedding.weight"].split("x")[0])
+    denoiser = Denoiser(transformer, TrainedTextEncoder(config.text, tokenizer, vocabulary=vocabulary))
+    found = denoiser.canonical_parameters().items()
+    assert {name: "x".join(map(str, parameter.shape)) for name, parameter in found} == expected
+
+
+@pytest.mark.parametrize("conditioning", ["text", "class"])
+def test_initial_weights_are_torchs_own_then_dits_from_one_generator(conditioning: str) -> None:
+    """As a plain loop: every layer is made, in order, and then initialized again."""
+    transformer = make_transformer(conditioning, seed=5)
+    linears = {
+        name: (layer.in_features, layer.out_features)
+        for name, layer in transformer.named_modules()
+        if isinstance(layer, nn.Linear) and ".feed_forward" not in name
+    }
+    torch.manual_seed(5)
+    expected: dict[str, torch.Tensor] = {}
+    for name, (width_in, width_out) in linears.items():
+        nn.Linear(width_in, width_out)
+        if name == "time_embedding.mlp.2":
+            for number in (0, 2):
+                layer = transformer.get_submodule(f"time_embedding.mlp.{number}")
+                expected[f"time_embedding.mlp.{number}"] = nn.init.normal_(
+                    torch.empty_like(layer.weight), std=0.02
+                )
+            if transformer.class_embedding is not None:
+                nn.Embedding(11, WIDTH)
+    for name, (width_in, width_out) in linears.items():
+        if name not in expected:
+            expected[name] = nn.init.xavier_uniform_(torch.empty(width_out, width_in))
+    zero = ("modulation", "final_projection", "cross_attention.projection")
+    for name in linears:
+        weight = transformer.get_submodule(name).weight
+        assert torch.equal(weight, torch.zeros_like(weight) if name.endswith(zero) else expected[name]), name
+
+
+def test_every_layout_gives_an_expert_the_same_weights() -> None:
+    """The generator of an expert is named by its global index: half of the experts start as in the whole."""
+    whole = Denoiser(make_transformer("class", num_experts=EXPERTS), None).canonical_parameters()
+    half = Denoiser(make_transformer("class", num_experts=EXPERTS // 2), None).canonical_parameters()
+    names = [name for name in half if ".experts." in name]
+    assert names and all(torch.equal(half[name], whole[name]) for name in names)

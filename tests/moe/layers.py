@@ -7,7 +7,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from diffmoe_scale.config.moe import MoEConfig
-from diffmoe_scale.moe.layer import MoELayer
+from diffmoe_scale.moe.layer import MoELayer, single_rank_groups
 from diffmoe_scale.moe.routing import RoutingContext, Selection
 
 WIDTH, EXPERTS, SAMPLES, TOKENS = 16, 4, 3, 8
@@ -15,9 +15,7 @@ WIDTH, EXPERTS, SAMPLES, TOKENS = 16, 4, 3, 8
 
 def alone() -> ProcessGroupCollection:
     """The groups of a process without peers."""
-    return ProcessGroupCollection(
-        **dict.fromkeys(("tp", "cp", "tp_cp", "tp_dp_cp", "ep", "expt_tp", "tp_ep", "expt_dp", "dp"))
-    )
+    return single_rank_groups()
 
 
 def make_layer(

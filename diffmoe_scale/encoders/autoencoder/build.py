@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffmoe_scale.config.encoders import AutoencoderConfig
-from diffmoe_scale.encoders.autoencoder.diffusers import load_kl
+from diffmoe_scale.encoders.autoencoder.diffusers import kl_latent_format, load_kl
 from diffmoe_scale.encoders.autoencoder.pixels import Pixels
 
 
@@ -28,6 +28,18 @@ class Autoencoder(Protocol):
     def fingerprint(self) -> str:
         """Equal for autoencoders that give equal latents."""
         ...
+
+
+def latent_format(config: AutoencoderConfig) -> tuple[int, int]:
+    """Channels of latents and the factor by which they are smaller than images, without reading weights.
+
+    Raises: ValueError for a folder that does not hold an AutoencoderKL.
+    """
+    match config.kind:
+        case "pixels":
+            return Pixels.channels, Pixels.factor
+        case "kl":
+            return kl_latent_format(Path(config.path))
 
 
 def build_autoencoder(config: AutoencoderConfig, *, device: torch.device) -> Autoencoder:

@@ -52,30 +52,62 @@ class KL:
         return self.files.fingerprint(self.model, self._shift_C11.tolist(), self._scale_C11.tolist())
 
 
-def load_kl(folder: Path, *, device: torch.device) -> KL:
-    """Only from the folder: diffusers takes anything else for the name of a repository on the network."""
-    expected = "a folder with the config.json of an AutoencoderKL and diffusion_pytorch_model.safetensors"
-    config_file = folder / "config.json"
-    require(config_file.is_file(), "autoencoder.path", str(folder), f"{expected}; it has no config.json")
+EXPECTED = "a folder with the config.json of an AutoencoderKL and diffusion_pytorch_model.safetensors"
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of an AutoencoderKL. Raises: ValueError if there is none."""
+    file = folder / "config.json"
+    require(file.is_file(), "autoencoder.path", str(folder), f"{EXPECTED}; it has no config.json")
     try:
-        name = json.loads(config_file.read_text(encoding="utf-8")).get("_class_name")
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        name = config.get("_class_name")
     except (ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"autoencoder.path is {str(folder)!r}; expected {expected}; its config.json does not parse: "
-            f"{error}"
-        ) from error
-    require(
-        name == "AutoencoderKL", "autoencoder.path", str(folder), f"{expected}; its config.json is of {name}"
-    )
+        raise _misfit(folder, f"its config.json does not parse: {error}") from error
+    if name != "AutoencoderKL":
+        raise _misfit(folder, f"its config.json is of {name}")
+    return config
+
+
+def _misfit(folder: Path, reason: str) -> ValueError:
+    return ValueError(f"autoencoder.path is {str(folder)!r}; expected {EXPECTED}; {reason}")
+
+
+def kl_latent_format(folder: Path) -> tuple[int, int]:
+    """Channels of latents and the factor by which they are smaller than images, from config.json alone.
+
+    Raises: ValueError for a folder that does not hold an AutoencoderKL.
+    """
+    config = _read_config(folder)
+    try:
+        # What is left out has the default of diffusers' class.
+        return int(config.get("latent_channels", 4)), 2 ** (len(config.get("block_out_channels", (64,))) - 1)
+    except (TypeError, ValueError) as error:
+        raise _misfit(folder, f"its config.json has other types: {error}") from error
+
+
+def load_kl(folder: Path, *, device: torch.device) -> KL:
+    """Only from the folder: diffusers takes anything else for the name of a repository on the network.
+
+    Raises: ValueError for a folder that does not hold an AutoencoderKL and all its weights.
+    """
+    _read_config(folder)
     from diffusers import AutoencoderKL  # seconds, and needed by few
 
-    files = WeightFiles([config_file, *folder.glob("*.safetensors")], record=folder / "fingerprint.json")
+    files = WeightFiles(
+        [folder / "config.json", *folder.glob("*.safetensors")], record=folder / "fingerprint.json"
+    )
     try:
-        model = AutoencoderKL.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
+        model, report = AutoencoderKL.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
         )
     except Exception as error:  # torch, safetensors and diffusers each raise their own
-        raise ValueError(
-            f"autoencoder.path is {str(folder)!r}; expected {expected}; loading says: {error}"
-        ) from error
+        raise _misfit(folder, f"loading says: {error}") from error
+    if missing := report["missing_keys"]:
+        # diffusers leaves random numbers in their place.
+        raise _misfit(folder, f"{len(missing)} weights are missing, the first is {missing[0]}")
     return KL(model.to(device), files)

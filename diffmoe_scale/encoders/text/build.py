@@ -5,10 +5,22 @@ from pathlib import Path
 import torch
 
 from diffmoe_scale.config.encoders import TextConfig
-from diffmoe_scale.encoders.text.clip import build_open_clip
+from diffmoe_scale.encoders.text.clip import build_open_clip, open_clip_widths
 from diffmoe_scale.encoders.text.encoder import TextEncoder
 from diffmoe_scale.encoders.text.tokenizer import END, Tokenizer, load_tokenizer
 from diffmoe_scale.encoders.text.trained import TrainedTextEncoder
+
+
+def feature_widths(config: TextConfig) -> tuple[int, int]:
+    """Widths of a token's and of a caption's pooled features, without reading weights.
+
+    Raises: ValueError for missing files or an unknown architecture.
+    """
+    match config.kind:
+        case "sentencepiece":
+            return config.width, config.width
+        case "open_clip":
+            return open_clip_widths(config)
 
 
 def build_text_encoder(config: TextConfig, *, tokenizer_path: Path) -> TextEncoder:

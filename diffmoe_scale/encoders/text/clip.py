@@ -82,6 +82,25 @@ def build_open_clip(config: TextConfig) -> OpenClipEncoder:
     return OpenClipEncoder(tower, open_clip.get_tokenizer(name), max_tokens=config.max_tokens, files=files)
 
 
+def open_clip_widths(config: TextConfig) -> tuple[int, int]:
+    """Widths of a token's and of a caption's pooled features, from the architecture alone.
+
+    Raises: ValueError as `build_open_clip` does.
+    """
+    import open_clip  # seconds, and needed by few
+
+    name, weights = _local_open_clip(config, open_clip.list_models())
+    try:
+        architecture = open_clip.get_model_config(name)
+        _check_architecture(architecture)
+        return int(architecture["text_cfg"]["width"]), int(architecture["embed_dim"])
+    except Exception as error:  # of open_clip's reading, and of what is missing
+        raise ValueError(
+            f"text.open_clip_weights {weights or name!r} has no architecture with text_cfg.width and "
+            f"embed_dim: {error!r}"
+        ) from error
+
+
 def _local_open_clip(config: TextConfig, known: list[str]) -> tuple[str, str | None]:
     """Name and weight file for open_clip, checked to be on this machine: it would look for anything else on
     the network, half a minute long."""

@@ -45,12 +45,9 @@ class Tokenizer:
 
 
 def clean(caption: str) -> str:
-    """The caption as text that every tokenizer takes: half surrogate pairs and NULs are replaced by U+FFFD."""
-    return (
-        caption.replace("\0", "\N{REPLACEMENT CHARACTER}")
-        .encode("utf-16", "surrogatepass")
-        .decode("utf-16", "replace")
-    )
+    """The caption as text that every tokenizer takes: halves of surrogate pairs are joined, and those without
+    the other half are U+FFFD."""
+    return caption.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def load_tokenizer(path: Path, *, vocabulary: int) -> sentencepiece.SentencePieceProcessor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from diffmoe_scale.config.encoders import TextConfig
 from diffmoe_scale.encoders.text.encoder import TextEncoder
 from diffmoe_scale.encoders.text.features import TextFeatures
-from diffmoe_scale.encoders.text.tokenizer import PAD, Tokenizer
+from diffmoe_scale.encoders.text.tokenizer import END, PAD, Tokenizer
 from diffmoe_scale.nn.generator import draw_defaults, seeded
 
 
@@ -84,3 +84,11 @@ class TrainedTextEncoder(TextEncoder):
         weight_BL = mask_BL.to(x_BLT.dtype)
         pooled_BT = torch.einsum("blt,bl->bt", x_BLT, weight_BL) / weight_BL.sum(1, keepdim=True)
         return TextFeatures(x_BLT, mask_BL, pooled_BT)
+
+
+def count_trained_parameters(config: TextConfig) -> int:
+    """Parameters of the encoder with a whole vocabulary, counted without a tokenizer or memory."""
+    no_tokenizer = Tokenizer(lambda captions: [], start=[], end=END, max_tokens=config.max_tokens)
+    with torch.device("meta"):
+        encoder = TrainedTextEncoder(config, no_tokenizer, vocabulary=config.vocabulary)
+    return sum(parameter.numel() for parameter in encoder.parameters())

@@ -1,0 +1,112 @@
+"""Sizes against the paper's Table 9, and networks of any size without their memory."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any  # settings of any type are passed on to the configs
+
+import pytest
+import torch
+
+from diffmoe_scale.config.encoders import AutoencoderConfig, TextConfig
+from diffmoe_scale.config.model import ModelConfig
+from diffmoe_scale.config.moe import MoEConfig
+from diffmoe_scale.config.sampling import SamplingConfig
+from diffmoe_scale.config.schema import Config
+from diffmoe_scale.encoders.text.tokenizer import train_tokenizer
+from diffmoe_scale.model.networks import build_networks, build_transformer
+from diffmoe_scale.model.size import count_parameters
+from tests.moe.layers import alone
+
+L_SIZE = {"depth": 24, "width": 1024, "heads": 16, "patch_size": 2, "image_size": 256, "channels": 4}
+
+
+def class_config(folder: Path, **moe: Any) -> Config:
+    """DiffMoE-L on latents of 4 channels that are an eighth of the picture, without weights of either."""
+    description = {"_class_name": "AutoencoderKL", "latent_channels": 4, "block_out_channels": [8] * 4}
+    (folder / "config.json").write_text(json.dumps(description), encoding="utf-8")
+    return Config(
+        model=ModelConfig(conditioning="class", num_classes=1000, **L_SIZE),
+        moe=MoEConfig(**moe),
+        autoencoder=AutoencoderConfig(kind="kl", path=str(folder)),
+        sampling=SamplingConfig(selection="static"),  # as routers without a predictor need it
+    )
+
+
+# Millions: feed-forward networks with routers and predictors, and the total.
+@pytest.mark.parametrize(
+    ("num_experts", "feed_forward", "total"),
+    [(0, 201.44, 457.84), (2, 314.8, 571.2), (4, 516.3, 772.7), (8, 919.3, 1175.7), (16, 1725.3, 1981.7)],
+)
+def test_parameters_are_those_of_the_papers_table(
+    tmp_path: Path, num_experts: int, feed_forward: float, total: float
+) -> None:
+    size = count_parameters(class_config(tmp_path, num_experts=num_experts))
+    names = ("experts", "routers and predictors", "dense feed-forward")
+    found = sum(size.by_part.get(name, 0) for name in names)
+    # The paper rounds, and counts a final layer and embeddings of its own.
+    assert found / 1e6 == pytest.approx(feed_forward, rel=1e-3)
+    assert size.total / 1e6 == pytest.approx(total, rel=2e-3) and size.total == sum(size.by_part.values())
+    assert size.by_part["attention"] / 1e6 == pytest.approx(100.7, rel=1e-3)
+    assert size.tokens_per_picture == 256 and size.experts == num_experts
+
+
+@pytest.mark.parametrize(
+    ("moe", "used"),
+    [
+        ({"capacity": 1.0}, 1.0),
+        ({"capacity": 2.5}, 2.5),
+        ({"router": "token_choice", "top_k": 3}, 3.0),
+        ({"capacity": 1.0, "shared_experts": 1}, 1.0),
+    ],
+)
+def test_a_token_passes_through_all_but_the_experts_that_do_not_take_it(
+    tmp_path: Path, moe: dict[str, Any], used: float
+) -> None:
+    size = count_parameters(class_config(tmp_path, num_experts=8, **moe))
+    expert = size.by_part["experts"] / 8
+    assert size.activated == pytest.approx(size.total - (8 - used) * expert)
+
+
+def test_a_dense_network_activates_all_of_it(tmp_path: Path) -> None:
+    size = count_parameters(class_config(tmp_path, num_experts=0))
+    assert size.activated == size.total and size.experts == 0
+
+
+def test_the_count_is_that_of_the_network_that_is_built(tmp_path: Path) -> None:
+    train_tokenizer(["a red circle"], vocabulary=270, path=tmp_path / "tokenizer")
+    text = TextConfig(width=16, heads=2, depth=1, vocabulary=270)
+    config = Config(model=ModelConfig(depth=2, width=32, heads=2), text=text, moe=MoEConfig(shared_experts=1))
+    networks = build_networks(
+        config, tokenizer_path=tmp_path / "tokenizer", groups=alone(), device=torch.device("cpu")
+    )
+    encoder = networks.denoiser.text_encoder
+    assert encoder is not None
+    # A whole vocabulary is counted; the captions gave fewer pieces.
+    missing = (270 - encoder.token_embedding.num_embeddings) * 16
+    built = sum(parameter.numel() for parameter in networks.denoiser.parameters())
+    assert count_parameters(config).total == built + missing
+
+
+def peak_memory_kib() -> int:
+    """Of this process, since the last reset."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1])
+    raise AssertionError("no VmHWM")
+
+
+def test_a_network_of_17_billion_parameters_is_built_in_seconds_without_its_memory() -> None:
+    config = Config(
+        model=ModelConfig(width=3072, heads=24, depth=24, patch_size=2, image_size=64),
+        moe=MoEConfig(num_experts=64, expert_width_ratio=1.0),
+    )
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
+    before_kib, start = peak_memory_kib(), time.monotonic()
+    transformer = build_transformer(
+        config, latent_size=64, output_channels=3, text_widths=(128, 128), groups=alone()
+    )
+    taken_s, grown_kib = time.monotonic() - start, peak_memory_kib() - before_kib
+    assert sum(parameter.numel() for parameter in transformer.parameters()) > 17e9
+    assert all(tensor.is_meta for tensor in (*transformer.parameters(), *transformer.buffers()))
+    assert grown_kib < 2**20 and taken_s < 30
