@@ -68,7 +68,10 @@ def run(parsed: argparse.Namespace) -> str:
     # Imported here: `--help` and wrong arguments answer at once.
     import torch
 
-    from diffmoe_scale.sampling.loading import draw, load_pipeline
+    from diffmoe_scale.sampling.batch import number_requests
+    from diffmoe_scale.sampling.generate import generate_batches
+    from diffmoe_scale.sampling.loading import load_pipeline
+    from diffmoe_scale.sampling.loads import LoadByTime
     from diffmoe_scale.telemetry.picture_grid import save_image_grid
 
     prompts: list[str] | list[int] = [*parsed.prompt, *read_prompts(parsed.prompt_file), *parsed.label]
@@ -85,18 +88,23 @@ def run(parsed: argparse.Namespace) -> str:
     if parsed.count < 1:
         raise ValueError(f"--count is {parsed.count}; expected at least 1")
     repeated = [prompt for prompt in prompts for _ in range(parsed.count)]
-    generated = draw(loaded.networks, repeated, loaded.config.sampling, seed=parsed.seed)
+    loads, images = LoadByTime(), []
+    for batch in generate_batches(
+        loaded.networks, number_requests(repeated, seed=parsed.seed), loaded.config.sampling
+    ):
+        images.append(batch.images_BCHW.float().cpu())
+        loads.merge(batch.loads)
     output = parsed.output or _free(
         loaded.directory.samples / f"sample-step{loaded.step}-seed{parsed.seed}.png"
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     save_image_grid(
-        generated.images_BCHW.to(torch.float32),
+        torch.cat(images),
         [str(prompt) for prompt in repeated],
         output,
         columns=parsed.count,
     )
-    return f"{output}: {len(repeated)} picture{'s' * (len(repeated) > 1)}, average inference capacity {generated.capacity:.3f}"
+    return f"{output}: {len(repeated)} picture{'s' * (len(repeated) > 1)}, average inference capacity {loads.capacity:.3f}"
 
 
 def _free(path: Path) -> Path:

@@ -27,7 +27,8 @@ class DiffusionConfig:
     """For `flow`: factor on t in [0, 1] before its sinusoidal embedding; the reference implementation's flow
     models use 1."""
     min_time: float = 0.05
-    """Smallest t that a velocity is divided by, for prediction `sample`."""
+    """Smallest t that a velocity is divided by, for prediction `sample`; samplers end there, on the predicted
+    x_0."""
 
     def __post_init__(self) -> None:
         require(

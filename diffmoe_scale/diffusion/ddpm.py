@@ -28,6 +28,10 @@ class DDPM:
         self.alpha_bar_before = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
         self.posterior_variance = self.beta * (1 - self.alpha_bar_before) / (1 - self.alpha_bar)
 
+    @property
+    def end_time(self) -> float:
+        return 1 / self.num_steps
+
     def output_channels(self, channels: int) -> int:
         return 2 * channels
 

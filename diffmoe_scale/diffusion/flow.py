@@ -19,6 +19,10 @@ class Flow:
     def __init__(self, config: DiffusionConfig) -> None:
         self.config = config
 
+    @property
+    def end_time(self) -> float:
+        return self.config.min_time if self.config.prediction == "sample" else 0.0
+
     def output_channels(self, channels: int) -> int:
         return channels
 

@@ -16,6 +16,11 @@ from diffmoe_scale.diffusion.flow import Flow
 class Objective(Protocol):
     """A pair of a noising path and a loss."""
 
+    @property
+    def end_time(self) -> float:
+        """The smallest t at which `split` gives the path's own noise: samplers go no further, but to the
+        predicted x_0."""
+
     def output_channels(self, channels: int) -> int:
         """Channels that the network must put out for images of `channels`."""
 

@@ -9,7 +9,10 @@ from dataclasses import dataclass, replace
 from diffmoe_scale.config.sampling import SamplingConfig
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.reading.reader import build_reader, iterate_captions
-from diffmoe_scale.sampling.loading import LoadedModel, draw
+from diffmoe_scale.sampling.batch import number_requests
+from diffmoe_scale.sampling.generate import generate_batches
+from diffmoe_scale.sampling.loading import Pipeline
+from diffmoe_scale.sampling.loads import LoadByTime
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +30,7 @@ class Trial:
 
 
 def find_gamma(
-    model: LoadedModel, prompts: Sequence[str | int], sampling: SamplingConfig, *, capacity: float, seed: int
+    model: Pipeline, prompts: Sequence[str | int], sampling: SamplingConfig, *, capacity: float, seed: int
 ) -> list[Trial]:
     """Draws pictures of the prompts with one gamma after another; the last trial is within 0.01 of
     `capacity`.
@@ -39,16 +42,23 @@ def find_gamma(
     if moe.num_experts == 0 or moe.router != "diffmoe":
         what = "a dense model" if moe.num_experts == 0 else f"moe.router {moe.router!r}"
         raise ValueError(
-            f"{model.directory.path} is {what}, without a capacity predictor; sampling.selection 'interval' needs moe.router 'diffmoe'"
+            f"{model.directory.path} is {what}, without a capacity predictor; sampling.selection 'interval' "
+            "needs moe.router 'diffmoe'"
         )
     if not 0 < capacity < moe.num_experts:
         raise ValueError(
-            f"the capacity asked for is {capacity}; expected above 0 and below moe.num_experts ({moe.num_experts})"
+            f"the capacity asked for is {capacity}; expected above 0 and below moe.num_experts "
+            f"({moe.num_experts})"
         )
+
+    requests = number_requests(prompts, seed=seed)
 
     def measure(gamma: float) -> float:
         chosen = replace(sampling, selection="interval", gamma=gamma)
-        return draw(model.networks, prompts, chosen, seed=seed, title=f"gamma {gamma:.4g}").capacity
+        loads = LoadByTime()
+        for batch in generate_batches(model.networks, requests, chosen, title=f"gamma {gamma:.4g}"):
+            loads.merge(batch.loads)
+        return loads.capacity
 
     return search(measure, capacity)
 
@@ -75,8 +85,9 @@ def search(measure: Callable[[float], float], capacity: float) -> list[Trial]:
         logit = _next_logit(over, under, capacity)
     nearest = min(trials, key=lambda trial: abs(trial.capacity - capacity))
     raise RuntimeError(
-        f"{MAX_TRIALS} trials found no gamma for capacity {capacity}; the nearest was {nearest.capacity:.3f} at gamma {nearest.gamma:g}: "
-        "train longer (the predictor's probabilities are too much alike), or draw more images"
+        f"{MAX_TRIALS} trials found no gamma for capacity {capacity}; the nearest was "
+        f"{nearest.capacity:.3f} at gamma {nearest.gamma:g}: train longer (the predictor's probabilities are "
+        "too much alike), or draw more images"
     )
 
 

@@ -1,120 +1,103 @@
-"""Pictures from a trained denoiser: sampling with guidance and inference by the capacity predictor."""
+"""Pictures as a stream: batch after batch, none kept."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any, get_args, get_type_hints  # Any: settings as a caller gave them
 
-import torch
-from torch import Tensor
+from PIL import Image
+from tqdm import tqdm
 
-from diffmoe_scale.config.check import require
 from diffmoe_scale.config.sampling import SamplingConfig
-from diffmoe_scale.diffusion.noise import sample_noise
-from diffmoe_scale.model.condition import Condition
+from diffmoe_scale.config.schema import Config
 from diffmoe_scale.model.networks import Networks
-from diffmoe_scale.moe.routing import Routing, Selection
-from diffmoe_scale.sampling.euler import euler, guide, sampling_times
+from diffmoe_scale.sampling.batch import Generated, Request, generate_batch, latent_shape, number_requests
+from diffmoe_scale.sampling.loading import Pipeline
+from diffmoe_scale.telemetry.picture_grid import to_pixels
 
-STEP_SEED = 1_000_003
-"""Between the seeds of two steps' fresh noise. torch's generator of a CPU reads 32 bits of a seed: a power of
-two would be lost there."""
-
-
-@dataclass(frozen=True)
-class Generated:
-    """Pictures, and how much the experts worked for them.
-
-    `load_TLE[step, layer, expert]` is the share of tokens that the expert took, times E: 1 is a dense
-    network's work. Empty ([0, 0, 0]) for dense models.
-    """
-
-    images_BCHW: Tensor
-    load_TLE: Tensor
-
-    @property
-    def capacity(self) -> float:
-        """Average inference capacity (DiffMoE eq. 15)."""
-        return float(self.load_TLE.mean()) if self.load_TLE.numel() else 1.0
+MAX_SEED = 2**32 - 1
+"""torch's generator of a CPU reads 32 bits of a seed: larger ones would give the pictures of smaller ones."""
 
 
-@torch.no_grad()
+def generate_batches(
+    networks: Networks, requests: Sequence[Request], sampling: SamplingConfig, *, title: str = "sampling"
+) -> Iterator[Generated]:
+    """The pictures of all requests in batches of `sampling.batch`, with a progress bar."""
+    with tqdm(total=len(requests), desc=title, unit="image", disable=None) as progress:
+        for first in range(0, len(requests), sampling.batch):
+            batch = generate_batch(networks, requests[first : first + sampling.batch], sampling)
+            yield batch
+            progress.update(len(batch.requests))
+
+
 def generate(
-    networks: Networks,
-    prompts: Sequence[str | int],
-    sampling: SamplingConfig,
+    pipeline: Pipeline,
+    prompts: str | int | Iterable[str | int],
     *,
-    seed: int,
-    first_index: int = 0,
-) -> Generated:
-    """One picture [3, H, W] in [-1, 1] for each caption (or label, in class mode).
+    seed: int = 0,
+    negative_prompt: str = "",
+    **settings: Any,  # of SamplingConfig
+) -> Iterator[Image.Image]:
+    """Pictures of the prompts (captions or, for a class-conditional model, labels), one after another as they
+    are drawn.
 
-    Picture i starts from noise of (seed, first_index + i) alone: it does not change with the batch that it is
-    drawn in. All ranks of an expert-parallel group must call it with equal counts.
+    Picture i starts from noise of (seed, i) alone, whatever is drawn beside it. `settings` replace the run's
+    settings of sampling: steps=50, guidance=2.0, height=256, ... A picture's `info` says what it was made of.
 
-    Raises: ValueError if `sampling.height` or `sampling.width` cannot be cut into patches.
+    Raises: ValueError for wrong prompts, seed or settings, at once.
     """
-    count, denoiser, objective = len(prompts), networks.denoiser, networks.objective
-    channels, height, width = _latent_shape(networks, sampling)
-    pixels = (height * networks.autoencoder.factor, width * networks.autoencoder.factor)
-    # An original of just this size, not cropped; also for the unconditional half, as in SDXL.
-    sizes_BZ = torch.tensor([[*pixels, 0, 0, *pixels]] * count, dtype=torch.float32)
-    condition = denoiser.encode(_condition(networks, prompts, sizes_BZ))
-    unconditional = denoiser.encode(networks.unconditional(count, sizes_BZ=sizes_BZ))
-    selection = Selection(rule=sampling.selection, gamma=sampling.gamma)
-    loads_by_step: list[Tensor] = []
-
-    def predict(x_BCHW: Tensor, t_B: Tensor) -> Tensor:
-        time_B = objective.embedding_time(t_B)
-        prediction = denoiser(x_BCHW, time_B, condition, selection)
-        loads = [_loads(prediction.routings)]
-        value: Tensor = prediction.value_BCHW
-        if sampling.guidance != 1.0 and float(t_B[0]) >= sampling.guidance_end:
-            # A pass of its own: rules that count over a batch must not mix the two halves.
-            baseline = denoiser(x_BCHW, time_B, unconditional, selection)
-            loads.append(_loads(baseline.routings))
-            value = guide(value, baseline.value_BCHW, sampling.guidance)
-        loads_by_step.append(torch.stack(loads).mean(0))
-        return value
-
-    indices, shape = range(first_index, first_index + count), (channels, height, width)
-
-    def draw_noise(step_seed: int) -> Tensor:
-        return sample_noise(step_seed, indices, shape, networks.device)[1]
-
-    was_training = denoiser.training
-    denoiser.eval()
-    latents_BCHW = euler(
-        predict,
-        objective,
-        draw_noise(seed),
-        sampling_times(sampling.steps),
-        fresh_share=sampling.fresh_noise,
-        fresh_noise=lambda step: draw_noise(seed + (step + 1) * STEP_SEED),
-    )
-    denoiser.train(was_training)
-    images_BCHW = networks.autoencoder.decode(latents_BCHW).clamp(-1, 1)
-    return Generated(images_BCHW, torch.stack(loads_by_step).cpu())
+    listed = [prompts] if isinstance(prompts, str | int) else list(prompts)
+    sampling = override_sampling(pipeline.config.sampling, settings)
+    requests = number_requests(listed, seed=seed, negative_prompt=negative_prompt)
+    check_requests(requests, pipeline.config, sampling)
+    latent_shape(pipeline.networks, sampling)
+    return _pictures(pipeline.networks, requests, sampling)
 
 
-def _latent_shape(networks: Networks, sampling: SamplingConfig) -> tuple[int, int, int]:
-    channels, *sides = networks.latent_shape
-    multiple = networks.autoencoder.factor * networks.denoiser.transformer.patch
-    for number, name in enumerate(("height", "width")):
-        pixels = getattr(sampling, name)
-        require(
-            pixels % multiple == 0,
-            f"sampling.{name}",
-            pixels,
-            f"a multiple of {multiple} (model.patch_size times the autoencoder's factor)",
-        )
-        sides[number] = pixels // networks.autoencoder.factor or sides[number]
-    return channels, sides[0], sides[1]
+def _pictures(
+    networks: Networks, requests: Sequence[Request], sampling: SamplingConfig
+) -> Iterator[Image.Image]:
+    for batch in generate_batches(networks, requests, sampling):
+        for request, pixels_HWC in zip(batch.requests, to_pixels(batch.images_BCHW), strict=True):
+            picture = Image.fromarray(pixels_HWC)
+            picture.info |= {"prompt": request.prompt, "seed": request.seed, "index": request.index}
+            yield picture
 
 
-def _condition(networks: Networks, prompts: Sequence[str | int], sizes_BZ: Tensor) -> Condition:
-    captions = [prompt if isinstance(prompt, str) else "" for prompt in prompts]
-    labels_B = torch.tensor([prompt if isinstance(prompt, int) else -1 for prompt in prompts])
-    return networks.condition(captions, labels_B, sizes_BZ=sizes_BZ)
+def override_sampling(sampling: SamplingConfig, settings: Mapping[str, Any]) -> SamplingConfig:
+    """Raises: ValueError for a setting that does not exist or a value that it does not take."""
+    known = {field.name for field in fields(SamplingConfig)}
+    hints = get_type_hints(SamplingConfig)
+    for name, value in settings.items():
+        if name not in known:
+            raise ValueError(f"sampling has no setting {name!r}; expected one of {', '.join(sorted(known))}")
+        choices = get_args(hints[name])
+        kinds = (int, float) if hints[name] is float else (type(getattr(sampling, name)),)
+        is_right = value in choices if choices else type(value) in kinds and math.isfinite(value)
+        if not is_right:
+            expected = f"one of {', '.join(choices)}" if choices else f"a number ({hints[name].__name__})"
+            raise ValueError(f"sampling.{name} is {value!r}; expected {expected}")
+    return replace(sampling, **settings)
 
 
-def _loads(routings: list[Routing]) -> Tensor:
-    return torch.stack([routing.metrics["load_E"] for routing in routings]) if routings else torch.zeros(0, 0)
+def check_requests(requests: Sequence[Request], config: Config, sampling: SamplingConfig) -> None:
+    """Raises: ValueError for what the model cannot draw."""
+    is_class = config.model.conditioning == "class"
+    for request in requests:
+        if isinstance(request.prompt, bool) or not isinstance(request.prompt, int if is_class else str):
+            wanted = "labels (int)" if is_class else "captions (str)"
+            raise ValueError(
+                f"{request.prompt!r:.80} is no prompt for a {config.model.conditioning}-conditional model; "
+                f"expected {wanted}"
+            )
+        if isinstance(request.prompt, int) and not 0 <= request.prompt < config.model.num_classes:
+            raise ValueError(f"the label is {request.prompt}; expected 0 to {config.model.num_classes - 1}")
+        if type(request.seed) is not int or not 0 <= request.seed <= MAX_SEED:
+            raise ValueError(f"the seed is {request.seed!r:.80}; expected a whole number, 0 to {MAX_SEED}")
+        if request.negative_prompt and is_class:
+            raise ValueError("a negative prompt was given, but a class-conditional model reads no captions")
+        if request.negative_prompt and sampling.guidance == 1.0:
+            raise ValueError(
+                "a negative prompt was given, but sampling.guidance is 1 (no guidance) and it would have no "
+                "effect; set sampling.guidance above 1"
+            )

@@ -15,7 +15,7 @@ from diffmoe_scale.data.reading.reader import Reader, build_reader, iterate_capt
 from diffmoe_scale.model.networks import Networks
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.parallel.context import ParallelContext
-from diffmoe_scale.sampling.generate import generate
+from diffmoe_scale.sampling.batch import generate_batch, number_requests
 from diffmoe_scale.telemetry.picture_grid import save_image_grid
 from diffmoe_scale.train.loss import condition_of, denoising_loss, latents_of
 
@@ -92,13 +92,9 @@ class Validation:
         # Expert-parallel ranks step together, so each draws equally many; the repeated last ones are dropped.
         padded = (self.prompts * ranks)[: share * ranks]
         first = share * self.context.dp_group.rank()
-        generated = generate(
-            self.networks,
-            padded[first : first + share],
-            self.config.sampling,
-            seed=self.config.run.seed,
-            first_index=first,
-        )
+        mine = padded[first : first + share]
+        requests = number_requests(mine, seed=self.config.run.seed, first_index=first)
+        generated = generate_batch(self.networks, requests, self.config.sampling)
         parts: list[Any] = [None] * ranks
         dist.all_gather_object(parts, generated.images_BCHW.cpu(), group=self.context.control_group)
         path = self.directory.samples / f"step_{step:08d}.png"

@@ -12,8 +12,9 @@ from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.data.features.source import FeatureSet, FeatureSource, pack_sample
 from diffmoe_scale.data.reading.pictures import Size
 from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.sampling.batch import generate_batch, number_requests
 from diffmoe_scale.sampling.calibration import MAX_TRIALS, TOLERANCE, choose_prompts, search
-from diffmoe_scale.sampling.loading import draw, load_pipeline
+from diffmoe_scale.sampling.loading import load_pipeline
 from diffmoe_scale.train import trainer
 from tests.data.samples import write_shards
 from tests.ranks import run_alone, run_on_ranks
@@ -78,11 +79,9 @@ def find_and_draw(run: Path) -> tuple[int, list[int], float]:
         "sampling.guidance=2.0",
     ]
     model = load_pipeline(run, weights="ema", settings=chosen)
-    return (
-        codes[0],
-        codes[1:],
-        draw(model.networks, choose_prompts(model.config, 6), model.config.sampling, seed=0).capacity,
-    )
+    requests = number_requests(choose_prompts(model.config, 6), seed=0)
+    capacity = generate_batch(model.networks, requests, model.config.sampling).loads.capacity
+    return codes[0], codes[1:], capacity
 
 
 def test_recorded_gamma_of_a_trained_model_gives_the_capacity_asked_for(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,11 @@ import torch
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.sampling import SamplingConfig
 from diffmoe_scale.parallel.context import ParallelContext
-from diffmoe_scale.sampling.loading import draw, load_pipeline
+from diffmoe_scale.sampling import loading
+from diffmoe_scale.sampling.batch import number_requests
+from diffmoe_scale.sampling.generate import generate_batches
+from diffmoe_scale.sampling.loading import load_pipeline
+from diffmoe_scale.sampling.loads import LoadByTime
 from diffmoe_scale.train import trainer
 from diffmoe_scale.train.engine import Engine
 from tests.ranks import run_alone, run_on_ranks
@@ -121,7 +126,8 @@ def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "runs"
     assert (
         refusal(path)
-        == f"{path} is no run: {path / 'config.yaml'} does not exist; give a run directory or one of its checkpoints/step_N folders"
+        == f"{path} is no run: {path / 'config.yaml'} does not exist; give a run directory or one of its "
+        "checkpoints/step_N folders"
     )
 
 
@@ -145,8 +151,41 @@ def test_damaged_checkpoint_is_refused_with_its_files(copy: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    message = f"{path.parent} is damaged: __1_0.distcp has another check sum than when it was written; choose another of {copy / 'checkpoints'}"
-    assert refusal(copy) == message
+    message = f"{path.parent} is damaged: __1_0.distcp has another check sum than when it was written; "
+    assert refusal(copy) == f"{message}choose another of {copy / 'checkpoints'}"
+
+
+def remove_then_read(run: Path, calls: list[str]) -> str:
+    """Loads while the newest checkpoint is removed: after its manifest was read, or after its check sums."""
+    newest = run / "checkpoints" / "step_00000006"
+
+    def remove_first(name: str, function: Callable[..., object]) -> Callable[..., object]:
+        def replaced(*arguments: object, **more: object) -> object:
+            if name in calls and newest.exists():
+                newest.rename(newest.with_suffix(".tmp"))
+            return function(*arguments, **more)
+
+        return replaced
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("read_manifest", "find_damage", "fill_tensors"):
+            patch.setattr(loading, name, remove_first(name, getattr(loading, name)))
+        try:
+            return load_pipeline(run).checkpoint.name
+        except ValueError as error:
+            return str(error)
+
+
+@pytest.mark.parametrize("call", ["read_manifest", "find_damage", "fill_tensors"])
+def test_next_checkpoint_is_read_when_one_is_removed_while_it_is_read(copy: Path, call: str) -> None:
+    assert run_alone(remove_then_read, copy, [call]) == "step_00000003"
+
+
+def test_checkpoint_that_was_named_and_removed_is_not_called_damaged(copy: Path) -> None:
+    named = copy / "checkpoints" / "step_00000006"
+    shutil.rmtree(named)
+    message = f"{named} is not there, or was removed while it was read; choose another of {named.parent}"
+    assert run_alone(refusal, named) == message
 
 
 def test_config_of_another_model_is_refused_with_the_setting(copy: Path) -> None:
@@ -156,11 +195,15 @@ def test_config_of_another_model_is_refused_with_the_setting(copy: Path) -> None
 
 
 def draw_in_batches(path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    pipeline = load_pipeline(path, weights="ema").networks
+    networks = load_pipeline(path, weights="ema").networks
     answers = []
     for batch in (5, 2, 1):
-        generated = draw(pipeline, CAPTIONS, SamplingConfig(steps=3, batch=batch), seed=1)
-        answers.append((generated.images_BCHW.numpy(), generated.load_TLE.numpy()))
+        requests, loads = number_requests(CAPTIONS, seed=1), LoadByTime()
+        parts = list(generate_batches(networks, requests, SamplingConfig(steps=3, batch=batch)))
+        for part in parts:
+            loads.merge(part.loads)
+        images_BCHW = torch.cat([part.images_BCHW for part in parts])
+        answers.append((images_BCHW.numpy(), loads.load_TLE.numpy()))
     return answers
 
 

@@ -1,0 +1,129 @@
+"""One batch of pictures from trained networks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffmoe_scale.config.check import require
+from diffmoe_scale.config.sampling import SamplingConfig
+from diffmoe_scale.diffusion.noise import sample_noise
+from diffmoe_scale.model.condition import Condition
+from diffmoe_scale.model.networks import Networks
+from diffmoe_scale.sampling.euler import euler
+from diffmoe_scale.sampling.guidance import GuidedNetwork
+from diffmoe_scale.sampling.loads import LoadByTime
+from diffmoe_scale.sampling.schedule import sampling_times
+
+STEP_SEED = 1_000_003
+"""Between the seeds of two steps' fresh noise. torch's generator of a CPU reads 32 bits of a seed: a power of
+two would be lost there."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture to be drawn: of a caption (or label, in class mode), from noise of (seed, index) alone.
+
+    Guidance leads away from `negative_prompt`, in class mode from no class.
+    """
+
+    prompt: str | int
+    seed: int
+    index: int = 0
+    negative_prompt: str = ""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Pictures [B, 3, H, W] in [-1, 1], what was asked for, and how much the experts worked for them."""
+
+    requests: Sequence[Request]
+    images_BCHW: Tensor
+    loads: LoadByTime
+
+
+def number_requests(
+    prompts: Sequence[str | int], *, seed: int, first_index: int = 0, negative_prompt: str = ""
+) -> list[Request]:
+    """A request for each prompt, from noise `first_index`, `first_index` + 1, ... of one seed."""
+    return [
+        Request(prompt, seed, index, negative_prompt) for index, prompt in enumerate(prompts, first_index)
+    ]
+
+
+@torch.no_grad()
+def generate_batch(networks: Networks, requests: Sequence[Request], sampling: SamplingConfig) -> Generated:
+    """A picture for each request: it does not change with the batch that it is drawn in. All ranks of an
+    expert-parallel group must call this with equal numbers of requests.
+
+    Raises: ValueError if `sampling.height` or `sampling.width` cannot be cut into patches.
+    """
+    channels, height, width = latent_shape(networks, sampling)
+    factor = networks.autoencoder.factor
+    # An original of just this size, not cropped; also for the unconditional half, as in SDXL.
+    size = [height * factor, width * factor, 0, 0, height * factor, width * factor]
+    sizes_BZ = torch.tensor([size] * len(requests), dtype=torch.float32)
+    denoiser = networks.denoiser
+    was_training = denoiser.training
+    denoiser.eval()
+    try:
+        predict = GuidedNetwork(
+            networks,
+            sampling,
+            _condition(networks, requests, sizes_BZ),
+            _unconditional(networks, requests, sizes_BZ),
+        )
+        shape = (channels, height, width)
+        latents_BCHW = euler(
+            predict,
+            networks.objective,
+            _noise(requests, shape, networks.device),
+            sampling_times(sampling.steps, end=networks.objective.end_time),
+            fresh_share=sampling.fresh_noise,
+            fresh_noise=lambda step: _noise(requests, shape, networks.device, step=step + 1),
+        )
+    finally:
+        denoiser.train(was_training)
+    images_BCHW = networks.autoencoder.decode(latents_BCHW).clamp(-1, 1)
+    return Generated(requests, images_BCHW, predict.loads)
+
+
+def latent_shape(networks: Networks, sampling: SamplingConfig) -> tuple[int, int, int]:
+    """[C, H, W] of the latents of the pictures asked for.
+
+    Raises: ValueError if `sampling.height` or `sampling.width` cannot be cut into patches.
+    """
+    channels, *sides = networks.latent_shape
+    multiple = networks.autoencoder.factor * networks.denoiser.transformer.patch
+    expected = f"a multiple of {multiple} (model.patch_size times the autoencoder's factor)"
+    for number, name in enumerate(("height", "width")):
+        pixels = getattr(sampling, name)
+        require(pixels % multiple == 0, f"sampling.{name}", pixels, expected)
+        sides[number] = pixels // networks.autoencoder.factor or sides[number]
+    return channels, sides[0], sides[1]
+
+
+def _noise(
+    requests: Sequence[Request], shape: tuple[int, ...], device: torch.device, *, step: int = 0
+) -> Tensor:
+    """Of (seed, index) alone; step 0 is the start, 1, 2, ... the fresh noise of the steps."""
+    return torch.cat(
+        [
+            sample_noise(request.seed + step * STEP_SEED, [request.index], shape, device)[1]
+            for request in requests
+        ]
+    )
+
+
+def _condition(networks: Networks, requests: Sequence[Request], sizes_BZ: Tensor) -> Condition:
+    prompts = [request.prompt for request in requests]
+    captions = [prompt if isinstance(prompt, str) else "" for prompt in prompts]
+    labels_B = torch.tensor([prompt if isinstance(prompt, int) else -1 for prompt in prompts])
+    return networks.condition(captions, labels_B, sizes_BZ=sizes_BZ)
+
+
+def _unconditional(networks: Networks, requests: Sequence[Request], sizes_BZ: Tensor) -> Condition:
+    captions = [request.negative_prompt for request in requests]
+    no_class_B = torch.full((len(requests),), networks.num_classes)
+    return networks.condition(captions, no_class_B, sizes_BZ=sizes_BZ)

@@ -1,0 +1,321 @@
+"""A batch of pictures by the network, its rules and its guidance."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal  # settings of any type are passed on to the config
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffmoe_scale.config.data import BucketConfig
+from diffmoe_scale.config.diffusion import DiffusionConfig
+from diffmoe_scale.config.encoders import AutoencoderConfig, TextConfig
+from diffmoe_scale.config.model import ModelConfig
+from diffmoe_scale.config.moe import MoEConfig
+from diffmoe_scale.config.sampling import SamplingConfig
+from diffmoe_scale.config.schema import Config
+from diffmoe_scale.diffusion.noise import sample_noise
+from diffmoe_scale.encoders.text.tokenizer import train_tokenizer
+from diffmoe_scale.model import networks as module
+from diffmoe_scale.model.condition import Condition
+from diffmoe_scale.model.networks import Networks, build_networks
+from diffmoe_scale.moe.routing import Selection
+from diffmoe_scale.sampling.batch import Generated, Request, generate_batch, number_requests
+from tests.model.models import EXPERTS, WIDTH, disturb
+from tests.moe.layers import alone
+
+CPU = torch.device("cpu")
+SIZE, NUM_CLASSES, STEPS = 8, 3, 4
+PLAIN = SamplingConfig(steps=STEPS, guidance=1.0)
+
+
+def config(*, image_size: int = SIZE, moe: dict[str, Any] | None = None, **sections: Any) -> Config:
+    model = ModelConfig(
+        conditioning="class",
+        num_classes=NUM_CLASSES,
+        image_size=image_size,
+        patch_size=2,
+        depth=2,
+        width=WIDTH,
+    )
+    experts = MoEConfig(
+        **({"num_experts": EXPERTS, "router_init_std": 0.5, "threshold_bias_correction": False} | (moe or {}))
+    )
+    given: dict[str, Any] = {"model": model, "moe": experts} | sections
+    return Config(**given)
+
+
+def build(config: Config, *, tokenizer: Path = Path("unused")) -> Networks:
+    networks = build_networks(config, tokenizer_path=tokenizer, groups=alone(), device=CPU)
+    disturb(networks.denoiser)
+    for layer in networks.denoiser.moe_layers():
+        layer.router.predictor.expert_threshold_E.fill_(0.5)
+    return networks
+
+
+def generate(
+    networks: Networks,
+    prompts: Sequence[str | int],
+    sampling: SamplingConfig,
+    *,
+    seed: int,
+    first_index: int = 0,
+    negative_prompt: str = "",
+) -> Generated:
+    requests = number_requests(prompts, seed=seed, first_index=first_index, negative_prompt=negative_prompt)
+    return generate_batch(networks, requests, sampling)
+
+
+def counted(networks: Networks) -> list[Condition]:
+    """The condition of every pass through the network from now on."""
+    seen: list[Condition] = []
+    networks.denoiser.register_forward_pre_hook(lambda denoiser, arguments: seen.append(arguments[2]))
+    return seen
+
+
+def labels_of(condition: Condition) -> list[int]:
+    assert condition.labels_B is not None
+    return [int(label) for label in condition.labels_B]
+
+
+class Latents:
+    """An autoencoder of 16-pixel patches."""
+
+    channels, factor = 3, 16
+
+    def encode(self, images_BCHW: Tensor) -> Tensor:
+        return images_BCHW[:, :, ::16, ::16]
+
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        return latents_BCHW.repeat_interleave(16, 2).repeat_interleave(16, 3)
+
+    def fingerprint(self) -> str:
+        return "16-pixel patches"
+
+
+@pytest.fixture
+def latents(monkeypatch: pytest.MonkeyPatch) -> AutoencoderConfig:
+    monkeypatch.setattr(module, "build_autoencoder", lambda config, device: Latents())
+    return AutoencoderConfig(kind="kl", path="some/folder")
+
+
+def test_pictures_are_euler_steps_of_the_guided_velocity() -> None:
+    networks = build(config(diffusion=DiffusionConfig(time_scale=10.0)))
+    _, x_BCHW = sample_noise(5, range(7, 10), (3, SIZE, SIZE), CPU)
+    labels_B = torch.tensor([0, 2, 1])
+    for step in range(STEPS):
+        t_B = torch.full((3,), 1 - step / STEPS)
+        velocities = [
+            networks.denoiser(x_BCHW, 10 * t_B, Condition(labels), Selection("threshold")).value_BCHW.detach()
+            for labels in (labels_B, torch.full((3,), NUM_CLASSES))
+        ]
+        x_BCHW = x_BCHW - (velocities[1] + 2 * (velocities[0] - velocities[1])) / STEPS
+    generated = generate(
+        networks, [0, 2, 1], SamplingConfig(steps=STEPS, guidance=2.0), seed=5, first_index=7
+    )
+    torch.testing.assert_close(generated.images_BCHW, x_BCHW.clamp(-1, 1), rtol=1e-5, atol=1e-5)
+    assert generated.images_BCHW.shape == (3, 3, SIZE, SIZE)
+
+
+def test_each_step_draws_noise_of_its_own() -> None:
+    """Equal noise in the first two steps would give almost equal inputs (a correlation of 0.99)."""
+    networks = build(config())
+    seen: list[Tensor] = []
+    networks.denoiser.register_forward_pre_hook(lambda denoiser, arguments: seen.append(arguments[0]))
+    generate(networks, [0], SamplingConfig(steps=STEPS, guidance=1.0, fresh_noise=1.0), seed=5)
+    correlations = torch.corrcoef(torch.stack([x_BCHW.flatten() for x_BCHW in seen]))
+    assert len(seen) == STEPS and abs(float(correlations[0, 1])) < 0.6
+
+
+def test_a_picture_does_not_depend_on_the_batch_that_it_is_drawn_in() -> None:
+    networks, sampling = build(config()), SamplingConfig(steps=STEPS, guidance=2.0, fresh_noise=0.5)
+    together = generate(networks, [0, 1, 2], sampling, seed=5)
+    parts = [
+        generate(networks, [0], sampling, seed=5),
+        generate(networks, [1, 2], sampling, seed=5, first_index=1),
+    ]
+    alone_BCHW = torch.cat([part.images_BCHW for part in parts])
+    # The same arithmetic over other numbers of rows.
+    torch.testing.assert_close(together.images_BCHW, alone_BCHW, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        together.loads.load_TLE, (parts[0].loads.load_TLE + 2 * parts[1].loads.load_TLE) / 3
+    )
+
+
+def test_a_picture_of_a_caption_does_not_depend_on_longer_captions_beside_it(tmp_path: Path) -> None:
+    captions = ["red circle", "a green square left of a blue circle and a red square", "blue square"]
+    train_tokenizer(captions, vocabulary=512, path=tmp_path / "tokenizer")
+    model = ModelConfig(image_size=SIZE, patch_size=2, depth=2, width=WIDTH)
+    networks = build(
+        config(model=model, text=TextConfig(width=16, heads=2, depth=1, vocabulary=512)),
+        tokenizer=tmp_path / "tokenizer",
+    )
+    sampling = SamplingConfig(steps=STEPS, guidance=2.0, fresh_noise=0.5)
+    together = generate(networks, captions, sampling, seed=5)
+    one_by_one = [
+        generate(networks, [caption], sampling, seed=5, first_index=i) for i, caption in enumerate(captions)
+    ]
+    # The same arithmetic over other numbers of rows and of padded text tokens.
+    torch.testing.assert_close(
+        together.images_BCHW, torch.cat([part.images_BCHW for part in one_by_one]), rtol=1e-5, atol=1e-5
+    )
+    assert 0 < together.loads.capacity < EXPERTS
+
+
+@pytest.mark.parametrize(
+    "guidance, end, passes", [(1.0, 0.0, STEPS), (2.0, 0.0, 2 * STEPS), (2.0, 0.5, 2 * STEPS - 1)]
+)
+def test_guidance_costs_a_pass_a_step_while_it_is_on(guidance: float, end: float, passes: int) -> None:
+    networks = build(config())
+    seen = counted(networks)
+    # Times 1, 0.75, 0.5, 0.25.
+    generate(networks, [0, 1], SamplingConfig(steps=STEPS, guidance=guidance, guidance_end=end), seed=0)
+    unconditional = [condition for condition in seen if set(labels_of(condition)) == {NUM_CLASSES}]
+    assert len(seen) == passes and len(unconditional) == passes - STEPS
+
+
+def test_load_is_by_step_layer_and_expert_and_its_mean_the_capacity() -> None:
+    networks = build(config())
+    everything = generate(
+        networks, [0, 1], SamplingConfig(steps=STEPS, selection="interval", gamma=0.0), seed=0
+    )
+    assert (
+        torch.equal(everything.loads.load_TLE, torch.full((STEPS, 1, EXPERTS), float(EXPERTS)))
+        and everything.loads.capacity == EXPERTS
+    )
+    assert (
+        generate(networks, [0, 1], SamplingConfig(steps=STEPS, selection="static"), seed=0).loads.capacity
+        == 1
+    )
+    assert everything.loads.times == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_a_dense_model_has_no_load_and_capacity_one() -> None:
+    generated = generate(build(config(moe={"num_experts": 0})), [0], PLAIN, seed=0)
+    assert generated.loads.load_TLE.numel() == 0 and generated.loads.capacity == 1
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_drawing_leaves_no_gradient_and_the_mode_as_it_was(is_training: bool) -> None:
+    networks = build(config())
+    networks.denoiser.train(is_training)
+    modes: list[bool] = []
+    networks.denoiser.register_forward_pre_hook(lambda denoiser, arguments: modes.append(denoiser.training))
+    assert not generate(networks, [0], PLAIN, seed=0).images_BCHW.requires_grad
+    assert networks.denoiser.training == is_training and not any(modes)
+
+
+def test_captions_and_the_empty_caption_are_encoded_once_a_call(tmp_path: Path) -> None:
+    captions = [f"{color} {shape}" for color in ("red", "green", "blue") for shape in ("circle", "square")]
+    train_tokenizer(captions, vocabulary=512, path=tmp_path / "tokenizer")
+    text = TextConfig(width=16, heads=2, depth=1, vocabulary=512)
+    model = ModelConfig(image_size=SIZE, patch_size=2, depth=2, width=WIDTH)
+    networks = build(config(model=model, text=text), tokenizer=tmp_path / "tokenizer")
+    encoded: list[int] = []
+    assert networks.denoiser.text_encoder is not None
+    networks.denoiser.text_encoder.register_forward_pre_hook(
+        lambda encoder, arguments: encoded.append(len(arguments[0]))
+    )
+    seen = counted(networks)
+    first = generate(networks, captions[:2], SamplingConfig(steps=STEPS, guidance=3.0), seed=0)
+    # The empty caption is one end token.
+    lengths = [condition.text.tokens_BLT.shape[1] for condition in seen if condition.text is not None]
+    assert encoded == [2, 2] and [length == 1 for length in lengths] == [False, True] * STEPS
+    assert not torch.equal(
+        first.images_BCHW,
+        generate(networks, captions[2:4], SamplingConfig(steps=STEPS, guidance=3.0), seed=0).images_BCHW,
+    )
+
+
+def test_each_picture_has_the_seed_number_and_negative_prompt_of_its_request(tmp_path: Path) -> None:
+    networks, sampling = text_networks(tmp_path), SamplingConfig(steps=STEPS, guidance=2.0, fresh_noise=0.5)
+    requests = [Request("red circle", 5, 2), Request("red circle", 6), Request("blue circle", 5, 2, "red")]
+    together = generate_batch(networks, requests, sampling).images_BCHW
+    for image_CHW, request in zip(together, requests, strict=True):
+        alone_CHW = generate_batch(networks, [request], sampling).images_BCHW[0]
+        torch.testing.assert_close(image_CHW, alone_CHW, rtol=1e-5, atol=1e-5)
+    plain = generate(networks, ["blue circle"], sampling, seed=5, first_index=2).images_BCHW
+    assert not torch.allclose(together[2], plain[0], atol=1e-3), "the negative prompt has no effect"
+
+
+def test_guidance_leads_away_from_the_negative_prompt(tmp_path: Path) -> None:
+    """Of one step from noise: x_0 is linear in what guidance makes of the two predictions."""
+    networks = text_networks(tmp_path)
+
+    def draw(prompt: str, guidance: float, negative_prompt: str = "") -> torch.Tensor:
+        sampling = SamplingConfig(steps=1, guidance=guidance)
+        return generate(networks, [prompt], sampling, seed=0, negative_prompt=negative_prompt).images_BCHW
+
+    wanted, unwanted = draw("red circle", 1.0), draw("blue square", 1.0)
+    expected = (unwanted + 2.0 * (wanted - unwanted)).clamp(-1, 1)
+    inside = (wanted.abs() < 1) & (unwanted.abs() < 1)  # what was not clipped
+    guided = draw("red circle", 2.0, "blue square")
+    assert inside.any()
+    torch.testing.assert_close(guided[inside], expected[inside], rtol=1e-4, atol=1e-4)
+
+
+def text_networks(folder: Path) -> Networks:
+    captions = [f"{color} {shape}" for color in ("red", "green", "blue") for shape in ("circle", "square")]
+    train_tokenizer(captions, vocabulary=512, path=folder / "tokenizer")
+    text = TextConfig(width=16, heads=2, depth=1, vocabulary=512)
+    model = ModelConfig(image_size=SIZE, patch_size=2, depth=2, width=WIDTH)
+    return build(config(model=model, text=text), tokenizer=folder / "tokenizer")
+
+
+def test_the_network_works_on_latents_and_pictures_are_decoded(latents: AutoencoderConfig) -> None:
+    networks = build(config(image_size=64, autoencoder=latents))
+    assert networks.latent_shape == (3, 4, 4)
+    images_BCHW = generate(networks, [0], PLAIN, seed=0).images_BCHW
+    assert images_BCHW.shape == (1, 3, 64, 64) and torch.equal(
+        images_BCHW[:, :, :16, :16], images_BCHW[:, :, :1, :1].expand(1, 3, 16, 16)
+    )
+
+
+def test_an_image_size_that_the_autoencoder_does_not_divide_is_named(latents: AutoencoderConfig) -> None:
+    with pytest.raises(ValueError, match=r"model.image_size is 72; expected a multiple of 16"):
+        build(config(image_size=72, autoencoder=latents))
+
+
+def test_weights_are_in_the_named_format_and_thresholds_in_fp32() -> None:
+    model = ModelConfig(
+        conditioning="class",
+        num_classes=NUM_CLASSES,
+        image_size=SIZE,
+        patch_size=2,
+        depth=2,
+        width=WIDTH,
+        precision="bf16",
+    )
+    networks = build(config(model=model))
+    assert {parameter.dtype for parameter in networks.denoiser.parameters()} == {torch.bfloat16}
+    assert networks.denoiser.moe_layers()[0].router.predictor.expert_threshold_E.dtype == torch.float32
+    assert generate(networks, [0, 1], PLAIN, seed=0).images_BCHW.dtype == torch.float32
+
+
+@pytest.mark.parametrize("objective", ["flow", "ddpm"])
+def test_every_objective_draws_pictures_of_finite_pixels(objective: Literal["flow", "ddpm"]) -> None:
+    images_BCHW = generate(
+        build(config(diffusion=DiffusionConfig(kind=objective))), [0, 1], PLAIN, seed=0
+    ).images_BCHW
+    assert images_BCHW.isfinite().all() and images_BCHW.abs().max() <= 1
+
+
+def test_pictures_have_the_height_and_width_asked_for() -> None:
+    networks = build(config())
+    images_BCHW = generate(
+        networks, [0, 1], replace(PLAIN, height=SIZE // 2, width=2 * SIZE), seed=0
+    ).images_BCHW
+    assert images_BCHW.shape == (2, 3, SIZE // 2, 2 * SIZE)
+    assert torch.equal(
+        generate(networks, [0], PLAIN, seed=0).images_BCHW,
+        generate(networks, [0], replace(PLAIN, height=SIZE, width=SIZE), seed=0).images_BCHW,
+    )
+    with pytest.raises(ValueError, match=r"sampling\.width is 7; expected a multiple of 2"):
+        generate(networks, [0], replace(PLAIN, width=7), seed=0)
+
+
+def test_a_bucket_step_that_patches_do_not_divide_is_named() -> None:
+    with pytest.raises(ValueError, match=r"buckets\.step is 1; expected a multiple of 2"):
+        build(replace(config(), buckets=BucketConfig(enabled=True, step=1)))
