@@ -1,14 +1,18 @@
 """Package metadata; `make setup` installs it into the project's own virtual environment."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+INIT = Path(__file__).with_name("diffmoe_scale") / "__init__.py"
+(VERSION,) = re.findall(r'__version__ = "(.+)"', INIT.read_text(encoding="utf-8"))
+
 setup(
     name="diffmoe_scale",
-    version="0.1.0",
-    description="Training stack for text-to-image diffusion transformers with dynamic mixture-of-experts layers",
-    long_description=Path(__file__).with_name("README.md").read_text(),
+    version=VERSION,
+    description="Training stack for text-to-image diffusion transformers with mixture-of-experts layers",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

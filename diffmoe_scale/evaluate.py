@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from diffmoe_scale.sample import add_model_arguments
+from diffmoe_scale.cli.arguments import add_model_arguments
 from diffmoe_scale.telemetry.log import setup_tool_logging
 
 

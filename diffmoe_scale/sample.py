@@ -6,26 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffmoe_scale.cli.arguments import add_model_arguments
 from diffmoe_scale.telemetry.log import silence_packages
-
-SETTINGS_HELP = (
-    "settings that override the run's: sampling.steps, sampling.guidance, sampling.selection (threshold, threshold_count, interval, static), "
-    "sampling.gamma, sampling.batch, moe.backend, ..."
-)
-
-
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `load_pipeline` wants to know: `checkpoint`, `weights` and `settings`."""
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        help="run directory (its newest complete checkpoint) or one checkpoints/step_N folder",
-    )
-    parser.add_argument(
-        "--weights", choices=("ema", "master"), default="ema", help="averaged or last weights (default: ema)"
-    )
-    parser.add_argument("settings", nargs="*", metavar="key.sub=value", help=SETTINGS_HELP)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

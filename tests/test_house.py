@@ -13,7 +13,6 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.stat().st_size)
 FLOORS = {
     "config": 1,
     "parallel": 1,
-    "cli": 1,
     "scenes": 1,
     "files": 1,
     "recent": 1,
@@ -22,6 +21,7 @@ FLOORS = {
     "diffusion": 2,
     "telemetry": 2,
     "checkpoint": 2,
+    "cli": 3,
     "moe": 3,
     "data/shards": 3,
     "data/order": 3,

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from diffmoe_scale.cli.arguments import add_model_arguments
 from diffmoe_scale.files import replace_file
-from diffmoe_scale.sample import add_model_arguments, read_prompts
+from diffmoe_scale.sample import read_prompts
 from diffmoe_scale.telemetry.log import setup_tool_logging
 
 

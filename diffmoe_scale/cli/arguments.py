@@ -1,0 +1,24 @@
+"""The arguments that name a trained model; `sampling.loading.load_pipeline` takes them."""
+
+import argparse
+
+from diffmoe_scale.cli.command import user_path
+
+SETTINGS_HELP = (
+    "settings that override the run's: sampling.steps, sampling.guidance, sampling.selection (threshold, "
+    "threshold_count, interval, static), sampling.gamma, sampling.batch, moe.backend, ..."
+)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds `checkpoint`, `weights` and `settings`."""
+    parser.add_argument(
+        "--checkpoint",
+        type=user_path,
+        required=True,
+        help="run directory (its newest complete checkpoint) or one checkpoints/step_N folder",
+    )
+    parser.add_argument(
+        "--weights", choices=("ema", "master"), default="ema", help="averaged or last weights (default: ema)"
+    )
+    parser.add_argument("settings", nargs="*", metavar="key.sub=value", help=SETTINGS_HELP)
