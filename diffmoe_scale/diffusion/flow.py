@@ -53,6 +53,8 @@ class Flow:
         ).square()
 
     def split(self, value_BCHW: Tensor, x_t_BCHW: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Exact from `min_time` on. Below it, a predicted sample's x_0 is still exact, but its noise is that
+        of a velocity held down by t / min_time."""
         if self.config.prediction == "velocity":
             return x_t_BCHW - _per_sample(t_B) * value_BCHW, x_t_BCHW + _per_sample(1 - t_B) * value_BCHW
         velocity = (x_t_BCHW - value_BCHW) / _per_sample(t_B.clamp(min=self.config.min_time))

@@ -39,7 +39,12 @@ class Objective(Protocol):
         """Loss of each sample [B] for the network's output `value`."""
 
     def split(self, value_BCHW: Tensor, x_t_BCHW: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
-        """The (x_0, noise) that the network's output implies at x_t."""
+        """The (x_0, noise) that the network's output implies at x_t.
+
+        Where the network predicts x_0, the noise is (x_t - x_0) / t + x_0. Below `diffusion.min_time` the
+        division is by that instead, and the noise is no longer the flow's: a sampler takes its last step to
+        a time of at least min_time and returns the x_0 found there.
+        """
 
 
 def build_objective(config: DiffusionConfig) -> Objective:

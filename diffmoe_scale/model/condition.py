@@ -1,4 +1,4 @@
-"""What the network sees beside the noisy image and the time: tensors alone.
+"""What the network sees beside the noisy image and the time: tensors only.
 
 B samples, L text tokens, Z size conditions.
 """

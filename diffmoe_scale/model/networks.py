@@ -27,8 +27,8 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks of a run. `text_encoder` is the denoiser's own where it is trained along, and None in class
-    mode."""
+    """The networks of a run. `text_encoder` is the denoiser's own where it is trained along, and None in
+    class mode."""
 
     denoiser: Denoiser
     objective: Objective
@@ -115,7 +115,8 @@ def build_networks(
 
 
 def check_sizes(config: Config, *, channels: int, factor: int) -> None:
-    """Raise ValueError unless the config fits an autoencoder of `channels` that shrinks images by `factor`."""
+    """Raise ValueError unless the config fits an autoencoder with latents of `channels`, smaller by
+    `factor`."""
     size = config.model.image_size
     require(
         size % factor == 0,

@@ -53,7 +53,7 @@ class TokenDispatcher(MoEAlltoAllTokenDispatcher):
 
     def expect_rows(self, rows_per_expert: int | None) -> None:
         """Before each dispatch: every expert takes this many of every rank's tokens (even splits, known
-        shapes, no exchange of counts and no wait for the device), or None where the mask alone tells."""
+        shapes, no exchange of counts and no wait for the device), or None where only the mask says."""
         self.drop_and_pad = rows_per_expert is not None
         self.capacity = rows_per_expert
 

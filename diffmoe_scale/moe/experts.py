@@ -1,6 +1,6 @@
 """The experts of a rank: Megatron's container, with grouped linears that need no Transformer Engine.
 
-Legend beyond the package's: R rows sorted by local expert.
+Letters beside the package's: R rows sorted by local expert.
 """
 
 from collections.abc import Callable, Iterator

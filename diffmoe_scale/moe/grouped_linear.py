@@ -1,6 +1,6 @@
 """One linear map an expert, over rows sorted by expert: a plain loop, and torch's grouped GEMM.
 
-Legend beyond the package's: I and O the inner and outer width of one linear, R rows sorted by local expert.
+Letters beside the package's: I and O the inner and outer width of one linear, R rows sorted by local expert.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ class LoopLinear(nn.Module):
             self.register_parameter(f"bias{i}", nn.Parameter(bias_O))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Tensors that are moved or cast one by one come to lie apart: they are laid out in one storage anew."""
+        """Tensors that were moved or cast one by one lie apart: they are laid out in one storage anew."""
         before = [tensor.data_ptr() for tensor in self.parameters()]
         super()._apply(fn, recurse)
         if before != [tensor.data_ptr() for tensor in self.parameters()]:
@@ -60,7 +60,7 @@ class LoopLinear(nn.Module):
         return tensors[: self.num_gemms], tensors[self.num_gemms :]
 
     def forward(self, x_RI: Tensor, rows_per_expert: list[int]) -> tuple[Tensor, None]:
-        """y_RO of rows sorted by expert; None is the bias that Megatron's contract could leave to the caller."""
+        """y_RO of rows sorted by expert; None is the bias that Megatron could leave to the caller."""
         weights, biases = self.expert_tensors()
         biases_or_none: Sequence[Tensor | None] = biases or [None] * self.num_gemms
         parts = zip(x_RI.split(rows_per_expert), weights, biases_or_none, strict=True)
@@ -130,7 +130,8 @@ class _GroupedLinear(torch.autograd.Function):
             grad_w_eOI = F.grouped_mm(grad_y_RO.t(), x_RI, offs=ends_e).unbind()
             for rows, grad_w_OI in zip(ctx.rows_per_expert, grad_w_eOI, strict=True):
                 if rows == 0:
-                    grad_w_OI.zero_()  # an empty product is a zero, but no document promises that a kernel writes it
+                    # An empty product is a zero, but no document promises that a kernel writes it.
+                    grad_w_OI.zero_()
         grad_b_eO = (
             [grad_y.sum(dim=0) for grad_y in grad_y_RO.split(ctx.rows_per_expert)] if ctx.has_bias else []
         )

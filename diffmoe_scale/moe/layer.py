@@ -113,7 +113,7 @@ def megatron_config(config: MoEConfig, *, width: int, expert_parallel: int) -> T
         gated_linear_unit=is_gated,
         add_bias_linear=not is_gated,
         moe_router_load_balancing_type="none",
-        # Tells the dispatcher that rows are not tokens x top-k: experts choose.
+        # With a capacity the dispatcher does not expect tokens x top-k rows: experts choose.
         moe_expert_capacity_factor=config.capacity,
         moe_token_dispatcher_type="alltoall",
         perform_initialization=False,

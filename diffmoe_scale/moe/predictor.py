@@ -1,4 +1,4 @@
-"""The capacity predictor: which experts take a token, from that token alone."""
+"""The capacity predictor: which experts take a token, from that token only."""
 
 from collections.abc import Callable
 from typing import Self
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class CapacityPredictor(nn.Module):
-    """Logits of which experts take a token, from that token alone (DiffMoE eq. 10), and the thresholds they
+    """Logits of which experts take a token, from that token only (DiffMoE eq. 10), and the thresholds they
     are held against.
 
-    The gradient stops at the token: the predictor watches the diffusion model and never changes it.
+    The gradient stops at the token: the predictor never changes the diffusion model.
     """
 
     expert_threshold_E: Tensor
@@ -78,5 +78,5 @@ class CapacityPredictor(nn.Module):
 
 
 def predictor_loss(prediction_SE: Tensor, mask_SE: Tensor) -> Tensor:
-    """Mean binary cross entropy between the predictor's logits and what each expert took (DiffMoE eq. 11-12)."""
+    """Mean binary cross entropy between logits and what each expert took (DiffMoE eq. 11-12)."""
     return F.binary_cross_entropy_with_logits(prediction_SE, mask_SE.float())

@@ -1,6 +1,7 @@
 """Which expert takes which token, and with what weight.
 
-Legend beyond the package's: G pools, P tokens of a pool, X experts or twice as many (scores and predictions).
+Letters beside the package's: G pools, P tokens of a pool, X experts or twice as many (scores and
+predictions).
 """
 
 import math
@@ -105,7 +106,8 @@ class ExpertRouter(Router):
         without waiting."""
         when = "" if selection.step is None else f" in step {selection.step}"
         message = (
-            f"the router of block {self.layer_index} got NaN scores{when}: its input or its weights are not finite; "
+            f"the router of block {self.layer_index} got NaN scores{when}: "
+            "its input or its weights are not finite; "
             "look for the first step with a NaN loss, or lower optimizer.learning_rate"
         )
         is_good = ~scores.isnan().any()
@@ -117,7 +119,8 @@ class ExpertRouter(Router):
     def refuse_predictor_rules(self, selection: Selection) -> None:
         if selection.rule not in ("train", "static"):
             raise ValueError(
-                f"sampling.selection is {selection.rule!r} but moe.router {self.moe.router!r} has no capacity predictor; choose 'static'"
+                f"sampling.selection is {selection.rule!r} but moe.router {self.moe.router!r} has no "
+                "capacity predictor; choose 'static'"
             )
 
 
@@ -219,7 +222,7 @@ class ExpertChoiceRouter(ExpertRouter):
 
 
 class TokenChoiceRouter(ExpertRouter):
-    """Each token takes its top k experts (TC-DiT), held in balance by the loss of Switch Transformer (eq. 4)."""
+    """Each token takes its top k experts (TC-DiT), balanced by the loss of Switch Transformer (eq. 4)."""
 
     def routing(self, logits_SE: Tensor, x_SD: Tensor, context: RoutingContext) -> Routing:
         self.refuse_predictor_rules(context.selection)

@@ -1,6 +1,6 @@
-"""Who takes whom, as functions of scores alone.
+"""Which expert takes which token, as functions of scores only.
 
-Legend beyond the package's: P tokens of a pool, X any leading dimensions (experts, or experts and pools).
+Letters beside the package's: P tokens of a pool, X any leading dimensions (experts, or experts and pools).
 """
 
 import math
@@ -22,8 +22,8 @@ def select_best(scores_XP: Tensor, count_X1: Tensor | int, kth_X1: Tensor) -> Te
     pool win."""
     above_XP = scores_XP > kth_X1
     tied_XP = scores_XP == kth_X1
-    room_X1 = count_X1 - above_XP.sum(dim=-1, keepdim=True)
-    return above_XP | (tied_XP & (tied_XP.cumsum(dim=-1) <= room_X1))
+    left_X1 = count_X1 - above_XP.sum(dim=-1, keepdim=True)
+    return above_XP | (tied_XP & (tied_XP.cumsum(dim=-1) <= left_X1))
 
 
 def select_top(scores_XP: Tensor, k: int) -> Tensor:
@@ -62,9 +62,9 @@ def tokens_per_expert(capacity: float, num_tokens: int, num_experts: int, *, mul
     if k < 1 or num_tokens < num_experts:
         rounding = f", rounded down to a multiple of {multiple} for moe.precision" if multiple > 1 else ""
         raise ValueError(
-            f"{num_tokens} tokens compete for moe.num_experts {num_experts} at capacity {capacity:g}: {exact} tokens an expert{rounding}; "
-            f"expected at least {multiple}, and as many tokens as experts: enlarge run.micro_batch, the image, moe.pool or moe.capacity, "
-            "or use fewer experts"
+            f"{num_tokens} tokens compete for moe.num_experts {num_experts} at capacity {capacity:g}: "
+            f"{exact} tokens an expert{rounding}; expected at least {multiple}, and as many tokens as "
+            "experts: enlarge run.micro_batch, the image, moe.pool or moe.capacity, or use fewer experts"
         )
     return k
 

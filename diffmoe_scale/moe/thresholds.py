@@ -17,7 +17,7 @@ def update_thresholds(
     `group`.
 
     Once a step and outside of forward. One collective over `group` (None: this process alone). Layers whose
-    router has no predictor come with E = 0 and are left alone.
+    router has no predictor come with E = 0 and are not changed.
     """
     if kth_probability_LE.numel() == 0:
         return

@@ -1,4 +1,4 @@
-"""The door to Transformer Engine: expert GEMMs in bf16 or FP8 on NVIDIA GPUs."""
+"""Transformer Engine: expert GEMMs in bf16 or FP8 on NVIDIA GPUs."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +20,8 @@ def load_transformer_engine() -> ModuleType:
     except (ImportError, OSError) as error:
         raise ValueError(
             f"moe.backend is 'transformer_engine' but the package cannot be imported ({error}); "
-            "run `pip install --no-build-isolation 'transformer_engine[pytorch]'`, or set moe.backend to 'grouped'"
+            "run `pip install --no-build-isolation 'transformer_engine[pytorch]'`, "
+            "or set moe.backend to 'grouped'"
         ) from error
     if not torch.cuda.is_available():
         raise ValueError(
@@ -40,7 +41,8 @@ def precision_context(precision: str) -> Callable[[], AbstractContextManager[obj
     )(return_reason=True)
     if not is_supported:
         raise ValueError(
-            f"moe.precision is {precision!r} but this GPU cannot do it ({reason}); set moe.precision to 'model'"
+            f"moe.precision is {precision!r} but this GPU cannot do it ({reason}); "
+            "set moe.precision to 'model'"
         )
     from transformer_engine.common import recipe
 
@@ -71,7 +73,8 @@ class TransformerEngineLinear(nn.Module):
         super().__init__()
         if input_size % FP8_ROWS or output_size % FP8_ROWS:
             raise ValueError(
-                f"an expert linear is {input_size} to {output_size} wide; moe.backend 'transformer_engine' needs multiples of {FP8_ROWS}"
+                f"an expert linear is {input_size} to {output_size} wide; "
+                f"moe.backend 'transformer_engine' needs multiples of {FP8_ROWS}"
             )
         te = load_transformer_engine()
         self.num_gemms, self.output_size = num_gemms, output_size

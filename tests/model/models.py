@@ -71,7 +71,7 @@ def make_transformer(
     groups: ProcessGroupCollection | None = None,
     **moe: Any,
 ) -> DiffusionTransformer:
-    """Depth 4, experts in blocks 1 and 3, latents 4x8x8 in patches of 2; `text` mode has pooled features too."""
+    """Depth 4, experts in blocks 1 and 3, latents 4x8x8 in patches of 2; `text` mode has pooled features."""
     is_text = conditioning == "text"
     transformer = DiffusionTransformer(
         ModelConfig(

@@ -1,4 +1,4 @@
-"""The whole layer: against the reference implementation's numbers, and expert parallel against one process."""
+"""The whole layer against the reference implementation's numbers, and many processes against one."""
 
 from pathlib import Path
 

@@ -3,12 +3,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.moe.selection import (
     kth_largest,
     select_counted,
     select_experts,
     select_top,
     tokens_per_expert,
+    training_capacity,
 )
 
 # Few distinct values: most pools hold ties.
@@ -68,3 +70,41 @@ def test_a_pool_too_small_for_its_experts_is_an_error(capacity, num_tokens, num_
 )
 def test_tokens_of_an_expert_are_rounded_down_to_the_multiple(capacity, multiple, expected):
     assert tokens_per_expert(capacity, 100, 4, multiple=multiple) == expected
+
+
+def test_capacity_goes_linearly_from_start_to_end_and_stays_there():
+    config = MoEConfig(capacity=2.0, capacity_start=4.0, capacity_steps=4)
+    assert [training_capacity(config, step) for step in (1, 2, 3, 4, 5, 100, None)] == [
+        4.0,
+        3.5,
+        3.0,
+        2.5,
+        2.0,
+        2.0,
+        2.0,
+    ]
+
+
+def test_capacity_without_a_schedule_is_the_same_in_every_step():
+    assert [training_capacity(MoEConfig(capacity=1.5), step) for step in (1, 2, 1000, None)] == [1.5] * 4
+
+
+@pytest.mark.parametrize(
+    "settings, match",
+    [
+        ({"capacity_steps": 5}, r"moe.capacity_start is 0.0; expected above 0 and at most moe.num_experts"),
+        ({"capacity_start": 2.0}, r"moe.capacity_start is 2.0; .* exactly when moe.capacity_steps is set"),
+        (
+            {"capacity_steps": 5, "capacity_start": 9.0},
+            r"moe.capacity_start is 9.0; .* at most moe.num_experts \(8\)",
+        ),
+        ({"capacity_steps": -1}, r"moe.capacity_steps is -1; expected 0 \(no schedule\) or more"),
+        (
+            {"capacity_steps": 5, "capacity_start": 2.0, "router": "token_choice"},
+            r"moe.capacity_steps is 5; expected 0 for moe.router 'token_choice'",
+        ),
+    ],
+)
+def test_half_a_schedule_is_an_error(settings, match):
+    with pytest.raises(ValueError, match=match):
+        MoEConfig(**settings)

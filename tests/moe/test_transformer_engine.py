@@ -47,7 +47,8 @@ def test_fp8_on_a_gpu_that_lacks_it_is_an_error_with_the_packages_reason(monkeyp
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(
         ValueError,
-        match=rf"moe.precision is '{precision}' but this GPU cannot do it \(needs a newer GPU\); set moe.precision to 'model'",
+        match=rf"moe.precision is '{precision}' but this GPU cannot do it \(needs a newer GPU\); "
+        "set moe.precision to 'model'",
     ):
         precision_context(precision)
     assert precision_context("model") is nullcontext

@@ -13,7 +13,7 @@ class TextEncoder(nn.Module, ABC):
     """Ids [B, L] of `tokenize` to TextFeatures."""
 
     is_trained: bool
-    """Trained along with the transformer, and part of its checkpoints; else it has no gradients and is none."""
+    """Trained along with the transformer and part of its checkpoints, or frozen and no part of them."""
     token_width: int
     pooled_width: int
 

@@ -82,7 +82,7 @@ def train_tokenizer(captions: Iterable[str], *, vocabulary: int, path: Path) -> 
     Not unigram: of captions with few distinct words it keeps letters and drops words ("four" becomes f, o,
     ur).
 
-    Raises: ValueError without captions, or for a vocabulary that has no room for the bytes and the captions'
+    Raises: ValueError without captions, or for a vocabulary too small for the bytes and the captions'
     characters.
     """
     texts = [clean(caption) for caption in captions if caption.strip()]

@@ -15,7 +15,7 @@ from diffmoe_scale.nn.generator import draw_defaults, seeded
 
 
 class TextBlock(nn.Module):
-    """Pre-norm transformer block, [B, L, T] -> [B, L, T]; every token sees all valid tokens of its caption."""
+    """Pre-norm transformer block, [B, L, T] -> [B, L, T]; a token sees all valid tokens of its caption."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

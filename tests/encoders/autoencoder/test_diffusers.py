@@ -1,16 +1,21 @@
 import json
+import time
+from typing import Any  # diffusers' models carry no useful types
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 
 from diffmoe_scale.config.encoders import AutoencoderConfig
 from diffmoe_scale.encoders.autoencoder.build import build_autoencoder
+from diffmoe_scale.encoders.autoencoder.diffusers import kl_latent_format
+from diffmoe_scale.encoders.fingerprint import fingerprint
 
 CPU = torch.device("cpu")
 
 
-def tiny_model(**settings) -> AutoencoderKL:
+def tiny_model(**settings: Any) -> Any:
     torch.manual_seed(0)
     return AutoencoderKL(
         block_out_channels=(8, 8, 8),
@@ -113,15 +118,15 @@ def test_missing_folder_is_an_error_that_names_the_setting(tmp_path):
 
 
 def test_folder_without_weights_is_an_error_that_names_the_file(tmp_path, folder):
-    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text(encoding="utf-8"))
     with pytest.raises(ValueError, match=r"autoencoder\.path is .*diffusion_pytorch_model\.safetensors"):
         build(tmp_path)
 
 
 def test_weights_of_another_shape_are_an_error(tmp_path):
     tiny_model().save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"latent_channels": 4}))
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"latent_channels": 4}), encoding="utf-8")
     with pytest.raises(ValueError, match=r"autoencoder\.path is"):
         build(tmp_path)
 
@@ -135,6 +140,30 @@ def test_weights_of_another_shape_are_an_error(tmp_path):
     ],
 )
 def test_config_of_something_else_is_an_error(text, message, tmp_path):
-    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "config.json").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=rf"autoencoder\.path is .*{message}"):
         build(tmp_path)
+
+
+def test_missing_weights_are_an_error_that_counts_them(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    names = sorted(name for name in weights if name.startswith("decoder.conv_in"))
+    save_file({name: weight for name, weight in weights.items() if name not in names}, file)
+    with pytest.raises(ValueError, match=r"autoencoder\.path is .*; 2 weights are missing, the first is dec"):
+        build(tmp_path)
+
+
+def test_the_format_of_latents_is_known_without_reading_weights(folder):
+    autoencoder = build(folder)
+    assert kl_latent_format(folder) == (autoencoder.channels, autoencoder.factor) == (16, 4)
+
+
+def test_the_fingerprint_is_that_of_the_weights_and_is_kept_beside_them(tmp_path):
+    tiny_model(scaling_factor=1.5).save_pretrained(tmp_path)
+    time.sleep(0.1)  # a step of the file system's clock
+    first = build(tmp_path)
+    expected = fingerprint(first.model, [[[0.0]]], [[[1.5]]])
+    assert first.fingerprint() == build(tmp_path).fingerprint() == expected
+    assert expected in (tmp_path / "fingerprint.json").read_text(encoding="utf-8")

@@ -1,0 +1,97 @@
+import open_clip
+import pytest
+import torch
+
+from diffmoe_scale.config.encoders import TextConfig
+from diffmoe_scale.encoders.text.build import build_text_encoder, feature_widths
+from tests.encoders.text.texts import CLOSE, LONG, SHORT, encode
+
+
+def test_open_clip_gives_penultimate_hidden_states_and_the_pooled_feature(open_clip_encoder, tower):
+    captions = [SHORT, LONG]
+    features = encode(open_clip_encoder, captions)
+    ids_BL = open_clip.SimpleTokenizer(context_length=16)(captions)
+    with torch.no_grad():
+        x_BLT = tower.token_embedding(ids_BL) + tower.positional_embedding
+        for block in tower.transformer.resblocks[:-1]:
+            x_BLT = block(x_BLT, attn_mask=tower.attn_mask)
+        pooled_BV = tower.encode_text(ids_BL)
+    length = features.mask_BL.shape[1]
+    torch.testing.assert_close(features.tokens_BLT, x_BLT[:, :length], **CLOSE)
+    torch.testing.assert_close(features.pooled_BV, pooled_BV, **CLOSE)
+
+
+def test_open_clip_mask_keeps_pieces_of_id_zero(open_clip_encoder):
+    # 0 is padding behind the end token, and the piece "!" before it.
+    tokens_BL = torch.tensor([[49406, 0, 320, 49407, 0], [49406, 320, 320, 320, 49407]])
+    assert open_clip_encoder(tokens_BL).mask_BL.tolist() == [[True] * 4 + [False], [True] * 5]
+
+
+def test_open_clip_is_frozen_and_keeps_no_image_tower(open_clip_encoder):
+    parameters = dict(open_clip_encoder.named_parameters())
+    assert not open_clip_encoder.is_trained and not open_clip_encoder.training
+    assert not any(weight.requires_grad for weight in parameters.values())
+    assert not any("visual" in name for name in parameters)
+
+
+def test_open_clip_weight_file_gives_the_same_features_as_its_folder(open_clip_encoder, tower_folder):
+    weights = str(tower_folder / "open_clip_model.safetensors")
+    config = TextConfig(
+        kind="open_clip", open_clip_name="tiny-tower", open_clip_weights=weights, max_tokens=12
+    )
+    from_file = encode(build_text_encoder(config, tokenizer_path=tower_folder), [LONG])
+    assert torch.equal(from_file.tokens_BLT, encode(open_clip_encoder, [LONG]).tokens_BLT)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"open_clip_weights": "{folder}/absent.safetensors"},
+            r"text\.open_clip_weights is .*absent\.safetensors",
+        ),
+        ({"open_clip_weights": "openai"}, r"text\.open_clip_weights is 'openai'"),
+        (
+            {"open_clip_weights": "local-dir:{folder}/absent"},
+            r"text\.open_clip_weights is .*open_clip_config\.json",
+        ),
+        (
+            {"open_clip_weights": "{folder}/open_clip_config.json", "open_clip_name": "tiny-tower"},
+            r"text\.open_clip_weights .* does not load as",
+        ),
+        (
+            {"open_clip_weights": "{folder}/open_clip_model.safetensors", "open_clip_name": "ViT-L14"},
+            r"text\.open_clip_name is 'ViT-L14'.*ViT-L-14",
+        ),
+        (
+            {
+                "open_clip_weights": "{folder}/open_clip_model.safetensors",
+                "open_clip_name": "ViT-B-16-SigLIP",
+            },
+            r"hf_tokenizer_name",
+        ),
+        (
+            {"open_clip_weights": "local-dir:{folder}", "max_tokens": 17},
+            r"text\.max_tokens is 17; expected at most 16",
+        ),
+    ],
+)
+def test_unfit_open_clip_settings_are_errors_that_name_the_setting(settings, message, tower_folder):
+    settings = {
+        key: value.format(folder=tower_folder) if isinstance(value, str) else value
+        for key, value in settings.items()
+    }
+    with pytest.raises(ValueError, match=message):
+        build_text_encoder(TextConfig(kind="open_clip", **settings), tokenizer_path=tower_folder)
+
+
+def test_widths_are_known_without_reading_weights(tower_folder, open_clip_encoder):
+    for settings in (
+        {"open_clip_weights": f"local-dir:{tower_folder}"},
+        {
+            "open_clip_weights": f"{tower_folder}/open_clip_model.safetensors",
+            "open_clip_name": "tiny-tower",
+        },
+    ):
+        widths = feature_widths(TextConfig(kind="open_clip", max_tokens=12, **settings))
+        assert widths == (open_clip_encoder.token_width, open_clip_encoder.pooled_width)

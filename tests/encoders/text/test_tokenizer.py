@@ -1,0 +1,66 @@
+import pytest
+
+from diffmoe_scale.config.encoders import TextConfig
+from diffmoe_scale.encoders.text.build import build_text_encoder
+from diffmoe_scale.encoders.text.tokenizer import END, Tokenizer, clean, load_tokenizer, train_tokenizer
+from tests.encoders.text.texts import CAPTIONS
+
+
+def test_tokenizer_has_t5_ids_and_bytes_for_unseen_characters(tokenizer_path):
+    processor = load_tokenizer(tokenizer_path, vocabulary=512)
+    assert (processor.pad_id(), processor.eos_id(), processor.unk_id()) == (0, 1, 2)
+    ids = processor.encode("ein Schloß 城")
+    assert 2 not in ids
+    assert processor.decode(ids) == "ein Schloß 城"
+
+
+def test_same_captions_give_the_same_tokenizer_file(tokenizer_path, tmp_path):
+    train_tokenizer(iter(CAPTIONS), vocabulary=512, path=tmp_path / "deeper" / "tokenizer.model")
+    assert (tmp_path / "deeper" / "tokenizer.model").read_bytes() == tokenizer_path.read_bytes()
+    assert [file.name for file in (tmp_path / "deeper").iterdir()] == ["tokenizer.model"]
+
+
+@pytest.mark.parametrize("captions", [[], ["", "  "]])
+def test_tokenizer_without_captions_is_an_error(captions, tmp_path):
+    with pytest.raises(ValueError, match="no captions"):
+        train_tokenizer(captions, vocabulary=512, path=tmp_path / "tokenizer.model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_small_a_vocabulary_is_an_error_that_names_the_smallest_possible(tmp_path):
+    # 256 bytes, pad, end, unknown, and the captions' characters: a, b and the word boundary.
+    with pytest.raises(ValueError, match=r"text\.vocabulary is 100; expected at least 262"):
+        train_tokenizer(["ab ba"], vocabulary=100, path=tmp_path / "tokenizer.model")
+    train_tokenizer(["ab ba"], vocabulary=262, path=tmp_path / "tokenizer.model")
+
+
+def test_missing_tokenizer_is_an_error_that_names_the_file(tmp_path):
+    with pytest.raises(ValueError, match=str(tmp_path / "tokenizer.model")):
+        build_text_encoder(TextConfig(), tokenizer_path=tmp_path / "tokenizer.model")
+
+
+def test_tokenizer_with_more_pieces_than_the_vocabulary_is_an_error(tokenizer_path):
+    with pytest.raises(ValueError, match=r"text\.vocabulary is 257"):
+        build_text_encoder(TextConfig(vocabulary=257), tokenizer_path=tokenizer_path)
+
+
+STRANGE = ["\ud800 red", "red \udfff", "\ud83d\ude00", "a\0b", "\x1b[31m\u2028\ufeff", ""]
+
+
+@pytest.mark.parametrize("caption", STRANGE)
+def test_text_that_is_no_unicode_is_tokenized_and_encoded(any_encoder, caption):
+    tokens_BL = any_encoder.tokenize([caption, "two red circles"])
+    assert tokens_BL.shape[0] == 2 and any_encoder(tokens_BL).pooled_BV.isfinite().all()
+
+
+def test_halves_of_surrogate_pairs_are_joined_or_replaced():
+    assert clean("a\ud83d\ude00b") == "a\N{GRINNING FACE}b"
+    assert clean("a\ud800b") == clean("a\udc00b") == "a\N{REPLACEMENT CHARACTER}b"
+    assert clean("\ufeffgr\xfcn \0 \U0001f600") == "\ufeffgr\xfcn \0 \U0001f600"
+
+
+def test_a_tokenizer_is_trained_on_text_that_is_no_unicode(tmp_path):
+    train_tokenizer(STRANGE, vocabulary=300, path=tmp_path / "tokenizer.model")
+    processor = load_tokenizer(tmp_path / "tokenizer.model", vocabulary=300)
+    tokenizer = Tokenizer(processor.encode, start=[], end=END, max_tokens=8)
+    assert tokenizer(STRANGE).shape[0] == len(STRANGE)
