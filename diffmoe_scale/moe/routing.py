@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+Rule = Literal["train", "threshold", "threshold_count", "interval", "static"]
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -15,7 +17,7 @@ class Selection:
     (`interval`), or the top K of this rank's tokens, of each sample where samples are the pools (`static`).
     `step` is the optimizer step, None outside of training: it sets the capacity, and errors name it."""
 
-    rule: Literal["train", "threshold", "threshold_count", "interval", "static"] = "train"
+    rule: Rule = "train"
     gamma: float = 0.5
     step: int | None = None
 

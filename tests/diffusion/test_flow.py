@@ -1,3 +1,5 @@
+from typing import Literal
+
 import pytest
 import torch
 
@@ -13,7 +15,9 @@ def _batch(seed: int = 0, count: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("prediction", ["velocity", "sample"])
-def test_perfect_flow_prediction_has_no_loss_and_splits_into_data_and_noise(prediction: str) -> None:
+def test_perfect_flow_prediction_has_no_loss_and_splits_into_data_and_noise(
+    prediction: Literal["velocity", "sample"],
+) -> None:
     objective = build_objective(DiffusionConfig(prediction=prediction))
     x0, noise = _batch()
     t = torch.linspace(0.1, 1, 6)

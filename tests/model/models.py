@@ -3,7 +3,7 @@ tensors."""
 
 import re
 from pathlib import Path
-from typing import Any  # settings of any type are passed on to the configs
+from typing import Any, Literal  # Any: settings of any type are passed on to the configs
 
 import numpy as np
 import torch
@@ -18,9 +18,11 @@ from diffmoe_scale.encoders.text.encoder import TextEncoder
 from diffmoe_scale.encoders.text.features import TextFeatures
 from diffmoe_scale.encoders.text.tokenizer import PAD, Tokenizer
 from diffmoe_scale.encoders.text.trained import TrainedTextEncoder
+from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.denoiser import Denoiser
 from diffmoe_scale.model.initialization import initialize_transformer
-from diffmoe_scale.model.transformer import DiffusionTransformer
+from diffmoe_scale.model.transformer import DiffusionTransformer, Prediction
+from diffmoe_scale.moe.routing import Rule, Selection
 from tests.moe.layers import alone
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "model.npz"
@@ -62,12 +64,12 @@ def assert_near(
 
 
 def make_transformer(
-    conditioning: str,
+    conditioning: Literal["text", "class"],
     *,
     output_channels: int = CHANNELS,
     patch_size: int = 2,
     seed: int = 0,
-    activation_checkpointing: str = "none",
+    activation_checkpointing: Literal["none", "blocks", "experts"] = "none",
     groups: ProcessGroupCollection | None = None,
     **moe: Any,
 ) -> DiffusionTransformer:
@@ -154,3 +156,45 @@ def reference_transformer(arrays: dict[str, np.ndarray], **settings: Any) -> Dif
         for name, parameter in canonical_parameters(transformer).items():
             parameter.copy_(torch.from_numpy(arrays[f"state/{reference_name(name)}"]).view_as(parameter))
     return transformer
+
+
+def with_thresholds(transformer: DiffusionTransformer, value: float) -> DiffusionTransformer:
+    for layer in transformer.moe_layers():
+        layer.router.predictor.expert_threshold_E.fill_(value)
+    return transformer
+
+
+def text_features(*, num_samples: int = 3, length: int = 5, seed: int = 0) -> TextFeatures:
+    """Captions of different length: sample b has b + 2 valid tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    mask_BL = torch.arange(length) < torch.arange(num_samples)[:, None] + 2
+    return TextFeatures(
+        torch.randn(num_samples, length, TEXT_WIDTH, generator=generator),
+        mask_BL,
+        torch.randn(num_samples, TEXT_WIDTH, generator=generator),
+    )
+
+
+def call(
+    transformer: DiffusionTransformer,
+    text: TextFeatures,
+    rule: Rule = "train",
+    *,
+    rows: slice = slice(None),
+    x_BCHW: Tensor | None = None,
+) -> Prediction:
+    generator = torch.Generator().manual_seed(1)
+    noisy_BCHW, time_B = (
+        torch.randn(3, CHANNELS, SIZE, SIZE, generator=generator),
+        torch.rand(3, generator=generator),
+    )
+    picked = TextFeatures(text.tokens_BLT[rows], text.mask_BL[rows], text.pooled_BV[rows])
+    x_BCHW = noisy_BCHW if x_BCHW is None else x_BCHW
+    prediction: Prediction = transformer(x_BCHW[rows], time_B[rows], Condition(text=picked), Selection(rule))
+    return prediction
+
+
+def disturbed_text_transformer(**settings: Any) -> DiffusionTransformer:
+    transformer = make_transformer("text", router_init_std=0.5, **settings)
+    disturb(transformer)
+    return with_thresholds(transformer, 0.5)

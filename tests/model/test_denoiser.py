@@ -1,6 +1,6 @@
 import importlib.util
 from pathlib import Path
-from typing import Any  # settings of any type are passed on to the config
+from typing import Any, Literal  # Any: settings of any type are passed on to the config
 
 import pytest
 import torch
@@ -144,7 +144,9 @@ def test_state_of_the_demo_has_the_names_and_shapes_of_earlier_versions() -> Non
 
 
 @pytest.mark.parametrize("conditioning", ["text", "class"])
-def test_initial_weights_are_torchs_own_then_dits_from_one_generator(conditioning: str) -> None:
+def test_initial_weights_are_torchs_own_then_dits_from_one_generator(
+    conditioning: Literal["text", "class"],
+) -> None:
     """As a plain loop: every layer is made, in order, and then initialized again."""
     transformer = make_transformer(conditioning, seed=5)
     linears = {
@@ -158,10 +160,8 @@ def test_initial_weights_are_torchs_own_then_dits_from_one_generator(conditionin
         nn.Linear(width_in, width_out)
         if name == "time_embedding.mlp.2":
             for number in (0, 2):
-                layer = transformer.get_submodule(f"time_embedding.mlp.{number}")
-                expected[f"time_embedding.mlp.{number}"] = nn.init.normal_(
-                    torch.empty_like(layer.weight), std=0.02
-                )
+                weight = transformer.get_parameter(f"time_embedding.mlp.{number}.weight")
+                expected[f"time_embedding.mlp.{number}"] = nn.init.normal_(torch.empty_like(weight), std=0.02)
             if transformer.class_embedding is not None:
                 nn.Embedding(11, WIDTH)
     for name, (width_in, width_out) in linears.items():
@@ -169,7 +169,7 @@ def test_initial_weights_are_torchs_own_then_dits_from_one_generator(conditionin
             expected[name] = nn.init.xavier_uniform_(torch.empty(width_out, width_in))
     zero = ("modulation", "final_projection", "cross_attention.projection")
     for name in linears:
-        weight = transformer.get_submodule(name).weight
+        weight = transformer.get_parameter(f"{name}.weight")
         assert torch.equal(weight, torch.zeros_like(weight) if name.endswith(zero) else expected[name]), name
 
 

@@ -18,7 +18,14 @@ from diffmoe_scale.model.networks import build_networks, build_transformer
 from diffmoe_scale.model.size import count_parameters
 from tests.moe.layers import alone
 
-L_SIZE = {"depth": 24, "width": 1024, "heads": 16, "patch_size": 2, "image_size": 256, "channels": 4}
+L_SIZE: dict[str, Any] = {
+    "depth": 24,
+    "width": 1024,
+    "heads": 16,
+    "patch_size": 2,
+    "image_size": 256,
+    "channels": 4,
+}
 
 
 def class_config(folder: Path, **moe: Any) -> Config:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.moe.layer import MoELayer, single_rank_groups
-from diffmoe_scale.moe.routing import RoutingContext, Selection
+from diffmoe_scale.moe.routing import RoutingContext, Rule, Selection
 
 WIDTH, EXPERTS, SAMPLES, TOKENS = 16, 4, 3, 8
 
@@ -37,7 +37,7 @@ def tokens(*, num_samples: int = SAMPLES, seed: int = 0) -> Tensor:
 
 
 def context(
-    rule: str = "train",
+    rule: Rule = "train",
     *,
     num_samples: int = SAMPLES,
     gamma: float = 0.5,

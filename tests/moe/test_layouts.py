@@ -6,6 +6,7 @@ so that all of them go on, or stop, together.
 """
 
 from dataclasses import dataclass
+from typing import Any  # settings of any type are passed on to MoEConfig
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from diffmoe_scale.moe.layer import MoELayer
-from diffmoe_scale.moe.routing import RoutingContext, Selection
+from diffmoe_scale.moe.routing import RoutingContext, Rule, Selection
 from diffmoe_scale.parallel.context import ParallelContext
 from tests.moe.layers import WIDTH, make_layer
 from tests.ranks import run_on_ranks
@@ -24,18 +25,18 @@ from tests.ranks import run_on_ranks
 WORLD = 4
 EXAMPLES = 6
 # fp32 sums in another order, of values up to some tens.
-CLOSE = {"rtol": 1e-5, "atol": 2e-5}
+CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 2e-5}
 
 
 @dataclass(frozen=True)
 class Case:
     """Settings of a layer, and what each rank brings."""
 
-    settings: dict[str, object]
+    settings: dict[str, Any]
     num_samples: int
     num_tokens: int
     scales: tuple[int, ...]
-    rule: str
+    rule: Rule
     seed: int
 
     def tokens(self, ranks: list[int]) -> tuple[Tensor, Tensor]:
@@ -52,7 +53,7 @@ class Case:
         x_parts, grad_parts = zip(*parts, strict=True)
         return torch.cat(x_parts), torch.cat(grad_parts)
 
-    def layer(self, **others: object) -> MoELayer:
+    def layer(self, **others: Any) -> MoELayer:
         layer = make_layer(seed=self.seed, threshold_bias_correction=False, **(self.settings | others))
         with torch.no_grad():
             for weight in (
@@ -98,7 +99,7 @@ def cases(draw: st.DrawFn, pool: str, rules: tuple[str, ...]) -> Case:
 
 
 def run_layer(
-    layer: MoELayer, x_SD: Tensor, grad_y_SD: Tensor, *, num_samples: int, rule: str
+    layer: MoELayer, x_SD: Tensor, grad_y_SD: Tensor, *, num_samples: int, rule: Rule
 ) -> dict[str, Tensor]:
     x_SD = x_SD.clone().requires_grad_()
     y_SD, routing = layer(

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from diffmoe_scale.moe.routing import Rule
 from tests.moe.layers import EXPERTS, SAMPLES, TOKENS, WIDTH, context, make_layer, tokens
 
 
@@ -53,12 +54,13 @@ def test_balance_loss_is_its_weight_where_all_experts_are_equal():
 
 
 def test_the_routers_inference_needs_no_training_terms():
-    for router, rule in (
+    cases: list[tuple[str, Rule]] = [
         ("diffmoe", "threshold"),
         ("diffmoe", "static"),
         ("expert_choice", "static"),
         ("token_choice", "static"),
-    ):
+    ]
+    for router, rule in cases:
         _, routing = make_layer(router=router)(tokens(), context(rule))
         assert routing.aux_losses == {} and routing.kth_probability_E.numel() == 0
 
@@ -67,6 +69,7 @@ def test_decoupled_router_is_a_linear_map_of_token_and_timestep_embedding():
     layer = make_layer(router_input="decoupled", gate="identity", capacity=EXPERTS)
     unmodulated_SD, time_BD = tokens(seed=1), torch.randn(SAMPLES, WIDTH)
     _, routing = layer(tokens(), context(unmodulated_SD=unmodulated_SD, time_BD=time_BD))
+    assert layer.router.time_weight is not None
     both = torch.cat([unmodulated_SD, time_BD.repeat_interleave(TOKENS, dim=0)], dim=1)
     torch.testing.assert_close(
         routing.gate_SE, both @ torch.cat([layer.router.weight, layer.router.time_weight], dim=1).T
@@ -122,10 +125,8 @@ def test_thresholds_of_a_pool_of_one_sample_follow_the_mean_of_the_samples():
 @pytest.mark.parametrize("settings", [{"pool": "rank"}, {"pool": "sample"}, {"router": "expert_choice"}])
 def test_a_schedule_changes_the_tokens_of_an_expert_with_the_step_and_leaves_inference_alone(settings):
     layer = make_layer(capacity=1.0, capacity_start=4.0, capacity_steps=3, **settings)
-    taken = [
-        layer(tokens(), context(rule, step=step))[1].mask_SE.sum(dim=0)
-        for rule, step in [("train", i) for i in (1, 2, 3, 4, 9)] + [("static", None)]
-    ]
+    contexts = [context("train", step=step) for step in (1, 2, 3, 4, 9)] + [context("static")]
+    taken = [layer(tokens(), each)[1].mask_SE.sum(dim=0) for each in contexts]
     assert [set((rows_E * EXPERTS / (SAMPLES * TOKENS)).tolist()) for rows_E in taken] == [
         {4.0},
         {3.0},

@@ -23,7 +23,7 @@ def test_missing_package_is_an_error_that_names_the_command():
 def pretend_installed(monkeypatch: pytest.MonkeyPatch, **functions: object) -> None:
     package, module = ModuleType("transformer_engine"), ModuleType("transformer_engine.pytorch")
     vars(module).update(functions)
-    package.pytorch = module
+    vars(package)["pytorch"] = module
     monkeypatch.setitem(sys.modules, "transformer_engine", package)
     monkeypatch.setitem(sys.modules, "transformer_engine.pytorch", module)
 

@@ -22,8 +22,8 @@ from diffmoe_scale.prepare import encoding
 from diffmoe_scale.train.loss import condition_of, denoising_loss, latents_of
 from diffmoe_scale.train.trainer import refuse_other_features
 from tests.data.samples import color, encode, read_batches, write_shards
-from tests.encoders.test_autoencoder import tiny_model
-from tests.encoders.test_text import TOWER
+from tests.encoders.autoencoder.test_diffusers import tiny_model
+from tests.encoders.text.texts import TOWER
 from tests.moe.layers import alone
 from tools import cache_features
 

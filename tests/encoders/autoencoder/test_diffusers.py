@@ -17,14 +17,15 @@ CPU = torch.device("cpu")
 
 def tiny_model(**settings: Any) -> Any:
     torch.manual_seed(0)
-    return AutoencoderKL(
+    model: Any = AutoencoderKL(
         block_out_channels=(8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         norm_num_groups=4,
         latent_channels=16,
         **settings,
-    ).eval()
+    )
+    return model.eval()
 
 
 def build(folder):

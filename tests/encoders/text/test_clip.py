@@ -1,3 +1,5 @@
+from typing import Any  # settings of any type are passed on to TextConfig
+
 import open_clip
 import pytest
 import torch
@@ -86,12 +88,13 @@ def test_unfit_open_clip_settings_are_errors_that_name_the_setting(settings, mes
 
 
 def test_widths_are_known_without_reading_weights(tower_folder, open_clip_encoder):
-    for settings in (
+    variants: tuple[dict[str, Any], ...] = (
         {"open_clip_weights": f"local-dir:{tower_folder}"},
         {
             "open_clip_weights": f"{tower_folder}/open_clip_model.safetensors",
             "open_clip_name": "tiny-tower",
         },
-    ):
+    )
+    for settings in variants:
         widths = feature_widths(TextConfig(kind="open_clip", max_tokens=12, **settings))
         assert widths == (open_clip_encoder.token_width, open_clip_encoder.pooled_width)
