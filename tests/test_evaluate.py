@@ -21,11 +21,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_scores_pictures_and_report_are_written_and_the_table_is_printed(run: Path) -> None:
-    ((code, told),) = run_alone(call, evaluate.main, [["--checkpoint", str(run), "--prompts", "3"]])
+    ((code, told),) = run_alone(
+        call, evaluate.main, [["--checkpoint", str(run), "--prompts", "3", "--anyway"]]
+    )
     assert (
         code == 0 and told.splitlines()[-1] == f"{run}/report.html" and "average inference capacity" in told
     )
-    found = json.loads((run / "evaluation.json").read_text())
+    found = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     assert (
         found["step"] == 4
         and list(found["scores"]) == list(SUITES)
@@ -37,10 +39,17 @@ def test_scores_pictures_and_report_are_written_and_the_table_is_printed(run: Pa
     for name in SUITES:
         with Image.open(run / "samples" / f"evaluation-{name}.png") as grid:
             assert grid.width > 0
-    page = (run / "report.html").read_text()
+    page = (run / "report.html").read_text(encoding="utf-8")
     assert all(name.replace("_", " ") in page for name in SUITES)
 
 
 def test_one_prompt_has_no_other_to_be_shuffled_with(run: Path) -> None:
     ((code, told),) = run_alone(call, evaluate.main, [["--checkpoint", str(run), "--prompts", "1"]])
     assert code == 2 and "error: --prompts is 1; expected at least 2" in told
+
+
+def test_a_model_whose_captions_are_no_scenes_is_not_scored(run: Path) -> None:
+    ((code, told),) = run_alone(call, evaluate.main, [["--checkpoint", str(run), "--prompts", "3"]])
+    line = told.splitlines()[-1]
+    assert code == 2 and "error: this model's captions are not about coloured shapes (none of 10 is" in line
+    assert line.endswith("give --anyway to have them all the same")

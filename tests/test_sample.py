@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 from diffmoe_scale import sample
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.sampling.picture_files import read_metadata
 from diffmoe_scale.train import trainer
 from tests.ranks import run_alone, run_on_ranks
 from tests.train.runs import text_settings, tiny_config
@@ -41,57 +43,123 @@ def call(main: Callable[[list[str]], int], commands: list[list[str]]) -> list[tu
     return answers
 
 
-def test_each_call_writes_a_grid_of_its_own_and_says_where(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("one\n\ntwo\n")
+def test_pictures_and_a_grid_are_written_under_free_names(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("one\n\ntwo\n", encoding="utf-8")
     base = ["--checkpoint", str(run)]
+    grid = [
+        "--prompts",
+        str(tmp_path / "prompts.txt"),
+        "--count",
+        "2",
+        "--output",
+        str(tmp_path / "new/grid.png"),
+    ]
+    master = ["--prompt", "caption 1", "sampling.selection=static", "--weights", "master", "--seed", "3"]
     commands = [
         [*base, "--prompt", "caption 1"],
         [*base, "--prompt", "caption 2", "--count", "1"],
-        [
-            *base,
-            "--prompt-file",
-            str(tmp_path / "prompts.txt"),
-            "--count",
-            "2",
-            "--output",
-            str(tmp_path / "new" / "grid.png"),
-        ],
-        [*base, "--prompt", "caption 1", "sampling.selection=static", "--weights", "master", "--seed", "3"],
+        [*base, *grid],
+        [*base, *master],
+        [*base, "--prompt", "caption 2", "--count", "2", "--output", str(tmp_path / "folder")],
+        [*base, "--prompt", "caption 3", "--count", "1", "--output", str(tmp_path / "folder")],
     ]
     names = [
-        f"{run}/samples/sample-step4-seed0",
-        f"{run}/samples/sample-step4-seed0-2",
-        f"{tmp_path}/new/grid",
-        f"{run}/samples/sample-step4-seed3",
+        (f"{run}/samples/sample-step4-seed0", f"{run}/samples/sample-step4-seed0.png", 4),
+        (f"{run}/samples/sample-step4-seed0-2", f"{run}/samples/sample-step4-seed0-2.png", 1),
+        (f"{tmp_path}/new/grid", f"{tmp_path}/new/grid.png", 4),
+        (f"{run}/samples/sample-step4-seed3", f"{run}/samples/sample-step4-seed3.png", 4),
+        (f"{tmp_path}/folder", f"{tmp_path}/folder/grid.png", 2),
+        (f"{tmp_path}/folder", f"{tmp_path}/folder/grid-2.png", 1),
     ]
-    for (code, told), name, number in zip(
-        run_alone(call, sample.main, commands), names, (4, 1, 4, 4), strict=True
+    for (code, text), (folder, grid_name, number) in zip(
+        run_alone(call, sample.main, commands), names, strict=True
     ):
-        told = told.splitlines()[-1]
-        assert (
-            code == 0
-            and told.startswith(f"{name}.png: {number} picture")
-            and "average inference capacity" in told
-        )
-        with Image.open(f"{name}.png") as grid:
-            assert grid.width > 0
+        lines = text.splitlines()
+        assert code == 0, text
+        assert lines[-2].startswith(f"{folder}: {number} picture")
+        assert lines[-1].startswith(f"{grid_name}: {number} picture")
+        assert "average inference capacity" in lines[-1]
+        with Image.open(grid_name) as picture:
+            assert picture.width > 0
+    assert sorted(path.name for path in (tmp_path / "new" / "grid").iterdir()) == [
+        "00000-one.png",
+        "00001-one.png",
+        "00002-two.png",
+        "00003-two.png",
+    ]
+    assert sorted(path.name for path in (tmp_path / "folder").glob("0*")) == [
+        "00000-caption-2.png",
+        "00001-caption-2.png",
+        "00002-caption-3.png",
+    ]
+
+
+def test_one_picture_goes_into_the_file_named_with_what_made_it(run: Path, tmp_path: Path) -> None:
+    command = ["--checkpoint", str(run), "--prompt", "caption 1", "--count", "1", "--seed", "5"]
+    outputs = ["x.png", "x.png", "y.jpg", "z.webp"]
+    commands = [[*command, "--output", str(tmp_path / name)] for name in outputs]
+    answers = run_alone(call, sample.main, commands)
+    written = ["x.png", "x-2.png", "y.jpg", "z.webp"]
+    for (code, text), name in zip(answers, written, strict=True):
+        assert code == 0 and text.splitlines()[-1].startswith(f"{tmp_path / name}: 1 picture, average"), text
+        found = read_metadata(tmp_path / name)
+        assert (found["prompt"], str(found["seed"]), str(found["index"])) == ("caption 1", "5", "0")
+        assert (str(found["step"]), found["weights"]) == ("4", "ema")
+        assert found["checkpoint"] == str(run / "checkpoints" / "step_00000004")
+        assert json.loads(str(found["settings"]))["steps"] == 2
+    assert (tmp_path / "x.png").read_bytes() == (tmp_path / "x-2.png").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(written)
+
+
+def test_rows_of_a_table_have_seeds_and_negative_prompts_of_their_own(run: Path, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "caption 1", "seed": 7},
+        {"prompt": "caption 2", "negative_prompt": "caption 3"},
+        {"prompt": "caption 1", "seed": 7, "negative_prompt": ""},
+    ]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    command = ["--checkpoint", str(run), "--prompts", str(prompts), "--count", "2"]
+    command += ["--negative-prompt", "caption 4", "--output", str(tmp_path / "out")]
+    ((code, text),) = run_alone(call, sample.main, [[*command, "sampling.guidance=2"]])
+    assert code == 0, text
+    files = sorted((tmp_path / "out").glob("0*"))
+    found = [read_metadata(path) for path in files]
+    made = [(entry["seed"], entry["index"], entry["negative_prompt"]) for entry in found]
+    assert made == [
+        ("7", "0", "caption 4"),
+        ("7", "1", "caption 4"),
+        ("0", "2", "caption 3"),
+        ("0", "3", "caption 3"),
+        ("7", "0", ""),
+        ("7", "1", ""),
+    ]
+    assert files[0].read_bytes() != files[4].read_bytes(), "the negative prompt has no effect"
 
 
 def test_what_cannot_be_drawn_is_an_error_that_says_what_can(run: Path, tmp_path: Path) -> None:
-    prompt = ["--prompt", "x"]
+    here, prompt = ["--checkpoint", str(run)], ["--prompt", "x"]
+    (tmp_path / "empty.txt").write_text(" \n", encoding="utf-8")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     wrong = {
-        "is a text-conditional model; give --prompt or --prompt-file at least once": [
-            "--checkpoint",
-            str(run),
-            "--label",
-            "1",
-        ],
-        "give --prompt or --prompt-file at least once and nothing else": ["--checkpoint", str(run)],
-        "--count is 0; expected at least 1": ["--checkpoint", str(run), *prompt, "--count", "0"],
+        "is a text-conditional model; give --prompt or --prompts and nothing else": [*here, "--label", "1"],
+        "nothing to draw: give --prompt, --prompts or": here,
+        "--count is 0; expected at least 1": [*here, *prompt, "--count", "0"],
+        "the seed is -1; expected a whole number": [*here, *prompt, "--seed", "-1"],
         "config.yaml does not exist; give a run directory": ["--checkpoint", str(tmp_path), *prompt],
-        "did you mean sampling.steps?": ["--checkpoint", str(run), *prompt, "sampling.step=2"],
-        "No such file or directory": ["--checkpoint", str(run), "--prompt-file", str(tmp_path / "none.txt")],
+        "did you mean sampling.steps?": [*here, *prompt, "sampling.step=2"],
+        "No such file or directory": [*here, "--prompts", str(tmp_path / "none.txt")],
+        "empty.txt holds no prompt": [*here, "--prompts", str(tmp_path / "empty.txt")],
+        "x.gif is no kind of picture that is written": [*here, *prompt, "--output", str(tmp_path / "x.gif")],
+        "x.jpg is one file for 4 pictures": [*here, *prompt, "--output", str(tmp_path / "x.jpg")],
+        "file is a file; expected a folder": [*here, *prompt, "--output", str(tmp_path / "file")],
+        "x.png and --format webp differ": [
+            *[*here, *prompt, "--count", "1", "--output", str(tmp_path / "x.png")],
+            *["--format", "webp"],
+        ],
+        "sampling.guidance is 1": [*here, *prompt, "--negative-prompt", "y", "sampling.guidance=1.0"],
+        "sampling.width is 7; expected a multiple of": [*here, *prompt, "sampling.width=7"],
     }
-    for (code, told), message in zip(run_alone(call, sample.main, list(wrong.values())), wrong, strict=True):
-        told = told.splitlines()[-1]
-        assert code == 2 and told.startswith("error: ") and message in told, told
+    for (code, text), message in zip(run_alone(call, sample.main, list(wrong.values())), wrong, strict=True):
+        line = text.splitlines()[-1]
+        assert code == 2 and line.startswith("error: ") and message in line, text

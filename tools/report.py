@@ -2,22 +2,22 @@
 
 import argparse
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 
-from diffmoe_scale.report.report import write_report
+from diffmoe_scale.cli.command import command_parser, run_command, user_path
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Write RUN/report.html from what the run directory holds.")
-    parser.add_argument("run", type=Path, help="run directory")
-    parsed = parser.parse_args()
-    try:
-        report = write_report(parsed.run)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(report)
-    return 0
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = command_parser("report", "Write RUN/report.html from what the run directory holds.")
+    parser.add_argument("run", type=user_path, help="run directory")
+    return run_command(parser, run, arguments)
+
+
+def run(parsed: argparse.Namespace) -> None:
+    # Imported here: `--help` and wrong arguments answer at once.
+    from diffmoe_scale.report.report import write_report
+
+    print(write_report(parsed.run))
 
 
 if __name__ == "__main__":

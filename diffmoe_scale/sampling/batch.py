@@ -19,6 +19,8 @@ from diffmoe_scale.sampling.schedule import sampling_times
 STEP_SEED = 1_000_003
 """Between the seeds of two steps' fresh noise. torch's generator of a CPU reads 32 bits of a seed: a power of
 two would be lost there."""
+MAX_SEED = 2**32 - 1
+"""Larger seeds would, for the same reason, give the pictures of smaller ones."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,12 @@ def number_requests(
     return [
         Request(prompt, seed, index, negative_prompt) for index, prompt in enumerate(prompts, first_index)
     ]
+
+
+def check_seed(seed: object) -> None:
+    """Raises: ValueError for what is no seed."""
+    if type(seed) is not int or not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"the seed is {seed!r:.80}; expected a whole number, 0 to {MAX_SEED}")
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.sampling import SamplingConfig
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.reading.reader import build_reader, iterate_captions
@@ -36,7 +37,7 @@ def find_gamma(
     `capacity`.
 
     Half of the 0.02 that other prompts may be off by. Raises: ValueError without a capacity predictor or for
-    a capacity that no gamma gives, RuntimeError if the search does not end.
+    a capacity that no gamma gives, RunError if the search does not end.
     """
     moe = model.config.moe
     if moe.num_experts == 0 or moe.router != "diffmoe":
@@ -84,7 +85,7 @@ def search(measure: Callable[[float], float], capacity: float) -> list[Trial]:
             under = trial
         logit = _next_logit(over, under, capacity)
     nearest = min(trials, key=lambda trial: abs(trial.capacity - capacity))
-    raise RuntimeError(
+    raise RunError(
         f"{MAX_TRIALS} trials found no gamma for capacity {capacity}; the nearest was "
         f"{nearest.capacity:.3f} at gamma {nearest.gamma:g}: train longer (the predictor's probabilities are "
         "too much alike), or draw more images"

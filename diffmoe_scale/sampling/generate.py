@@ -11,12 +11,16 @@ from tqdm import tqdm
 from diffmoe_scale.config.sampling import SamplingConfig
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.model.networks import Networks
-from diffmoe_scale.sampling.batch import Generated, Request, generate_batch, latent_shape, number_requests
+from diffmoe_scale.sampling.batch import (
+    Generated,
+    Request,
+    check_seed,
+    generate_batch,
+    latent_shape,
+    number_requests,
+)
 from diffmoe_scale.sampling.loading import Pipeline
 from diffmoe_scale.telemetry.picture_grid import to_pixels
-
-MAX_SEED = 2**32 - 1
-"""torch's generator of a CPU reads 32 bits of a seed: larger ones would give the pictures of smaller ones."""
 
 
 def generate_batches(
@@ -92,8 +96,7 @@ def check_requests(requests: Sequence[Request], config: Config, sampling: Sampli
             )
         if isinstance(request.prompt, int) and not 0 <= request.prompt < config.model.num_classes:
             raise ValueError(f"the label is {request.prompt}; expected 0 to {config.model.num_classes - 1}")
-        if type(request.seed) is not int or not 0 <= request.seed <= MAX_SEED:
-            raise ValueError(f"the seed is {request.seed!r:.80}; expected a whole number, 0 to {MAX_SEED}")
+        check_seed(request.seed)
         if request.negative_prompt and is_class:
             raise ValueError("a negative prompt was given, but a class-conditional model reads no captions")
         if request.negative_prompt and sampling.guidance == 1.0:

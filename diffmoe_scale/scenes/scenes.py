@@ -14,6 +14,7 @@ them.
 
 import itertools
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Literal  # Any: claims in the form of GenEval's JSON
 
@@ -94,6 +95,23 @@ def sentence(include: list[Requirement]) -> str:
     if len(include) == 2 and "position" in include[1]:
         return f"{phrases[1]} {include[1]['position'][0]} {phrases[0]}"
     return " and ".join(phrases)
+
+
+def scene_words() -> list[str]:
+    """The names of shapes and colours."""
+    return [*SHAPES, *COLORS]
+
+
+def is_scene_caption(text: str) -> bool:
+    """Whether a text consists of the words of the captions above, with at least one shape."""
+    words = re.findall(r"\w+", text.lower())
+    return bool(_WORDS.issuperset(words) and _SHAPE_WORDS.intersection(words))
+
+
+_SHAPE_WORDS = frozenset(word + end for word in (*SHAPES, "object") for end in ("", "s", "es"))
+_WORDS = _SHAPE_WORDS.union(
+    COLORS, NUMBERS, ("an", "and"), *(text.split() for text in (*RELATIONS, *TEMPLATES))
+)
 
 
 def _phrase(item: Requirement) -> str:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.data.features.source import FeatureSet, FeatureSource, pack_sample
@@ -54,9 +55,7 @@ def test_capacity_that_no_gamma_gives_is_an_error_with_the_nearest() -> None:
         tried.append(gamma)
         return 2.0 if gamma < 0.3 else 0.5
 
-    with pytest.raises(
-        RuntimeError, match=r"found no gamma for capacity 1.0; the nearest was 0.500 at gamma"
-    ):
+    with pytest.raises(RunError, match=r"found no gamma for capacity 1.0; the nearest was 0.500 at gamma"):
         search(measure, 1.0)
     assert len(tried) == MAX_TRIALS and 0.29 < tried[-1] < 0.31
 
