@@ -50,7 +50,7 @@ DOORS = {
         "moe/layer",
         "moe/transformer_engine",
         "model/networks",
-        "model/block",
+        "moe/router",
         "model/transformer",
     },
     "transformer_engine": {"moe/transformer_engine"},

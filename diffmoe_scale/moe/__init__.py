@@ -5,6 +5,7 @@ experts: the experts of a rank.
 grouped_linear: one linear map an expert, as a plain loop and by torch's grouped GEMM.
 layer: route, dispatch, experts, combine.
 predictor: the capacity predictor and its thresholds.
+router: what every router is.
 routers: the three routers, and the one that a config names.
 routing: what a router is given and what it answers.
 selection: which expert takes which token, as functions of scores alone.

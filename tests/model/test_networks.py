@@ -36,7 +36,8 @@ def test_captions_are_tokenized_for_the_encoder_that_is_trained_along(tmp_path: 
     networks = build(config(), tmp_path)
     condition = networks.condition(CAPTIONS, LABELS_B)
     encoder = networks.text_encoder
-    assert encoder is not None and networks.denoiser.text_encoder is encoder
+    assert encoder is not None
+    assert networks.denoiser.text_encoder is encoder
     assert condition.text is None and condition.tokens_BL is not None
     assert torch.equal(condition.tokens_BL, encoder.tokenize(CAPTIONS))
     assert networks.frozen == {"autoencoder": "pixels", "text": ""}

@@ -3,7 +3,7 @@
 import json
 import time
 from pathlib import Path
-from typing import Any  # settings of any type are passed on to the configs
+from typing import Any, Literal  # Any: settings of any type are passed on to the configs
 
 import pytest
 import torch
@@ -14,8 +14,11 @@ from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.config.sampling import SamplingConfig
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.encoders.text.tokenizer import train_tokenizer
+from diffmoe_scale.model.initialization import initialize_transformer
 from diffmoe_scale.model.networks import build_networks, build_transformer
 from diffmoe_scale.model.size import count_parameters
+from diffmoe_scale.model.transformer import DiffusionTransformer
+from tests.model.models import make_transformer
 from tests.moe.layers import alone
 
 L_SIZE: dict[str, Any] = {
@@ -117,3 +120,42 @@ def test_a_network_of_17_billion_parameters_is_built_in_seconds_without_its_memo
     assert sum(parameter.numel() for parameter in transformer.parameters()) > 17e9
     assert all(tensor.is_meta for tensor in (*transformer.parameters(), *transformer.buffers()))
     assert grown_kib < 2**20 and taken_s < 30
+
+
+@pytest.mark.parametrize(
+    "moe",
+    [
+        {"backend": "loop"},
+        {"backend": "grouped", "activation": "swiglu", "shared_experts": 1},
+        {"router": "expert_choice", "router_input": "decoupled"},
+        {"router": "token_choice", "top_k": 2},
+        {"num_experts": 0},
+    ],
+)
+@pytest.mark.parametrize("conditioning", ["text", "class"])
+def test_a_network_on_meta_has_the_names_shapes_and_formats_of_one_with_memory(
+    conditioning: Literal["text", "class"], moe: dict[str, Any]
+) -> None:
+    with torch.device("meta"):
+        on_meta = make_transformer(conditioning, **moe)
+    with_memory = make_transformer(conditioning, **moe)
+
+    def format_of(transformer: DiffusionTransformer) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        return {name: (value.shape, value.dtype) for name, value in transformer.state_dict().items()}
+
+    assert format_of(on_meta) == format_of(with_memory)
+    assert all(tensor.is_meta for tensor in on_meta.state_dict().values())
+    assert format_of(on_meta.bfloat16()) == format_of(with_memory.bfloat16())
+
+
+def test_weights_do_not_depend_on_what_the_memory_held_before() -> None:
+    with torch.device("meta"):
+        first, second = make_transformer("text"), make_transformer("text")
+    for transformer, garbage in ((first, float("nan")), (second, 7.0)):
+        transformer.to_empty(device="cpu")
+        for tensor in transformer.state_dict().values():
+            tensor.fill_(0 if tensor.dtype == torch.int64 else garbage)
+        initialize_transformer(transformer, 0)
+    assert first.state_dict().keys() == second.state_dict().keys()
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name]), name

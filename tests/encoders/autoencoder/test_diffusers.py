@@ -1,4 +1,5 @@
 import json
+import os
 import time
 from typing import Any  # diffusers' models carry no useful types
 
@@ -168,3 +169,16 @@ def test_the_fingerprint_is_that_of_the_weights_and_is_kept_beside_them(tmp_path
     expected = fingerprint(first.model, [[[0.0]]], [[[1.5]]])
     assert first.fingerprint() == build(tmp_path).fingerprint() == expected
     assert expected in (tmp_path / "fingerprint.json").read_text(encoding="utf-8")
+
+
+def test_a_weight_file_that_would_run_code_is_not_read(tmp_path, folder):
+    class Planted:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (f"{tmp_path}/planted",)
+
+    text = (folder / "config.json").read_text(encoding="utf-8")
+    (tmp_path / "config.json").write_text(text, encoding="utf-8")
+    torch.save({"weight": Planted()}, tmp_path / "diffusion_pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"autoencoder\.path is .*diffusion_pytorch_model\.safetensors"):
+        build(tmp_path)
+    assert not (tmp_path / "planted").exists()

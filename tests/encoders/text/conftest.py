@@ -27,9 +27,11 @@ def tower():
 @pytest.fixture(scope="module")
 def tower_folder(tmp_path_factory, tower):
     folder = tmp_path_factory.mktemp("tower")
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TOWER, "preprocess_cfg": {}}))
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": TOWER, "preprocess_cfg": {}}), encoding="utf-8"
+    )
     save_file(tower.state_dict(), folder / "open_clip_model.safetensors")
-    (folder / "tiny-tower.json").write_text(json.dumps(TOWER))
+    (folder / "tiny-tower.json").write_text(json.dumps(TOWER), encoding="utf-8")
     open_clip.add_model_config(folder / "tiny-tower.json")
     return folder
 

@@ -1,3 +1,5 @@
+import json
+import os
 from typing import Any  # settings of any type are passed on to TextConfig
 
 import open_clip
@@ -5,8 +7,9 @@ import pytest
 import torch
 
 from diffmoe_scale.config.encoders import TextConfig
+from diffmoe_scale.encoders.fingerprint import fingerprint
 from diffmoe_scale.encoders.text.build import build_text_encoder, feature_widths
-from tests.encoders.text.texts import CLOSE, LONG, SHORT, encode
+from tests.encoders.text.texts import CLOSE, LONG, SHORT, TOWER, encode
 
 
 def test_open_clip_gives_penultimate_hidden_states_and_the_pooled_feature(open_clip_encoder, tower):
@@ -98,3 +101,44 @@ def test_widths_are_known_without_reading_weights(tower_folder, open_clip_encode
     for settings in variants:
         widths = feature_widths(TextConfig(kind="open_clip", max_tokens=12, **settings))
         assert widths == (open_clip_encoder.token_width, open_clip_encoder.pooled_width)
+
+
+class Planted:
+    """What a pickle runs when it is read."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["open_clip_pytorch_model.bin", "weights.pth"])
+def test_a_weight_file_that_would_run_code_is_refused(tmp_path, name):
+    torch.save({"state_dict": Planted(f"{tmp_path}/planted")}, tmp_path / name)
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": TOWER, "preprocess_cfg": {}}), encoding="utf-8"
+    )
+    variants: tuple[dict[str, Any], ...] = (
+        {"open_clip_weights": f"local-dir:{tmp_path}"},
+        {"open_clip_weights": f"{tmp_path}/{name}", "open_clip_name": "tiny-tower"},
+    )
+    for settings in variants:
+        with pytest.raises(ValueError, match=r"text\.open_clip_weights .* does not load"):
+            build_text_encoder(
+                TextConfig(kind="open_clip", max_tokens=12, **settings), tokenizer_path=tmp_path
+            )
+    assert not (tmp_path / "planted").exists()
+
+
+def test_the_fingerprint_is_kept_beside_the_weights(tower_folder, open_clip_encoder):
+    expected = fingerprint(open_clip_encoder, "OpenClipEncoder", 12)
+    assert open_clip_encoder.fingerprint() == expected
+    assert expected in (tower_folder / "fingerprint.json").read_text(encoding="utf-8")
+    weights = f"{tower_folder}/open_clip_model.safetensors"
+    config = TextConfig(
+        kind="open_clip", open_clip_name="tiny-tower", open_clip_weights=weights, max_tokens=12
+    )
+    from_file = build_text_encoder(config, tokenizer_path=tower_folder)
+    assert from_file.fingerprint() == expected
+    assert expected in (tower_folder / f"{weights}.fingerprint.json").read_text(encoding="utf-8")

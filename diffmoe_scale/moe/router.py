@@ -1,0 +1,114 @@
+"""What every router is: logits and scores of tokens, and what it refuses.
+
+Letters beside the package's: G pools, P tokens of a pool.
+"""
+
+import math
+from abc import abstractmethod
+
+import torch
+import torch.nn.functional as F
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.moe.router import Router
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+from diffmoe_scale.config.check import RunError
+from diffmoe_scale.config.moe import MoEConfig
+from diffmoe_scale.moe.routing import Routing, RoutingContext, Selection
+from diffmoe_scale.moe.selection import select_top, tokens_per_expert, training_capacity
+from diffmoe_scale.moe.transformer_engine import FP8_ROWS
+from diffmoe_scale.nn.generator import named_generator
+
+
+class ExpertRouter(Router):
+    """Logits and scores; what becomes of them is `routing`'s, in a subclass. Megatron's router without its
+    bias, in fp32 on any device, and with the input that the config names."""
+
+    def __init__(
+        self,
+        config: MoEConfig,
+        *,
+        megatron: TransformerConfig,
+        groups: ProcessGroupCollection,
+        layer_index: int,
+    ) -> None:
+        super().__init__(megatron, pg_collection=groups)
+        self.moe = config
+        self.layer_index = layer_index
+        self.bias = None
+        self.time_weight = None
+        if config.router_input == "decoupled":
+            self.time_weight = nn.Parameter(torch.empty_like(self.weight))
+
+    def initialize(self, seed: int) -> None:
+        """Normal weights of `moe.router_init_std`."""
+        generator = named_generator(seed, self.layer_index, "router")
+        nn.init.normal_(self.weight, std=self.moe.router_init_std, generator=generator)
+        if self.time_weight is not None:
+            nn.init.normal_(self.time_weight, std=self.moe.router_init_std, generator=generator)
+
+    def gating(self, x_SD: Tensor, context: RoutingContext) -> Tensor:
+        """Router logits [S, E] in fp32. `decoupled` is one linear map of (token before modulation, timestep
+        embedding)."""
+        if self.time_weight is None:
+            return F.linear(x_SD.float(), self.weight.float())
+        time_BE = F.linear(context.time_BD.float(), self.time_weight.float())
+        token_SE = F.linear(context.unmodulated_SD.float(), self.weight.float())
+        return (token_SE.unflatten(0, (context.num_samples, -1)) + time_BE.unsqueeze(1)).flatten(0, 1)
+
+    def scores(self, logits_SE: Tensor) -> Tensor:
+        """What experts choose by, and the weight of their output (M of DiffMoE eq. 5; the identity is Expert
+        Race's)."""
+        match self.moe.gate:
+            case "softmax":
+                return logits_SE.softmax(dim=-1)
+            case "sigmoid":
+                return logits_SE.sigmoid()
+            case "identity":
+                return logits_SE
+
+    def forward(self, x_SD: Tensor, context: RoutingContext) -> Routing:
+        """Route the tokens x_SD of this rank. Collective over the pool's group in training, else local."""
+        return self.routing(self.gating(x_SD, context), x_SD, context)
+
+    @abstractmethod
+    def routing(self, logits_SE: Tensor, x_SD: Tensor, context: RoutingContext) -> Routing:
+        """The decision, from logits [S, E], tokens [S, D] and context."""
+
+    def take_top(self, scores_SE: Tensor, num_pools: int, step: int | None) -> tuple[Tensor, int]:
+        """Mask [S, E] of each expert's top K in every pool of this rank, and the rows of an expert."""
+        scores_EGP = scores_SE.detach().t().unflatten(1, (num_pools, -1)).contiguous()
+        k = self.tokens_per_expert(scores_EGP, step)
+        return select_top(scores_EGP, k).flatten(1).t(), k * num_pools
+
+    def tokens_per_expert(self, scores_EGP: Tensor, step: int | None) -> int:
+        """K of every pool. FP8 GEMMs want multiples of 16 rows: then K * G is one on each rank, and nothing
+        is padded."""
+        num_experts, num_pools, num_tokens = scores_EGP.shape
+        multiple = 1 if self.moe.precision == "model" else FP8_ROWS // math.gcd(FP8_ROWS, num_pools)
+        return tokens_per_expert(
+            training_capacity(self.moe, step), num_tokens, num_experts, multiple=multiple
+        )
+
+    def refuse_nan(self, scores: Tensor, selection: Selection) -> None:
+        """Raise if a score is NaN: a selection among NaN is arbitrary and would hide the cause. On CUDA
+        without waiting."""
+        when = "" if selection.step is None else f" in step {selection.step}"
+        message = (
+            f"the router of block {self.layer_index} got NaN scores{when}: "
+            "its input or its weights are not finite; "
+            "look for the first step with a NaN loss, or lower optimizer.learning_rate"
+        )
+        is_good = ~scores.isnan().any()
+        if scores.is_cuda:
+            torch._assert_async(is_good, message)
+        elif not is_good:
+            raise RunError(message)
+
+    def refuse_predictor_rules(self, selection: Selection) -> None:
+        if selection.rule not in ("train", "static"):
+            raise ValueError(
+                f"sampling.selection is {selection.rule!r} but moe.router {self.moe.router!r} has no "
+                "capacity predictor; choose 'static'"
+            )
