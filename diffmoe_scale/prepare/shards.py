@@ -1,0 +1,250 @@
+"""Shards of pictures with captions: what tools/prepare_shards.py makes."""
+
+import glob
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+from tqdm import tqdm
+
+from diffmoe_scale.data.reading.pictures import open_image
+from diffmoe_scale.files import replace_file
+from diffmoe_scale.prepare.entries import Listing, list_pictures
+from diffmoe_scale.prepare.images import PHOTOGRAPHS, shrink, suffix_by_format
+from diffmoe_scale.prepare.judge import Look, look_at_images
+from diffmoe_scale.prepare.keys import Keys, fraction, key_stem
+from diffmoe_scale.prepare.losses import Losses, safe
+from diffmoe_scale.prepare.options import ShardOptions, Tell
+from diffmoe_scale.prepare.place import Columns, Entry
+from diffmoe_scale.prepare.publish import begin, publish, read_manifest, to_json, write_shard
+from diffmoe_scale.prepare.tables import json_text
+from diffmoe_scale.prepare.texts import read_known
+
+MANIFEST = "shards.json"
+FORMAT = 2
+"""Of what is written; sets of another one are not gone on with."""
+READ_TOGETHER = 64
+UNCAPTIONED = "without a caption"
+Splits = dict[str, list[tuple[str, Entry]]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A set of shards, and what did not get into it."""
+
+    output: Path
+    is_new: bool
+    """False where the same call had made it before."""
+    images: int
+    """Pictures in the input."""
+    counts: Mapping[str, int]
+    """Samples: train, validation, and those of both that are uncaptioned."""
+    left_out: Losses
+    """Pictures that are in no shard."""
+    unused: Losses
+    """What else was found and not used."""
+    notes: Losses
+    """What was dealt with in samples that are there."""
+
+    def manifest(self) -> dict[str, object]:
+        """Its part of MANIFEST."""
+        return {
+            "images": self.images,
+            "samples": dict(self.counts),
+            "left_out": dict(self.left_out.counts.most_common()),
+            "skipped": [name for names in self.left_out.names.values() for name in names],
+            "left_out_names": self.left_out.to_json(),
+            "unused": self.unused.to_json(),
+            "notes": self.notes.to_json(),
+        }
+
+    def lines(self) -> Iterator[str]:
+        """What was made, what was not, and what to do next, for a terminal."""
+        if not self.is_new:
+            yield f"{self.output}: these shards are there already, of the same files and options"
+        counts = self.counts
+        yield (
+            f"{self.output}: {counts['train']} training and {counts['validation']} validation samples, "
+            f"{counts['uncaptioned']} without a caption"
+        )
+        if self.left_out.counts:
+            total = self.left_out.counts.total()
+            yield f"left out {total} of {self.images} images ({self.left_out.summary()}):"
+            yield from self.left_out.lines()
+        if self.unused.counts:
+            yield f"not used: {self.unused.summary()}:"
+            yield from self.unused.lines()
+        if self.notes.counts:
+            yield f"notes: {self.notes.summary()}:"
+            yield from self.notes.lines()
+        if self.left_out.counts or self.unused.counts or self.notes.counts:
+            yield f"all of it: {self.output / MANIFEST}"
+        folder = glob.escape(str(self.output))
+        yield f"look at them:  python tools/inspect_data.py --input '{folder}/*.tar'"
+        held_out = f" 'data.validation=[{folder}/validation-*.tar]'" if counts["validation"] else ""
+        yield (
+            "train on them: python -m diffmoe_scale.pretrain --config configs/captions_64.yaml "
+            f"'data.train=[{folder}/train-*.tar]'{held_out} run.directory=runs/mine"
+        )
+
+
+def prepare_shards(options: ShardOptions, *, tell: Tell = print) -> Prepared:
+    """Write the shards. The folder appears only when complete; an interrupted call leaves what it has done in
+    OUTPUT.unfinished, where the same call goes on.
+
+    Raises: ValueError for input without usable pictures, an output of other files or options; OSError.
+    """
+    columns = Columns(options.image_column, options.caption_column, tell)
+    listing = list_pictures(options.input, columns, excluded=options.outputs())
+    if not any(map(_is_captioned, listing.entries)):
+        raise ValueError(_no_captions(listing))
+    made_with = {"format": FORMAT} | options.made_with()
+    if options.resize or options.duplicates >= 0:
+        made_with["versions"] = {name: version(name) for name in ("pillow", "imagehash")}
+    folder = begin(
+        options.output,
+        manifest=MANIFEST,
+        made_with=made_with,
+        sources=listing.sources(),
+        is_overwritten=options.overwrite,
+    )
+    if folder is None:
+        return read_prepared(options.output)
+    with ThreadPoolExecutor(options.workers) as pool:  # Pillow decodes without the interpreter lock
+        looks = look_at_images(folder / "looks", listing.entries, options, pool)
+        pairs = list(zip(listing.entries, looks, strict=True))
+        splits = split_images([entry for entry, look in pairs if look.is_good], options.validation)
+        prepared = _describe(options, listing, pairs, splits)
+        _check_splits(prepared, folder, options)
+        _write_shards(folder, splits, options, pool)
+    begun = read_manifest(folder, MANIFEST) or {}
+    replace_file(folder / MANIFEST, to_json(begun | {"input": str(options.input)} | prepared.manifest()))
+    shutil.rmtree(folder / "looks")
+    publish(options.output)
+    return prepared
+
+
+def read_prepared(output: Path) -> Prepared:
+    """What a finished set says of itself."""
+    told = read_manifest(output, MANIFEST) or {}
+    return Prepared(
+        output,
+        is_new=False,
+        images=int(told.get("images", 0)),
+        counts={name: int(told["samples"][name]) for name in ("train", "validation", "uncaptioned")},
+        left_out=Losses.from_json(told.get("left_out_names")),
+        unused=Losses.from_json(told.get("unused")),
+        notes=Losses.from_json(told.get("notes")),
+    )
+
+
+def _is_captioned(entry: Entry) -> bool:
+    try:
+        return bool(read_known(entry).captions)
+    except (ValueError, OSError):
+        # It is left out and named when its turn comes.
+        return False
+
+
+def _no_captions(listing: Listing) -> str:
+    unused = "; ".join(line.strip() for line in listing.unused.lines(limit=3))
+    return (
+        f"none of {len(listing.entries)} images has a caption, "
+        f"the first is {safe(listing.entries[0].name)!r}; "
+        "--help says where captions are looked for" + (f"; not used: {unused}" if unused else "")
+    )
+
+
+def _describe(
+    options: ShardOptions, listing: Listing, pairs: Sequence[tuple[Entry, Look]], splits: Splits
+) -> Prepared:
+    left_out, notes = Losses(), Losses()
+    uncaptioned = 0
+    for entry, look in pairs:
+        if not look.is_good:
+            left_out.add(look.kind, look.problem)
+            continue
+        if not look.captions:
+            uncaptioned += 1
+            notes.add(UNCAPTIONED, entry.name)
+        for kind, detail in look.notes:
+            notes.add(kind, entry.name, detail if detail != entry.name else "")
+    counts = {split: len(samples) for split, samples in splits.items()} | {"uncaptioned": uncaptioned}
+    return Prepared(options.output, True, len(pairs), counts, left_out, listing.unused, notes)
+
+
+def _check_splits(prepared: Prepared, folder: Path, options: ShardOptions) -> None:
+    """Raises: ValueError where a split that is wanted got no picture."""
+    counts = prepared.counts
+    problem = ""
+    if counts["train"] == 0:
+        left_out = [name for names in prepared.left_out.names.values() for name in names]
+        problem = (
+            f"none of {prepared.images} images is left for training; "
+            f"left out: {'; '.join(left_out[:3]) or 'none'}"
+        )
+    elif options.validation > 0 and counts["validation"] == 0:
+        problem = (
+            f"--validation is {options.validation}, and none of {counts['train']} images fell into that "
+            "share; raise it, or leave it out"
+        )
+    if problem:
+        shutil.rmtree(folder)
+        raise ValueError(problem)
+
+
+def split_images(entries: Sequence[Entry], validation: float) -> Splits:
+    """Keys and entries by split."""
+    splits: Splits = {"train": [], "validation": []}
+    keys = Keys()
+    for entry in entries:
+        stem = key_stem(entry.name)
+        split = "validation" if fraction(stem) < validation else "train"
+        splits[split].append((keys.take(stem), entry))
+    return splits
+
+
+def _write_shards(folder: Path, splits: Splits, options: ShardOptions, pool: Executor) -> None:
+    """The shards that are not there yet."""
+    with tqdm(total=sum(map(len, splits.values())), unit="image", desc="writing", disable=None) as progress:
+        for split, samples in splits.items():
+            for number, first in enumerate(range(0, len(samples), options.samples_per_shard)):
+                part = samples[first : first + options.samples_per_shard]
+                path = folder / f"{split}-{number:06d}.tar"
+                if not path.is_file():
+                    write_shard(path, _members(part, options.resize, pool))
+                progress.update(len(part))
+
+
+def _members(
+    samples: Sequence[tuple[str, Entry]], resize: int, pool: Executor
+) -> Iterator[dict[str, object]]:
+    for first in range(0, len(samples), READ_TOGETHER):
+        part = samples[first : first + READ_TOGETHER]
+        read = pool.map(partial(read_image, resize=resize), [entry for _, entry in part])
+        for (key, _), members in zip(part, read, strict=True):
+            yield {"__key__": key, **members}
+
+
+def read_image(entry: Entry, *, resize: int) -> dict[str, bytes]:
+    """The members of a sample that was found good. Raises: OSError if it is no longer there."""
+    data = entry.image.read()
+    known = read_known(entry)
+    image = open_image(data)
+    suffix = suffix_by_format(data)
+    record = known.record | {
+        "original_width": image.width,
+        "original_height": image.height,
+        "source_file": safe(entry.name),
+    }
+    if 0 < resize < min(image.size):
+        suffix, data = shrink(image, resize, is_photograph=suffix in PHOTOGRAPHS)
+    members: dict[str, bytes] = {suffix: data, "json": json_text(record).encode()}
+    # Of several captions training draws one, from the list in KEY.json; KEY.txt would come before it.
+    if len(known.captions) > 1:
+        return members
+    return members | {"txt": "".join(known.captions).encode("utf-8", "replace")}

@@ -1,0 +1,153 @@
+"""What is known about a picture: its captions by the one rule for several, and the record that KEY.json
+keeps."""
+
+import codecs
+import json
+from dataclasses import dataclass, field
+
+from diffmoe_scale.data.reading.source import caption_texts
+from diffmoe_scale.prepare.place import Entry, Record, Text
+
+DEEPEST = 100
+"""Levels of a JSON text; Python's own limit depends on where it is read."""
+NOT_USED = "text beside one that comes before it"
+UNREADABLE = "text that could not be read"
+BYTE_ORDER_MARK = "text with a byte-order mark"
+OTHER_ENCODING = "text that is no UTF-8, read as Windows-1252"
+NULS = "text with NULs, left out"
+HALF_PAIR = "text with half a surrogate pair, replaced"
+MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+
+class BadText(ValueError):
+    """A picture whose only texts cannot be read."""
+
+
+@dataclass
+class Known:
+    """Of one picture. Training draws one of several captions."""
+
+    captions: list[str]
+    record: Record
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    """What was dealt with: a kind, and a detail."""
+
+
+def read_known(entry: Entry) -> Known:
+    """Captions and record of a picture. A .txt with a caption comes before the "caption" of a .json; an empty
+    one hides nothing.
+
+    Raises: BadText where there is no caption but a text that cannot be read.
+    """
+    if entry.record is not None:
+        record = dict(entry.record)
+        notes = [(kind, "") for kind in entry.notes]
+        captions = _clean(record.get("caption"), notes, "")
+        return Known(captions, _with_captions(record, captions), notes)
+    known = Known([], {})
+    problems = []
+    records: list[tuple[Text, Record]] = []
+    for text in entry.texts:
+        try:
+            _read_one(text, known, records)
+        except (OSError, ValueError) as error:
+            problems.append((UNREADABLE, f"{text.name}: {error}"))
+    for text, _ in records[1:]:
+        known.notes.append((NOT_USED, text.name))
+    known.record = records[0][1] if records else {}
+    if not known.captions and records:
+        known.captions = _clean(known.record.get("caption"), known.notes, records[0][0].name)
+    if problems and not known.captions:
+        raise BadText("; ".join(f"{detail}" for _, detail in problems))
+    known.notes += problems
+    known.record = _with_captions(known.record, known.captions)
+    return known
+
+
+def _read_one(text: Text, known: Known, records: list[tuple[Text, Record]]) -> None:
+    data = text.place.read()
+    decoded, found = read_text(data)
+    known.notes += [(kind, text.name) for kind in found]
+    if text.kind == "json":
+        try:
+            records.append((text, parse_record(decoded)))
+        except ValueError as error:
+            raise ValueError(f"its .json is no JSON object ({error})") from error
+    elif known.captions and decoded.strip():
+        known.notes.append((NOT_USED, text.name))
+    else:
+        known.captions += caption_texts(decoded)
+
+
+def _with_captions(record: Record, captions: list[str]) -> Record:
+    """The record with the caption where its own is empty; never another one in the place of its own."""
+    if caption_texts(record.get("caption")):
+        return record
+    return record | ({"caption": captions[0]} if captions else {})
+
+
+def parse_record(text: str) -> Record:
+    """The object of a JSON text. Raises: ValueError for anything else."""
+    try:
+        found = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"expected an object, found {type(found).__name__}")
+    if _is_deeper(found, DEEPEST):
+        raise ValueError(f"nested more than {DEEPEST} deep")
+    return found
+
+
+def _is_deeper(tree: object, levels: int) -> bool:
+    layer = [tree]
+    for _ in range(levels):
+        layer = [
+            inner
+            for node in layer
+            if isinstance(node, dict | list)
+            for inner in (node.values() if isinstance(node, dict) else node)
+            if isinstance(inner, dict | list)
+        ]
+        if not layer:
+            return False
+    return True
+
+
+def read_text(data: bytes) -> tuple[str, tuple[str, ...]]:
+    """A text, and kinds of what was found about its bytes: whatever they are, there is a text."""
+    found = []
+    encoding = next((name for mark, name in MARKS.items() if data.startswith(mark)), "")
+    try:
+        text = data.decode(encoding or "utf-8")
+        found += [BYTE_ORDER_MARK] if encoding else []
+    except UnicodeDecodeError:
+        text = data.decode("cp1252", "replace")
+        found.append(OTHER_ENCODING)
+    text, notes = clean_text(text)
+    return text, (*found, *notes)
+
+
+def clean_text(text: str) -> tuple[str, tuple[str, ...]]:
+    """The same text without NULs, and without halves of surrogate pairs, which no tokenizer takes."""
+    found = []
+    if "\0" in text:
+        text = text.replace("\0", "")
+        found.append(NULS)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Halves that belong together become one sign.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        found.append(HALF_PAIR)
+    return text, tuple(found)
+
+
+def _clean(found: object, notes: list[tuple[str, str]], name: str) -> list[str]:
+    """The captions in a "caption" field."""
+    captions = []
+    for text in caption_texts(found):
+        cleaned, kinds = clean_text(text)
+        captions += caption_texts(cleaned)
+        notes += [(kind, name) for kind in kinds]
+    return captions

@@ -1,0 +1,57 @@
+"""Text and names from outside: every sequence of bytes gives a text, and what was odd about it is named."""
+
+import codecs
+import re
+
+BYTE_ORDER_MARK = "byte_order_mark"
+NOT_UTF8 = "not_utf8"
+NULS = "nuls"
+HALF_PAIR = "half_pair"
+TEXT_NOTES = {
+    BYTE_ORDER_MARK: "text with a byte-order mark, which was left out",
+    NOT_UTF8: "text that is no UTF-8, read as Windows-1252",
+    NULS: "text with NULs, which were left out",
+    HALF_PAIR: "text with half a surrogate pair, which was replaced",
+}
+"""Kinds of what is noted about a text, with their meaning."""
+MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+LONGEST_NAME = 300
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def decode_text(data: bytes) -> tuple[str, tuple[str, ...]]:
+    """The text of some bytes, and kinds of TEXT_NOTES. Never raises.
+
+    UTF-8, or UTF-16 with its mark; anything else is read as Windows-1252, in which every byte is a character.
+    """
+    found = []
+    encoding = next((name for mark, name in MARKS.items() if data.startswith(mark)), "")
+    try:
+        text = data.decode(encoding or "utf-8")
+        found += [BYTE_ORDER_MARK] if encoding else []
+    except UnicodeDecodeError:
+        text = data.decode("cp1252", "replace")
+        found.append(NOT_UTF8)
+    text, notes = clean_text(text)
+    return text, (*found, *notes)
+
+
+def clean_text(text: str) -> tuple[str, tuple[str, ...]]:
+    """The same without NULs, and without halves of surrogate pairs, which no tokenizer and no file takes;
+    kinds of TEXT_NOTES."""
+    found = []
+    if "\0" in text:
+        text = text.replace("\0", "")
+        found.append(NULS)
+    if SURROGATE.search(text):
+        # Two halves that belong together become one sign.
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        found.append(HALF_PAIR)
+    return text, tuple(found)
+
+
+def clean_name(text: str) -> str:
+    """A name or message that changes nothing in a terminal, a log or a page: one line, at most LONGEST_NAME
+    characters and "...", control characters and halves of surrogate pairs as escapes."""
+    cleaned = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text[: LONGEST_NAME + 1])
+    return cleaned if len(cleaned) <= LONGEST_NAME else cleaned[:LONGEST_NAME] + "..."

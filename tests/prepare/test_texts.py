@@ -1,0 +1,126 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from diffmoe_scale.prepare.losses import safe
+from diffmoe_scale.prepare.texts import (
+    BYTE_ORDER_MARK,
+    HALF_PAIR,
+    NULS,
+    OTHER_ENCODING,
+    parse_record,
+    read_text,
+)
+from tests.prepare.folders import add_picture, prepare, read_captions, read_samples
+
+
+@pytest.mark.parametrize(
+    ("data", "text", "notes"),
+    [
+        (b"plain", "plain", ()),
+        ("ein grüner Kreis 😀".encode(), "ein grüner Kreis 😀", ()),
+        (b"\xef\xbb\xbfa red house", "a red house", (BYTE_ORDER_MARK,)),
+        ("hello there".encode("utf-16"), "hello there", (BYTE_ORDER_MARK,)),
+        ("café noir".encode("cp1252"), "café noir", (OTHER_ENCODING,)),
+        (b"a\0b", "ab", (NULS,)),
+        (b"\xff\xfe\xff", "ÿþÿ", (OTHER_ENCODING,)),
+        (b"", "", ()),
+    ],
+)
+def test_every_text_is_read_and_what_was_odd_is_noted(data: bytes, text: str, notes: tuple[str, ...]) -> None:
+    assert read_text(data) == (text, notes)
+
+
+def test_captions_and_what_else_is_known_come_from_json(images: Path, tmp_path: Path) -> None:
+    (images / "a.txt").unlink()
+    (images / "a.json").write_text('{"caption": " from json ", "license": "CC0"}')
+    (images / "deep" / "c.d.txt").unlink()
+    (images / "deep" / "c.d.json").write_text('{"caption": ["one", "two"]}')
+    prepare(images, tmp_path / "out")
+    samples = read_samples(tmp_path / "out")
+    assert samples["a"]["txt"] == b"from json" and json.loads(samples["a"]["json"])["license"] == "CC0"
+    # Training draws one of several.
+    assert "txt" not in samples["deep_c_d"]
+    assert json.loads(samples["deep_c_d"]["json"])["caption"] == ["one", "two"]
+
+
+def test_an_empty_text_hides_no_caption_and_none_is_overwritten(images: Path, tmp_path: Path) -> None:
+    (images / "a.txt").write_text(" \n")
+    (images / "a.json").write_text('{"caption": "from json"}')
+    (images / "deep" / "c.d.json").write_text('{"caption": "other"}')
+    (images / "deep" / "er" / "b.txt").write_text("")
+    (images / "deep" / "er" / "b.jpg.txt").write_text("whole name")
+    prepare(images, tmp_path / "out")
+    samples = read_samples(tmp_path / "out")
+    assert read_captions(tmp_path / "out") == {
+        "a": "from json",
+        "deep_c_d": "caption 2",
+        "deep_er_b": "whole name",
+    }
+    assert json.loads(samples["a"]["json"])["caption"] == "from json"
+    assert json.loads(samples["deep_c_d"]["json"])["caption"] == "other"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"{broken",
+        b"[1]",
+        b'["a", "list"]',
+        b"\xff\xfe\xff",
+        b'{"caption": "x", "d": ' + b"[" * 3000 + b"]" * 3000 + b"}",
+        b'{"caption": "x", "d": ' + b"[" * 200 + b"]" * 200 + b"}",
+        b'{"n": ' + b"1" * 5000 + b"}",
+    ],
+)
+def test_an_unreadable_record_costs_the_picture_only_where_there_is_no_other_caption(
+    images: Path, tmp_path: Path, damage: bytes
+) -> None:
+    (images / "a.json").write_bytes(damage)
+    (images / "deep" / "c.d.txt").unlink()
+    (images / "deep" / "c.d.json").write_bytes(damage)
+    prepared = prepare(images, tmp_path / "out")
+    assert read_captions(tmp_path / "out") == {"a": "caption 0", "deep_er_b": "caption 1"}
+    (left_out,) = prepared.left_out.names["unreadable caption"]
+    assert left_out.startswith("'deep/c.d.webp': deep/c.d.json: its .json is no JSON object")
+    (note,) = prepared.notes.names["text that could not be read"]
+    assert note.startswith("a.png: a.json: its .json is no JSON object")
+
+
+def test_odd_texts_are_kept_counted_and_named(tmp_path: Path) -> None:
+    texts = {
+        "utf16": "hello there".encode("utf-16"),
+        "cp1252": "café noir".encode("cp1252"),
+        "mark": b"\xef\xbb\xbfa red house",
+        "nul": b"a\0b",
+        "long": b"x" * 1_000_000,
+    }
+    for name, text in texts.items():
+        add_picture(tmp_path / "photos", f"{name}.png")
+        (tmp_path / "photos" / f"{name}.txt").write_bytes(text)
+    add_picture(tmp_path / "photos", "half.png")
+    (tmp_path / "photos" / "half.json").write_text('{"caption": ["an emoji cut in half \\ud83d"]}')
+    prepared = prepare(tmp_path / "photos", tmp_path / "out")
+    assert read_captions(tmp_path / "out") == {
+        "utf16": "hello there",
+        "cp1252": "café noir",
+        "mark": "a red house",
+        "nul": "ab",
+        "long": "x" * 1_000_000,
+        "half": "an emoji cut in half �",
+    }
+    assert prepared.notes.counts == {BYTE_ORDER_MARK: 2, OTHER_ENCODING: 1, NULS: 1, HALF_PAIR: 1}
+    assert prepared.notes.names[HALF_PAIR] == ["half.png: half.json"]
+
+
+def test_records_are_objects() -> None:
+    assert parse_record('{"a": [1, {"b": null}]}') == {"a": [1, {"b": None}]}
+    for text in ("", "null", "5", "[", '"x"', "[]"):
+        with pytest.raises(ValueError):
+            parse_record(text)
+
+
+def test_names_are_safe_to_print() -> None:
+    assert safe("a\x1b[31m\n\udce9‮") == "a\\x1b[31m\\n\\udce9\\u202e"
+    assert len(safe("x" * 1000)) == 303

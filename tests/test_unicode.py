@@ -1,0 +1,53 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffmoe_scale.unicode import (
+    BYTE_ORDER_MARK,
+    HALF_PAIR,
+    LONGEST_NAME,
+    NOT_UTF8,
+    NULS,
+    TEXT_NOTES,
+    clean_name,
+    clean_text,
+    decode_text,
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "text", "notes"),
+    [
+        (b"plain", "plain", ()),
+        ("ein grüner Kreis 😀".encode(), "ein grüner Kreis 😀", ()),
+        (b"\xef\xbb\xbfa red house", "a red house", (BYTE_ORDER_MARK,)),
+        ("hello there".encode("utf-16"), "hello there", (BYTE_ORDER_MARK,)),
+        ("café noir".encode("cp1252"), "café noir", (NOT_UTF8,)),
+        (b"a\0b", "ab", (NULS,)),
+        (b"\xff\xfe\xff", "ÿþÿ", (NOT_UTF8,)),
+        (b"", "", ()),
+    ],
+)
+def test_every_text_is_read_and_what_was_odd_is_noted(data: bytes, text: str, notes: tuple[str, ...]) -> None:
+    assert decode_text(data) == (text, notes)
+
+
+def test_halves_of_a_pair_are_joined_or_replaced() -> None:
+    assert clean_text("\ud83d\ude00") == ("😀", (HALF_PAIR,))
+    assert clean_text("cut \ud83d") == ("cut �", (HALF_PAIR,))
+
+
+@given(data=st.binary(max_size=40))
+def test_all_bytes_give_a_text_that_can_be_written(data: bytes) -> None:
+    text, notes = decode_text(data)
+    assert "\0" not in text and text.encode().decode() == text and set(notes) <= set(TEXT_NOTES)
+
+
+@given(text=st.text(alphabet=st.characters(), max_size=40))
+def test_names_are_safe_to_print(text: str) -> None:
+    assert clean_name(text).isprintable()
+
+
+def test_names_are_one_line_of_bounded_length() -> None:
+    assert clean_name("a\x1b[31m\n\udce9‮") == "a\\x1b[31m\\n\\udce9\\u202e"
+    assert len(clean_name("x" * 1000)) == LONGEST_NAME + 3
