@@ -21,6 +21,9 @@ STORES_NOTHING = (
     tarfile.FIFOTYPE,
 )
 
+# Headers that say something about the next one.
+EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+
 
 @dataclass(frozen=True)
 class Member:
@@ -66,7 +69,7 @@ def iterate_members(descriptor: int) -> Iterator[Member | Problem]:
                 return
             position, extension = following, {}
             continue
-        data = position + BLOCK
+        data = position + BLOCK + _sparse_map_size(descriptor, block, position, header.type)
         if data + _stored_size(header) > end:
             yield Problem("truncated member", header.name)
             following = _find_header(descriptor, data, end)
@@ -79,7 +82,10 @@ def iterate_members(descriptor: int) -> Iterator[Member | Problem]:
                 os.pread(descriptor, min(header.size, LONGEST_EXTENSION), data), header.type
             )
         else:
-            if header.type in tarfile.REGULAR_TYPES and header.type != tarfile.GNUTYPE_SPARSE:
+            loss = _loss(header, extension)
+            if loss:
+                yield Problem(loss, header.name)
+            elif header.type in tarfile.REGULAR_TYPES:
                 yield Member(name=header.name, offset=data, size=header.size)
             # Global headers and long link names stand before the file that an extension belongs to as well.
             if header.type not in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK):
@@ -94,11 +100,30 @@ def _parse_header(block: bytes, extension: dict[str, str]) -> tarfile.TarInfo | 
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")  # type: ignore[arg-type]  # typeshed wants bytearray
     except (tarfile.HeaderError, ValueError):
         return None
+    if header.type not in EXTENSIONS:
+        header.name = extension.get("GNU.sparse.name", extension.get("path", header.name))
     if header.type in tarfile.REGULAR_TYPES:
-        header.name = extension.get("path", header.name)
         size = extension.get("size", "")
         header.size = int(size) if size.isdecimal() else header.size
     return header if header.size >= 0 else None
+
+
+def _loss(header: tarfile.TarInfo, extension: dict[str, str]) -> str:
+    """Why a member has no bytes that can be read at an offset; "" for one that has, and for folders."""
+    if header.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse.") for key in extension):
+        return "sparse member"
+    if header.type in (tarfile.LNKTYPE, tarfile.SYMTYPE):
+        return "link"
+    return "device" if header.type in (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE) else ""
+
+
+def _sparse_map_size(descriptor: int, block: bytes, position: int, kind: bytes) -> int:
+    """Bytes between the header of a sparse member and its data: further blocks of its map."""
+    size, is_continued = 0, kind == tarfile.GNUTYPE_SPARSE and block[482:483] == b"\1"
+    while is_continued:
+        size += BLOCK
+        is_continued = os.pread(descriptor, 1, position + size + 504) == b"\1"
+    return size
 
 
 def _stored_size(header: tarfile.TarInfo) -> int:
@@ -112,13 +137,18 @@ def _read_extension(payload: bytes, kind: bytes) -> dict[str, str]:
     if kind == tarfile.GNUTYPE_LONGNAME:
         return {"path": payload.rstrip(b"\0").decode("utf-8", "surrogateescape")}
     records = {}
-    while found := re.match(rb"(\d{1,9}) (\w+(?:\.\w+)*)=", payload):
+    while found := re.match(rb"(\d{1,9}) ([^=\n]+)=", payload):
         length = int(found[1])
         if length <= found.end():
             break
-        records[found[2].decode()] = payload[found.end() : length - 1].decode("utf-8", "surrogateescape")
+        name = found[2].decode("utf-8", "surrogateescape")
+        records[name] = payload[found.end() : length - 1].decode("utf-8", "surrogateescape")
         payload = payload[length:]
-    return {name: value for name, value in records.items() if name in ("path", "size")}
+    return {
+        name: value
+        for name, value in records.items()
+        if name in ("path", "size") or name.startswith("GNU.sparse.")
+    }
 
 
 def _find_header(descriptor: int, start: int, end: int) -> int | None:

@@ -29,7 +29,7 @@ from diffmoe_scale.recent import RecentlyUsed
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm", "jp2")
 INDEX_SUFFIX = ".index.npz"
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -230,7 +230,8 @@ def expand_patterns(patterns: Sequence[str], remote: RemoteShards | None = None)
         )
     paths: list[Path] = []
     for pattern in patterns:
-        for name in expand_urls(pattern):
+        # Braces, too, may be those of a file's own name.
+        for name in [pattern] if _is_file(pattern) else expand_urls(pattern):
             if is_url(name):
                 if remote is None:
                     raise ValueError(
@@ -241,7 +242,9 @@ def expand_patterns(patterns: Sequence[str], remote: RemoteShards | None = None)
             # A wide glob also matches the indexes that the first start wrote; read as shards they would
             # change the order of samples.
             matches = (match for match in glob.glob(name, recursive=True) if not match.endswith(INDEX_SUFFIX))
-            found = sorted(matches) if glob.has_magic(name) else [name]
+            # A file whose name holds [, ? or * is that file.
+            is_pattern = glob.has_magic(name) and not _is_file(name)
+            found = sorted(matches) if is_pattern else [name]
             if not found:
                 raise ValueError(f"shard pattern {name!r} matches no file (working directory {os.getcwd()})")
             paths += map(Path, found)
@@ -260,6 +263,14 @@ def expand_patterns(patterns: Sequence[str], remote: RemoteShards | None = None)
     if len(unique) < len(paths):
         logger.info("%d shards are matched by more than one pattern and read once", len(paths) - len(unique))
     return unique
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except ValueError:
+        # A name with a NUL.
+        return False
 
 
 def scan_shard(path: Path) -> ShardIndex:

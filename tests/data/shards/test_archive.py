@@ -1,5 +1,6 @@
 import io
 import os
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def test_names_longer_than_a_header_are_read(tmp_path: Path, archive_format: int
     assert _read(_write(tmp_path / "a.tar", files, archive_format=archive_format)) == (files, [])
 
 
-def test_folders_and_links_are_no_members(tmp_path: Path) -> None:
+def test_folders_are_no_members_and_links_are_named(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         for name, kind in (("folder", tarfile.DIRTYPE), ("link", tarfile.SYMTYPE), ("hard", tarfile.LNKTYPE)):
             header = tarfile.TarInfo(name)
@@ -60,7 +61,8 @@ def test_folders_and_links_are_no_members(tmp_path: Path) -> None:
         header = tarfile.TarInfo("file.txt")
         header.size = 4
         archive.addfile(header, io.BytesIO(b"data"))
-    assert _read(tmp_path / "a.tar") == ({"file.txt": b"data"}, [])
+    links = [Problem("link", "link"), Problem("link", "hard")]
+    assert _read(tmp_path / "a.tar") == ({"file.txt": b"data"}, links)
 
 
 def test_a_broken_header_costs_one_member(tmp_path: Path) -> None:
@@ -171,3 +173,26 @@ def test_no_damage_raises_or_leads_outside_the_file(
     finally:
         os.close(descriptor)
     assert all(member.size >= 0 and member.offset + member.size <= len(data) for member in members)
+
+
+def test_keywords_of_a_pax_header_may_hold_any_sign(tmp_path: Path) -> None:
+    name = "n" * 150 + ".txt"
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        header = tarfile.TarInfo(name)
+        header.size = 4
+        header.pax_headers = {"SCHILY.xattr.user.my-tag": "x", "LIBARCHIVE.a:b#c": "a\nb=c", "\u00e9 x": "y"}
+        archive.addfile(header, io.BytesIO(b"data"))
+    assert _read(tmp_path / "a.tar") == ({name: b"data"}, [])
+
+
+@pytest.mark.parametrize("kind", ["gnu", "posix"])
+@pytest.mark.parametrize("holes", [1, 40])
+def test_sparse_members_are_named_and_what_follows_is_read(tmp_path: Path, kind: str, holes: int) -> None:
+    with (tmp_path / "sparse").open("wb") as file:
+        for hole in range(holes):
+            file.seek(hole * 200_000 + 100_000)
+            file.write(b"x" * 4096)
+    (tmp_path / "b.txt").write_bytes(b"data")
+    command = ["tar", f"--format={kind}", "-S", "-cf", "a.tar", "sparse", "b.txt"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert _read(tmp_path / "a.tar") == ({"b.txt": b"data"}, [Problem("sparse member", "sparse")])

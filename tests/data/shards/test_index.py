@@ -236,6 +236,13 @@ def test_a_shard_named_twice_is_read_once(tmp_path: Path) -> None:
     assert expand_patterns([str(paths[1]), str(tmp_path / "*.tar")]) == [paths[1], paths[0]]
 
 
+@pytest.mark.parametrize("folder", ["set [v1]", "set {1..3}", "what?", "star*"])
+def test_a_pattern_that_is_an_existing_file_is_that_file(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir()
+    (path,) = write_shards(tmp_path / folder, [1])
+    assert expand_patterns([str(path)]) == [path]
+
+
 def test_a_wide_glob_does_not_take_indexes_for_shards(tmp_path: Path) -> None:
     paths = write_shards(tmp_path, [2, 1])
     ShardCatalog(paths)
