@@ -2,9 +2,8 @@
 text encoder."""
 
 import itertools
+import json
 import math
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -28,17 +27,24 @@ from diffmoe_scale.data.order.buckets import Chunk
 from diffmoe_scale.data.reading.batch import Sample, to_unit_range
 from diffmoe_scale.data.reading.reader import Reader
 from diffmoe_scale.data.reading.source import SampleSource
+from diffmoe_scale.data.shards.index import Span
 from diffmoe_scale.encoders.autoencoder.build import Autoencoder
 from diffmoe_scale.encoders.text.encoder import TextEncoder
+from diffmoe_scale.files import replace_file
+from diffmoe_scale.prepare.losses import Losses
 from diffmoe_scale.prepare.publish import write_shard
 
 KEPT_SUFFIXES = ("txt", "json", "cls")
+LEFT_OUT = "left_out"
+"""Folder of an unfinished set: what each of its shards lacks."""
+UNUSABLE = "sample whose picture cannot be used"
 JUDGED_SAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class Encoders:
-    """`text` is None where captions are not encoded: in class mode, and for an encoder that is trained along."""
+    """`text` is None where captions are not encoded: in class mode, and for an encoder that is trained
+    along."""
 
     autoencoder: Autoencoder
     text: TextEncoder | None
@@ -70,6 +76,7 @@ class FeatureWriter:
     encoders: Encoders
     features: FeatureSet
     batch: int
+    rank: int = 0
 
     def estimate_size(self) -> float:
         """Bytes of all shards: those of some samples spread over the set, computed with their real captions
@@ -80,84 +87,66 @@ class FeatureWriter:
         return sum(math.ceil((samples * mean + 1024) / 10240) * 10240 for samples in counts)
 
     def _estimate_sample(self, shard: int, row: int) -> int:
-        reader, text, source, empty = (
-            self.reader,
-            self.encoders.text,
-            self.features.source,
-            self.features.empty,
-        )
+        reader, source = self.reader, self.features.source
         members = reader.catalog.index(shard).members(row)
-        captions: list[CaptionFeatures] = []
-        if text is not None and empty is not None:
-            texts = [
-                caption
-                for caption, _ in reader.source.files.captions(shard, members, reader.config.caption_weights)
-            ]
-            lengths = [int((row_L != 0).sum()) for row_L in text.tokenize(texts)] if texts else []
-            zeros_LT = torch.zeros(
-                max(lengths, default=0), empty.tokens_LT.shape[1], dtype=empty.tokens_LT.dtype
-            )
-            captions = [CaptionFeatures(zeros_LT[:length], empty.pooled_P) for length in lengths]
+        captions = self._empty_captions(shard, members)
         size = reader.image_size(shard, row)
-        latents_VCHW = torch.zeros(source.num_views, *source.latent_shape(size))
-        sizes = [
-            len(
-                pack_sample(
-                    latents_VCHW,
-                    captions,
-                    [1.0] * len(captions),
-                    original=size,
-                    crop=(0, 0),
-                    precision=source.precision,
-                )
-            )
-        ]
-        sizes += [members[suffix].size for suffix in KEPT_SUFFIXES if suffix in members]
+        data = pack_sample(
+            torch.zeros(source.num_views, *source.latent_shape(size)),
+            captions,
+            [1.0] * len(captions),
+            original=size,
+            crop=(0, 0),
+            precision=source.precision,
+        )
+        sizes = [len(data)] + [members[suffix].size for suffix in KEPT_SUFFIXES if suffix in members]
         return sum(512 + math.ceil(size / 512) * 512 for size in sizes)
 
+    def _empty_captions(self, shard: int, members: dict[str, Span]) -> list[CaptionFeatures]:
+        """Features of zeros, as long as those of a sample's captions will be."""
+        text, empty = self.encoders.text, self.features.empty
+        if text is None or empty is None:
+            return []
+        texts = [caption for caption, _ in self._captions(shard, members)]
+        lengths = [int((row_L != 0).sum()) for row_L in text.tokenize(texts)] if texts else []
+        longest = max(lengths, default=0)
+        zeros_LT = torch.zeros(longest, empty.tokens_LT.shape[1], dtype=empty.tokens_LT.dtype)
+        return [CaptionFeatures(zeros_LT[:length], empty.pooled_P) for length in lengths]
+
+    def _captions(self, shard: int, members: dict[str, Span]) -> list[tuple[str, float]]:
+        """Captions of a sample with the weights that they are drawn by."""
+        return self.reader.source.files.captions(shard, members, self.reader.config.caption_weights)
+
     def write(self, folder: Path, numbers: Sequence[int]) -> Iterator[Path]:
-        """Write the shards of these numbers, and tell each.
+        """Write the shards of these numbers, and give the path of each.
 
         Batches are of one size, and shards keep the order of their samples: in a window of as many neighbours
-        as fill a batch of each size.
+        as fill a batch of each size. What is left out of a shard is written to LEFT_OUT in the folder.
         """
         reader, workers = self.reader, self.reader.config.workers
-        counts, ends, window = (
-            reader.catalog.counts,
-            list(accumulate(reader.catalog.counts)),
-            self.batch * len(reader.sizes),
-        )
+        counts = reader.catalog.counts
+        ends, window = list(accumulate(counts)), self.batch * len(reader.sizes)
         rows = {number: range(ends[number] - counts[number], ends[number]) for number in numbers}
         windows = {
             number: [several[first : first + window] for first in range(0, len(several), window)]
             for number, several in rows.items()
         }
+        chunks = (
+            chunk for several in windows.values() for samples in several for chunk in self._chunks(samples)
+        )
         loader = DataLoader(
             _Pictures(reader.fixed_source),
             batch_size=None,
-            sampler=(
-                chunk
-                for several in windows.values()
-                for samples in several
-                for chunk in self._chunks(samples)
-            ),
+            sampler=chunks,
             num_workers=workers,
             multiprocessing_context="forkserver" if workers else None,
         )
-        with tqdm(
-            total=sum(map(len, rows.values())), unit="sample", disable=None, desc=f"rank {os.environ['RANK']}"
-        ) as progress:
+        total = sum(map(len, rows.values()))
+        with tqdm(total=total, unit="sample", disable=None, desc=f"rank {self.rank}") as progress:
             batches = iter(loader)
             for number, several in windows.items():
                 path = folder / reader.catalog.paths[number].name
-                write_shard(
-                    path,
-                    (
-                        sample
-                        for samples in several
-                        for sample in self._encode_window(len(samples), batches, progress)
-                    ),
-                )
+                write_shard(path, self._encode_shard(path, several, batches, progress))
                 yield path
 
     def _chunks(self, numbers: range) -> Iterator[Chunk]:
@@ -165,58 +154,69 @@ class FeatureWriter:
             for first in range(0, len(found), self.batch):
                 yield Chunk(found[first : first + self.batch], size)
 
-    def _encode_window(
-        self, count: int, batches: Iterator[list[Sample]], progress: tqdm
+    def _encode_shard(
+        self, path: Path, windows: Sequence[range], batches: Iterator[list[Sample]], progress: tqdm
     ) -> Iterator[dict[str, object]]:
-        """Members of the next `count` samples in the order of their numbers."""
-        encoded: dict[int, dict[str, object]] = {}
-        while count:
-            samples = next(batches)
-            count -= len(samples)
-            progress.update(len(samples))
-            encoded |= self._encode(samples, progress)
-        yield from (encoded[number] for number in sorted(encoded))
+        """Members of the samples of a shard in the order of their numbers."""
+        losses = Losses()
+        for numbers in windows:
+            encoded: dict[int, dict[str, object]] = {}
+            count = len(numbers)
+            while count:
+                samples = next(batches)
+                count -= len(samples)
+                progress.update(len(samples))
+                encoded |= self._encode(samples, losses)
+            yield from (encoded[number] for number in sorted(encoded))
+        if losses.counts:
+            (path.parent / LEFT_OUT).mkdir(exist_ok=True)
+            data = json.dumps(losses.to_json()).encode()
+            replace_file(path.parent / LEFT_OUT / f"{path.name}.json", data)
 
-    def _encode(self, samples: Sequence[Sample], progress: tqdm) -> Iterator[tuple[int, dict[str, object]]]:
-        """Number and members of the samples of one batch; what cannot be used is named and left out."""
-        reader, encoders, source, good = self.reader, self.encoders, self.features.source, {}
+    def _encode(self, samples: Sequence[Sample], losses: Losses) -> Iterator[tuple[int, dict[str, object]]]:
+        """Number and members of the samples of one batch; what cannot be used is counted and named."""
+        reader, source, good = self.reader, self.features.source, {}
         for sample in samples:
             if reason := _unusable(sample, source):
-                progress.write(f"left out {sample.key}: {reason}", file=sys.stderr)
+                losses.add(UNUSABLE, sample.key, reason)
             elif sample.picture is not None:
                 good[sample.index] = sample.picture
         if not good:
             return
         pixels_BHWC = torch.from_numpy(np.stack([picture.pixels_HWC for picture in good.values()]))
-        latents_BVCHW = encoders.views(to_unit_range(pixels_BHWC), source.num_views)
+        latents_BVCHW = self.encoders.views(to_unit_range(pixels_BHWC), source.num_views)
         places = [reader.fixed_source.order.locate(number) for number in good]
         members = [reader.catalog.index(shard).members(row) for shard, row in places]
-        read, weights = reader.source.files.captions, reader.config.caption_weights
         texts = [
-            read(shard, spans, weights) if encoders.text else []
+            self._captions(shard, spans) if self.encoders.text else []
             for (shard, _), spans in zip(places, members, strict=True)
         ]
-        captions = iter(
-            encoders.captions([text for several in texts for text, _ in several], precision=source.precision)
-        )
+        flat = [text for several in texts for text, _ in several]
+        captions = iter(self.encoders.captions(flat, precision=source.precision))
         for (number, picture), (shard, row), spans, several, latents_VCHW in zip(
             good.items(), places, members, texts, latents_BVCHW, strict=True
         ):
-            own, drawn_by = list(itertools.islice(captions, len(several))), [weight for _, weight in several]
             data = pack_sample(
                 latents_VCHW,
-                own,
-                drawn_by,
+                list(itertools.islice(captions, len(several))),
+                [weight for _, weight in several],
                 original=picture.original,
                 crop=picture.crop,
                 precision=source.precision,
             )
-            kept: dict[str, object] = {
-                suffix: reader.source.files.read(shard, spans[suffix])
-                for suffix in KEPT_SUFFIXES
-                if suffix in spans
-            }
-            yield number, {"__key__": reader.catalog.index(shard).key(row), FEATURE_SUFFIX: data} | kept
+            yield (
+                number,
+                {
+                    "__key__": reader.catalog.index(shard).key(row),
+                    FEATURE_SUFFIX: data,
+                    **self._kept(shard, spans),
+                },
+            )
+
+    def _kept(self, shard: int, members: dict[str, Span]) -> dict[str, bytes]:
+        """Captions and label as they are."""
+        read = self.reader.source.files.read
+        return {suffix: read(shard, members[suffix]) for suffix in KEPT_SUFFIXES if suffix in members}
 
 
 def _unusable(sample: Sample, source: FeatureSource) -> str:
@@ -227,12 +227,9 @@ def _unusable(sample: Sample, source: FeatureSource) -> str:
     height, width = sample.picture.original
     # Its bucket is chosen by its header; that of its features will be by its pixels. A mark behind the pixels
     # of a PNG can turn it.
-    is_fitting = sample.picture.pixels_HWC.shape[:2] == source.image_size_of(sample.picture.original)
-    return (
-        ""
-        if is_fitting
-        else f"decoded it is {width} x {height}, of another bucket than its header says; write the file anew"
-    )
+    if sample.picture.pixels_HWC.shape[:2] == source.image_size_of(sample.picture.original):
+        return ""
+    return f"decoded it is {width} x {height}, of another bucket than its header says; write the file anew"
 
 
 @dataclass(frozen=True)

@@ -1,270 +1,137 @@
-"""Pictures as their sources name them: folders, tables, parquet files, tar files; those that img2dataset
-writes among them. pyarrow's door."""
+"""Pictures as their sources name them: in folders, tar files, tables and parquet files; those that
+img2dataset writes among them."""
 
-import csv
-import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol  # Any: pyarrow is untyped
 
-from diffmoe_scale.data.shards.index import IMAGE_SUFFIXES, scan_shard
+from diffmoe_scale.prepare.losses import Losses
+from diffmoe_scale.prepare.pairs import pair_texts
+from diffmoe_scale.prepare.parquet import list_parquet
+from diffmoe_scale.prepare.place import Columns, Entry, FilePlace, Text
+from diffmoe_scale.prepare.sources import Sources, sources_of
+from diffmoe_scale.prepare.tables import LINE_TABLES, list_table
+from diffmoe_scale.prepare.tars import list_tar
+from diffmoe_scale.prepare.walk import PICTURE_SUFFIXES, by_suffix, list_files, suffix_of
 
-IMAGE_COLUMNS = ("image", "image_path", "file_name", "filename", "filepath", "path", "jpg", "png", "webp")
-CAPTION_COLUMNS = ("caption", "text", "prompt", "title", "description")
-TABLES = ("csv", "tsv", "jsonl", "ndjson", "parquet")
-NAMED = 10
-Record = dict[str, object]
-
-
-class Place(Protocol):
-    """Where bytes are."""
-
-    def read(self) -> bytes:
-        """Raises: OSError where they cannot be read."""
-        ...
+TABLE_BESIDE = "table or tar file beside pictures, not read"
 
 
-@dataclass(frozen=True)
-class FilePlace:
-    """A whole file, or `size` bytes of it."""
+@dataclass
+class Listing:
+    """The pictures of an input, what else was found there and is not used, and what the input is known by."""
 
-    path: Path
-    offset: int = 0
-    size: int = -1
+    entries: list[Entry] = field(default_factory=list)
+    unused: Losses = field(default_factory=Losses)
+    files: list[tuple[str, Path]] = field(default_factory=list)
+    """Every file that pictures or texts come from: its name and its path."""
 
-    def read(self) -> bytes:
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
-
-
-@dataclass(frozen=True)
-class CellPlace:
-    """A cell of a parquet file: bytes, or a struct with `bytes` (Hugging Face's image column)."""
-
-    path: Path
-    group: int
-    column: str
-    row: int
-
-    def read(self) -> bytes:
-        value = _read_column(self.path, self.group, self.column)[self.row].as_py()
-        data = value.get("bytes") if isinstance(value, dict) else value
-        if not isinstance(data, bytes):
-            raise OSError(
-                f"row {self.row} of row group {self.group} of {self.path} has no bytes in the column {self.column}"
-            )
-        return data
+    def sources(self) -> Sources:
+        """State of every file, and what is not used: it goes into the manifest."""
+        unused = {f"not used, {reason}": str(names) for reason, names in self.unused.names.items()}
+        counts = {f"not used, {reason}, count": str(count) for reason, count in self.unused.counts.items()}
+        return Sources({**sources_of(self.files).states, **unused, **counts})
 
 
-# Rows are read in order by several threads, so a few groups are in use at once.
-@lru_cache(maxsize=4)
-def _read_column(path: Path, group: int, column: str) -> Any:  # a pyarrow array
-    import pyarrow.parquet
+def list_pictures(source: Path, columns: Columns, *, excluded: Collection[Path] = ()) -> Listing:
+    """The pictures of a folder, sorted by path, of a tar file, or of a table, line by line.
 
-    return pyarrow.parquet.ParquetFile(path).read_row_group(group, columns=[column]).column(column)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A picture as its source names it. Captions are in `record` (a table's row), else in `texts` by suffix:
-    txt, json."""
-
-    name: str
-    image: Place
-    record: Record | None = None
-    texts: dict[str, Place] = field(default_factory=dict)
-
-    def read_record(self) -> Record:
-        """What is known about the picture; "caption" is a text, a list of texts or missing. Raises:
-        ValueError for an unreadable file."""
-        if self.record is not None:
-            return dict(self.record)
-        kind = "json"
-        try:
-            record = (
-                dict(json.loads(self.texts[kind].read().decode("utf-8-sig"))) if kind in self.texts else {}
-            )
-            if (kind := "txt") in self.texts:
-                record["caption"] = self.texts[kind].read().decode("utf-8-sig")
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"its .{kind} is no {'JSON object' if kind == 'json' else 'text'} in UTF-8 ({error})"
-            ) from error
-        return record
-
-
-def find_entries(source: Path, *, image_column: str, caption_column: str) -> list[Entry]:
-    """The pictures of a folder, sorted by path, of a tar file, or of a table, line by line. A folder with tar
-    files stands for those; one without pictures for its parquet files.
+    A folder without pictures stands for its tar files; one without those for its parquet files. `excluded`
+    folders (of the output) are no part of the input.
 
     Raises: ValueError if there are none, or a table does not have the columns.
     """
+    listing = Listing()
     if source.is_dir():
-        paths = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
-        visible = [path for path in paths if not any(part.startswith(".") for part in path.parts)]
-        entries = _of_folder(source, visible, image_column, caption_column)
-    elif not source.is_file():
+        _list_folder(source, listing, columns, excluded)
+    elif not source.exists():
         raise ValueError(f"--input {source} does not exist")
     elif suffix_of(source.name) == "tar":
-        entries = list(_of_tar(source, prefix=""))
+        _add_tar(source, listing, prefix="")
     else:
-        entries = _of_table(source, image_column, caption_column)
-    if not entries:
+        _add_table(source, listing, columns)
+    if not listing.entries:
+        lines = "; ".join(line.strip() for line in listing.unused.lines(limit=3))
         raise ValueError(
-            f"no image in {source}; expected files {', '.join(IMAGE_SUFFIXES)}, or a .tar or .parquet with some"
+            f"no image in {source}; expected files {', '.join(PICTURE_SUFFIXES)}, or a .tar or .parquet "
+            "with some" + (f"; found: {lines}" if lines else "")
         )
-    return entries
+    return listing
 
 
-def suffix_of(name: str) -> str:
-    return Path(name).suffix.lower().removeprefix(".")
+def _list_folder(source: Path, listing: Listing, columns: Columns, excluded: Collection[Path]) -> None:
+    names = list_files(source, excluded=excluded, losses=listing.unused)
+    kinds = by_suffix(names)
+    has_pictures = any(suffix in kinds for suffix in PICTURE_SUFFIXES)
+    if not has_pictures and "tar" in kinds:
+        for name in kinds.pop("tar"):
+            _add_tar_of_folder(source, name, listing)
+        # img2dataset's records of its own work lie beside its tar files.
+        _count_others(kinds, listing, known=("json", "parquet"))
+        return
+    if not has_pictures and "parquet" in kinds:
+        for name in kinds.pop("parquet"):
+            _add_parquet_of_folder(source, name, listing, columns)
+        _count_others(kinds, listing, known=("json",))
+        return
+    for suffix in ("tar", "parquet", *LINE_TABLES):
+        for name in kinds.pop(suffix, []):
+            listing.unused.add(TABLE_BESIDE, name, "give it as --input to read it")
+    rest = sorted(name for several in kinds.values() for name in several)
+    for picture, texts in pair_texts(rest, losses=listing.unused).items():
+        found = tuple(Text(suffix_of(name), name, FilePlace(source / name)) for name in texts)
+        listing.entries.append(Entry(picture, FilePlace(source / picture), texts=found))
+        listing.files += [(name, source / name) for name in (picture, *texts)]
 
 
-def _of_folder(source: Path, visible: Sequence[Path], image_column: str, caption_column: str) -> list[Entry]:
-    by_suffix: dict[str, list[Path]] = {}
-    for path in visible:
-        by_suffix.setdefault(suffix_of(path.name), []).append(path)
-    if "tar" in by_suffix:
-        return [
-            entry
-            for path in by_suffix["tar"]
-            for entry in _of_tar(source / path, prefix=str(path.with_suffix("")) + "/")
-        ]
-    known = set(visible)
-    pictures = [path for path in visible if suffix_of(path.name) in IMAGE_SUFFIXES]
-    if not pictures and "parquet" in by_suffix:
-        return [
-            entry
-            for path in by_suffix["parquet"]
-            for entry in _of_table(source / path, image_column, caption_column)
-        ]
-    others = Counter(
-        path.suffix for path in visible if suffix_of(path.name) not in (*IMAGE_SUFFIXES, "txt", "json")
-    )
-    if others:
-        print(f"files of no known kind, by suffix: {dict(others.most_common(NAMED))}")
-    return [
-        Entry(
-            str(path),
-            FilePlace(source / path),
-            texts={
-                kind: FilePlace(source / beside)
-                for kind in ("txt", "json")
-                if (beside := path.with_suffix(f".{kind}")) in known
-            },
-        )
-        for path in pictures
-    ]
+def _count_others(kinds: dict[str, list[str]], listing: Listing, *, known: Collection[str]) -> None:
+    for suffix, names in kinds.items():
+        for name in names if suffix not in known else ():
+            listing.unused.add("file beside tar or parquet files", name)
 
 
-def _of_tar(path: Path, *, prefix: str) -> Iterator[Entry]:
-    index = scan_shard(path)
-    for row in range(len(index)):
-        spans = index.members(row)
-        suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in spans), None)
-        if suffix is not None:
-            places = {
-                kind: FilePlace(path, span.offset, span.size)
-                for kind, span in spans.items()
-                if kind in (suffix, "txt", "json")
-            }
-            yield Entry(
-                f"{prefix}{index.key(row)}.{suffix}", places.pop(suffix), texts=dict[str, Place](places)
-            )
-
-
-def _of_table(table: Path, image_column: str, caption_column: str) -> list[Entry]:
+def _add_tar_of_folder(source: Path, name: str, listing: Listing) -> None:
     try:
-        return list(
-            _read_parquet(table, image_column, caption_column)
-            if suffix_of(table.name) == "parquet"
-            else _read_lines(table, image_column, caption_column)
-        )
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{table} cannot be read: {error}; expected a table in UTF-8") from error
+        _add_tar(source / name, listing, prefix=name.removesuffix(Path(name).suffix) + "/")
+    except (OSError, ValueError) as error:
+        listing.unused.add("tar file that cannot be read", name, str(error))
 
 
-def _read_lines(table: Path, image_column: str, caption_column: str) -> Iterator[Entry]:
-    with table.open(encoding="utf-8-sig", newline="") as lines:
-        match suffix_of(table.name):
-            case "csv" | "tsv" as suffix:
-                rows: Iterator[Record] = csv.DictReader(
-                    lines, delimiter="," if suffix == "csv" else "\t", strict=True
-                )  # type: ignore[assignment]  # its values are text
-            case "jsonl" | "ndjson":
-                rows = (_json_object(line, table) for line in lines if line.strip())
-            case _:
-                raise ValueError(
-                    f"--input {table} is neither a folder nor a .tar, .csv, .tsv, .jsonl or .parquet file"
-                )
-        for number, row in enumerate(rows, 1):
-            if number == 1:
-                image_column = _choose_column("image", image_column, IMAGE_COLUMNS, row)
-                caption_column = _choose_column("caption", caption_column, CAPTION_COLUMNS, row)
-            # In a .csv mostly a comma of a caption without quotes: its first part alone would be trained on.
-            if None in row or (None in row.values() and suffix_of(table.name) in ("csv", "tsv")):
-                raise ValueError(
-                    f"row {number} of {table} has more or fewer values than the header; captions with commas need quotes: {row}"
-                )
-            name = str(row.get(image_column) or f"row {number}")
-            yield Entry(name, FilePlace(table.parent / name), row | {"caption": row.get(caption_column)})
+def _add_tar(path: Path, listing: Listing, *, prefix: str) -> None:
+    listing.files.append((path.name if not prefix else f"{prefix.removesuffix('/')}.tar", path))
+    listing.entries += list_tar(path, prefix=prefix, losses=listing.unused)
 
 
-def _read_parquet(table: Path, image_column: str, caption_column: str) -> Iterator[Entry]:
-    import pyarrow  # a second, and needed by few
-    import pyarrow.parquet
+def _add_parquet_of_folder(source: Path, name: str, listing: Listing, columns: Columns) -> None:
+    if not _is_parquet(source / name):
+        listing.unused.add("parquet file that cannot be read", name, "it is no parquet file, or cut off")
+        listing.files.append((name, source / name))
+        return
+    listing.files.append((name, source / name))
+    _add_entries(list_parquet(source / name, columns, losses=listing.unused), listing)
 
+
+def _is_parquet(path: Path) -> bool:
+    """Whether a file begins and ends with parquet's mark."""
     try:
-        file = pyarrow.parquet.ParquetFile(table)
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{table} cannot be read: {error}; expected a parquet file") from error
-    schema = file.schema_arrow
-    image_column = _choose_column("image", image_column, IMAGE_COLUMNS, schema.names)
-    caption_column = _choose_column("caption", caption_column, CAPTION_COLUMNS, schema.names)
-    kind = schema.field(image_column).type
-    has_bytes = not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind))
-    # Pictures stay in the file until they are looked at.
-    others = [name for name in schema.names if name != image_column or not has_bytes]
-    number = 0
-    for group in range(file.num_row_groups):
-        for row, record in enumerate(file.read_row_group(group, columns=others).to_pylist()):
-            number += 1
-            record = {
-                name: value for name, value in record.items() if isinstance(value, str | int | float | list)
-            }
-            name = (
-                str(record.get("key") or number)
-                if has_bytes
-                else str(record.get(image_column) or f"row {number}")
-            )
-            image: Place = (
-                CellPlace(table, group, image_column, row) if has_bytes else FilePlace(table.parent / name)
-            )
-            yield Entry(
-                f"{table.stem}/{name}" if has_bytes else name,
-                image,
-                record | {"caption": record.get(caption_column)},
-            )
+        with path.open("rb") as file:
+            first = file.read(4)
+            file.seek(-4, 2)
+            return first == file.read(4) == b"PAR1"
+    except OSError:
+        return False
 
 
-def _json_object(line: str, table: Path) -> Record:
-    try:
-        return dict(json.loads(line))
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{table} has the line {line.strip()[:80]!r}, which is no JSON object ({error})"
-        ) from error
+def _add_table(table: Path, listing: Listing, columns: Columns) -> None:
+    listing.files.append((table.name, table))
+    is_parquet = suffix_of(table.name) == "parquet"
+    read = list_parquet if is_parquet else list_table
+    _add_entries(read(table, columns, losses=listing.unused), listing)
 
 
-def _choose_column(kind: str, wanted: str, usual: Sequence[str], columns: Any) -> str:  # names, or a row
-    for name in [wanted] if wanted else usual:
-        if name in columns:
-            print(f"{kind} column: {name}")
-            return name
-    raise ValueError(
-        f"no {kind} column {wanted or ' or '.join(usual)}; found {', '.join(map(str, columns))}; name one with --{kind}-column"
-    )
+def _add_entries(entries: Iterator[Entry], listing: Listing) -> None:
+    """Entries of a table; the pictures that it names are files of their own."""
+    for entry in entries:
+        listing.entries.append(entry)
+        if isinstance(entry.image, FilePlace):
+            listing.files.append((entry.name, entry.image.path))

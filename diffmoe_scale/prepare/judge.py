@@ -14,10 +14,10 @@ from diffmoe_scale.data.reading.pictures import flatten, open_image
 from diffmoe_scale.files import replace_file
 from diffmoe_scale.prepare.duplicates import find_duplicates, look_of
 from diffmoe_scale.prepare.images import suffix_by_format, unseen_parts
-from diffmoe_scale.prepare.losses import safe
 from diffmoe_scale.prepare.options import ShardOptions
 from diffmoe_scale.prepare.place import Entry
 from diffmoe_scale.prepare.texts import BadText, read_known
+from diffmoe_scale.unicode import clean_name
 
 LOOKED_TOGETHER = 1000
 WHITE = (255, 255, 255)
@@ -81,14 +81,14 @@ def look(entry: Entry, *, options: ShardOptions) -> Look:
         kind = "broken" if error.errno is None else "unreadable"
         return Look(kind, _problem(entry, error))
     except BadText as error:
-        return Look("unreadable caption", f"{safe(entry.name)!r}: {safe(str(error))}")
+        return Look("unreadable caption", f"{clean_name(entry.name)!r}: {clean_name(str(error))}")
     except Exception as error:
         # As in training: Pillow raises a dozen types for broken data.
         return Look("broken", _problem(entry, error))
     short, long = sorted(image.size)
-    size = f"{safe(entry.name)!r}: {image.width} x {image.height} pixels"
+    size = f"{clean_name(entry.name)!r}: {image.width} x {image.height} pixels"
     if options.require_captions and not known.captions:
-        return Look("without caption", f"{safe(entry.name)!r}: no caption")
+        return Look("without caption", f"{clean_name(entry.name)!r}: no caption")
     if short < options.min_size:
         return Look("too small", f"{size}; --min-size is {options.min_size}")
     if 0 < options.max_aspect * short < long:
@@ -99,7 +99,7 @@ def look(entry: Entry, *, options: ShardOptions) -> Look:
 
 
 def _problem(entry: Entry, error: Exception) -> str:
-    return f"{safe(entry.name)!r}: {type(error).__name__}: {safe(str(error))}"
+    return f"{clean_name(entry.name)!r}: {type(error).__name__}: {clean_name(str(error))}"
 
 
 def _mark_duplicates(looks: list[Look], entries: Sequence[Entry], *, max_distance: int) -> None:
@@ -112,5 +112,5 @@ def _mark_duplicates(looks: list[Look], entries: Sequence[Entry], *, max_distanc
     )
     for number, first in zip(good, firsts, strict=True):
         if good[first] != number:
-            names = safe(entries[number].name), safe(entries[good[first]].name)
+            names = clean_name(entries[number].name), clean_name(entries[good[first]].name)
             looks[number] = Look("duplicate", f"{names[0]!r}: looks like {names[1]!r}")

@@ -4,10 +4,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from diffmoe_scale.unicode import clean_name
+
 KEPT_NAMES = 1000
 """Names that are kept of each reason; further ones are counted only."""
 SHOWN_NAMES = 10
-LONGEST_NAME = 300
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Losses:
         self.counts[reason] += count
         kept = self.names.setdefault(reason, [])
         if len(kept) < KEPT_NAMES:
-            kept.append(safe(name) + (f": {safe(detail)}" if detail else ""))
+            kept.append(clean_name(name) + (f": {clean_name(detail)}" if detail else ""))
 
     def extend(self, other: "Losses") -> None:
         for reason, count in other.counts.items():
@@ -46,7 +47,7 @@ class Losses:
             names = entry.get("names") if isinstance(entry, Mapping) else None
             if isinstance(count, int) and isinstance(names, list):
                 found.counts[str(reason)] += count
-                found.names[str(reason)] = [safe(str(name)) for name in names]
+                found.names[str(reason)] = [clean_name(str(name)) for name in names]
         return found
 
     def summary(self) -> str:
@@ -66,10 +67,3 @@ def some(names: Iterable[str], count: int, *, limit: int) -> Iterator[str]:
     yield from (f"  {name}" for name in shown)
     if count > len(shown):
         yield f"  and {count - len(shown):,} more"
-
-
-def safe(text: str) -> str:
-    """A text that changes nothing in a terminal, a log or a page: one line, no control characters, no halves
-    of surrogate pairs, of bounded length."""
-    cleaned = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text[: LONGEST_NAME + 1])
-    return cleaned if len(cleaned) <= LONGEST_NAME else cleaned[:LONGEST_NAME] + "..."

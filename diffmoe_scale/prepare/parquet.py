@@ -7,10 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any  # pyarrow is untyped
 
-from diffmoe_scale.prepare.losses import Losses, safe
+from diffmoe_scale.prepare.losses import Losses
 from diffmoe_scale.prepare.place import CAPTION_COLUMNS, IMAGE_COLUMNS, Columns, Entry, FilePlace, Place
 from diffmoe_scale.prepare.tables import choose_column
-from diffmoe_scale.prepare.texts import read_text
+from diffmoe_scale.unicode import clean_name, decode_text
 
 DAMAGED = "row of a damaged parquet row group"
 
@@ -58,7 +58,7 @@ def list_parquet(table: Path, columns: Columns, *, losses: Losses) -> Iterator[E
     double = [name for name, count in Counter(schema.names).items() if count > 1]
     if double:
         raise ValueError(
-            f"{table} has the columns {', '.join(map(safe, double))} twice; name each column once"
+            f"{table} has the columns {', '.join(map(clean_name, double))} twice; name each column once"
         )
     image = choose_column("image", columns.image, IMAGE_COLUMNS, schema.names, columns)
     caption = choose_column("caption", columns.caption, CAPTION_COLUMNS, schema.names, columns)
@@ -137,7 +137,7 @@ def _read_rows(
             continue
         for row, value in enumerate(values[name]):
             if isinstance(value, bytes) and len(value) <= 1 << 20:
-                values[name][row], found = read_text(value)
+                values[name][row], found = decode_text(value)
                 notes[row] |= set(found)
     return [
         (
@@ -153,4 +153,4 @@ def _read_rows(
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {safe(str(error).splitlines()[0] if str(error) else '')}"
+    return f"{type(error).__name__}: {clean_name(str(error).splitlines()[0] if str(error) else '')}"

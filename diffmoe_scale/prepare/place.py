@@ -58,7 +58,7 @@ class Entry:
     record: Record | None = None
     texts: tuple[Text, ...] = ()
     notes: tuple[str, ...] = ()
-    """What was found about the text of its row, kinds of `texts.NOTES`."""
+    """What was found about the text of its row, kinds of `unicode.TEXT_NOTES`."""
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,37 @@
 """Sets of shards that appear complete or not at all: written in NAME.unfinished, where an interrupted call
 goes on, then renamed."""
 
+import argparse
 import json
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn  # Any: JSON
+from typing import Any  # JSON
 
 import webdataset
 
+from diffmoe_scale.cli.command import INTERRUPTED, OK
 from diffmoe_scale.data.shards.index import ShardCatalog
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.prepare.sources import Sources
 
 WORKING = ".tmp"
 
 
-def run_tool(main: Callable[[], int]) -> NoReturn:
-    """End with the exit code of a tool that makes a set. Ctrl-C loses no finished shard, so it needs no
-    traceback."""
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)  # what shells give to a command that it ended
+def resumable(work: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], int]:
+    """The work of a command that makes a set. Ctrl-C loses no finished shard, which is said."""
+
+    def run(parsed: argparse.Namespace) -> int:
+        try:
+            work(parsed)
+            return OK
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on", file=sys.stderr)
+            return INTERRUPTED
+
+    return run
 
 
 def unfinished_folder(output: Path) -> Path:
@@ -36,24 +42,30 @@ def unfinished_folder(output: Path) -> Path:
 def read_manifest(folder: Path, name: str) -> dict[str, Any] | None:
     """What the complete set in a folder was made with; None if there is none."""
     try:
-        found = json.loads((folder / name).read_text())
+        found = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
 
 
 def begin(
-    output: Path, *, manifest: str, made_with: Mapping[str, object], is_overwritten: bool
+    output: Path,
+    *,
+    manifest: str,
+    made_with: Mapping[str, object],
+    sources: Sources,
+    is_overwritten: bool,
 ) -> Path | None:
     """The folder to write a set in, with what an interrupted call of equal arguments left there; None if the
     set is there already.
 
-    `made_with` (JSON: lists, no tuples) is what a set is known by; it goes into the file `manifest`. Ranks
-    may call this at the same time.
+    A set is known by `made_with` (JSON: lists, no tuples), which goes into the file `manifest`, and by its
+    `sources`. Ranks may call this at the same time.
 
     Raises: ValueError if `output` holds other things, or another set, finished or not, and `is_overwritten`
     is false.
     """
+    wanted = dict(made_with) | {"sources": sources.describe()}
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         found = read_manifest(output, manifest)
         if found is None:
@@ -61,35 +73,61 @@ def begin(
                 f"{output} exists and holds no {manifest} of an earlier call; choose another --output"
             )
         if not is_overwritten:
-            if made_with.items() <= found.items():
+            difference = _differences(output, found, wanted, sources)
+            if not difference:
                 return None
             raise ValueError(
-                f"{output} was made with other arguments ({_differences(found, made_with)}); choose another --output or give --overwrite"
+                f"{output} was made with other arguments or files ({difference}); "
+                "choose another --output or give --overwrite"
             )
     unfinished = unfinished_folder(output)
     begun = read_manifest(unfinished, manifest)
-    if begun is not None and not made_with.items() <= begun.items():
+    difference = "" if begun is None else _differences(unfinished, begun, wanted, sources)
+    if difference:
         if not is_overwritten:
             raise ValueError(
-                f"{unfinished} was begun with other arguments ({_differences(begun, made_with)}); remove it or give --overwrite"
+                f"{unfinished} was begun with other arguments or files ({difference}); "
+                "remove it or give --overwrite"
             )
         shutil.rmtree(unfinished)
+    elif begun is None and any(unfinished.glob("*.tar")):
+        raise ValueError(
+            f"{unfinished} holds shards and no {manifest} that says what they were made from; remove it"
+        )
     unfinished.mkdir(parents=True, exist_ok=True)
-    replace_file(unfinished / manifest, to_json(made_with))
+    sources.save(unfinished)
+    replace_file(unfinished / manifest, to_json(wanted))
     return unfinished
+
+
+def _differences(
+    folder: Path, found: Mapping[str, object], wanted: Mapping[str, object], sources: Sources
+) -> str:
+    """How the set in a folder differs from the wanted one; "" if it does not."""
+    parts = [
+        f"{name}: {_shorten(found.get(name))} there, {_shorten(value)} now"
+        for name, value in wanted.items()
+        if name not in ("sources", "format") and found.get(name) != value
+    ]
+    if found.get("sources") != wanted["sources"]:
+        earlier = Sources.load(folder)
+        if "sources" not in found:
+            parts.append("it was made by an older version, which did not note the state of its files")
+        elif earlier is None:
+            parts.append("other files")
+        else:
+            parts.append(f"files: {earlier.differences(sources) or 'others'}")
+    elif found.get("format") != wanted.get("format"):
+        parts.append("it was made by another version")
+    return "; ".join(parts)
+
+
+def finished_folder(output: Path) -> Path:
+    return unfinished_folder(output).with_suffix(".finished")
 
 
 def to_json(tree: Mapping[str, object]) -> bytes:
     return json.dumps(dict(tree), indent=1).encode() + b"\n"
-
-
-def _differences(found: Mapping[str, object], wanted: Mapping[str, object]) -> str:
-    """What two sets were made with, where it differs."""
-    return "; ".join(
-        f"{name}: {_shorten(found.get(name))} there, {_shorten(value)} now"
-        for name, value in wanted.items()
-        if found.get(name) != value
-    )
 
 
 def _shorten(value: object) -> str:
@@ -101,18 +139,21 @@ def write_shard(path: Path, samples: Iterable[Mapping[str, object]]) -> None:
     """A tar file of samples (`__key__` and bytes by suffix) with its index, seen only when whole. Equal
     samples give equal bytes."""
     working = path.with_name(f"{path.name}{WORKING}")
+    count = 0
     with webdataset.TarWriter(str(working), encoder=False, mtime=0) as writer:
         for sample in samples:
             writer.write(sample)
+            count += 1
     os.replace(working, path)
-    ShardCatalog([path])  # makes the index
+    if count:
+        ShardCatalog([path])  # makes the index
 
 
 def publish(output: Path) -> None:
     """Give a finished set its name, in the place of an earlier one. Ranks may call this at the same time: the
     first one does it."""
     unfinished, output = unfinished_folder(output), output.resolve()
-    finished = unfinished.with_suffix(".finished")
+    finished = finished_folder(output)
     try:
         os.rename(unfinished, finished)
     except FileNotFoundError:

@@ -17,12 +17,13 @@ from diffmoe_scale.prepare.entries import Listing, list_pictures
 from diffmoe_scale.prepare.images import PHOTOGRAPHS, shrink, suffix_by_format
 from diffmoe_scale.prepare.judge import Look, look_at_images
 from diffmoe_scale.prepare.keys import Keys, fraction, key_stem
-from diffmoe_scale.prepare.losses import Losses, safe
+from diffmoe_scale.prepare.losses import Losses
 from diffmoe_scale.prepare.options import ShardOptions, Tell
 from diffmoe_scale.prepare.place import Columns, Entry
 from diffmoe_scale.prepare.publish import begin, publish, read_manifest, to_json, write_shard
 from diffmoe_scale.prepare.tables import json_text
 from diffmoe_scale.prepare.texts import read_known
+from diffmoe_scale.unicode import clean_name
 
 MANIFEST = "shards.json"
 FORMAT = 2
@@ -154,7 +155,7 @@ def _no_captions(listing: Listing) -> str:
     unused = "; ".join(line.strip() for line in listing.unused.lines(limit=3))
     return (
         f"none of {len(listing.entries)} images has a caption, "
-        f"the first is {safe(listing.entries[0].name)!r}; "
+        f"the first is {clean_name(listing.entries[0].name)!r}; "
         "--help says where captions are looked for" + (f"; not used: {unused}" if unused else "")
     )
 
@@ -239,7 +240,7 @@ def read_image(entry: Entry, *, resize: int) -> dict[str, bytes]:
     record = known.record | {
         "original_width": image.width,
         "original_height": image.height,
-        "source_file": safe(entry.name),
+        "source_file": clean_name(entry.name),
     }
     if 0 < resize < min(image.size):
         suffix, data = shrink(image, resize, is_photograph=suffix in PHOTOGRAPHS)

@@ -8,7 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from diffmoe_scale.files import replace_file
-from diffmoe_scale.prepare.losses import safe
+from diffmoe_scale.unicode import clean_name
 
 FILE = "sources.json.gz"
 NAMED = 3
@@ -54,7 +54,7 @@ class Sources:
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(safe(name) for name in sorted(names)[:NAMED])
+    shown = ", ".join(clean_name(name) for name in sorted(names)[:NAMED])
     return shown + (", ..." if len(names) > NAMED else "")
 
 

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from diffmoe_scale.prepare.losses import Losses, safe
+from diffmoe_scale.prepare.losses import Losses
 from diffmoe_scale.prepare.place import CAPTION_COLUMNS, IMAGE_COLUMNS, Columns, Entry, FilePlace, Record
-from diffmoe_scale.prepare.texts import OTHER_ENCODING, parse_record, read_text
+from diffmoe_scale.prepare.texts import parse_record
 from diffmoe_scale.prepare.walk import suffix_of
+from diffmoe_scale.unicode import NOT_UTF8, clean_name, decode_text
 
 LINE_TABLES = ("csv", "tsv", "jsonl", "ndjson")
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -65,7 +66,7 @@ def _delimited_rows(table: Path) -> list[Row]:
     lines = list(_lines(table))
     if not lines:
         return []
-    if OTHER_ENCODING in lines[0][1] or "\0" in lines[0][0]:
+    if NOT_UTF8 in lines[0][1] or "\0" in lines[0][0]:
         raise ValueError(f"{table}, line 1, cannot be read: expected a table in UTF-8 with a header")
     values: Iterable[tuple[int, list[str]]]
     if suffix_of(table.name) == "csv":
@@ -77,7 +78,7 @@ def _delimited_rows(table: Path) -> list[Row]:
     if len(set(columns)) < len(columns):
         double = sorted({name for name in columns if columns.count(name) > 1})
         raise ValueError(
-            f"{table} has the columns {', '.join(map(safe, double))} twice; name each column once"
+            f"{table} has the columns {', '.join(map(clean_name, double))} twice; name each column once"
         )
     rows: list[Row] = []
     previous = 1
@@ -89,7 +90,7 @@ def _delimited_rows(table: Path) -> list[Row]:
         if len(row) != len(columns):
             raise ValueError(
                 f"{table}, line {line}, has {len(row)} values, more or fewer values than the header's "
-                f"{len(columns)}; captions with commas need quotes: {safe(str(row))}"
+                f"{len(columns)}; captions with commas need quotes: {clean_name(str(row))}"
             )
         notes = sorted({note for _, found in lines[first:line] for note in found})
         rows.append((line, dict(zip(columns, row, strict=True)), tuple(notes)))
@@ -110,11 +111,11 @@ def _parse_quoted(table: Path, lines: Sequence[str], delimiter: str) -> list[tup
         if "unexpected end" in str(error):
             raise ValueError(
                 f"{table} cannot be read: a quote opens in line {started} and is never closed: "
-                f"{safe(lines[started - 1])}"
+                f"{clean_name(lines[started - 1])}"
             ) from error
         raise ValueError(
             f"{table} cannot be read: line {reader.line_num} has a stray quote: "
-            f"{safe(lines[reader.line_num - 1])}; "
+            f"{clean_name(lines[reader.line_num - 1])}; "
             'a quote within a quoted value is written twice ("")'
         ) from error
     return rows
@@ -152,11 +153,11 @@ def _lines(table: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
         is_utf_16 = file.read(2) in UTF_16
         file.seek(0)
         if is_utf_16:
-            for line in io.StringIO(read_text(file.read())[0], newline=""):
+            for line in io.StringIO(decode_text(file.read())[0], newline=""):
                 yield line, ()
             return
         for data in file:
-            yield read_text(data)
+            yield decode_text(data)
 
 
 def choose_column(
@@ -169,7 +170,7 @@ def choose_column(
             return name
     raise ValueError(
         f"no {kind} column {wanted or ' or '.join(usual)}; "
-        f"found {', '.join(safe(str(name)) for name in names)}; "
+        f"found {', '.join(clean_name(str(name)) for name in names)}; "
         f"name one with --{kind}-column"
     )
 

@@ -1,22 +1,17 @@
 """What is known about a picture: its captions by the one rule for several, and the record that KEY.json
 keeps."""
 
-import codecs
 import json
 from dataclasses import dataclass, field
 
 from diffmoe_scale.data.reading.source import caption_texts
 from diffmoe_scale.prepare.place import Entry, Record, Text
+from diffmoe_scale.unicode import TEXT_NOTES, clean_text, decode_text
 
 DEEPEST = 100
 """Levels of a JSON text; Python's own limit depends on where it is read."""
 NOT_USED = "text beside one that comes before it"
 UNREADABLE = "text that could not be read"
-BYTE_ORDER_MARK = "text with a byte-order mark"
-OTHER_ENCODING = "text that is no UTF-8, read as Windows-1252"
-NULS = "text with NULs, left out"
-HALF_PAIR = "text with half a surrogate pair, replaced"
-MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
 class BadText(ValueError):
@@ -41,7 +36,7 @@ def read_known(entry: Entry) -> Known:
     """
     if entry.record is not None:
         record = dict(entry.record)
-        notes = [(kind, "") for kind in entry.notes]
+        notes = [(TEXT_NOTES[kind], "") for kind in entry.notes]
         captions = _clean(record.get("caption"), notes, "")
         return Known(captions, _with_captions(record, captions), notes)
     known = Known([], {})
@@ -66,8 +61,8 @@ def read_known(entry: Entry) -> Known:
 
 def _read_one(text: Text, known: Known, records: list[tuple[Text, Record]]) -> None:
     data = text.place.read()
-    decoded, found = read_text(data)
-    known.notes += [(kind, text.name) for kind in found]
+    decoded, found = decode_text(data)
+    known.notes += [(TEXT_NOTES[kind], text.name) for kind in found]
     if text.kind == "json":
         try:
             records.append((text, parse_record(decoded)))
@@ -114,40 +109,11 @@ def _is_deeper(tree: object, levels: int) -> bool:
     return True
 
 
-def read_text(data: bytes) -> tuple[str, tuple[str, ...]]:
-    """A text, and kinds of what was found about its bytes: whatever they are, there is a text."""
-    found = []
-    encoding = next((name for mark, name in MARKS.items() if data.startswith(mark)), "")
-    try:
-        text = data.decode(encoding or "utf-8")
-        found += [BYTE_ORDER_MARK] if encoding else []
-    except UnicodeDecodeError:
-        text = data.decode("cp1252", "replace")
-        found.append(OTHER_ENCODING)
-    text, notes = clean_text(text)
-    return text, (*found, *notes)
-
-
-def clean_text(text: str) -> tuple[str, tuple[str, ...]]:
-    """The same text without NULs, and without halves of surrogate pairs, which no tokenizer takes."""
-    found = []
-    if "\0" in text:
-        text = text.replace("\0", "")
-        found.append(NULS)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        # Halves that belong together become one sign.
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        found.append(HALF_PAIR)
-    return text, tuple(found)
-
-
 def _clean(found: object, notes: list[tuple[str, str]], name: str) -> list[str]:
     """The captions in a "caption" field."""
     captions = []
     for text in caption_texts(found):
         cleaned, kinds = clean_text(text)
         captions += caption_texts(cleaned)
-        notes += [(kind, name) for kind in kinds]
+        notes += [(TEXT_NOTES[kind], name) for kind in kinds]
     return captions

@@ -1,16 +1,27 @@
+import argparse
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from diffmoe_scale.data.shards.index import ShardCatalog
-from diffmoe_scale.prepare.publish import begin, publish, run_tool, write_shard
+from diffmoe_scale.prepare.publish import begin, publish, resumable, write_shard
+from diffmoe_scale.prepare.sources import FILE, Sources
 from tests.data.samples import make_sample
 
 MANIFEST = "set.json"
 
 
-def start(output: Path, *, is_overwritten: bool = False, **made_with: object) -> Path | None:
-    return begin(output, manifest=MANIFEST, made_with=made_with, is_overwritten=is_overwritten)
+def start(
+    output: Path, sources: Sources | None = None, *, is_overwritten: bool = False, **made_with: object
+) -> Path | None:
+    return begin(
+        output,
+        manifest=MANIFEST,
+        made_with=made_with,
+        sources=sources or Sources({}),
+        is_overwritten=is_overwritten,
+    )
 
 
 def write(folder: Path, name: str = "a.tar") -> None:
@@ -23,7 +34,12 @@ def test_a_set_appears_when_it_is_published_with_its_index(tmp_path: Path) -> No
     write(folder)
     assert not (tmp_path / "out").exists()
     publish(tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {MANIFEST, "a.tar", "a.tar.index.npz"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        MANIFEST,
+        FILE,
+        "a.tar",
+        "a.tar.index.npz",
+    }
     before = (tmp_path / "out" / "a.tar.index.npz").stat()
     # The index still belongs to the renamed shard: it is not made anew.
     assert (
@@ -38,7 +54,7 @@ def test_the_same_call_goes_on_and_another_one_must_ask(tmp_path: Path) -> None:
     assert folder is not None
     write(folder)
     assert start(tmp_path / "out", seed=1, resize=0) == folder and (folder / "a.tar").is_file()
-    with pytest.raises(ValueError, match=r"begun with other arguments \(seed: 1 there, 2 now\)"):
+    with pytest.raises(ValueError, match=r"begun with other arguments or files \(seed: 1 there, 2 now\)"):
         start(tmp_path / "out", seed=2, resize=0)
     assert start(tmp_path / "out", seed=2, is_overwritten=True) == folder and not (folder / "a.tar").exists()
 
@@ -65,10 +81,30 @@ def test_a_shard_that_breaks_off_is_not_there(tmp_path: Path) -> None:
     assert not (tmp_path / "a.tar").exists()
 
 
-def test_ctrl_c_ends_a_tool_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted() -> int:
+def test_ctrl_c_ends_a_command_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(parsed: argparse.Namespace) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(SystemExit) as ended:
-        run_tool(interrupted)
-    assert ended.value.code == 130 and capsys.readouterr().err == "interrupted; the same command goes on\n"
+    assert resumable(interrupted)(argparse.Namespace()) == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on\n"
+
+
+def test_a_shard_without_a_sample_is_written(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.tar", [])
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        assert archive.getnames() == []
+
+
+def test_shards_of_an_unknown_beginning_are_not_gone_on_with(tmp_path: Path) -> None:
+    folder = start(tmp_path / "out", seed=1)
+    assert folder is not None
+    write(folder)
+    (folder / MANIFEST).unlink()
+    with pytest.raises(ValueError, match=r"holds shards and no set\.json"):
+        start(tmp_path / "out", seed=1)
+
+
+def test_other_sources_are_named(tmp_path: Path) -> None:
+    start(tmp_path / "out", Sources({"a": "1 bytes", "b": "2 bytes"}))
+    with pytest.raises(ValueError, match=r"files: 1 changed \(b\); 1 new \(c\); 1 gone \(a\)"):
+        start(tmp_path / "out", Sources({"b": "3 bytes", "c": "1 bytes"}))

@@ -3,33 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from diffmoe_scale.prepare.losses import safe
-from diffmoe_scale.prepare.texts import (
-    BYTE_ORDER_MARK,
-    HALF_PAIR,
-    NULS,
-    OTHER_ENCODING,
-    parse_record,
-    read_text,
-)
+from diffmoe_scale.prepare.texts import parse_record
+from diffmoe_scale.unicode import TEXT_NOTES
 from tests.prepare.folders import add_picture, prepare, read_captions, read_samples
-
-
-@pytest.mark.parametrize(
-    ("data", "text", "notes"),
-    [
-        (b"plain", "plain", ()),
-        ("ein grüner Kreis 😀".encode(), "ein grüner Kreis 😀", ()),
-        (b"\xef\xbb\xbfa red house", "a red house", (BYTE_ORDER_MARK,)),
-        ("hello there".encode("utf-16"), "hello there", (BYTE_ORDER_MARK,)),
-        ("café noir".encode("cp1252"), "café noir", (OTHER_ENCODING,)),
-        (b"a\0b", "ab", (NULS,)),
-        (b"\xff\xfe\xff", "ÿþÿ", (OTHER_ENCODING,)),
-        (b"", "", ()),
-    ],
-)
-def test_every_text_is_read_and_what_was_odd_is_noted(data: bytes, text: str, notes: tuple[str, ...]) -> None:
-    assert read_text(data) == (text, notes)
 
 
 def test_captions_and_what_else_is_known_come_from_json(images: Path, tmp_path: Path) -> None:
@@ -110,8 +86,9 @@ def test_odd_texts_are_kept_counted_and_named(tmp_path: Path) -> None:
         "long": "x" * 1_000_000,
         "half": "an emoji cut in half �",
     }
-    assert prepared.notes.counts == {BYTE_ORDER_MARK: 2, OTHER_ENCODING: 1, NULS: 1, HALF_PAIR: 1}
-    assert prepared.notes.names[HALF_PAIR] == ["half.png: half.json"]
+    expected = {"byte_order_mark": 2, "not_utf8": 1, "nuls": 1, "half_pair": 1}
+    assert prepared.notes.counts == {TEXT_NOTES[kind]: count for kind, count in expected.items()}
+    assert prepared.notes.names[TEXT_NOTES["half_pair"]] == ["half.png: half.json"]
 
 
 def test_records_are_objects() -> None:
@@ -119,8 +96,3 @@ def test_records_are_objects() -> None:
     for text in ("", "null", "5", "[", '"x"', "[]"):
         with pytest.raises(ValueError):
             parse_record(text)
-
-
-def test_names_are_safe_to_print() -> None:
-    assert safe("a\x1b[31m\n\udce9‮") == "a\\x1b[31m\\n\\udce9\\u202e"
-    assert len(safe("x" * 1000)) == 303
