@@ -11,7 +11,8 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from diffmoe_scale.prepare.publish import begin, publish, run_tool, write_shard
+from diffmoe_scale.cli.command import command_parser, run_command, user_path
+from diffmoe_scale.prepare.publish import begin, publish, resumable, write_shard
 from diffmoe_scale.scenes.scenes import Level, Split, draw_scene
 from diffmoe_scale.scenes.shapes import render
 
@@ -20,11 +21,12 @@ SHARD_SAMPLES = 2000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="make_scenes",
-        description="Write pictures of coloured shapes with captions to OUTPUT/train-*.tar and OUTPUT/validation-*.tar. Same arguments, same bytes.",
+    parser = command_parser(
+        "make_scenes",
+        "Write pictures of coloured shapes with captions to OUTPUT/train-*.tar and OUTPUT/validation-*.tar.\n"
+        "Same arguments, same bytes.",
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder to make")
+    parser.add_argument("--output", type=user_path, required=True, help="folder to make")
     parser.add_argument("--train", type=int, default=40_000, help="training samples (default: 40000)")
     parser.add_argument("--validation", type=int, default=1_000, help="validation samples (default: 1000)")
     parser.add_argument(
@@ -38,15 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="source of all random numbers (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace scenes made with other arguments")
-    parsed = parser.parse_args(arguments)
-    try:
-        return make_scenes(parsed)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(parser, resumable(make_scenes), arguments)
 
 
-def make_scenes(parsed: argparse.Namespace) -> int:
+def make_scenes(parsed: argparse.Namespace) -> None:
     """Write the set unless it is there. The folder appears only when complete; the same call again goes on
     where it was stopped."""
     made_with = {
@@ -56,7 +53,7 @@ def make_scenes(parsed: argparse.Namespace) -> int:
     folder = begin(parsed.output, manifest=MANIFEST, made_with=made_with, is_overwritten=parsed.overwrite)
     if folder is None:
         print(f"{parsed.output}: these scenes are there already")
-        return 0
+        return
     counts: dict[Split, int] = {"train": parsed.train, "validation": parsed.validation}
     for split, count in counts.items():
         write_split(
@@ -64,7 +61,6 @@ def make_scenes(parsed: argparse.Namespace) -> int:
         )
     publish(parsed.output)
     print(f"{parsed.output}: {parsed.train} training and {parsed.validation} validation samples")
-    return 0
 
 
 def write_split(folder: Path, split: Split, *, count: int, level: Level, resolution: int, seed: int) -> None:
@@ -100,4 +96,4 @@ def _check(made_with: dict[str, int]) -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    sys.exit(main())

@@ -53,19 +53,19 @@ def begin(
     *,
     manifest: str,
     made_with: Mapping[str, object],
-    sources: Sources,
+    sources: Sources | None = None,
     is_overwritten: bool,
 ) -> Path | None:
     """The folder to write a set in, with what an interrupted call of equal arguments left there; None if the
     set is there already.
 
     A set is known by `made_with` (JSON: lists, no tuples), which goes into the file `manifest`, and by its
-    `sources`. Ranks may call this at the same time.
+    `sources`, None for one that is made from nothing else. Ranks may call this at the same time.
 
     Raises: ValueError if `output` holds other things, or another set, finished or not, and `is_overwritten`
     is false.
     """
-    wanted = dict(made_with) | {"sources": sources.describe()}
+    wanted = dict(made_with) | ({} if sources is None else {"sources": sources.describe()})
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         found = read_manifest(output, manifest)
         if found is None:
@@ -95,13 +95,14 @@ def begin(
             f"{unfinished} holds shards and no {manifest} that says what they were made from; remove it"
         )
     unfinished.mkdir(parents=True, exist_ok=True)
-    sources.save(unfinished)
+    if sources is not None:
+        sources.save(unfinished)
     replace_file(unfinished / manifest, to_json(wanted))
     return unfinished
 
 
 def _differences(
-    folder: Path, found: Mapping[str, object], wanted: Mapping[str, object], sources: Sources
+    folder: Path, found: Mapping[str, object], wanted: Mapping[str, object], sources: Sources | None
 ) -> str:
     """How the set in a folder differs from the wanted one; "" if it does not."""
     parts = [
@@ -109,7 +110,7 @@ def _differences(
         for name, value in wanted.items()
         if name not in ("sources", "format") and found.get(name) != value
     ]
-    if found.get("sources") != wanted["sources"]:
+    if sources is not None and found.get("sources") != wanted["sources"]:
         earlier = Sources.load(folder)
         if "sources" not in found:
             parts.append("it was made by an older version, which did not note the state of its files")
@@ -117,7 +118,7 @@ def _differences(
             parts.append("other files")
         else:
             parts.append(f"files: {earlier.differences(sources) or 'others'}")
-    elif found.get("format") != wanted.get("format"):
+    if not parts and found.get("format") != wanted.get("format"):
         parts.append("it was made by another version")
     return "; ".join(parts)
 
