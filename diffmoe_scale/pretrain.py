@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.load import describe_config, load_config
-from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.config.run_directory import RunDirectory, hold_lock
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.telemetry.log import setup_logging, silence_packages
 from diffmoe_scale.train.stop import SIGNALS, Stopped, stop_at_once
@@ -66,8 +66,14 @@ def run(config: Config) -> int:
 
     directory = RunDirectory(Path(config.run.directory))
     rank = adopt_launcher_variables()
+    lock = None
     try:
+        if rank == 0:
+            lock = hold_lock(directory)
         setup_logging(directory.path, rank=rank)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except OSError as error:
         print(
             f"error: run.directory is {config.run.directory!r}, which cannot be written to ({error}); choose another",
@@ -106,6 +112,9 @@ def run(config: Config) -> int:
                 exc_info=True,
             )
         return 1
+    finally:
+        if lock is not None:
+            lock.close()
     return 0
 
 

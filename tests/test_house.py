@@ -64,7 +64,7 @@ DOORS = {
     "diffusers": {"encoders/autoencoder/diffusers"},
     "wandb": {"telemetry/trackers"},
     "matplotlib": {"report/plots", "telemetry/picture_grid"},
-    "pydantic": {"config/load"},
+    "pydantic": {"config/load", "checkpoint/manifest"},
     "yaml": {"config/load"},
 }
 

@@ -1,0 +1,7 @@
+"""Checkpoints: `step_00001000/` folders that are complete or ignored.
+
+manifest.py  what a checkpoint holds, check sums of its files; which folders are checkpoints
+files.py     torch.distributed.checkpoint's format, read so that no file can run code
+store.py     saving and loading of a run by all ranks, in the background, what is kept
+weights.py   one family of weights on one process
+"""

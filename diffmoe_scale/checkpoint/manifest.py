@@ -7,12 +7,29 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any  # JSON trees
+from typing import Annotated, Any  # Any: JSON trees
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-STEP_FOLDER = re.compile(r"step_(\d{8,})")
+STEP_FOLDER = re.compile(r"step_(\d{8,18})", re.ASCII)
 NAMED = 5
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]
+"""No folder: a manifest cannot point outside of its checkpoint."""
+
+
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    """Size in bytes and SHA-256 of a file of a checkpoint."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    size: Count
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,49 +37,79 @@ class Manifest:
     """What a checkpoint holds. `samples` is the position in the data, and `samples_by_bucket` where there are
     buckets; `optimizer_steps` leaves skipped steps out."""
 
-    step: int
-    samples: int
-    optimizer_steps: int
-    samples_by_bucket: dict[str, int] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-    layout: dict[str, int] = field(default_factory=dict)
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    step: Count
+    samples: Count
+    optimizer_steps: Count
+    samples_by_bucket: dict[str, Count] = field(default_factory=dict)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    layout: dict[str, Count] = field(default_factory=dict)
     guard: dict[str, Any] = field(default_factory=dict)
     """State of train.guard: usual losses, bad steps and rollbacks so far."""
-    shapes: dict[str, list[int]] = field(default_factory=dict)
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shapes: dict[str, list[Count]] = field(default_factory=dict)
+    files: dict[FileName, StoredFile] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
     checksum: str = ""
     """Of all other fields; made when the manifest is written."""
 
 
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """The folders of a run that were complete checkpoints when they got their name, oldest first.
+
+    Raises: OSError if the folder is there and cannot be listed (a dead mount): not the same as none.
+    """
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    return sorted((folder / name for name in names if STEP_FOLDER.fullmatch(name)), key=step_of)
+
+
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    paths = folder.glob("step_*") if folder.is_dir() else []
-    complete = [path for path in paths if STEP_FOLDER.fullmatch(path.name) and (path / MANIFEST).is_file()]
-    return sorted(complete, key=lambda path: int(path.name.removeprefix("step_")))
+    """Those of them that still have a manifest. Raises: OSError as `checkpoint_folders`."""
+    return [path for path in checkpoint_folders(folder) if (path / MANIFEST).is_file()]
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in the name of a checkpoint's folder."""
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
-    """Raises: ValueError if the folder is no complete checkpoint, its manifest is damaged, or of another
-    schema."""
+    """Raises: ValueError if the folder is no complete checkpoint, its manifest is damaged, of another schema
+    or of another step than the folder's name says."""
+    path = checkpoint / MANIFEST
     try:
-        tree = json.loads((checkpoint / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
+        text = path.read_text(encoding="utf-8")
+        tree = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{checkpoint} is no complete checkpoint: {MANIFEST} cannot be read ({error})"
         ) from error
-    # Early manifests have no check sum.
-    if "checksum" in tree and tree["checksum"] != _manifest_checksum(tree):
-        raise ValueError(f"{MANIFEST} of {checkpoint} has another check sum than when it was written")
+    if not isinstance(tree, dict):
+        raise ValueError(
+            f"{path} holds a {type(tree).__name__}; expected an object with step, files, checksum, ..."
+        )
     if tree.get("schema") != SCHEMA:
         raise ValueError(f"{checkpoint} has schema {tree.get('schema')}; this version reads schema {SCHEMA}")
+    if tree.get("checksum") != _manifest_checksum(tree):
+        raise ValueError(f"{MANIFEST} of {checkpoint} has another check sum than when it was written")
     try:
-        return Manifest(**tree)
-    except TypeError as error:
+        manifest = TypeAdapter(Manifest).validate_json(text)
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.errors()[:NAMED]
+        )
         raise ValueError(
-            f"{MANIFEST} of {checkpoint} has other fields than this version writes ({error})"
+            f"{MANIFEST} of {checkpoint} has other fields than this version writes ({wrong})"
         ) from error
+    if STEP_FOLDER.fullmatch(checkpoint.name) and manifest.step != step_of(checkpoint):
+        raise ValueError(
+            f"{checkpoint} holds step {manifest.step}: the folder was renamed; give it its name back"
+        )
+    return manifest
 
 
 def find_damage(checkpoint: Path, manifest: Manifest, names: Iterable[str]) -> list[str]:
@@ -72,8 +119,8 @@ def find_damage(checkpoint: Path, manifest: Manifest, names: Iterable[str]) -> l
         path, expected = checkpoint / name, manifest.files[name]
         if not path.is_file():
             problems.append(f"{name} is missing")
-        elif (size := path.stat().st_size) != expected["size"]:
-            problems.append(f"{name} has {size} bytes instead of {expected['size']}")
+        elif (size := path.stat().st_size) != expected.size:
+            problems.append(f"{name} has {size} bytes instead of {expected.size}")
         elif describe_file(path) != expected:
             problems.append(f"{name} has another check sum than when it was written")
     return problems
@@ -82,16 +129,18 @@ def find_damage(checkpoint: Path, manifest: Manifest, names: Iterable[str]) -> l
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     tree = asdict(manifest)
     tree["checksum"] = _manifest_checksum(tree)
-    with (folder / MANIFEST).open("w") as file:
+    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
         json.dump(tree, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
 
 
-def describe_file(path: Path) -> dict[str, Any]:
-    """Size and check sum."""
+def describe_file(path: Path) -> StoredFile:
+    """Reads the file to its end. Raises: OSError."""
     with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": file_digest(file, "sha256").hexdigest()}
+        return StoredFile(
+            size=os.fstat(file.fileno()).st_size, sha256=file_digest(file, "sha256").hexdigest()
+        )
 
 
 def check_model(

@@ -22,19 +22,20 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import SavePlan, SavePlanner
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.storage import WriteResult
-from torch.futures import Future as TorchFuture
 
+from diffmoe_scale.checkpoint.files import Reader, Writer, first_reason, global_view, sync_folder
 from diffmoe_scale.checkpoint.manifest import (
     NAMED,
     Manifest,
+    StoredFile,
     check_model,
+    checkpoint_folders,
     complete_checkpoints,
     describe_file,
     find_damage,
     read_manifest,
+    step_of,
     write_manifest,
 )
 from diffmoe_scale.config.check import RunError
@@ -62,6 +63,8 @@ class CheckpointStore:
         self._copies: dict[str, Tensor] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._under_way: Future[bool] | None = None
+        self._damaged: set[Path] = set()
+        """Checkpoints that were found damaged; they do not count as kept."""
 
     def save(self, state: Mapping[str, Slice], manifest: Manifest) -> None:
         """Copy this rank's slices to host memory and begin to write them; `state` may change as soon as this
@@ -119,9 +122,9 @@ class CheckpointStore:
         unfinished = final.with_suffix(".tmp")
         try:
             self._agree(lambda: self._clear(unfinished))
-            writer = _Writer(unfinished, sync_files=True)
+            writer = Writer(unfinished, sync_files=True)
             dcp.save(
-                {name: _global_view(piece) for name, piece in state.items()},
+                {name: global_view(piece) for name, piece in state.items()},
                 storage_writer=writer,
                 process_group=self.group,
             )
@@ -130,10 +133,13 @@ class CheckpointStore:
         except (CheckpointException, OSError, RuntimeError) as error:
             if isinstance(error, Exception) and is_peer_failure(error):
                 raise  # no matter of disks, and the end of training whatever the config says
-            reason = _first_reason(error)
+            reason = first_reason(error)
             if self.is_main:
                 shutil.rmtree(unfinished, ignore_errors=True)
-            message = f"checkpoint {final} was not written: {reason}; older checkpoints are untouched; free space in {self.folder} or change its disk"
+            message = (
+                f"checkpoint {final} was not written: {reason}; older checkpoints are untouched; "
+                f"free space in {self.folder} or change its disk"
+            )
             if self.config.on_write_error == "continue":
                 logger.error("%s; training goes on (checkpoint.on_write_error=continue)", message)
                 return False
@@ -141,6 +147,7 @@ class CheckpointStore:
                 "%s; training stops before the next checkpoint (checkpoint.on_write_error=stop)", message
             )
             raise RunError(message) from error
+        self._damaged.discard(final)
         if self.is_main:
             self._prune()
         return True
@@ -153,7 +160,7 @@ class CheckpointStore:
         """
         self.finish()
         candidates = self._agree(
-            lambda: [str(path) for path in complete_checkpoints(self.folder)] if self.is_main else []
+            lambda: [str(path) for path in checkpoint_folders(self.folder)] if self.is_main else []
         )[0]
         for candidate in map(Path, reversed(candidates)):
             found = self._agree(lambda: self._check_share(candidate))  # noqa: B023 # called at once
@@ -161,6 +168,7 @@ class CheckpointStore:
             problems = [*dict.fromkeys(problem for of_rank in found for problem in of_rank)]
             if not problems:
                 return candidate, read_manifest(candidate)
+            self._damaged.add(candidate)
             logger.warning(
                 "checkpoint %s is damaged and not used: %s", candidate, "; ".join(problems[:NAMED])
             )
@@ -182,11 +190,11 @@ class CheckpointStore:
         for found in self._agree(lambda: {name: list(piece.shape) for name, piece in state.items()}):
             shapes |= found
         check_model(checkpoint, manifest, shapes, settings)
-        views = {name: _global_view(piece) for name, piece in state.items()}
+        views = {name: global_view(piece) for name, piece in state.items()}
         try:
-            dcp.load(views, storage_reader=dcp.FileSystemReader(checkpoint), process_group=self.group)
+            dcp.load(views, storage_reader=Reader(checkpoint), process_group=self.group)
         except CheckpointException as error:  # a BaseException, which nobody above expects
-            raise RunError(f"checkpoint {checkpoint} cannot be read: {_first_reason(error)}") from error
+            raise RunError(f"checkpoint {checkpoint} cannot be read: {first_reason(error)}") from error
         return manifest
 
     def _clear(self, unfinished: Path) -> None:
@@ -200,7 +208,7 @@ class CheckpointStore:
         self, unfinished: Path, final: Path, state: Mapping[str, Slice], manifest: Manifest
     ) -> None:
         """Check sums of all files, the manifest, and the rename that makes the checkpoint exist."""
-        files: dict[str, dict[str, Any]] = {}
+        files: dict[str, StoredFile] = {}
         shapes: dict[str, list[int]] = {}
         # The main rank's listing is shared: a rank that does not see a file of it fails here, not at a
         # resume.
@@ -223,12 +231,12 @@ class CheckpointStore:
             if not self.is_main:
                 return
             write_manifest(unfinished, full)
-            _sync_folder(unfinished)
+            sync_folder(unfinished)
             replaced = final.with_suffix(".replaced.tmp")
             if final.exists():
                 os.rename(final, replaced)
             os.rename(unfinished, final)
-            _sync_folder(final.parent)
+            sync_folder(final.parent)
             shutil.rmtree(replaced, ignore_errors=True)
 
         self._agree(publish)
@@ -236,7 +244,7 @@ class CheckpointStore:
     def _share(self, names: list[str]) -> list[str]:
         return sorted(names)[self.group.rank() :: self.group.size()]
 
-    def _describe_share(self, folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    def _describe_share(self, folder: Path, names: list[str]) -> dict[str, StoredFile]:
         return {name: describe_file(folder / name) for name in self._share(names)}
 
     def _check_share(self, checkpoint: Path) -> list[str]:
@@ -262,78 +270,25 @@ class CheckpointStore:
         return everyone
 
     def _prune(self) -> None:
-        steps = [(int(path.name.removeprefix("step_")), path) for path in complete_checkpoints(self.folder)]
-        for step, path in steps[: -self.config.keep_last]:
-            if not (self.config.keep_every and step % self.config.keep_every == 0):
-                # Renamed first: what a kill leaves of a removal must not look complete.
-                doomed = path.with_suffix(".tmp")
-                shutil.rmtree(doomed, ignore_errors=True)
-                try:
-                    os.rename(path, doomed)
-                except OSError as error:
-                    logger.warning("checkpoint %s was not removed: %s", path, error)
-                shutil.rmtree(doomed, ignore_errors=True)
+        """Remove what the config does not keep; damaged checkpoints neither count nor leave."""
+        good = [path for path in complete_checkpoints(self.folder) if path not in self._damaged]
+        every = self.config.keep_every
+        for path in good[: -self.config.keep_last]:
+            if not (every and step_of(path) % every == 0):
+                remove_checkpoint(path)
 
 
-class _Writer(dcp.FileSystemWriter):
-    """Fails with the disk's own words: torch's archive makes "unexpected pos 704 vs 598" of a full one."""
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> TorchFuture[list[WriteResult]]:
-        try:
-            return super().write_data(plan, planner)
-        except RuntimeError as error:
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
+def remove_checkpoint(path: Path) -> None:
+    """Renamed first: what a kill leaves of a removal must not look complete."""
+    doomed = path.with_suffix(".tmp")
+    shutil.rmtree(doomed, ignore_errors=True)
+    try:
+        os.rename(path, doomed)
+    except OSError as error:
+        logger.warning("checkpoint %s was not removed: %s", path, error)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 @dataclass(frozen=True)
 class _Failure:
     reason: str
-
-
-def fill_tensors(
-    checkpoint: Path, tensors: Mapping[str, Tensor], *, family: str, settings: Mapping[str, Any]
-) -> None:
-    """Copy one family into whole tensors of any dtype, by name, on one process and without its peers.
-
-    Raises: ValueError naming tensors and settings if the checkpoint is of another model, or what is damaged.
-    """
-    manifest = read_manifest(checkpoint)
-    pieces = {f"{family}/{name}": Slice.whole(tensor) for name, tensor in tensors.items()}
-    held = {name: shape for name, shape in manifest.shapes.items() if name.startswith(f"{family}/")}
-    check_model(
-        checkpoint, manifest, {name: list(piece.shape) for name, piece in pieces.items()}, settings, held=held
-    )
-    try:
-        dcp.load(
-            {name: _global_view(piece) for name, piece in pieces.items()},
-            storage_reader=dcp.FileSystemReader(checkpoint),
-            no_dist=True,
-        )
-    except CheckpointException as error:
-        raise ValueError(f"{checkpoint} is damaged: {_first_reason(error)}") from error
-
-
-def _global_view(piece: Slice) -> Tensor:
-    """The slice with what torch.distributed.checkpoint's CheckpointableTensor protocol asks for."""
-    view: Any = piece.values.view(-1)
-    view.global_shape = (torch.Size(piece.shape).numel(),)
-    view.global_offsets, view.local_offsets, view.local_sizes = ((piece.start,),), ((0,),), ((view.numel(),),)
-    return view
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _first_reason(error: BaseException) -> str:
-    """The sentence of the first rank's failure; torch prints a traceback for each."""
-    if isinstance(error, CheckpointException) and error.failures:
-        rank, (reason, _) = next(iter(error.failures.items()))
-        return f"rank {rank}: {type(reason).__name__}: {reason}"
-    return str(error)

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 # malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST_INT = 2**31 - 1
+LONGEST_WRITE = timedelta(hours=6)
+"""Of one rank's share of a checkpoint, or of its check at a start."""
 OLD_MMAP_LIMIT = 32 * 2**20
 """Old releases of glibc refuse a larger threshold."""
 
@@ -176,8 +178,10 @@ def initialize(*, expert_parallel: int, timeout_s: int) -> ParallelContext:
     # the clone.
     groups._WORLD_GROUP = parallel_state.get_data_parallel_group()
     collection = ProcessGroupCollection.use_mpu_process_groups()
-    control_group, checkpoint_group = (
-        dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)) for _ in range(2)
+    control_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+    # A rank whose disk is slow ends nothing: a dead rank is noticed at once, a hung one by the other groups.
+    checkpoint_group = dist.new_group(
+        backend="gloo", timeout=max(LONGEST_WRITE, timedelta(seconds=timeout_s))
     )
     assert isinstance(control_group, dist.ProcessGroup) and isinstance(checkpoint_group, dist.ProcessGroup), (
         "every rank is a member"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any  # settings of any type
 
 from diffmoe_scale.checkpoint.manifest import complete_checkpoints, find_damage, read_manifest
-from diffmoe_scale.checkpoint.store import fill_tensors
+from diffmoe_scale.checkpoint.weights import fill_tensors
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.load import load_config, model_settings
 from diffmoe_scale.config.parallel import ParallelConfig

@@ -1,4 +1,5 @@
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -44,12 +45,74 @@ def test_edited_manifest_is_refused(tmp_path: Path) -> None:
         read_manifest(path)
 
 
-def test_manifest_without_a_check_sum_is_read(tmp_path: Path) -> None:
+def test_manifest_without_a_check_sum_is_refused(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path, 3)
-    tree = json.loads((path / "manifest.json").read_text())
+    tree = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     del tree["checksum"]
-    (path / "manifest.json").write_text(json.dumps(tree))
-    assert read_manifest(path) == MANIFEST
+    (path / "manifest.json").write_text(json.dumps(tree), encoding="utf-8")
+    with pytest.raises(ValueError, match="another check sum"):
+        read_manifest(path)
+
+
+def sign(tree: dict[str, object]) -> str:
+    """The manifest with a check sum that fits, as whoever makes one up would give it."""
+    others = {name: value for name, value in tree.items() if name != "checksum"}
+    digest = sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+    return json.dumps(others | {"checksum": digest})
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "3", "null", '"x"', "", "{", "[" * 100_000, '{"schema": 1}', '{"schema": "1"}', "\0"]
+)
+def test_manifest_that_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
+    path = make_checkpoint(tmp_path, 3)
+    (path / "manifest.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=str(path)):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"step": -1},
+        {"step": "3"},
+        {"step": True},
+        {"step": 3.0},
+        {"step": 2**64},
+        {"samples": None},
+        {"shapes": {"w": "3"}},
+        {"shapes": [1]},
+        {"files": {"../evil": {"size": 1, "sha256": "0" * 64}}},
+        {"files": {"/etc/passwd": {"size": 1, "sha256": "0" * 64}}},
+        {"files": {"a": {"size": 1}}},
+        {"files": {"a": []}},
+        {"settings": []},
+        {"guard": 3},
+        {"samples_by_bucket": {"1": -5}},
+    ],
+    ids=str,
+)
+def test_fields_of_wrong_types_are_refused_by_name(tmp_path: Path, fields: dict[str, object]) -> None:
+    path = make_checkpoint(tmp_path, 3)
+    tree = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    (path / "manifest.json").write_text(sign(tree), encoding="utf-8")
+    read_manifest(path)
+    (path / "manifest.json").write_text(sign(tree | fields), encoding="utf-8")
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        read_manifest(path)
+
+
+def test_folder_renamed_to_another_step_is_refused(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path, 3).rename(tmp_path / "step_00000009")
+    with pytest.raises(ValueError, match="holds step 3: the folder was renamed"):
+        read_manifest(path)
+
+
+def test_a_folder_that_cannot_be_listed_is_not_the_same_as_none(tmp_path: Path) -> None:
+    assert complete_checkpoints(tmp_path / "missing") == []
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(OSError):
+        complete_checkpoints(tmp_path / "file")
 
 
 @pytest.mark.parametrize(
@@ -62,7 +125,7 @@ def test_manifest_without_a_check_sum_is_read(tmp_path: Path) -> None:
 )
 def test_manifest_of_another_version_is_refused(tmp_path: Path, tree: dict[str, int], sentence: str) -> None:
     path = make_checkpoint(tmp_path, 3)
-    (path / "manifest.json").write_text(json.dumps(tree))
+    (path / "manifest.json").write_text(sign(tree), encoding="utf-8")
     with pytest.raises(ValueError, match=sentence):
         read_manifest(path)
 

@@ -20,7 +20,8 @@ import torch.distributed.checkpoint as dcp
 
 from diffmoe_scale.checkpoint import store as module
 from diffmoe_scale.checkpoint.manifest import Manifest
-from diffmoe_scale.checkpoint.store import CheckpointStore, fill_tensors
+from diffmoe_scale.checkpoint.store import CheckpointStore
+from diffmoe_scale.checkpoint.weights import fill_tensors
 from diffmoe_scale.config.run import CheckpointConfig
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.parallel.slice import Slice
@@ -243,13 +244,31 @@ def refuse_newest(context: ParallelContext, folder: Path) -> str:
     return str(refusal.value)
 
 
+def go_on_with_two_kept(context: ParallelContext, folder: Path) -> list[str]:
+    """From step 10, since 20 is damaged, over steps 12, 14 and 16."""
+    store = CheckpointStore(folder, CheckpointConfig(keep_last=2), group=context.checkpoint_group)
+    found = store.newest()
+    assert found is not None and found[1].step == 10
+    kept = []
+    for step in (12, 14, 16):
+        assert write(store, make_state(context.rank, even_cuts(context.world_size), step=step), step)
+        kept.append(" ".join(sorted(path.name[-2:] for path in folder.glob("step_*"))))
+    return kept
+
+
+def test_damaged_checkpoints_neither_count_as_kept_nor_leave(copy: Path) -> None:
+    flip_bit(copy / "step_00000020" / "__0_0.distcp")
+    for kept in run_on_ranks(go_on_with_two_kept, 2, copy):
+        assert kept == ["10 12 20", "12 14 20", "14 16 20"]
+
+
 def test_run_whose_checkpoints_are_all_damaged_stops(copy: Path) -> None:
     for path in copy.glob("*/__0_0.distcp"):
         truncate(path)
     for message in run_on_ranks(refuse_newest, 2, copy):
-        assert (
-            message
-            == f"all 2 checkpoints in {copy} are damaged (the log names the files); restore one, or choose another run.directory"
+        assert message == (
+            f"all 2 checkpoints in {copy} are damaged (the log names the files); "
+            "restore one, or choose another run.directory"
         )
 
 
