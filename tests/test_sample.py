@@ -3,6 +3,10 @@
 import contextlib
 import io
 import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,3 +167,31 @@ def test_what_cannot_be_drawn_is_an_error_that_says_what_can(run: Path, tmp_path
     for (code, text), message in zip(run_alone(call, sample.main, list(wrong.values())), wrong, strict=True):
         line = text.splitlines()[-1]
         assert code == 2 and line.startswith("error: ") and message in line, text
+
+
+def run_examples(document: str, folder: Path) -> list[str]:
+    """The Python blocks of a document one after another, as in a notebook; names of the files they made."""
+    os.chdir(folder)
+    names: dict[str, object] = {}
+    blocks = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "python-api.md", "exec"), names)
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_example_of_the_python_api_runs(run: Path, tmp_path: Path) -> None:
+    document = (Path(__file__).parents[1] / "docs" / "python-api.md").read_text(encoding="utf-8")
+    assert "runs/demo" in document
+    assert run_alone(run_examples, document.replace("runs/demo", str(run)), tmp_path) == ["0.png", "1.png"]
+
+
+def test_the_package_loads_torch_only_when_its_functions_are_used() -> None:
+    code = (
+        "import sys, diffmoe_scale\n"
+        "assert 'torch' not in sys.modules\n"
+        "from diffmoe_scale import generate, load_pipeline\n"
+        "assert 'torch' in sys.modules and callable(generate) and callable(load_pipeline)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr

@@ -19,8 +19,8 @@ FORMATS: tuple[PictureFormat, ...] = ("png", "jpeg", "webp")
 SUFFIXES: dict[str, PictureFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 """The formats that are written, by the suffixes of their files."""
 QUALITY = 95
-MAX_TEXT = 10_000
-"""Letters of a prompt that are kept: JPEG has room for 65,000 bytes, a letter takes up to 6 as JSON."""
+MAX_TEXT, MAX_TEXT_OF_JPEG = 10_000, 2_000
+"""Letters of a prompt that are kept: JPEG has room for 65,000 bytes, a letter takes up to 12 as JSON."""
 MAX_STEM = 60
 EXIF_FOLDER, EXIF_COMMENT, ASCII = 0x8769, 0x9286, b"ASCII\0\0\0"
 
@@ -32,7 +32,8 @@ version."""
 def encode_picture(pixels_HWC: np.ndarray, kind: PictureFormat, metadata: Metadata) -> bytes:
     """A file's bytes. PNG: a text entry for each entry of `metadata`. JPEG and WebP: one JSON object as the
     EXIF comment, the prompt also as the XMP description."""
-    told = {name: _shortened(value) for name, value in metadata.items()}
+    limit = MAX_TEXT_OF_JPEG if kind == "jpeg" else MAX_TEXT
+    told = {name: _shortened(value, limit) for name, value in metadata.items()}
     picture, buffer = Image.fromarray(pixels_HWC), BytesIO()
     if kind == "png":
         text = PngInfo()
@@ -110,12 +111,12 @@ def file_stem(number: int, prompt: str | int) -> str:
     return f"{number:05d}-{words}" if words else f"{number:05d}"
 
 
-def _shortened(value: str | int) -> str | int:
+def _shortened(value: str | int, limit: int) -> str | int:
     if isinstance(value, int):
         return value
     # A PNG's text ends at NUL; half a surrogate pair is no text.
     text = value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode("utf-8")
-    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return text if len(text) <= limit else text[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _xmp(description: str) -> bytes:
