@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any  # JSON values
 
 from diffmoe_scale.sampling.batch import MAX_SEED, Request
+from diffmoe_scale.unicode import TEXT_NOTES, clean_text, decode_text
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = ("prompt", "negative_prompt", "seed")
 TABLES = {".csv": ",", ".tsv": "\t"}
@@ -37,7 +41,9 @@ def read_prompt_file(path: Path) -> list[PromptRow]:
         raise ValueError(
             f"{path} is no file of prompts that is read; expected .txt (one a line), .jsonl, .csv or .tsv"
         )
-    text = _decode(path.read_bytes())
+    text, notes = decode_text(path.read_bytes())
+    for note in notes:
+        logger.warning("%s: %s", path, TEXT_NOTES[note])
     if suffix in JSON_LINES:
         rows = list(_json_rows(path, text))
     elif suffix in TABLES:
@@ -65,10 +71,6 @@ def make_requests(
             own_seed, index = (seed, place) if row.seed is None else (row.seed, copy)
             requests.append(Request(row.prompt, own_seed, index, negative))
     return requests
-
-
-def _decode(data: bytes) -> str:
-    return data.decode("utf-8-sig", errors="replace")
 
 
 def _json_rows(path: Path, text: str) -> Iterator[PromptRow]:
@@ -133,8 +135,8 @@ def _row(where: str, entry: dict[str, Any], names: list[str]) -> PromptRow:
 
 
 def clean_prompt(value: str) -> str:
-    """Without what is no text: halves of surrogate pairs, as JSON and a command line can spell them."""
-    return value.encode("utf-8", "replace").decode("utf-8").strip()
+    """Without what is no text, such as halves of surrogate pairs: JSON and a command line can spell them."""
+    return clean_text(value)[0].strip()
 
 
 def _seed(where: str, value: Any) -> int | None:

@@ -111,7 +111,13 @@ def test_any_file_is_read_or_refused_with_its_name(tmp_path: Path, name: str, co
 
 
 def test_halves_of_surrogate_pairs_are_replaced() -> None:
-    assert clean_prompt(" a\udcff\ud83d b ") == "a?? b"
+    assert clean_prompt(" a\udcff\ud83d b\0 ") == "a\ufffd\ufffd b"
+
+
+def test_a_file_that_is_no_utf_8_is_read_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert read(tmp_path, "p.txt", b"caf\xe9") == [PromptRow("caf\N{LATIN SMALL LETTER E WITH ACUTE}")]
+    assert f"{tmp_path / 'p.txt'}: text that is no UTF-8" in caplog.text
+    assert read(tmp_path, "p.csv", "prompt\nx".encode("utf-16")) == [PromptRow("x")]
 
 
 def test_pictures_are_numbered_through_but_rows_with_a_seed_begin_anew() -> None:
