@@ -134,7 +134,8 @@ def test_a_small_speck_is_overlooked() -> None:
 @pytest.mark.parametrize("color", [(230, 130, 35), (0, 0, 0), (35, 220, 220), (110, 60, 20)])
 def test_a_colour_outside_the_palette_fails(color: tuple[int, int, int]) -> None:
     alpha = coverage("circle", x=0, y=0, radius=0.5, size=32, columns=slice(None), rows=slice(None))
-    image = _blank() * (1 - alpha) + (np.array(color, dtype=np.float32) / 127.5 - 1)[:, None, None] * alpha
+    paint = (np.array(color, dtype=np.float32) / 127.5 - 1)[:, None, None]
+    image = (_blank() * (1 - alpha) + paint * alpha).astype(np.float32)
     assert not any(_is_right(image, [{"class": "circle", "color": name, "count": 1}]) for name in COLORS)
 
 

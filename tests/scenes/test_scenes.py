@@ -10,6 +10,7 @@ from diffmoe_scale.scenes.scenes import (
     Level,
     draw_scene,
     is_held_out,
+    is_scene_caption,
     relation,
     sentence,
 )
@@ -77,7 +78,7 @@ def test_objects_lie_inside_the_picture_and_two_pixels_apart(level: Level) -> No
             np.concatenate([alpha[[0, -1]].ravel(), alpha[:, [0, -1]].ravel()]).max() < 0.5
             for alpha in alphas
         )
-        assert sum((alpha > 0.5).astype(int) for alpha in alphas).max() <= 1
+        assert np.sum([alpha > 0.5 for alpha in alphas], axis=0).max() <= 1
         image = render(scene.objects, 32)
         assert image.shape == (32, 32, 3) and (image != BACKGROUND).any(-1).sum() > 20
 
@@ -122,3 +123,12 @@ def test_the_relation_of_two_places_is_genevals() -> None:
     assert relation((0.0, 0.5), (0.1, -0.5), sizes=1.2) == {"below"}
     assert relation((0.6, -0.6), (-0.6, 0.6), sizes=0.6) == {"right of", "above"}
     assert relation((0.05, 0.0), (0.0, 0.05), sizes=1.2) == frozenset()
+
+
+def test_captions_of_scenes_are_told_from_others() -> None:
+    levels: tuple[Level, ...] = ("easy", "full")
+    for level in levels:
+        for index in range(300):
+            assert is_scene_caption(draw_scene(index, seed=1, level=level).caption)
+    others = ["", "a cat", "the red circle", "a picture of", "red", "caption 0 1", "a circle of friends"]
+    assert not any(is_scene_caption(text) for text in others)
