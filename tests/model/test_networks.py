@@ -12,6 +12,7 @@ from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.encoders.text.tokenizer import train_tokenizer
+from diffmoe_scale.encoders.text.trained import TrainedTextEncoder
 from diffmoe_scale.model.networks import Networks, build_networks, check_sizes
 from tests.model.models import EXPERTS, SIZE, WIDTH, FrozenEncoder
 from tests.moe.layers import alone
@@ -36,7 +37,7 @@ def test_captions_are_tokenized_for_the_encoder_that_is_trained_along(tmp_path: 
     networks = build(config(), tmp_path)
     condition = networks.condition(CAPTIONS, LABELS_B)
     encoder = networks.text_encoder
-    assert encoder is not None
+    assert isinstance(encoder, TrainedTextEncoder)
     assert networks.denoiser.text_encoder is encoder
     assert condition.text is None and condition.tokens_BL is not None
     assert torch.equal(condition.tokens_BL, encoder.tokenize(CAPTIONS))
