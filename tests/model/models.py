@@ -127,7 +127,6 @@ class FrozenEncoder(TextEncoder):
     def __init__(self) -> None:
         super().__init__(Tokenizer(letter_ids, start=[], end=1, max_tokens=16))
         self.embedding = nn.Embedding(128, TEXT_WIDTH)
-        self.requires_grad_(False)
 
     def forward(self, tokens_BL: Tensor) -> TextFeatures:
         tokens_BLT = self.embedding(tokens_BL)

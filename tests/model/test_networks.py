@@ -11,11 +11,14 @@ from diffmoe_scale.config.encoders import TextConfig
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.config.schema import Config
+from diffmoe_scale.encoders.autoencoder.pixels import Pixels
 from diffmoe_scale.encoders.text.tokenizer import train_tokenizer
 from diffmoe_scale.encoders.text.trained import TrainedTextEncoder
-from diffmoe_scale.model.networks import Networks, build_networks, check_sizes
+from diffmoe_scale.model.networks import Networks, build_networks, check_sizes, find_fingerprints
+from diffmoe_scale.parallel.context import ParallelContext
 from tests.model.models import EXPERTS, SIZE, WIDTH, FrozenEncoder
 from tests.moe.layers import alone
+from tests.ranks import run_on_ranks
 
 CPU = torch.device("cpu")
 CAPTIONS = ["red", "a blue square", ""]
@@ -70,3 +73,24 @@ def test_channels_that_the_autoencoder_does_not_give_are_named(tmp_path: Path) -
     message = r"model.channels is 3 but the autoencoder gives 4; set model.channels=4"
     with pytest.raises(ValueError, match=message):
         check_sizes(config(), channels=4, factor=1)
+
+
+class SlowEncoder(FrozenEncoder):
+    """Stands for gigabytes of weights: only one rank may read them."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+
+    def fingerprint(self) -> str:
+        assert self.rank == 0, "weights are hashed on one rank"
+        return "0123456789abcdef"
+
+
+def fingerprints_on_rank(parallel: ParallelContext) -> dict[str, str]:
+    return find_fingerprints(Pixels(), SlowEncoder(parallel.rank), parallel.control_group)
+
+
+def test_one_rank_hashes_the_weights_and_all_know_the_fingerprints() -> None:
+    expected = {"autoencoder": "pixels", "text": "0123456789abcdef"}
+    assert run_on_ranks(fingerprints_on_rank, 2) == [expected, expected]

@@ -14,6 +14,8 @@ from diffmoe_scale.files import replace_file
 
 # T5's layout of special pieces.
 PAD, END, UNKNOWN = 0, 1, 2
+LONGEST_PIECE = 32
+"""Characters: more than a piece of any tokenizer has."""
 
 
 class Tokenizer:
@@ -36,7 +38,7 @@ class Tokenizer:
     def __call__(self, captions: Sequence[str]) -> Tensor:
         """Raises nothing for any text: what is no Unicode text is replaced (`clean`)."""
         most_pieces = self.max_tokens - len(self.start) - 1
-        pieces = self.split([clean(caption) for caption in captions])
+        pieces = self.split([shorten(clean(caption), self.max_tokens) for caption in captions])
         self.num_captions += len(pieces)
         self.num_cut += sum(len(row) > most_pieces for row in pieces)
         rows = [[*self.start, *row[:most_pieces], self.end] for row in pieces]
@@ -48,6 +50,13 @@ def clean(caption: str) -> str:
     """The caption as text that every tokenizer takes: halves of surrogate pairs are joined, and those without
     the other half are U+FFFD."""
     return caption.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def shorten(caption: str, max_tokens: int) -> str:
+    """The start of a caption that is far longer than `max_tokens`: open_clip's tokenizer takes hours for a
+    word of a million letters."""
+    limit = LONGEST_PIECE * max_tokens
+    return caption if len(caption) <= limit else " ".join(caption.split())[:limit]
 
 
 def load_tokenizer(path: Path, *, vocabulary: int) -> sentencepiece.SentencePieceProcessor:

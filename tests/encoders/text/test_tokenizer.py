@@ -1,8 +1,17 @@
+import time
+
 import pytest
 
 from diffmoe_scale.config.encoders import TextConfig
 from diffmoe_scale.encoders.text.build import build_text_encoder
-from diffmoe_scale.encoders.text.tokenizer import END, Tokenizer, clean, load_tokenizer, train_tokenizer
+from diffmoe_scale.encoders.text.tokenizer import (
+    END,
+    LONGEST_PIECE,
+    Tokenizer,
+    clean,
+    load_tokenizer,
+    train_tokenizer,
+)
 from tests.encoders.text.texts import CAPTIONS
 
 
@@ -64,3 +73,19 @@ def test_a_tokenizer_is_trained_on_text_that_is_no_unicode(tmp_path):
     processor = load_tokenizer(tmp_path / "tokenizer.model", vocabulary=300)
     tokenizer = Tokenizer(processor.encode, start=[], end=END, max_tokens=8)
     assert tokenizer(STRANGE).shape[0] == len(STRANGE)
+
+
+@pytest.mark.parametrize("text", ["abcdefgh", "a b ", " ", "\n\t", "\U0001f600", "&amp;", "\ud800"])
+def test_a_text_of_a_million_characters_is_cut_and_takes_no_longer(any_encoder, text):
+    start = time.monotonic()
+    tokens_BL = any_encoder.tokenize([text * (1_000_000 // len(text))])
+    assert tokens_BL.shape[1] <= any_encoder.tokenizer.max_tokens
+    assert time.monotonic() - start < 10  # a second; open_clip alone would take hours
+
+
+def test_tokens_of_a_long_caption_are_those_of_its_start(any_encoder):
+    tokenizer = any_encoder.tokenizer
+    caption = "\n\n" + "  ".join(CAPTIONS) * 20
+    assert len(caption) > LONGEST_PIECE * tokenizer.max_tokens
+    expected = tokenizer.split([caption])[0][: tokenizer.max_tokens - len(tokenizer.start) - 1]
+    assert tokenizer([caption]).tolist() == [[*tokenizer.start, *expected, tokenizer.end]]
