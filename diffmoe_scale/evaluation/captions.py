@@ -11,6 +11,7 @@ from diffmoe_scale.data.reading.reader import build_reader, iterate_captions
 from diffmoe_scale.data.shards.index import expand_patterns
 from diffmoe_scale.data.shards.remote import is_url
 from diffmoe_scale.encoders.text.tokenizer import load_tokenizer
+from diffmoe_scale.sampling.calibration import shard_names
 from diffmoe_scale.scenes.scenes import is_scene_caption, scene_words
 
 logger = logging.getLogger(__name__)
@@ -49,19 +50,14 @@ def check_captions(config: Config, tokenizer: Path) -> None:
 def _captions(config: Config) -> Iterator[str]:
     """Nothing is downloaded, and no command of a `pipe:` is run, for this question."""
     for patterns in (config.data.validation, config.data.train):
-        names = [
-            name
-            for pattern in patterns
-            for name in ([pattern] if isinstance(pattern, str) else pattern.shards)
-        ]
-        local = [name for name in names if not is_url(name)]
+        local = [name for name in shard_names(patterns) if not is_url(name)]
         if not local:
             continue
         try:
             shards = expand_patterns(local)
-            reader = build_reader(
-                config.data, [escape(str(shards[0]))], model=config.model, seed=0, buckets=config.buckets
-            )
+            # Whole: a relative name may look like a command.
+            first = escape(str(shards[0].resolve()))
+            reader = build_reader(config.data, [first], model=config.model, seed=0, buckets=config.buckets)
             found = list(iterate_captions(reader, MAX_CAPTIONS))
         except (ValueError, RunError, OSError) as error:
             logger.info("captions of %s cannot be read here: %s", ", ".join(local), error)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from diffmoe_scale.config.check import RunError
+from diffmoe_scale.config.data import DatasetConfig
 from diffmoe_scale.config.sampling import SamplingConfig
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.reading.reader import build_reader, iterate_captions
@@ -110,14 +111,33 @@ def _logit(gamma: float) -> float:
     return math.log(gamma / (1 - gamma))
 
 
-def choose_prompts(config: Config, count: int) -> list[str] | list[int]:
+def choose_prompts(config: Config, count: int, *, given: Sequence[str] = ()) -> list[str] | list[int]:
     """`count` captions of the run's validation shards, else of its training shards; in class mode labels,
-    evenly spread."""
+    evenly spread.
+
+    `given` are the words of the command line: a command ("pipe:...") is run only if it stands there, since
+    the run, and RUN/config.yaml with it, may come from someone else.
+
+    Raises: ValueError for other commands.
+    """
     if config.model.conditioning == "class":
         return [i * config.model.num_classes // count for i in range(count)]
     shards = config.data.validation or config.data.train
+    for name in shard_names(shards):
+        if "pipe:" in name and not any(name in word for word in given):
+            raise ValueError(
+                f"the run's config.yaml names a command instead of a file ({name!r:.200}), which is not run; "
+                "give --prompts FILE, or data.validation=[...] on the command line"
+            )
     reader = build_reader(
         config.data, shards, model=config.model, seed=config.run.seed, buckets=config.buckets
     )
     captions = list(iterate_captions(reader, count))
     return (captions * math.ceil(count / max(1, len(captions))))[:count]
+
+
+def shard_names(patterns: Sequence[str | DatasetConfig]) -> list[str]:
+    """The patterns of `data.train` or `data.validation`, those of mixed data sets too."""
+    return [
+        name for pattern in patterns for name in ([pattern] if isinstance(pattern, str) else pattern.shards)
+    ]

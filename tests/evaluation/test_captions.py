@@ -56,3 +56,10 @@ def test_no_command_is_run_for_the_question(tmp_path: Path) -> None:
     planted = tmp_path / "planted"
     check(f"'pipe:touch {planted}; cat x.tar'", tmp_path / "none.model")
     assert not planted.exists()
+
+
+def test_a_file_with_the_name_of_a_command_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shard(tmp_path / "pipe:touch planted; cat a.tar", SCENES[:5])
+    check("'*.tar'", tmp_path / "none.model")
+    assert not (tmp_path / "planted").exists()

@@ -124,3 +124,19 @@ def test_prompts_of_a_class_model_are_labels_evenly_spread() -> None:
         5,
         7,
     ]
+
+
+def test_a_command_in_the_config_of_a_run_is_not_run(tmp_path: Path) -> None:
+    planted = tmp_path / "planted"
+    for command in (f"pipe:touch {planted}; cat x.tar", f"{{pipe:touch {planted},b.tar}}"):
+        config = load_config(None, [f"data.train=['{command}']", f"data.cache_folder={tmp_path}"])
+        with pytest.raises(ValueError, match=r"names a command instead of a file \('.*pipe:touch"):
+            choose_prompts(config, 3, given=["sampling.steps=2"])
+    assert not planted.exists()
+
+
+def test_a_command_of_the_command_line_is_run(tmp_path: Path) -> None:
+    (shard,) = write_shards(tmp_path, [3])
+    word = f"data.train=['pipe:cat {shard}']"
+    config = load_config(None, [word, f"data.cache_folder={tmp_path / 'cache'}"])
+    assert len(choose_prompts(config, 3, given=[word])) == 3
