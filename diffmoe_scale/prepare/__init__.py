@@ -3,6 +3,7 @@
 From pictures with captions to shards:
 options.py     arguments of the preparation
 shards.py      the preparation: list, judge, write; what it says at its end
+prepared.py    what a preparation made, for the terminal and for shards.json
 entries.py     the pictures of an input: folder, tar, table, parquet; what else was found there
 walk.py        the files of a folder: links, loops, hidden files
 pairs.py       which text belongs to which picture, by their names
@@ -22,5 +23,7 @@ publish.py     sets that appear complete or not at all
 From shards to features, and a look at shards:
 features.py    the preparation of features: check, write the share of a process, publish
 encoding.py    from shards of pictures to shards of features
+space.py       space on disks
 survey.py      what a set of shards holds
+facts.py       what a survey found, as names and values
 """

@@ -2,9 +2,7 @@
 
 import json
 import math
-import re
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from importlib.metadata import version
@@ -16,7 +14,6 @@ from diffmoe_scale.config.check import RunError, require
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.features.source import (
-    PRECISIONS,
     FeatureSet,
     FeatureSource,
     bucket_fields,
@@ -29,37 +26,14 @@ from diffmoe_scale.encoders.text.build import build_text_encoder
 from diffmoe_scale.files import replace_file
 from diffmoe_scale.prepare.encoding import LEFT_OUT, Encoders, FeatureWriter
 from diffmoe_scale.prepare.losses import Losses
-from diffmoe_scale.prepare.options import Tell
+from diffmoe_scale.prepare.options import FeatureOptions, Tell
 from diffmoe_scale.prepare.publish import begin, publish, read_manifest, to_json
 from diffmoe_scale.prepare.sources import Sources, state_of
+from diffmoe_scale.prepare.space import parse_size, show_size, size_of
 
 MANIFEST = "features.json"
 FORMAT = 2
 """Of what is written; sets of another one are not gone on with."""
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureOptions:
-    """What cache_features makes of what. Raises: ValueError that names the option of the command."""
-
-    input: Sequence[str]
-    """Shards of pictures: paths, globs, brace lists, URLs."""
-    output: Path
-    precision: str = "bf16"
-    batch: int = 32
-    """Pictures that are encoded at once."""
-    budget: str = ""
-    """Largest size of the output, such as 500G; "" is the free space."""
-    dry_run: bool = False
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        require(self.batch >= 1, "--batch", self.batch, "at least 1")
-        require(self.precision in PRECISIONS, "--precision", self.precision, " or ".join(PRECISIONS))
-        require(str(self.output) not in ("", "."), "--output", str(self.output), "a folder to make")
-        if self.budget:
-            parse_size(self.budget)
 
 
 @dataclass(frozen=True)
@@ -187,7 +161,7 @@ def _finish(folder: Path, reader: Reader, options: FeatureOptions, *, tell: Tell
     publish(options.output)
     tell(f"{options.output}: {show_size(size_of(options.output))} (estimated {show_size(estimate)})")
     if left_out.counts:
-        tell(f"left out: {left_out.summary()}:")
+        tell(f"left out ({left_out.counts.total():,}):")
         for line in left_out.lines():
             tell(line)
     tell(f"train on them: data.train=['{options.output}/*.tar']")
@@ -255,21 +229,3 @@ def describe_features(config: Config, encoders: Encoders, *, precision: str) -> 
     )
     check_shapes(source, image_size=size, buckets=buckets)
     return FeatureSet(source, next(iter(encoders.captions([""], precision=precision)), None))
-
-
-def size_of(folder: Path) -> int:
-    """Bytes of its shards."""
-    return sum(path.stat().st_size for path in folder.glob("*.tar"))
-
-
-def parse_size(text: str) -> float:
-    """Bytes of a number with K, M, G or T behind it."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", text.strip().upper())
-    if found is None:
-        raise ValueError(f"--budget is {text!r}; expected bytes, such as 500G")
-    return float(found[1]) * UNITS[found[2]]
-
-
-def show_size(size: float) -> str:
-    unit = max((unit for unit, factor in UNITS.items() if factor <= max(1, size)), key=UNITS.__getitem__)
-    return f"{size / UNITS[unit]:.3g} {unit}B"

@@ -5,7 +5,7 @@ import io
 
 from PIL import Image, ImageCms
 
-from diffmoe_scale.data.reading.pictures import FORMATS
+from diffmoe_scale.data.reading.pictures import identify
 
 SUFFIXES = {
     "PNG": "png",
@@ -27,7 +27,7 @@ PROFILE = "colour profile other than sRGB: training reads the numbers as sRGB"
 
 def suffix_by_format(data: bytes) -> str:
     """Raises: ValueError for a format that is none of SUFFIXES."""
-    kind = str(Image.open(io.BytesIO(data), formats=FORMATS).format)
+    kind = str(identify(data).format)
     if kind not in SUFFIXES:
         raise ValueError(f"a picture of the format {kind}; expected {', '.join(SUFFIXES)}")
     return SUFFIXES[kind]
@@ -38,7 +38,7 @@ def unseen_parts(data: bytes) -> list[str]:
     found = []
     # Whatever is wrong with further frames or a profile, the picture itself was decoded.
     with contextlib.suppress(Exception):
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = identify(data)
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
             found.append(ANIMATION)
         if not _is_srgb(image.info.get("icc_profile")):

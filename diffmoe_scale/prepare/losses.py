@@ -1,7 +1,7 @@
 """What is lost or dealt with on the way: counted by reason, with the names of the first ones."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from diffmoe_scale.unicode import clean_name
@@ -57,13 +57,11 @@ class Losses:
     def lines(self, *, limit: int = SHOWN_NAMES) -> Iterator[str]:
         """For each reason its count and at most `limit` names, for a terminal."""
         for reason, count in self.counts.most_common():
-            yield f"{count:,} {reason}:"
-            yield from some(self.names[reason], count, limit=limit)
-
-
-def some(names: Iterable[str], count: int, *, limit: int) -> Iterator[str]:
-    """At most `limit` names, indented, then how many more there are."""
-    shown = list(names)[:limit]
-    yield from (f"  {name}" for name in shown)
-    if count > len(shown):
-        yield f"  and {count - len(shown):,} more"
+            names = self.names[reason]
+            shown = names[:limit]
+            yield f"{reason}: {count:,}"
+            yield from (f"  {name}" for name in shown)
+            # One name may stand for several, as that of a row group for its rows.
+            more = (len(names) if len(names) < KEPT_NAMES else count) - len(shown)
+            if more > 0:
+                yield f"  and {more:,} more"

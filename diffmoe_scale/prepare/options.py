@@ -2,12 +2,14 @@
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from diffmoe_scale.config.check import require
+from diffmoe_scale.data.features.source import PRECISIONS
 from diffmoe_scale.prepare.publish import finished_folder, unfinished_folder
+from diffmoe_scale.prepare.space import parse_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,29 @@ class ShardOptions:
             for one in fields(self)
             if one.name not in ("input", "output", "workers", "overwrite")
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions:
+    """What cache_features makes of what. Raises: ValueError that names the option of the command."""
+
+    input: Sequence[str]
+    """Shards of pictures: paths, globs, brace lists, URLs."""
+    output: Path
+    precision: str = "bf16"
+    batch: int = 32
+    """Pictures that are encoded at once."""
+    budget: str = ""
+    """Largest size of the output, such as 500G; "" is the free space."""
+    dry_run: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.batch >= 1, "--batch", self.batch, "at least 1")
+        require(self.precision in PRECISIONS, "--precision", self.precision, " or ".join(PRECISIONS))
+        require(str(self.output) not in ("", "."), "--output", str(self.output), "a folder to make")
+        if self.budget:
+            parse_size(self.budget)
 
 
 Tell = Callable[[str], object]

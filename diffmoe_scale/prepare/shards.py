@@ -1,10 +1,8 @@
 """Shards of pictures with captions: what tools/prepare_shards.py makes."""
 
-import glob
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -20,77 +18,17 @@ from diffmoe_scale.prepare.keys import Keys, fraction, key_stem
 from diffmoe_scale.prepare.losses import Losses
 from diffmoe_scale.prepare.options import ShardOptions, Tell
 from diffmoe_scale.prepare.place import Columns, Entry
+from diffmoe_scale.prepare.prepared import MANIFEST, Prepared, read_prepared
 from diffmoe_scale.prepare.publish import begin, publish, read_manifest, to_json, write_shard
 from diffmoe_scale.prepare.tables import json_text
 from diffmoe_scale.prepare.texts import read_known
 from diffmoe_scale.unicode import clean_name
 
-MANIFEST = "shards.json"
 FORMAT = 2
 """Of what is written; sets of another one are not gone on with."""
 READ_TOGETHER = 64
 UNCAPTIONED = "without a caption"
 Splits = dict[str, list[tuple[str, Entry]]]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A set of shards, and what did not get into it."""
-
-    output: Path
-    is_new: bool
-    """False where the same call had made it before."""
-    images: int
-    """Pictures in the input."""
-    counts: Mapping[str, int]
-    """Samples: train, validation, and those of both that are uncaptioned."""
-    left_out: Losses
-    """Pictures that are in no shard."""
-    unused: Losses
-    """What else was found and not used."""
-    notes: Losses
-    """What was dealt with in samples that are there."""
-
-    def manifest(self) -> dict[str, object]:
-        """Its part of MANIFEST."""
-        return {
-            "images": self.images,
-            "samples": dict(self.counts),
-            "left_out": dict(self.left_out.counts.most_common()),
-            "skipped": [name for names in self.left_out.names.values() for name in names],
-            "left_out_names": self.left_out.to_json(),
-            "unused": self.unused.to_json(),
-            "notes": self.notes.to_json(),
-        }
-
-    def lines(self) -> Iterator[str]:
-        """What was made, what was not, and what to do next, for a terminal."""
-        if not self.is_new:
-            yield f"{self.output}: these shards are there already, of the same files and options"
-        counts = self.counts
-        yield (
-            f"{self.output}: {counts['train']} training and {counts['validation']} validation samples, "
-            f"{counts['uncaptioned']} without a caption"
-        )
-        if self.left_out.counts:
-            total = self.left_out.counts.total()
-            yield f"left out {total} of {self.images} images ({self.left_out.summary()}):"
-            yield from self.left_out.lines()
-        if self.unused.counts:
-            yield f"not used: {self.unused.summary()}:"
-            yield from self.unused.lines()
-        if self.notes.counts:
-            yield f"notes: {self.notes.summary()}:"
-            yield from self.notes.lines()
-        if self.left_out.counts or self.unused.counts or self.notes.counts:
-            yield f"all of it: {self.output / MANIFEST}"
-        folder = glob.escape(str(self.output))
-        yield f"look at them:  python tools/inspect_data.py --input '{folder}/*.tar'"
-        held_out = f" 'data.validation=[{folder}/validation-*.tar]'" if counts["validation"] else ""
-        yield (
-            "train on them: python -m diffmoe_scale.pretrain --config configs/captions_64.yaml "
-            f"'data.train=[{folder}/train-*.tar]'{held_out} run.directory=runs/mine"
-        )
 
 
 def prepare_shards(options: ShardOptions, *, tell: Tell = print) -> Prepared:
@@ -127,20 +65,6 @@ def prepare_shards(options: ShardOptions, *, tell: Tell = print) -> Prepared:
     shutil.rmtree(folder / "looks")
     publish(options.output)
     return prepared
-
-
-def read_prepared(output: Path) -> Prepared:
-    """What a finished set says of itself."""
-    told = read_manifest(output, MANIFEST) or {}
-    return Prepared(
-        output,
-        is_new=False,
-        images=int(told.get("images", 0)),
-        counts={name: int(told["samples"][name]) for name in ("train", "validation", "uncaptioned")},
-        left_out=Losses.from_json(told.get("left_out_names")),
-        unused=Losses.from_json(told.get("unused")),
-        notes=Losses.from_json(told.get("notes")),
-    )
 
 
 def _is_captioned(entry: Entry) -> bool:

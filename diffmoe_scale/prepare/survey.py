@@ -1,14 +1,14 @@
 """What a set of shards holds: looked at by samples spread evenly over it."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from diffmoe_scale.config.data import DataConfig
 from diffmoe_scale.data.features.source import (
     FEATURE_SUFFIX,
     FeatureSet,
@@ -21,6 +21,12 @@ from diffmoe_scale.data.order.order import FixedOrder
 from diffmoe_scale.data.reading.pictures import RGB, Size, decode_image, open_image
 from diffmoe_scale.data.reading.source import ShardFiles
 from diffmoe_scale.data.shards.index import IMAGE_SUFFIXES, ShardCatalog, Span
+from diffmoe_scale.prepare.images import unseen_parts
+from diffmoe_scale.prepare.losses import Losses
+from diffmoe_scale.prepare.publish import read_manifest
+from diffmoe_scale.prepare.texts import parse_record
+from diffmoe_scale.prepare.walk import TEXT_SUFFIXES
+from diffmoe_scale.unicode import TEXT_NOTES, clean_text, decode_text
 
 SHOWN = 24
 SHOWN_SIZE = Size(128, 128)
@@ -35,7 +41,7 @@ class Survey:
     samples: int
     shards: int
     size_bytes: int
-    lost: dict[str, int]
+    lost: Losses
     """Broken members of the tar files by kind, of the whole set."""
     duplicate_keys: int
     """Samples whose key another one has too, of the whole set."""
@@ -43,9 +49,14 @@ class Survey:
     looked: int = 0
     members: Counter[str] = field(default_factory=Counter)
     """Samples by the suffixes of their members."""
-    broken: Counter[str] = field(default_factory=Counter)
+    broken: Losses = field(default_factory=Losses)
     """Pictures (or features) that cannot be used by the type of error."""
-    broken_keys: list[str] = field(default_factory=list)
+    texts: Losses = field(default_factory=Losses)
+    """What was found about the bytes of texts."""
+    unseen: Losses = field(default_factory=Losses)
+    """What good pictures hold that training passes over."""
+    left_out: dict[str, Losses] = field(default_factory=dict)
+    """What the tool that made the shards left out, by the file that says so."""
     uncaptioned: int = 0
     widths: list[int] = field(default_factory=list)
     heights: list[int] = field(default_factory=list)
@@ -55,60 +66,114 @@ class Survey:
     shown: list[tuple[np.ndarray, str]] = field(default_factory=list)
     """Some pictures (uint8 [H, W, 3]) with their captions; the first three channels of latents."""
 
+    def aspects(self) -> list[float]:
+        """Width over height."""
+        return [width / height for width, height in zip(self.widths, self.heights, strict=True)]
 
-def survey_shards(catalog: ShardCatalog, *, limit: int) -> tuple[Survey, Iterator[None]]:
-    """A survey that each step of the iterator extends by one of at most `limit` samples."""
+
+def survey_shards(
+    catalog: ShardCatalog, *, limit: int, caption_weights: Mapping[str, float]
+) -> tuple[Survey, Iterator[None]]:
+    """A survey that each step of the iterator extends by one of at most `limit` samples.
+
+    `caption_weights` are those of training: they say where captions are looked for.
+    """
     keys = np.concatenate([catalog.index(shard).keys for shard, count in enumerate(catalog.counts) if count])
     _, repeats = np.unique(keys, return_counts=True)
     survey = Survey(
         samples=sum(catalog.counts),
         shards=len(catalog.paths),
         size_bytes=sum(catalog.sizes),
-        lost=dict(catalog.problems),
+        lost=_problems(catalog),
         duplicate_keys=int(repeats[repeats > 1].sum()),
         features=find_feature_set(catalog.paths),
+        left_out=_read_left_out({path.parent for path in catalog.paths}),
     )
-    return survey, _look(survey, catalog, min(limit, survey.samples))
+    return survey, _look(survey, catalog, min(limit, survey.samples), caption_weights)
 
 
-def _look(survey: Survey, catalog: ShardCatalog, count: int) -> Iterator[None]:
-    files, order, weights = ShardFiles(catalog), FixedOrder(catalog.counts), DataConfig().caption_weights
+def _problems(catalog: ShardCatalog) -> Losses:
+    """What indexing the shards found, and shards without a sample."""
+    losses = Losses()
+    for shard, path in enumerate(catalog.paths):
+        for problem in catalog.index(shard).problems:
+            losses.add(problem.kind, f"{path.name}: {problem.name}")
+        if catalog.counts[shard] == 0:
+            losses.add("shard without a sample", path.name)
+    return losses
+
+
+def _read_left_out(folders: Collection[Path]) -> dict[str, Losses]:
+    """What the manifests beside the shards say: of prepare_shards and of cache_features."""
+    found = {}
+    for folder in sorted(folders):
+        for name in ("shards.json", "features.json"):
+            told = read_manifest(folder, name) or {}
+            losses = Losses()
+            for part in ("left_out_names", "unused", "left_out"):
+                losses.extend(Losses.from_json(told.get(part)))
+            if losses.counts:
+                found[name if len(folders) == 1 else str(folder / name)] = losses
+    return found
+
+
+def _look(survey: Survey, catalog: ShardCatalog, count: int, weights: Mapping[str, float]) -> Iterator[None]:
+    files, order = ShardFiles(catalog), FixedOrder(catalog.counts)
     for step in range(count):
         shard, row = order.locate(step * survey.samples // count)
         index = catalog.index(shard)
-        members = index.members(row)
+        members, key = index.members(row), f"{catalog.paths[shard].name}/{index.key(row)}"
         survey.looked += 1
         survey.members.update(members.keys())
         captions = [text for text, _ in files.captions(shard, members, weights)]
         survey.captions += captions
         survey.uncaptioned += not captions
         is_shown = len(survey.shown) < SHOWN and step * SHOWN >= len(survey.shown) * count
+        _look_at_texts(survey, partial(files.read, shard), members, key)
         look = _look_at_features if survey.features is not None else _look_at_picture
         try:
-            look(survey, partial(files.read, shard), members, (captions or [""])[0], is_shown)
+            parts = look(survey, partial(files.read, shard), members, (captions or [""])[0], is_shown)
         except Exception as error:
             # Pillow raises a dozen types for broken data; safetensors its own.
-            survey.broken[type(error).__name__] += 1
-            survey.broken_keys.append(
-                f"{catalog.paths[shard].name}/{index.key(row)}: {type(error).__name__}: {error}"
-            )
+            survey.broken.add(type(error).__name__, key, f"{type(error).__name__}: {error}")
+        else:
+            for part in parts:
+                survey.unseen.add(part, key)
         yield
+
+
+def _look_at_texts(survey: Survey, read: Callable[[Span], bytes], members: dict[str, Span], key: str) -> None:
+    """Note what is odd about the bytes of the .txt and the .json."""
+    for suffix in TEXT_SUFFIXES:
+        if suffix not in members:
+            continue
+        text, notes = decode_text(read(members[suffix]))
+        if suffix == "json":
+            try:
+                notes += clean_text(str(parse_record(text).get("caption", "")))[1]
+            except ValueError as error:
+                survey.texts.add("json that is no object", f"{key}.json", str(error))
+        for note in dict.fromkeys(notes):
+            survey.texts.add(TEXT_NOTES[note], f"{key}.{suffix}")
 
 
 def _look_at_picture(
     survey: Survey, read: Callable[[Span], bytes], members: dict[str, Span], caption: str, is_shown: bool
-) -> None:
+) -> list[str]:
+    """Adds a picture; returns what training will not see of it."""
     data = read(members[next(suffix for suffix in IMAGE_SUFFIXES if suffix in members)])
     image = open_image(data)
     survey.widths.append(image.width)
     survey.heights.append(image.height)
     if is_shown:
         survey.shown.append((decode_image(data, size=SHOWN_SIZE, background=BACKGROUND).pixels_HWC, caption))
+    return unseen_parts(data)
 
 
 def _look_at_features(
     survey: Survey, read: Callable[[Span], bytes], members: dict[str, Span], caption: str, is_shown: bool
-) -> None:
+) -> list[str]:
+    """Adds latents."""
     assert survey.features is not None
     data, source = read(members[FEATURE_SUFFIX]), survey.features.source
     size = source.image_size_of(stored_original(data))
@@ -129,3 +194,4 @@ def _look_at_features(
             np.resize(pixels_HWC, (*pixels_HWC.shape[:2], 3)) if pixels_HWC.shape[2] < 3 else pixels_HWC
         )
         survey.shown.append((np.asarray(ImageOps.fit(image, SHOWN_SIZE, Image.Resampling.NEAREST)), caption))
+    return []

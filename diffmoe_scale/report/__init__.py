@@ -1,5 +1,6 @@
 """RUN/report.html: what a run did, on one page that needs nothing else.
 
+data_set.py  a page about a set of shards
 html.py      pieces of a page; all text is escaped here
 pictures.py  grids of samples and evaluations
 plots.py     figures as SVG text (matplotlib)

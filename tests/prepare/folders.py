@@ -9,7 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from diffmoe_scale.prepare.options import ShardOptions
-from diffmoe_scale.prepare.shards import MANIFEST, Prepared, prepare_shards
+from diffmoe_scale.prepare.prepared import MANIFEST, Prepared
+from diffmoe_scale.prepare.shards import prepare_shards
 from tests.data.samples import encode
 
 Samples = dict[str, dict[str, bytes]]

@@ -16,6 +16,7 @@ from diffmoe_scale.data.features.source import (
 )
 from diffmoe_scale.data.reading.pictures import Picture, Size
 from diffmoe_scale.encoders.text.features import TextFeatures
+from diffmoe_scale.unicode import TEXT_NOTES
 
 GREY = 128
 FAILURES = {
@@ -37,6 +38,7 @@ NOTES = {
     "alpha": "transparency, laid over the background colour",
     "rotated": "turned upright by its EXIF mark",
     "retry": "transfer of a remote shard tried again",
+    **TEXT_NOTES,
 }
 """Kinds of things that are dealt with and do not cost the sample."""
 

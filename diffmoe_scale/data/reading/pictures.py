@@ -15,6 +15,13 @@ MAX_PIXELS = 89_000_000
 # Camera orientations that lie on their side.
 LYING = (5, 6, 7, 8)
 RGB = tuple[int, int, int]
+PNG = b"\x89PNG\r\n\x1a\n"
+MARKS = {PNG: "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+"""How files of some formats begin."""
+# Pillow's limit is 1 MiB of text, which 1,016 compressed bytes can give.
+LONGEST_TEXT = 1000
+# Holds the orientation.
+EXIF_TEXT = b"Raw profile type "
 
 
 class BadPicture(ValueError):
@@ -74,7 +81,7 @@ def decode_image(
 
 def stored_size(data: bytes) -> Size:
     """Of an upright picture, from its header; the beginning of its bytes may do. Raises: as `decode_image`."""
-    image = _identify(data)
+    image = identify(data)
     orientation = None
     # Pillow turns a TIFF itself, and would decode a PNG whole in search of an orientation behind the pixels.
     if image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info):
@@ -96,7 +103,7 @@ def open_image(
 
 def _open(data: bytes, *, draft_size: int | None, oddities: set[str] | None) -> tuple[Image.Image, Size]:
     """The picture of `open_image`, and its upright size from before `draft_size`."""
-    image = _identify(data)
+    image = identify(data)
     width, height = image.size
     if draft_size is not None:
         image.draft(None, (draft_size, draft_size))
@@ -110,10 +117,15 @@ def _open(data: bytes, *, draft_size: int | None, oddities: set[str] | None) -> 
     return _to_8_bit(image), Size(width, height) if is_turned else Size(height, width)
 
 
-def _identify(data: bytes) -> Image.Image:
+def identify(data: bytes) -> Image.Image:
+    """A picture whose header alone was read. Raises: BadPicture."""
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(_without_long_texts(data)), formats=FORMATS)
     except UnidentifiedImageError as error:
+        kind = next((kind for mark, kind in MARKS.items() if data.startswith(mark)), "")
+        if kind:
+            message = f"{len(data)} bytes that begin as a {kind}, whose header is damaged or cut off"
+            raise BadPicture("corrupt", message) from error
         # Pillow's message names the address of the buffer.
         message = f"{len(data)} bytes that begin with {data[:8]!r} are no picture of a kind that is read ({', '.join(FORMATS)})"
         raise BadPicture("no_picture", message) from error
@@ -123,6 +135,22 @@ def _identify(data: bytes) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise BadPicture("bomb", f"{image.width} x {image.height} pixels; expected at most {MAX_PIXELS}")
     return image
+
+
+def _without_long_texts(data: bytes) -> bytes:
+    """A PNG without its long compressed texts (prompts, workflows): Pillow refuses the picture for them."""
+    if not data.startswith(PNG):
+        return data
+    parts, position, kept_from = [], len(PNG), 0
+    while position + 12 <= len(data):
+        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        kind, beginning = data[position + 4 : position + 8], data[position + 8 : position + 40]
+        is_text = kind in (b"zTXt", b"iTXt", b"tEXt") and not beginning.startswith(EXIF_TEXT)
+        if is_text and end - position > LONGEST_TEXT:
+            parts.append(data[kept_from:position])
+            kept_from = end
+        position = end
+    return b"".join(parts) + data[kept_from:] if parts else data
 
 
 def _oddities(image: Image.Image) -> set[str]:

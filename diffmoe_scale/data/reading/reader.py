@@ -34,6 +34,7 @@ from diffmoe_scale.data.reading.source import SampleSource, ShardFiles
 from diffmoe_scale.data.reading.worker import follow_rank, start_worker_server
 from diffmoe_scale.data.shards.index import ShardCatalog, expand_patterns
 from diffmoe_scale.data.shards.remote import RemoteShards
+from diffmoe_scale.unicode import TEXT_NOTES
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ JUDGED_SAMPLES = 200
 CHECKED_SAMPLES = 64
 # A look at some samples must not fetch a data set.
 LOOKED_AT_REMOTE_SHARDS = 4
-WARNED_OF = ("long_caption", "retry")
+WARNED_OF = ("long_caption", "retry", *TEXT_NOTES)
 
 
 def build_reader(

@@ -16,6 +16,7 @@ from diffmoe_scale.data.reading.batch import Failure, Note, Sample
 from diffmoe_scale.data.reading.pictures import BadPicture, Size, decode_image
 from diffmoe_scale.data.shards.index import IMAGE_SUFFIXES, ShardCatalog, Span
 from diffmoe_scale.recent import RecentlyUsed
+from diffmoe_scale.unicode import clean_text, decode_text
 
 OPEN_FILES = 128
 LONGEST_CAPTION = 10_000
@@ -26,6 +27,13 @@ def caption_texts(found: object) -> list[str]:
     are left out."""
     texts = found if isinstance(found, list) else [found]
     return [stripped for text in texts if isinstance(text, str) and (stripped := text.strip())]
+
+
+def _clean_captions(found: object, kinds: set[str]) -> list[str]:
+    """The captions in a field as text that every tokenizer takes; `kinds` is filled with what was odd."""
+    cleaned = [clean_text(text) for text in caption_texts(found)]
+    kinds |= {kind for _, notes in cleaned for kind in notes}
+    return [text for text, _ in cleaned if text]
 
 
 def choose(weights: Sequence[float], draw: float) -> int:
@@ -62,39 +70,50 @@ class ShardFiles:
         return data
 
     def captions(
-        self, shard: int, members: dict[str, Span], weights: Mapping[str, float]
+        self,
+        shard: int,
+        members: dict[str, Span],
+        weights: Mapping[str, float],
+        *,
+        notes: set[str] | None = None,
     ) -> list[tuple[str, float]]:
         """Captions with the weights that they are drawn by: the texts of a source share its weight in
         data.caption_weights.
 
-        A source is the `.txt`, or a field of the `.json` with a text or a list of texts.
+        A source is the `.txt`, or a field of the `.json` with a text or a list of texts; a `.json` that is no
+        object has none. `notes` is filled with kinds of unicode.TEXT_NOTES.
         """
         drawn, fallback = (
             [name for name, weight in weights.items() if (weight > 0) == is_drawn]
             for is_drawn in (True, False)
         )
-        found = self._texts(shard, members, drawn)
+        found = self._texts(shard, members, drawn, notes)
         if found:
             return [(text, weights[name] / len(texts)) for name, texts in found.items() for text in texts]
         # Read only here: most samples do without them.
-        return [(text, 1.0) for texts in self._texts(shard, members, fallback).values() for text in texts]
+        return [
+            (text, 1.0) for texts in self._texts(shard, members, fallback, notes).values() for text in texts
+        ]
 
-    def _texts(self, shard: int, members: dict[str, Span], names: list[str]) -> dict[str, list[str]]:
+    def _texts(
+        self, shard: int, members: dict[str, Span], names: list[str], notes: set[str] | None
+    ) -> dict[str, list[str]]:
         """The captions of each source that has any."""
         record: object = None
+        kinds: set[str] = set() if notes is None else notes
         if "json" in members and names not in ([], ["txt"]):
             try:
-                record = json.loads(self.read(shard, members["json"]))
+                record = json.loads(decode_text(self.read(shard, members["json"]))[0])
             except (ValueError, RecursionError):
                 record = None
         found: dict[str, object] = (
             {name: record.get(name) for name in names} if isinstance(record, dict) else {}
         )
         if "txt" in names:
-            found["txt"] = (
-                self.read(shard, members["txt"]).decode("utf-8", "replace") if "txt" in members else None
-            )
-        return {name: texts for name, value in found.items() if (texts := caption_texts(value))}
+            data = self.read(shard, members["txt"]) if "txt" in members else b""
+            found["txt"], odd = decode_text(data)
+            kinds |= set(odd)
+        return {name: texts for name, value in found.items() if (texts := _clean_captions(value, kinds))}
 
     def _open(self, shard: int) -> int:
         if self.catalog.is_remote(shard):
@@ -147,16 +166,17 @@ class SampleSource:
         if suffix not in members:
             missing = ValueError(f"no member .{suffix}; the sample has {', '.join(sorted(members))}")
             return self._failed(index, key, "features", missing)
+        oddities: set[str] = set()
         try:
             data = self.files.read(shard, members[suffix])
             is_read = self.model.conditioning == "text" and not self.has_text_features
-            captions = self.files.captions(shard, members, self.config.caption_weights) if is_read else []
+            read = partial(self.files.captions, shard, members, self.config.caption_weights)
+            captions = read(notes=oddities) if is_read else []
             label = self._label(shard, members) if self.model.conditioning == "class" else -1
         except OSError as error:
             return self._failed(index, key, "read", error)
         except ValueError as error:
             return self._failed(index, key, "label", error)
-        oddities: set[str] = set()
         picture = latents = None
         wanted = size or Size(self.model.image_size, self.model.image_size)
         weights, stored = [weight for _, weight in captions], None

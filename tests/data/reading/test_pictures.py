@@ -2,10 +2,11 @@ import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from diffmoe_scale.data.reading.pictures import (
     MAX_PIXELS,
+    BadPicture,
     Size,
     decode_image,
     flatten,
@@ -266,3 +267,27 @@ def test_the_size_of_a_turned_picture_of_any_kind_is_upright(kind: str) -> None:
 def test_malformed_camera_data_hides_no_size(kind: str) -> None:
     data = encode(Image.new("RGB", (64, 32)), kind, exif=b"Exif\0\0MM\0*\0\0")
     assert decode_image(data, size=Size(8, 8), background=WHITE).original == (32, 64) == stored_size(data)
+
+
+@pytest.mark.parametrize("signs", [900, 3_000_000])
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_a_png_with_long_texts_keeps_its_pixels(signs: int, is_compressed: bool) -> None:
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("workflow", "x" * signs, zip=is_compressed)
+    texts.add_itxt("prompt", "y" * signs, zip=is_compressed)
+    data = encode(Image.new("RGB", (4, 4), (200, 0, 0)), pnginfo=texts)
+    picture = decode_image(data, size=Size(4, 4), background=(0, 0, 0))
+    assert (picture.pixels_HWC == (200, 0, 0)).all() and stored_size(data) == Size(4, 4)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF"])
+def test_a_damaged_header_is_called_that(kind: str) -> None:
+    data = encode(Image.new("RGB", (4, 4)), kind)
+    if kind == "PNG":
+        # A chunk with a wrong checksum before the pixels.
+        data = data[:33] + struct.pack(">I", 5) + b"tEXta\0bcd" + bytes(4) + data[33:]
+    else:
+        data = data[:8]
+    with pytest.raises(BadPicture, match=f"begin as a {kind}, whose header is damaged") as raised:
+        decode_image(data, size=Size(4, 4), background=(0, 0, 0))
+    assert raised.value.kind == "corrupt"

@@ -66,7 +66,7 @@ def test_a_corrupt_image_is_a_failure_with_its_key(tmp_path: Path) -> None:
     failed = source.load(1)
     assert failed.picture is None and failed.is_dropped and failed.caption == ""
     assert failed.failure is not None and (failed.failure.kind, failed.failure.key) == (
-        "no_picture",
+        "corrupt",
         "shard-000.tar/0_1",
     )
     assert [source.load(number).failure for number in (0, 2)] == [None, None]
@@ -283,3 +283,24 @@ def test_a_sample_of_a_feature_set_without_features_is_a_failure(tmp_path: Path)
     sample = replace(_source(tmp_path, [1]), features=FeatureSet(made, None)).load(0)
     assert sample.failure is not None and sample.failure.kind == "features"
     assert sample.failure.reason == "ValueError: no member .safetensors; the sample has png, txt"
+
+
+def test_odd_captions_are_read_cleaned_and_noted(tmp_path: Path) -> None:
+    texts = ["hello there".encode("utf-16"), "caf\u00e9".encode("cp1252"), b"\xef\xbb\xbfa house", b"a\0b"]
+    replaced = {
+        f"0_{row}": {"png": make_sample(0, row)["png"], "txt": text} for row, text in enumerate(texts)
+    }
+    half = b'{"caption": "an emoji cut in half \\ud83d"}'
+    replaced["0_4"] = {"png": make_sample(0, 4)["png"], "txt": b" ", "json": half}
+    source = replace(_source(tmp_path, [5], replaced=replaced), is_augmented=False)
+    samples = [source.load(number) for number in range(5)]
+    found = {
+        sample.key.split("/")[1]: (sample.caption, [note.kind for note in sample.notes]) for sample in samples
+    }
+    assert found == {
+        "0_0": ("hello there", ["byte_order_mark"]),
+        "0_1": ("caf\u00e9", ["not_utf8"]),
+        "0_2": ("a house", ["byte_order_mark"]),
+        "0_3": ("ab", ["nuls"]),
+        "0_4": ("an emoji cut in half \ufffd", ["half_pair"]),
+    }

@@ -1,0 +1,85 @@
+"""What a preparation of shards made and what did not get into it: for the terminal and for shards.json."""
+
+import glob
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffmoe_scale.prepare.losses import Losses
+from diffmoe_scale.prepare.publish import read_manifest
+
+MANIFEST = "shards.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A set of shards, and what did not get into it."""
+
+    output: Path
+    is_new: bool
+    """False where the same call had made it before."""
+    images: int
+    """Pictures in the input."""
+    counts: Mapping[str, int]
+    """Samples: train, validation, and those of both that are uncaptioned."""
+    left_out: Losses
+    """Pictures that are in no shard."""
+    unused: Losses
+    """What else was found and not used."""
+    notes: Losses
+    """What was dealt with in samples that are there."""
+
+    def manifest(self) -> dict[str, object]:
+        """Its part of MANIFEST."""
+        return {
+            "images": self.images,
+            "samples": dict(self.counts),
+            "left_out": dict(self.left_out.counts.most_common()),
+            "skipped": [name for names in self.left_out.names.values() for name in names],
+            "left_out_names": self.left_out.to_json(),
+            "unused": self.unused.to_json(),
+            "notes": self.notes.to_json(),
+        }
+
+    def lines(self) -> Iterator[str]:
+        """What was made, what was not, and what to do next, for a terminal."""
+        if not self.is_new:
+            yield f"{self.output}: these shards are there already, of the same files and options"
+        counts = self.counts
+        yield (
+            f"{self.output}: {counts['train']} training and {counts['validation']} validation samples, "
+            f"{counts['uncaptioned']} without a caption"
+        )
+        if self.left_out.counts:
+            total = self.left_out.counts.total()
+            yield f"left out {total} of {self.images} images ({self.left_out.summary()}):"
+            yield from self.left_out.lines()
+        if self.unused.counts:
+            yield f"not used ({self.unused.counts.total():,}):"
+            yield from self.unused.lines()
+        if self.notes.counts:
+            yield f"in these shards, and worth a look ({self.notes.counts.total():,}):"
+            yield from self.notes.lines()
+        if self.left_out.counts or self.unused.counts or self.notes.counts:
+            yield f"all of it: {self.output / MANIFEST}"
+        folder = glob.escape(str(self.output))
+        yield f"look at them:  python tools/inspect_data.py --input '{folder}/*.tar'"
+        held_out = f" 'data.validation=[{folder}/validation-*.tar]'" if counts["validation"] else ""
+        yield (
+            "train on them: python -m diffmoe_scale.pretrain --config configs/captions_64.yaml "
+            f"'data.train=[{folder}/train-*.tar]'{held_out} run.directory=runs/mine"
+        )
+
+
+def read_prepared(output: Path) -> Prepared:
+    """What a finished set says of itself."""
+    told = read_manifest(output, MANIFEST) or {}
+    return Prepared(
+        output,
+        is_new=False,
+        images=int(told.get("images", 0)),
+        counts={name: int(told["samples"][name]) for name in ("train", "validation", "uncaptioned")},
+        left_out=Losses.from_json(told.get("left_out_names")),
+        unused=Losses.from_json(told.get("unused")),
+        notes=Losses.from_json(told.get("notes")),
+    )
