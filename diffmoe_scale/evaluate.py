@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from diffmoe_scale.cli.arguments import add_model_arguments
 from diffmoe_scale.cli.command import command_parser, run_command
 
+MAX_PROMPTS = 1_000_000
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_parser(
@@ -32,9 +34,9 @@ def run(parsed: argparse.Namespace) -> None:
     from diffmoe_scale.sampling.batch import check_seed
     from diffmoe_scale.sampling.loading import load_pipeline
 
-    if parsed.prompts < 2:
+    if not 2 <= parsed.prompts <= MAX_PROMPTS:
         raise ValueError(
-            f"--prompts is {parsed.prompts}; expected at least 2, since captions are also shuffled"
+            f"--prompts is {parsed.prompts}; expected 2 (captions are also shuffled) to {MAX_PROMPTS}"
         )
     check_seed(parsed.seed)
     pipeline = load_pipeline(parsed.checkpoint, weights=parsed.weights, settings=parsed.settings)

@@ -12,6 +12,7 @@ EXAMPLES = """examples:
   sample --checkpoint runs/demo --prompts prompts.csv --output pictures --format webp
   sample --checkpoint runs/demo --prompt "a star" --count 1 --output star.png sampling.guidance=3.0
 """
+MAX_COUNT = 1_000_000
 OUTPUT_HELP = (
     "folder for the pictures and grid.png; or, for one picture, its file (.png, .jpg, .webp); or, for "
     "several, that of their grid (.png), with the pictures in a folder beside it. Nothing is overwritten: "
@@ -62,8 +63,8 @@ def run(parsed: argparse.Namespace) -> None:
     from diffmoe_scale.sampling.output import choose_output, write_pictures
     from diffmoe_scale.sampling.prompts import PromptRow, clean_prompt, make_requests, read_prompt_file
 
-    if parsed.count < 1:
-        raise ValueError(f"--count is {parsed.count}; expected at least 1")
+    if not 1 <= parsed.count <= MAX_COUNT:
+        raise ValueError(f"--count is {parsed.count}; expected 1 to {MAX_COUNT}")
     check_seed(parsed.seed)
     rows: list[PromptRow | int] = [PromptRow(clean_prompt(text)) for text in parsed.prompt]
     rows += read_prompt_file(parsed.prompts) if parsed.prompts else []

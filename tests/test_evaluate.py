@@ -45,7 +45,7 @@ def test_scores_pictures_and_report_are_written_and_the_table_is_printed(run: Pa
 
 def test_one_prompt_has_no_other_to_be_shuffled_with(run: Path) -> None:
     ((code, told),) = run_alone(call, evaluate.main, [["--checkpoint", str(run), "--prompts", "1"]])
-    assert code == 2 and "error: --prompts is 1; expected at least 2" in told
+    assert code == 2 and "error: --prompts is 1; expected 2 (captions are also shuffled) to" in told
 
 
 def test_a_model_whose_captions_are_no_scenes_is_not_scored(run: Path) -> None:

@@ -148,7 +148,7 @@ def test_what_cannot_be_drawn_is_an_error_that_says_what_can(run: Path, tmp_path
     wrong = {
         "is a text-conditional model; give --prompt or --prompts and nothing else": [*here, "--label", "1"],
         "nothing to draw: give --prompt, --prompts or": here,
-        "--count is 0; expected at least 1": [*here, *prompt, "--count", "0"],
+        "--count is 0; expected 1 to 1000000": [*here, *prompt, "--count", "0"],
         "the seed is -1; expected a whole number": [*here, *prompt, "--seed", "-1"],
         "config.yaml does not exist; give a run directory": ["--checkpoint", str(tmp_path), *prompt],
         "did you mean sampling.steps?": [*here, *prompt, "sampling.step=2"],

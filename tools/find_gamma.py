@@ -16,6 +16,8 @@ from diffmoe_scale.cli.arguments import add_model_arguments
 from diffmoe_scale.cli.command import command_parser, run_command, user_path
 from diffmoe_scale.files import replace_file
 
+MAX_IMAGES = 1_000_000
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_parser(
@@ -49,8 +51,8 @@ def run(parsed: argparse.Namespace) -> None:
     from diffmoe_scale.sampling.loading import load_pipeline
     from diffmoe_scale.sampling.prompts import read_prompt_file
 
-    if parsed.images < 1:
-        raise ValueError(f"--images is {parsed.images}; expected at least 1")
+    if not 1 <= parsed.images <= MAX_IMAGES:
+        raise ValueError(f"--images is {parsed.images}; expected 1 to {MAX_IMAGES}")
     if not math.isfinite(parsed.capacity):
         raise ValueError(f"--capacity is {parsed.capacity}; expected a finite number above 0")
     check_seed(parsed.seed)

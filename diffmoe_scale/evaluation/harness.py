@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffmoe_scale.config.sampling import SamplingConfig
 from diffmoe_scale.evaluation.results import Capacity, Evaluation, SuiteScore
-from diffmoe_scale.sampling.batch import number_requests
+from diffmoe_scale.sampling.batch import latent_shape, number_requests
 from diffmoe_scale.sampling.generate import generate_batches
 from diffmoe_scale.sampling.loading import Pipeline
 from diffmoe_scale.sampling.loads import LoadByTime
@@ -27,12 +27,18 @@ def evaluate(
 ) -> Evaluation:
     """What goes into RUN/evaluation.json; a grid of pictures for each suite goes into RUN/samples.
 
-    Raises: ValueError for a class-conditional model.
+    Raises: ValueError for a class-conditional model, and for pictures that are not square.
     """
     if pipeline.config.model.conditioning != "text":
         raise ValueError(
             "the compositional suites need captions, but this model is class-conditional "
             "(model.conditioning=class)"
+        )
+    _, height, width = latent_shape(pipeline.networks, sampling)
+    if height != width:
+        raise ValueError(
+            "the suites are about square pictures; make sampling.height and sampling.width equal, or leave "
+            "them out"
         )
     scores, loads = {}, LoadByTime()
     pipeline.directory.samples.mkdir(exist_ok=True)

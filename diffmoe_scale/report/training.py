@@ -20,21 +20,20 @@ BLOCK_OF = re.compile(r"moe/(threshold|load)/(\d{1,6})")
 
 
 def read_records(path: Path) -> list[Record]:
-    """The lines of metrics.jsonl with steps that rise, holding numbers and lists of numbers alone.
+    """The lines of metrics.jsonl by step, holding numbers and lists of numbers alone; of a step that was
+    trained again after a rollback the last line.
 
     What else a line holds is left out: a report is made of whatever a run left.
     """
-    records: list[Record] = []
+    records: dict[int, Record] = {}
     for record in read_metrics(path):
         cleaned = {name: value for name, entry in record.items() if (value := _clean(entry)) is not None}
         step = cleaned.get("step")
         if not isinstance(step, float) or not 0 <= step < 2**53:
             continue
-        if records and step <= records[-1]["step"]:
-            continue
         cleaned["step"] = int(step)
-        records.append(cleaned)
-    return records
+        records[int(step)] = cleaned
+    return [records[step] for step in sorted(records)]
 
 
 def _clean(value: Any) -> float | list[float] | None:

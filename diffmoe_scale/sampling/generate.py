@@ -1,5 +1,6 @@
 """Pictures as a stream: batch after batch, none kept."""
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -22,6 +23,8 @@ from diffmoe_scale.sampling.batch import (
 from diffmoe_scale.sampling.loading import Pipeline
 from diffmoe_scale.telemetry.picture_grid import to_pixels
 
+logger = logging.getLogger(__name__)
+
 
 def generate_batches(
     networks: Networks, requests: Sequence[Request], sampling: SamplingConfig, *, title: str = "sampling"
@@ -30,6 +33,10 @@ def generate_batches(
     with tqdm(total=len(requests), desc=title, unit="image", disable=None) as progress:
         for first in range(0, len(requests), sampling.batch):
             batch = generate_batch(networks, requests[first : first + sampling.batch], sampling)
+            is_finite_B = batch.images_BCHW.isfinite().flatten(1).all(1)
+            if not is_finite_B.all():
+                count = int((~is_finite_B).sum())
+                logger.warning("%d pictures hold numbers that are not finite, drawn in grey", count)
             yield batch
             progress.update(len(batch.requests))
 

@@ -47,11 +47,11 @@ def load_pipeline(path: Path | str, *, weights: str = "ema", settings: Sequence[
 
     Raises: ValueError if there is no complete checkpoint, it is damaged, or it does not fit RUN/config.yaml.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if weights not in WEIGHTS:
         raise ValueError(f"weights are {weights!r}; expected one of {', '.join(WEIGHTS)}")
-    is_checkpoint = path.parent.name == "checkpoints"
-    directory = RunDirectory(path.parent.parent if is_checkpoint else path)
+    is_checkpoint = path.absolute().parent.name == "checkpoints"
+    directory = RunDirectory(path.absolute().parent.parent if is_checkpoint else path)
     if not directory.config.is_file():
         raise ValueError(
             f"{path} is no run: {directory.config} does not exist; give a run directory or one of its "

@@ -57,3 +57,9 @@ def test_a_model_of_classes_is_refused(tmp_path: Path) -> None:
     model = Pipeline(build(settings), settings, RunDirectory(tmp_path), tmp_path, 7)
     with pytest.raises(ValueError, match="need captions, but this model is class-conditional"):
         harness.evaluate(model, SamplingConfig(), prompts_per_suite=2, seed=0)
+
+
+def test_pictures_that_are_not_square_are_refused(tmp_path: Path) -> None:
+    model = Pipeline(build(config()), load_config(None), RunDirectory(tmp_path), tmp_path, 7)
+    with pytest.raises(ValueError, match="about square pictures"):
+        harness.evaluate(model, SamplingConfig(height=16), prompts_per_suite=2, seed=0)

@@ -65,10 +65,9 @@ def test_a_curve_holds_the_logged_values_and_means_of_vectors_by_step() -> None:
         '{"step": 1e400}',
         '{"step": ' + "9" * 5000 + "}",
         "\x00\xff",
-        '{"step": 3}',
     ],
 )
-def test_lines_without_a_step_that_rises_are_left_out(tmp_path: Path, line: str) -> None:
+def test_lines_without_a_step_are_left_out(tmp_path: Path, line: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 4}}\n{line}\n{{"step": 5}}\n', encoding="latin-1")
     assert [record["step"] for record in read_records(path)] == [4, 5]
@@ -94,3 +93,12 @@ def test_load_of_training_is_that_of_the_last_line_that_has_it() -> None:
     records = [{"step": 1, "moe/load/1": [1.0, 2.0], "moe/load/3": [1.0]}, {"step": 2, "moe/load/x": [1.0]}]
     assert "in training, at step 1" in training_load(records)
     assert training_load([{"step": 1}]) == ""
+
+
+def test_steps_trained_again_after_a_rollback_replace_those_before(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [
+        {"step": step, "loss/diffusion": loss} for step, loss in ((1, 1.0), (2, 9.0), (3, 9.0), (2, 0.5))
+    ]
+    path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    assert [record["loss/diffusion"] for record in read_records(path)] == [1.0, 0.5, 9.0]

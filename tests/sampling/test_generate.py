@@ -87,3 +87,16 @@ def test_a_negative_prompt_without_guidance_is_refused(tmp_path: Path) -> None:
         generate(model, "red circle", negative_prompt="blue")
     (picture,) = generate(model, "red circle", negative_prompt="blue", guidance=2.0)
     assert picture.size == (SIZE, SIZE)
+
+
+def test_pictures_without_finite_numbers_are_said(
+    pipeline: Pipeline, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(networks: Any, requests: Any, sampling: Any) -> Generated:
+        generated = generate_batch(networks, requests, sampling)
+        generated.images_BCHW[0, 0, 0, 0] = float("nan")
+        return generated
+
+    monkeypatch.setattr(module, "generate_batch", spoil)
+    assert len(list(generate(pipeline, [0, 1]))) == 2
+    assert "1 pictures hold numbers that are not finite" in caplog.text

@@ -1,3 +1,4 @@
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -114,6 +115,15 @@ def step_of(path: Path) -> int:
 
 def test_folder_of_one_checkpoint_names_it(fp32: Trained) -> None:
     assert run_alone(step_of, fp32.path / "checkpoints" / "step_00000003") == 3
+
+
+def step_beside(path: Path) -> int:
+    os.chdir(path.parent)
+    return step_of(Path(path.name))
+
+
+def test_checkpoint_is_also_named_from_the_folder_of_checkpoints(fp32: Trained) -> None:
+    assert run_alone(step_beside, fp32.path / "checkpoints" / "step_00000003") == 3
 
 
 def refusal(path: Path) -> str:
