@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from diffmoe_scale.cli.command import command_parser, user_path
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.load import describe_config, load_config
 from diffmoe_scale.config.run_directory import RunDirectory, hold_lock
 from diffmoe_scale.config.schema import Config
+from diffmoe_scale.files import replace_file
 from diffmoe_scale.telemetry.log import setup_logging, silence_packages
 from diffmoe_scale.train.stop import SIGNALS, Stopped, stop_at_once
 
@@ -27,23 +29,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 trained to the end, 1 a failure while running, 2 a wrong setting, 75 a signal asked for a
     checkpoint and the end (sysexits.h's EX_TEMPFAIL: start again later), 130 the same by SIGINT."""
     try:
-        config = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+        parsed = build_parser().parse_intermixed_args(arguments)
+        config = load_config(parsed.config, parsed.settings)
+        if parsed.check:
+            print(config.run.directory)
+            return 0
+        return run(config, start_id=parsed.start_id)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return run(config)
 
 
-def parse_arguments(arguments: Sequence[str]) -> Config:
-    parser = argparse.ArgumentParser(
-        prog="pretrain_t2i",
-        description="Train a DiffMoE diffusion transformer. A run that stopped continues from its newest complete checkpoint.",
+def build_parser() -> argparse.ArgumentParser:
+    parser = command_parser(
+        "pretrain",
+        "Train a DiffMoE diffusion transformer. A run that stopped continues from its newest complete checkpoint.",
         epilog="settings (section.key=default):" + describe_config(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--config",
-        type=Path,
+        type=user_path,
         required=True,
         help="YAML file of settings; every file in configs/ is an example",
     )
@@ -51,17 +56,22 @@ def parse_arguments(arguments: Sequence[str]) -> Config:
     # LOCAL_RANK.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument(
+        "--check", action="store_true", help="check the settings, print the run directory and do nothing else"
+    )
+    # Of launch/pretrain_t2i.sh: the main rank writes it into RUN/ended after training to the end.
+    parser.add_argument("--start-id", default="", help=argparse.SUPPRESS)
+    parser.add_argument(
         "settings", nargs="*", metavar="key.sub=value", help="settings that override the file's"
     )
-    parsed = parser.parse_intermixed_args(arguments)
-    return load_config(parsed.config, parsed.settings)
+    return parser
 
 
-def run(config: Config) -> int:
+def run(config: Config, *, start_id: str = "") -> int:
     """Train as one rank of the job that the launcher's environment describes. The exit code."""
     silence_packages()
     # Imported here: `--help` and wrong settings answer at once.
-    from diffmoe_scale.parallel.context import adopt_launcher_variables, finalize, initialize, is_peer_failure
+    from diffmoe_scale.parallel.context import finalize, initialize, is_peer_failure
+    from diffmoe_scale.parallel.launcher import adopt_launcher_variables
     from diffmoe_scale.train.trainer import train
 
     directory = RunDirectory(Path(config.run.directory))
@@ -88,6 +98,8 @@ def run(config: Config) -> int:
         )
         train(config, context, directory)
         finalize()
+        if rank == 0 and start_id:
+            replace_file(directory.ended, start_id.encode())
     except ValueError as error:
         logger.error("stopped (rank %d): %s", rank, error)
         return 2

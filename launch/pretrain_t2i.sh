@@ -23,6 +23,20 @@ elif ! command -v deepspeed >/dev/null; then
     echo "error: no deepspeed in $root/.venv or on PATH; run 'make setup' in $root or activate an environment that has it" >&2
     exit 1
 fi
+python=$(command -v python || command -v python3)
+for word in "$@"; do
+    case $word in -h | --help | --version) exec "$python" "$script" "$@" ;; esac
+done
+# Wrong settings are answered here, in a second and before the launcher's own lines.
+directory=$("$python" "$script" --check "$@") || exit
+# deepspeed 0.19.8 answers 0 when one of its own processes was killed: 0 needs this word from the main rank, in RUN/ended.
+start=$(date +%s)-$$-$RANDOM
+if ! nvidia-smi -L >/dev/null 2>&1; then
+    unset CUDA_VISIBLE_DEVICES  # deepspeed would look for these devices all the same
+elif [[ -n ${CUDA_VISIBLE_DEVICES+set} && ! $CUDA_VISIBLE_DEVICES =~ ^([0-9]+|GPU-.+|MIG-.+)(,([0-9]+|GPU-.+|MIG-.+))*$ ]]; then
+    echo "error: CUDA_VISIBLE_DEVICES is '$CUDA_VISIBLE_DEVICES', which hides the GPUs of this machine; expected numbers such as 0,1; unset it" >&2
+    exit 2
+fi
 read -ra options <<<"${DEEPSPEED_ARGS:-}"
 [[ -z ${NPROC:-} ]] || options+=(--num_gpus "$NPROC")
 # Without a GPU deepspeed 0.19.8 would start one process a NUMA node, unless this says otherwise; with GPUs it is ignored.
@@ -30,7 +44,7 @@ export LOCAL_SIZE=${NPROC:-1}
 # deepspeed 0.19.8 dies of SIGTERM without its ranks, and its launcher gives them 30 seconds. So both are made deaf to USR1 and USR2, and the
 # ranks, which listen to these again, get USR1. A process group of its own keeps the signal, and Ctrl-C, from everyone else.
 set -m
-(trap '' USR1 USR2 && exec deepspeed "${options[@]}" "$script" "$@") </dev/null &
+(trap '' USR1 USR2 && exec deepspeed "${options[@]}" "$script" "$@" --start-id "$start") </dev/null &
 group=$!
 set +m
 interrupted=
@@ -44,12 +58,18 @@ ask() {
 }
 trap ask TERM USR1 USR2
 trap '[[ -z $interrupted ]] || kill -KILL -- "-$group"; interrupted=yes; ask' INT
-# A trapped signal ends `wait`, not what is waited for.
-while true; do
-    wait "$group" && code=0 || code=$?
-    kill -0 "$group" 2>/dev/null || break
+# A trapped signal ends `wait`, not what is waited for; the last `wait` is of a process that has ended.
+while kill -0 "$group" 2>/dev/null; do
+    wait "$group" || true
 done
+wait "$group" && code=0 || code=$?
 ((code != 75)) || [[ -z $interrupted ]] || code=130
+if ((code == 0)) && [[ $(cat "$directory/ended" 2>/dev/null) != "$start" ]]; then
+    echo "error: deepspeed ended, but the run did not say that it trained to its end: one of deepspeed's processes was killed, perhaps" \
+        "for memory; what is left of it is asked to end; the same command continues from the newest complete checkpoint" >&2
+    kill -TERM -- "-$group" 2>/dev/null || true
+    code=1
+fi
 exit "$code"
 : <<'# end of the Python part'
 """

@@ -35,7 +35,7 @@ def _rank_main(
         "LOCAL_RANK": str(rank),
         "LOCAL_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "0",
+        "MASTER_PORT": "1",  # never used: the ranks meet through a file
     }
     torch.set_num_threads(1)
     try:

@@ -24,6 +24,11 @@ class RunDirectory:
         return self.path / "lock"
 
     @property
+    def ended(self) -> Path:
+        """What `--start-id` was of the start that trained to the end last."""
+        return self.path / "ended"
+
+    @property
     def config(self) -> Path:
         """The resolved settings, which alone start the run again."""
         return self.path / "config.yaml"

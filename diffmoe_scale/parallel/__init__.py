@@ -1,0 +1,7 @@
+"""Who this process is among its peers, and the process groups.
+
+launcher.py       the launcher's environment variables, checked; imports no torch
+context.py        device, process groups and threads of this process
+expert_groups.py  which parameters are experts, for DeepSpeed
+slice.py          a part of a tensor that is spread over ranks
+"""

@@ -1,10 +1,9 @@
-"""Who this process is among its peers: rank, device and process groups. The only place that asks."""
+"""Who this process is among its peers: rank, device and process groups."""
 
 import ctypes
 import logging
 import os
 import platform
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +14,8 @@ import torch.distributed as dist
 from deepspeed.utils import groups
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
-from torch import nn
+
+from diffmoe_scale.parallel.launcher import adopt_launcher_variables, local_size
 
 logger = logging.getLogger(__name__)
 
@@ -54,24 +54,6 @@ class ParallelContext:
         return self.rank == 0
 
 
-def adopt_launcher_variables() -> int:
-    """The rank, after setting RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR from SLURM's names, or for one
-    process."""
-    # An interactive SLURM shell sets SLURM_NTASKS too; only a step started by srun has SLURM_STEP_ID and a
-    # process id.
-    in_step = "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ
-    for name, slurm_name, alone in (
-        ("RANK", "SLURM_PROCID", "0"),
-        ("WORLD_SIZE", "SLURM_NTASKS", "1"),
-        ("LOCAL_RANK", "SLURM_LOCALID", "0"),
-    ):
-        os.environ.setdefault(name, os.environ.get(slurm_name, alone) if in_step else alone)
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    if os.environ["WORLD_SIZE"] == "1":
-        os.environ.setdefault("MASTER_PORT", "0")
-    return int(os.environ["RANK"])
-
-
 def share_cores(local_rank: int) -> None:
     """Give each process of this machine its share of the cores, where neither the user nor the launcher did.
 
@@ -79,14 +61,12 @@ def share_cores(local_rank: int) -> None:
     it is set. Without a GPU a process is also held on its cores: ranks that wait for each other many times a
     step lose a tenth and more of their time when they move.
     """
-    local_size = int(
-        os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1"
-    )  # torchrun's name, deepspeed's name
-    if "OMP_NUM_THREADS" in os.environ or local_size == 1:
+    ranks = local_size()
+    if "OMP_NUM_THREADS" in os.environ or ranks == 1:
         return
-    torch.set_num_threads(max(1, torch.get_num_threads() // local_size))
+    torch.set_num_threads(max(1, torch.get_num_threads() // ranks))
     cores = sorted(os.sched_getaffinity(0), key=_place_of_core)
-    share = len(cores) // local_size
+    share = len(cores) // ranks
     if share > 0 and not torch.cuda.is_available():
         os.sched_setaffinity(0, cores[local_rank * share : (local_rank + 1) * share])
 
@@ -138,10 +118,6 @@ def initialize(*, expert_parallel: int, timeout_s: int) -> ParallelContext:
     """
     rank = adopt_launcher_variables()
     world_size, local_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
-    if "MASTER_PORT" not in os.environ:
-        raise ValueError(
-            f"WORLD_SIZE is {world_size} but MASTER_PORT is not set; start through deepspeed, torchrun or launch/slurm/pretrain.sbatch"
-        )
     if world_size % expert_parallel != 0:
         divisors = [n for n in range(1, world_size + 1) if world_size % n == 0]
         raise ValueError(
@@ -223,26 +199,3 @@ def is_peer_failure(error: Exception) -> bool:
     return isinstance(error, dist.DistBackendError) or (
         isinstance(error, RuntimeError) and "/gloo/" in str(error)
     )
-
-
-def register_expert_groups(context: ParallelContext, parameters: Iterable[nn.Parameter]) -> None:
-    """Tell DeepSpeed which parameters are experts spread over `ep_group`, and over which ranks each is
-    replicated.
-
-    Without it, ZeRO would broadcast rank 0's experts to all ranks and average different experts, without an
-    error.
-    """
-    name = f"ep_size_{context.expert_parallel}"
-    for by_name, group in (
-        (groups._EXPERT_PARALLEL_GROUP, context.ep_group),
-        (groups._EXPERT_DATA_PARALLEL_GROUP, context.expert_dp_group),
-    ):
-        by_name[name] = group
-    for by_name, group in (
-        (groups._EXPERT_PARALLEL_GROUP_RANKS, context.ep_group),
-        (groups._EXPERT_DATA_PARALLEL_GROUP_RANKS, context.expert_dp_group),
-    ):
-        by_name[name] = dist.get_process_group_ranks(group)
-    for parameter in parameters:
-        parameter.allreduce = False  # type: ignore[attr-defined]  # a mark that DeepSpeed reads
-        parameter.group_name = name  # type: ignore[attr-defined]  # a mark that DeepSpeed reads

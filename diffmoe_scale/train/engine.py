@@ -14,7 +14,8 @@ from torch import Tensor
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.model.denoiser import Denoiser
 from diffmoe_scale.model.transformer import Prediction
-from diffmoe_scale.parallel.context import ParallelContext, register_expert_groups
+from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.parallel.expert_groups import register_expert_groups
 from diffmoe_scale.parallel.slice import Slice
 from diffmoe_scale.train.ema import WeightAverage
 from diffmoe_scale.train.optim import build_optimizer, parameter_groups

@@ -11,11 +11,11 @@ import torch.distributed as dist
 from diffmoe_scale.parallel import context as context_module
 from diffmoe_scale.parallel.context import (
     ParallelContext,
-    adopt_launcher_variables,
     initialize,
     is_peer_failure,
     share_cores,
 )
+from diffmoe_scale.parallel.launcher import adopt_launcher_variables
 from tests.ranks import run_on_ranks
 
 LAUNCHER_VARIABLES = (
@@ -60,7 +60,7 @@ def test_one_process_without_a_launcher_is_rank_0_of_1(launcher: pytest.MonkeyPa
 
 
 def test_slurm_step_gives_rank_and_world_size(launcher: pytest.MonkeyPatch) -> None:
-    for name, value in SLURM_STEP.items():
+    for name, value in (SLURM_STEP | {"MASTER_PORT": "5"}).items():
         launcher.setenv(name, value)
     assert adopt_launcher_variables() == 3
     assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == ["3", "4", "1"]
@@ -199,15 +199,14 @@ def list_timeouts_s(context: ParallelContext) -> list[float]:
         context.ep_group,
         context.expert_dp_group,
         context.control_group,
-        context.checkpoint_group,
         groups._get_data_parallel_group(),
     )
     return [group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in used]
 
 
 def test_no_group_waits_longer_for_a_stuck_rank_than_the_run_allows() -> None:
-    # 60 s is what run_on_ranks asks for; torch's own default is 1800.
-    assert run_on_ranks(list_timeouts_s, 2, expert_parallel=2) == [[60.0] * 6] * 2
+    # 60 s is what run_on_ranks asks for; torch's own default is 1800. Checkpoints alone may take longer.
+    assert run_on_ranks(list_timeouts_s, 2, expert_parallel=2) == [[60.0] * 5] * 2
 
 
 def test_errors_of_gloo_are_told_from_our_own() -> None:

@@ -6,7 +6,8 @@ from diffmoe_scale.config.encoders import TextConfig
 from diffmoe_scale.encoders.text.build import build_text_encoder
 from diffmoe_scale.encoders.text.tokenizer import train_tokenizer
 from diffmoe_scale.model.denoiser import Denoiser
-from diffmoe_scale.parallel.context import ParallelContext, register_expert_groups
+from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.parallel.expert_groups import register_expert_groups
 from diffmoe_scale.train.optim import learning_rate, parameter_groups
 from tests.model.models import make_transformer
 from tests.moe.layers import alone
