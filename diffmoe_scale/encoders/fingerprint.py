@@ -61,18 +61,23 @@ class WeightFiles:
         """Fingerprints by settings; none if anything is wrong with the record."""
         try:
             record = json.loads(self.record.read_text(encoding="utf-8"))
-            if record["files"] != self.stamp:
-                return {}
-            return {str(key): f"{int(value, 16):016x}" for key, value in record["fingerprints"].items()}
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            fingerprints: dict[str, str] = record["fingerprints"]
+            is_good = record == self._record_of(fingerprints)
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return {}
+        return fingerprints if is_good else {}
+
+    def _record_of(self, fingerprints: dict[str, str]) -> dict[str, object]:
+        """What stands in the file, with a checksum: a flipped bit must not become another fingerprint."""
+        content = {"files": self.stamp, "fingerprints": fingerprints}
+        checksum = blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
+        return content | {"checksum": checksum}
 
     def _keep(self, fingerprints: dict[str, str]) -> None:
         newest_ns = max(max(times) for _, *times in self.stamp.values())
         clock_s = COARSE_CLOCK_S if newest_ns % 10**9 == 0 else FINE_CLOCK_S
-        record = {"files": self.stamp, "fingerprints": fingerprints}
         try:
             if self._look() == self.stamp and abs(time.time() - newest_ns / 1e9) > clock_s:
-                replace_file(self.record, json.dumps(record, indent=1).encode())
+                replace_file(self.record, json.dumps(self._record_of(fingerprints), indent=1).encode())
         except OSError as error:
             logger.info("%s is not kept (%s): the weights are hashed at each start", self.record, error)

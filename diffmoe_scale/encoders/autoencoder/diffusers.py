@@ -35,8 +35,15 @@ class KL:
             mean if mean is not None else [model.config.shift_factor or 0.0], device=model.device
         )
         std_C = torch.tensor(std if std is not None else [1.0], device=model.device)
-        self._shift_C11 = shift_C[:, None, None]
-        self._scale_C11 = (model.config.scaling_factor / std_C)[:, None, None]
+        self._shift_C11 = self._checked("shift", shift_C)[:, None, None]
+        self._scale_C11 = self._checked("scale", model.config.scaling_factor / std_C)[:, None, None]
+
+    def _checked(self, name: str, values_C: Tensor) -> Tensor:
+        """Raises: ValueError unless there is one finite number, or one for each channel."""
+        is_good = len(values_C) in (1, self.channels) and bool(values_C.isfinite().all())
+        if not is_good or (name == "scale" and not values_C.all()):
+            raise ValueError(f"config.json gives {self.channels} channels the {name} {values_C.tolist()}")
+        return values_C
 
     @torch.no_grad()
     def encode(self, images_BCHW: Tensor) -> Tensor:
@@ -52,6 +59,7 @@ class KL:
         return self.files.fingerprint(self.model, self._shift_C11.tolist(), self._scale_C11.tolist())
 
 
+MOST_BLOCKS = 16
 EXPECTED = "a folder with the config.json of an AutoencoderKL and diffusion_pytorch_model.safetensors"
 
 
@@ -79,11 +87,13 @@ def kl_latent_format(folder: Path) -> tuple[int, int]:
     Raises: ValueError for a folder that does not hold an AutoencoderKL.
     """
     config = _read_config(folder)
-    try:
-        # What is left out has the default of diffusers' class.
-        return int(config.get("latent_channels", 4)), 2 ** (len(config.get("block_out_channels", (64,))) - 1)
-    except (TypeError, ValueError) as error:
-        raise _misfit(folder, f"its config.json has other types: {error}") from error
+    # What is left out has the default of diffusers' class.
+    channels, blocks = config.get("latent_channels", 4), config.get("block_out_channels", [64])
+    if not isinstance(channels, int) or channels < 1:
+        raise _misfit(folder, f"its config.json has {channels!r} latent_channels")
+    if not isinstance(blocks, list) or not 1 <= len(blocks) <= MOST_BLOCKS:
+        raise _misfit(folder, f"its config.json has {blocks!r} for block_out_channels")
+    return channels, 2 ** (len(blocks) - 1)
 
 
 def load_kl(folder: Path, *, device: torch.device) -> KL:
@@ -91,7 +101,7 @@ def load_kl(folder: Path, *, device: torch.device) -> KL:
 
     Raises: ValueError for a folder that does not hold an AutoencoderKL and all its weights.
     """
-    _read_config(folder)
+    kl_latent_format(folder)
     from diffusers import AutoencoderKL  # seconds, and needed by few
 
     files = WeightFiles(
@@ -105,9 +115,10 @@ def load_kl(folder: Path, *, device: torch.device) -> KL:
             low_cpu_mem_usage=False,
             output_loading_info=True,
         )
+        autoencoder = KL(model.to(device), files)
     except Exception as error:  # torch, safetensors and diffusers each raise their own
         raise _misfit(folder, f"loading says: {error}") from error
     if missing := report["missing_keys"]:
         # diffusers leaves random numbers in their place.
         raise _misfit(folder, f"{len(missing)} weights are missing, the first is {missing[0]}")
-    return KL(model.to(device), files)
+    return autoencoder

@@ -4,6 +4,8 @@ B captions, L tokens, T token width, V pooled width.
 """
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any  # open_clip's towers, tokenizers and JSON carry no types
 
@@ -60,26 +62,24 @@ class OpenClipEncoder(TextEncoder):
 
 
 def build_open_clip(config: TextConfig) -> OpenClipEncoder:
+    """The encoder of local files.
+
+    Raises: ValueError for missing or unfit files, an unknown architecture, or captions longer than it reads.
+    """
     import open_clip  # seconds, and needed by few
 
     name, weights = _local_open_clip(config, open_clip.list_models())
     files = _weight_files(name if weights is None else weights)
-    try:
+    with _named_errors(config):
         _check_architecture(open_clip.get_model_config(name))
         tower = open_clip.create_model(name, pretrained=weights, require_pretrained=True)
-    except Exception as error:  # torch, safetensors and open_clip each raise their own
-        raise ValueError(
-            f"text.open_clip_weights {config.open_clip_weights!r} does not load as text.open_clip_name "
-            f"{name!r}: {error}"
-        ) from error
-    del tower.visual
-    require(
-        config.max_tokens <= tower.context_length,
-        "text.max_tokens",
-        config.max_tokens,
-        f"at most {tower.context_length}, the context of {name}",
-    )
-    return OpenClipEncoder(tower, open_clip.get_tokenizer(name), max_tokens=config.max_tokens, files=files)
+        tokenizer = open_clip.get_tokenizer(name)
+        del tower.visual
+        context = int(tower.context_length)
+    fits = f"at most {context}, the context of {name}"
+    require(config.max_tokens <= context, "text.max_tokens", config.max_tokens, fits)
+    with _named_errors(config):
+        return OpenClipEncoder(tower, tokenizer, max_tokens=config.max_tokens, files=files)
 
 
 def open_clip_widths(config: TextConfig) -> tuple[int, int]:
@@ -89,15 +89,22 @@ def open_clip_widths(config: TextConfig) -> tuple[int, int]:
     """
     import open_clip  # seconds, and needed by few
 
-    name, weights = _local_open_clip(config, open_clip.list_models())
-    try:
+    name, _ = _local_open_clip(config, open_clip.list_models())
+    with _named_errors(config):
         architecture = open_clip.get_model_config(name)
         _check_architecture(architecture)
         return int(architecture["text_cfg"]["width"]), int(architecture["embed_dim"])
-    except Exception as error:  # of open_clip's reading, and of what is missing
+
+
+@contextmanager
+def _named_errors(config: TextConfig) -> Iterator[None]:
+    """torch, safetensors and open_clip each raise their own: all become a ValueError that names the files."""
+    try:
+        yield
+    except Exception as error:
         raise ValueError(
-            f"text.open_clip_weights {weights or name!r} has no architecture with text_cfg.width and "
-            f"embed_dim: {error!r}"
+            f"text.open_clip_weights {config.open_clip_weights!r} does not load as text.open_clip_name "
+            f"{config.open_clip_name!r}: {type(error).__name__}: {error}"
         ) from error
 
 

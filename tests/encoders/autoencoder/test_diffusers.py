@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import time
 from typing import Any  # diffusers' models carry no useful types
 
@@ -182,3 +183,34 @@ def test_a_weight_file_that_would_run_code_is_not_read(tmp_path, folder):
     with pytest.raises(ValueError, match=r"autoencoder\.path is .*diffusion_pytorch_model\.safetensors"):
         build(tmp_path)
     assert not (tmp_path / "planted").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"latent_channels": "4"},
+        {"latent_channels": -1},
+        {"latent_channels": float("inf")},
+        {"latent_channels": None},
+        {"block_out_channels": 8},
+        {"block_out_channels": []},
+        {"block_out_channels": [8] * 1000},
+        {"block_out_channels": [8, "8", 8]},
+        {"scaling_factor": None},
+        {"scaling_factor": 0.0},
+        {"scaling_factor": float("nan")},
+        {"scaling_factor": "1"},
+        {"shift_factor": float("inf")},
+        {"latents_mean": [0.0, 1.0]},
+        {"latents_std": [0.0] * 16},
+        {"latents_std": "x"},
+        {"norm_num_groups": 0},
+        {"down_block_types": ["NoSuchBlock"] * 3},
+    ],
+)
+def test_a_config_of_strange_values_is_an_error_that_names_the_setting(folder, tmp_path, changes):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"autoencoder\.path is"):
+        build(tmp_path)

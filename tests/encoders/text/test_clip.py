@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from typing import Any  # settings of any type are passed on to TextConfig
 
 import open_clip
@@ -142,3 +143,29 @@ def test_the_fingerprint_is_kept_beside_the_weights(tower_folder, open_clip_enco
     from_file = build_text_encoder(config, tokenizer_path=tower_folder)
     assert from_file.fingerprint() == expected
     assert expected in (tower_folder / f"{weights}.fingerprint.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        "\xff",
+        "[" * 100_000,
+        '{"model_cfg": null}',
+        '{"model_cfg": {"text_cfg": []}}',
+        '{"model_cfg": {"embed_dim": 24}}',
+        '{"model_cfg": {"embed_dim": -1, "vision_cfg": {}, "text_cfg": {}}}',
+        json.dumps({"model_cfg": TOWER | {"text_cfg": TOWER["text_cfg"] | {"layers": 1}}}),
+        json.dumps({"model_cfg": TOWER | {"text_cfg": TOWER["text_cfg"] | {"context_length": 1e400}}}),
+        json.dumps({"model_cfg": TOWER | {"text_cfg": TOWER["text_cfg"] | {"heads": 0}}}),
+        json.dumps({"model_cfg": TOWER | {"unknown": 1}}),
+    ],
+)
+def test_a_damaged_description_is_an_error_that_names_the_setting(tower_folder, tmp_path, text):
+    shutil.copy(tower_folder / "open_clip_model.safetensors", tmp_path)
+    (tmp_path / "open_clip_config.json").write_text(text, encoding="latin-1")
+    config = TextConfig(kind="open_clip", open_clip_weights=f"local-dir:{tmp_path}", max_tokens=12)
+    with pytest.raises(ValueError, match=r"text\.open_clip_weights"):
+        build_text_encoder(config, tokenizer_path=tmp_path)

@@ -1,6 +1,8 @@
 import time
 
 import pytest
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
 
 from diffmoe_scale.config.encoders import TextConfig
 from diffmoe_scale.encoders.text.build import build_text_encoder
@@ -89,3 +91,16 @@ def test_tokens_of_a_long_caption_are_those_of_its_start(any_encoder):
     assert len(caption) > LONGEST_PIECE * tokenizer.max_tokens
     expected = tokenizer.split([caption])[0][: tokenizer.max_tokens - len(tokenizer.start) - 1]
     assert tokenizer([caption]).tolist() == [[*tokenizer.start, *expected, tokenizer.end]]
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@seed(0)
+@given(captions=st.lists(st.text(st.characters(), max_size=60), min_size=1, max_size=4))
+def test_any_text_is_tokenized_to_ids_that_the_encoder_takes(any_encoder, captions):
+    """Half surrogate pairs, controls and unassigned characters among them."""
+    tokenizer = any_encoder.tokenizer
+    tokens_BL = any_encoder.tokenize(captions)
+    assert tokens_BL.shape[0] == len(captions) and 1 <= tokens_BL.shape[1] <= tokenizer.max_tokens
+    assert (tokens_BL == tokenizer.end).sum(dim=1).ge(1).all() and (tokens_BL >= 0).all()
+    assert any_encoder(tokens_BL).pooled_BV.isfinite().all()

@@ -19,7 +19,7 @@ CAPTIONS = [
 SHORT, LONG = "two red circles", "three green squares left of a yellow star"
 # fp32 sums in another order.
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}
-TOWER = {
+TOWER: dict[str, Any] = {
     "embed_dim": 24,
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16},
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 3},
