@@ -79,16 +79,16 @@ def look(entry: Entry, *, options: ShardOptions) -> Look:
     except OSError as error:
         # Pillow raises OSError for pictures that are cut off, too.
         kind = "broken" if error.errno is None else "unreadable"
-        return Look(kind, _problem(entry, error))
+        return Look(kind, _problem(error))
     except BadText as error:
-        return Look("unreadable caption", f"{clean_name(entry.name)!r}: {clean_name(str(error))}")
+        return Look("unreadable caption", clean_name(str(error)))
     except Exception as error:
         # As in training: Pillow raises a dozen types for broken data.
-        return Look("broken", _problem(entry, error))
+        return Look("broken", _problem(error))
     short, long = sorted(image.size)
-    size = f"{clean_name(entry.name)!r}: {image.width} x {image.height} pixels"
+    size = f"{image.width} x {image.height} pixels"
     if options.require_captions and not known.captions:
-        return Look("without caption", f"{clean_name(entry.name)!r}: no caption")
+        return Look("without caption", "no caption")
     if short < options.min_size:
         return Look("too small", f"{size}; --min-size is {options.min_size}")
     if 0 < options.max_aspect * short < long:
@@ -98,8 +98,8 @@ def look(entry: Entry, *, options: ShardOptions) -> Look:
     return Look(captions=len(known.captions), hash=code, color=color, notes=notes)
 
 
-def _problem(entry: Entry, error: Exception) -> str:
-    return f"{clean_name(entry.name)!r}: {type(error).__name__}: {clean_name(str(error))}"
+def _problem(error: Exception) -> str:
+    return f"{type(error).__name__}: {clean_name(str(error))}"
 
 
 def _mark_duplicates(looks: list[Look], entries: Sequence[Entry], *, max_distance: int) -> None:
@@ -112,5 +112,4 @@ def _mark_duplicates(looks: list[Look], entries: Sequence[Entry], *, max_distanc
     )
     for number, first in zip(good, firsts, strict=True):
         if good[first] != number:
-            names = clean_name(entries[number].name), clean_name(entries[good[first]].name)
-            looks[number] = Look("duplicate", f"{names[0]!r}: looks like {names[1]!r}")
+            looks[number] = Look("duplicate", f"looks like '{clean_name(entries[good[first]].name)}'")

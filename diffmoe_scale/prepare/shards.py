@@ -91,7 +91,7 @@ def _describe(
     uncaptioned = 0
     for entry, look in pairs:
         if not look.is_good:
-            left_out.add(look.kind, look.problem)
+            left_out.add(look.kind, f"'{entry.name}'", look.problem)
             continue
         if not look.captions:
             uncaptioned += 1

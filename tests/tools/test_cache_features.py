@@ -337,7 +337,7 @@ def test_features_of_other_shapes_are_refused(tmp_path: Path, settings: list[str
         "buckets.aspects=[0.5,1.0]": r"aspects \(0\.5, 1\.0, 2\.0\) instead of \(0\.5, 1\.0\)",
         "buckets.enabled=false": "aspects .* instead of 'none'",
         "model.image_size=32": "image_size 16 instead of 32",
-        "buckets.resolutions=[[1,8],[4,16]]": r"buckets\.resolutions is .*; expected none but model\.image_size \(16\)",
+        "buckets.resolutions=[[1,8],[4,16]]": r"buckets\.resolutions is .*; expected none but model",
     }
     for change, message in changes.items():
         with pytest.raises(ValueError, match=message):
@@ -382,3 +382,65 @@ def test_a_wrong_setting_is_named(
         settings = [setting for setting in settings if not setting.startswith("model.channels")]
     assert _cache(tmp_path / "cache", [*settings, *changed]) == 2
     assert message in capfd.readouterr().err
+
+
+def _shards(folder: Path, settings: list[str], replaced: dict[str, dict[str, bytes]]) -> list[str]:
+    """Settings for shards of other samples."""
+    folder.mkdir(exist_ok=True)
+    write_shards(folder, [3, 2], replaced=replaced)
+    plain = [setting for setting in settings if not setting.startswith("data.train")]
+    return [*plain, f"data.train=[{folder}/shard-*.tar]"]
+
+
+def test_changed_shards_are_named(
+    tmp_path: Path, settings: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    picture = encode(Image.new("RGB", (4, 4), color(0, 1)))
+    other = _shards(tmp_path / "raw", settings, {})
+    assert _cache(tmp_path / "cache", other) == 0
+    _shards(tmp_path / "raw", settings, {"0_1": {"png": picture, "txt": b"caption 0 X"}})
+    assert _cache(tmp_path / "cache", other) == 2
+    assert "files: " in (error := capfd.readouterr().err) and "shard-000.tar" in error
+    assert _cache(tmp_path / "cache", other, "--overwrite") == 0
+    with tarfile.open(tmp_path / "cache" / "shard-000.tar") as archive:
+        file = archive.extractfile("0_1.txt")
+        assert file is not None and file.read() == b"caption 0 X"
+
+
+def test_other_caption_weights_are_named(
+    tmp_path: Path, settings: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert _cache(tmp_path / "cache", settings, shards="000") == 0
+    weights = "data.caption_weights={txt: 0, caption: 1}"
+    assert _cache(tmp_path / "cache", [*settings, weights], shards="000") == 2
+    assert "caption_weights: " in capfd.readouterr().err
+
+
+def test_a_shard_without_a_good_picture_is_an_empty_one(
+    tmp_path: Path, settings: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    broken = {f"1_{row}": {"png": b"garbage", "txt": b"x"} for row in range(2)}
+    other = _shards(tmp_path / "raw", settings, broken)
+    assert _cache(tmp_path / "cache", other) == 0
+    assert "sample whose picture cannot be used: 2" in capfd.readouterr().out
+    told = json.loads((tmp_path / "cache" / "features.json").read_text())["left_out"]
+    (names,) = (entry["names"] for entry in told.values())
+    assert [name.split(":")[0] for name in names] == ["shard-001.tar/1_0", "shard-001.tar/1_1"]
+    assert _reader(load_config(None, settings), f"{tmp_path}/cache/*.tar").num_samples == 3
+    assert _cache(tmp_path / "cache", other) == 0
+
+
+def test_features_of_other_caption_sources_than_the_default_train(
+    tmp_path: Path, settings: list[str]
+) -> None:
+    picture = encode(Image.new("RGB", (4, 4), color(0, 1)))
+    several = {
+        f"{shard}_{row}": {"png": picture, "json": b'{"long": "a red house with two windows"}'}
+        for shard, count in enumerate((3, 2))
+        for row in range(count)
+    }
+    other = _shards(tmp_path / "raw", settings, several)
+    assert _cache(tmp_path / "cache", [*other, "data.caption_weights={long: 1}"]) == 0
+    (batch,) = _batches(_reader(load_config(None, settings), f"{tmp_path}/cache/*.tar"), 1)
+    assert batch.text is not None and not batch.uncaptioned
+    assert int(batch.text.mask_BL.sum(1).max()) > 3

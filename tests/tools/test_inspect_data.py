@@ -1,3 +1,4 @@
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from PIL import Image
 from diffmoe_scale.data.features.source import FeatureSet, FeatureSource, pack_sample
 from diffmoe_scale.data.reading.pictures import Size
 from tests.data.samples import encode, write_shards
+from tests.prepare.folders import add_picture, prepare
 from tools import inspect_data
 
 
@@ -119,3 +121,60 @@ def test_a_wrong_option_is_named(
         inspect_data.main(["--input", f"{tmp_path}/*.tar", *options]) == 2
         and message in capsys.readouterr().err
     )
+
+
+def _inspect(capsys: pytest.CaptureFixture[str], pattern: str, *options: str) -> str:
+    capsys.readouterr()
+    assert inspect_data.main(["--input", pattern, *options]) == 0
+    return capsys.readouterr().out
+
+
+def test_losses_odd_texts_and_what_training_does_not_see_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moving = encode(
+        Image.new("RGB", (4, 4)), "GIF", save_all=True, append_images=[Image.new("RGB", (4, 4), "red")]
+    )
+    replaced = {
+        "0_1": {"gif": moving, "txt": "caf\u00e9".encode("cp1252")},
+        "0_2": {"txt": b"no picture"},
+        "0_3": {"png": encode(Image.new("RGB", (4, 4))), "json": b"[1]"},
+    }
+    write_shards(tmp_path, [4], replaced=replaced)
+    with tarfile.open(tmp_path / "shard-000.tar", "a") as archive:
+        header = tarfile.TarInfo("link.png")
+        header.type, header.linkname = tarfile.SYMTYPE, "0_0.png"
+        archive.addfile(header)
+    printed = _inspect(capsys, f"{tmp_path}/*.tar")
+    for line in (
+        "  no image: 1",
+        "    shard-000.tar: 0_2 (has txt)",
+        "  link: 1",
+        "    shard-000.tar: link.png",
+        "    shard-000.tar/0_1.txt",
+        "    shard-000.tar/0_3.json: expected an object, found list",
+        "    shard-000.tar/0_1",
+    ):
+        assert line in printed.splitlines(), line
+
+
+def test_what_the_preparation_left_out_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.png", "b.png"):
+        add_picture(tmp_path / "photos", name, caption="x")
+    (tmp_path / "photos" / "broken.png").touch()
+    (tmp_path / "photos" / "orphan.txt").write_text("x")
+    prepare(tmp_path / "photos", tmp_path / "out")
+    printed = _inspect(capsys, f"{tmp_path}/out/*.tar")
+    assert "left out by shards.json 1 broken, 1 text without a picture" in " ".join(printed.split())
+    assert "    'broken.png': BadPicture" in printed and "    orphan.txt" in printed
+
+
+def test_captions_are_those_that_the_weights_of_the_config_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    several = {"png": encode(Image.new("RGB", (4, 4))), "json": b'{"long": "one two three", "caption": "x"}'}
+    write_shards(tmp_path, [1], replaced={"0_0": several})
+    (tmp_path / "c.yaml").write_text("model: {image_size: 16, patch_size: 4}")
+    options = ["--config", str(tmp_path / "c.yaml"), f"run.directory={tmp_path}"]
+    printed = _inspect(capsys, f"{tmp_path}/*.tar", *options, "data.caption_weights={long: 1}")
+    assert "caption words           3 to 3" in printed

@@ -280,7 +280,7 @@ def test_a_png_with_long_texts_keeps_its_pixels(signs: int, is_compressed: bool)
     assert (picture.pixels_HWC == (200, 0, 0)).all() and stored_size(data) == Size(4, 4)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF"])
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF"])
 def test_a_damaged_header_is_called_that(kind: str) -> None:
     data = encode(Image.new("RGB", (4, 4)), kind)
     if kind == "PNG":
