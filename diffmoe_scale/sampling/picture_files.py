@@ -33,17 +33,17 @@ def encode_picture(pixels_HWC: np.ndarray, kind: PictureFormat, metadata: Metada
     """A file's bytes. PNG: a text entry for each entry of `metadata`. JPEG and WebP: one JSON object as the
     EXIF comment, the prompt also as the XMP description."""
     limit = MAX_TEXT_OF_JPEG if kind == "jpeg" else MAX_TEXT
-    told = {name: _shortened(value, limit) for name, value in metadata.items()}
+    entries = {name: _shortened(value, limit) for name, value in metadata.items()}
     picture, buffer = Image.fromarray(pixels_HWC), BytesIO()
     if kind == "png":
         text = PngInfo()
-        for name, value in told.items():
+        for name, value in entries.items():
             text.add_itxt(name, str(value))
         picture.save(buffer, "PNG", pnginfo=text)
         return buffer.getvalue()
     exif = Image.Exif()
-    exif.get_ifd(EXIF_FOLDER)[EXIF_COMMENT] = ASCII + json.dumps(told).encode("ascii")
-    xmp = _xmp(str(told.get("prompt", "")))
+    exif.get_ifd(EXIF_FOLDER)[EXIF_COMMENT] = ASCII + json.dumps(entries).encode("ascii")
+    xmp = _xmp(str(entries.get("prompt", "")))
     picture.save(buffer, kind.upper(), quality=QUALITY, exif=exif.tobytes(), xmp=xmp)
     return buffer.getvalue()
 
@@ -61,10 +61,10 @@ def read_metadata(path: Path) -> dict[str, str | int]:
     if not isinstance(comment, bytes) or not comment.startswith(ASCII):
         return {}
     try:
-        told = json.loads(comment[len(ASCII) :])
+        entries = json.loads(comment[len(ASCII) :])
     except (ValueError, RecursionError):
         return {}
-    return told if isinstance(told, dict) else {}
+    return entries if isinstance(entries, dict) else {}
 
 
 def write_free(folder: Path, stem: str, suffix: str, data: bytes) -> Path:

@@ -207,26 +207,28 @@ def _draw_claims(
 ) -> tuple[str, list[Requirement]]:
     """A GenEval tag and what the caption tells of the objects: shapes, colours, both or only their number."""
     chances = (0.4, 0.5, 0.05, 0.05) if kind != "two" else (0.4, 0.55, 0.0, 0.05)
-    told = str(generator.choice(("shape", "both", "color", "number"), p=chances))
-    if kind != "two" or told == "number":
+    named = str(generator.choice(("shape", "both", "color", "number"), p=chances))
+    if kind != "two" or named == "number":
         first = objects[0]
         claim: Requirement = {
-            "class": first.shape if told in ("shape", "both") else "object",
+            "class": first.shape if named in ("shape", "both") else "object",
             "count": len(objects),
         }
-        if told in ("both", "color"):
+        if named in ("both", "color"):
             claim["color"] = first.color
-        return ("counting" if len(objects) > 1 else "single_object" if told == "shape" else "colors"), [claim]
+        return ("counting" if len(objects) > 1 else "single_object" if named == "shape" else "colors"), [
+            claim
+        ]
     order = [objects[place] for place in generator.permutation(2)]
     include: list[Requirement] = [
-        {"class": item.shape, "count": 1} | ({"color": item.color} if told == "both" else {})
+        {"class": item.shape, "count": 1} | ({"color": item.color} if named == "both" else {})
         for item in order
     ]
     word = _clear_relation(order[1], order[0])
     if word and generator.random() < STATED_POSITIONS:
         include[1]["position"] = [word, 0]
         return "position", include
-    return ("color_attr" if told == "both" else "two_object"), include
+    return ("color_attr" if named == "both" else "two_object"), include
 
 
 def _clear_relation(first: SceneObject, second: SceneObject) -> str:

@@ -18,7 +18,7 @@ from diffmoe_scale.sampling.loading import Pipeline
 from diffmoe_scale.sampling.loads import LoadByTime
 from diffmoe_scale.scenes.suites import SUITES, build_suite
 from tests.report.pictures import draw_claims
-from tests.sampling.test_batch import build, config
+from tests.sampling.models import build, config
 
 BATCH, PROMPTS = 8, 20
 

@@ -1,9 +1,8 @@
-"""A batch of pictures by the network, its rules and its guidance."""
+"""A batch of pictures by the network and its rules."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal  # settings of any type are passed on to the config
+from typing import Literal  # settings of any type are passed on to the config
 
 import pytest
 import torch
@@ -13,86 +12,25 @@ from diffmoe_scale.config.data import BucketConfig
 from diffmoe_scale.config.diffusion import DiffusionConfig
 from diffmoe_scale.config.encoders import AutoencoderConfig, TextConfig
 from diffmoe_scale.config.model import ModelConfig
-from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.config.sampling import SamplingConfig
-from diffmoe_scale.config.schema import Config
 from diffmoe_scale.diffusion.noise import sample_noise
 from diffmoe_scale.encoders.text.tokenizer import train_tokenizer
 from diffmoe_scale.model import networks as module
 from diffmoe_scale.model.condition import Condition
-from diffmoe_scale.model.networks import Networks, build_networks
 from diffmoe_scale.moe.routing import Selection
-from diffmoe_scale.sampling.batch import Generated, Request, generate_batch, number_requests
-from tests.model.models import EXPERTS, WIDTH, disturb
-from tests.moe.layers import alone
-
-CPU = torch.device("cpu")
-SIZE, NUM_CLASSES, STEPS = 8, 3, 4
-PLAIN = SamplingConfig(steps=STEPS, guidance=1.0)
-
-
-def config(*, image_size: int = SIZE, moe: dict[str, Any] | None = None, **sections: Any) -> Config:
-    model = ModelConfig(
-        conditioning="class",
-        num_classes=NUM_CLASSES,
-        image_size=image_size,
-        patch_size=2,
-        depth=2,
-        width=WIDTH,
-    )
-    experts = MoEConfig(
-        **({"num_experts": EXPERTS, "router_init_std": 0.5, "threshold_bias_correction": False} | (moe or {}))
-    )
-    given: dict[str, Any] = {"model": model, "moe": experts} | sections
-    return Config(**given)
-
-
-def build(config: Config, *, tokenizer: Path = Path("unused")) -> Networks:
-    networks = build_networks(config, tokenizer_path=tokenizer, groups=alone(), device=CPU)
-    disturb(networks.denoiser)
-    for layer in networks.denoiser.moe_layers():
-        layer.router.predictor.expert_threshold_E.fill_(0.5)
-    return networks
-
-
-def generate(
-    networks: Networks,
-    prompts: Sequence[str | int],
-    sampling: SamplingConfig,
-    *,
-    seed: int,
-    first_index: int = 0,
-    negative_prompt: str = "",
-) -> Generated:
-    requests = number_requests(prompts, seed=seed, first_index=first_index, negative_prompt=negative_prompt)
-    return generate_batch(networks, requests, sampling)
-
-
-def counted(networks: Networks) -> list[Condition]:
-    """The condition of every pass through the network from now on."""
-    seen: list[Condition] = []
-    networks.denoiser.register_forward_pre_hook(lambda denoiser, arguments: seen.append(arguments[2]))
-    return seen
-
-
-def labels_of(condition: Condition) -> list[int]:
-    assert condition.labels_B is not None
-    return [int(label) for label in condition.labels_B]
-
-
-class Latents:
-    """An autoencoder of 16-pixel patches."""
-
-    channels, factor = 3, 16
-
-    def encode(self, images_BCHW: Tensor) -> Tensor:
-        return images_BCHW[:, :, ::16, ::16]
-
-    def decode(self, latents_BCHW: Tensor) -> Tensor:
-        return latents_BCHW.repeat_interleave(16, 2).repeat_interleave(16, 3)
-
-    def fingerprint(self) -> str:
-        return "16-pixel patches"
+from tests.model.models import EXPERTS, WIDTH
+from tests.sampling.models import (
+    CPU,
+    NUM_CLASSES,
+    PLAIN,
+    SIZE,
+    STEPS,
+    Latents,
+    build,
+    config,
+    counted,
+    generate,
+)
 
 
 @pytest.fixture
@@ -164,18 +102,6 @@ def test_a_picture_of_a_caption_does_not_depend_on_longer_captions_beside_it(tmp
     assert 0 < together.loads.capacity < EXPERTS
 
 
-@pytest.mark.parametrize(
-    "guidance, end, passes", [(1.0, 0.0, STEPS), (2.0, 0.0, 2 * STEPS), (2.0, 0.5, 2 * STEPS - 1)]
-)
-def test_guidance_costs_a_pass_a_step_while_it_is_on(guidance: float, end: float, passes: int) -> None:
-    networks = build(config())
-    seen = counted(networks)
-    # Times 1, 0.75, 0.5, 0.25.
-    generate(networks, [0, 1], SamplingConfig(steps=STEPS, guidance=guidance, guidance_end=end), seed=0)
-    unconditional = [condition for condition in seen if set(labels_of(condition)) == {NUM_CLASSES}]
-    assert len(seen) == passes and len(unconditional) == passes - STEPS
-
-
 def test_load_is_by_step_layer_and_expert_and_its_mean_the_capacity() -> None:
     networks = build(config())
     everything = generate(
@@ -227,41 +153,6 @@ def test_captions_and_the_empty_caption_are_encoded_once_a_call(tmp_path: Path) 
         first.images_BCHW,
         generate(networks, captions[2:4], SamplingConfig(steps=STEPS, guidance=3.0), seed=0).images_BCHW,
     )
-
-
-def test_each_picture_has_the_seed_number_and_negative_prompt_of_its_request(tmp_path: Path) -> None:
-    networks, sampling = text_networks(tmp_path), SamplingConfig(steps=STEPS, guidance=2.0, fresh_noise=0.5)
-    requests = [Request("red circle", 5, 2), Request("red circle", 6), Request("blue circle", 5, 2, "red")]
-    together = generate_batch(networks, requests, sampling).images_BCHW
-    for image_CHW, request in zip(together, requests, strict=True):
-        alone_CHW = generate_batch(networks, [request], sampling).images_BCHW[0]
-        torch.testing.assert_close(image_CHW, alone_CHW, rtol=1e-5, atol=1e-5)
-    plain = generate(networks, ["blue circle"], sampling, seed=5, first_index=2).images_BCHW
-    assert not torch.allclose(together[2], plain[0], atol=1e-3), "the negative prompt has no effect"
-
-
-def test_guidance_leads_away_from_the_negative_prompt(tmp_path: Path) -> None:
-    """Of one step from noise: x_0 is linear in what guidance makes of the two predictions."""
-    networks = text_networks(tmp_path)
-
-    def draw(prompt: str, guidance: float, negative_prompt: str = "") -> torch.Tensor:
-        sampling = SamplingConfig(steps=1, guidance=guidance)
-        return generate(networks, [prompt], sampling, seed=0, negative_prompt=negative_prompt).images_BCHW
-
-    wanted, unwanted = draw("red circle", 1.0), draw("blue square", 1.0)
-    expected = (unwanted + 2.0 * (wanted - unwanted)).clamp(-1, 1)
-    inside = (wanted.abs() < 1) & (unwanted.abs() < 1)  # what was not clipped
-    guided = draw("red circle", 2.0, "blue square")
-    assert inside.any()
-    torch.testing.assert_close(guided[inside], expected[inside], rtol=1e-4, atol=1e-4)
-
-
-def text_networks(folder: Path) -> Networks:
-    captions = [f"{color} {shape}" for color in ("red", "green", "blue") for shape in ("circle", "square")]
-    train_tokenizer(captions, vocabulary=512, path=folder / "tokenizer")
-    text = TextConfig(width=16, heads=2, depth=1, vocabulary=512)
-    model = ModelConfig(image_size=SIZE, patch_size=2, depth=2, width=WIDTH)
-    return build(config(model=model, text=text), tokenizer=folder / "tokenizer")
 
 
 def test_the_network_works_on_latents_and_pictures_are_decoded(latents: AutoencoderConfig) -> None:

@@ -14,7 +14,7 @@ from diffmoe_scale.sampling.batch import Generated, generate_batch, number_reque
 from diffmoe_scale.sampling.generate import generate, generate_batches
 from diffmoe_scale.sampling.loading import Pipeline
 from diffmoe_scale.telemetry.picture_grid import to_pixels
-from tests.sampling.test_batch import NUM_CLASSES, PLAIN, SIZE, build, config, text_networks
+from tests.sampling.models import NUM_CLASSES, PLAIN, SIZE, build, config, text_networks
 
 
 @pytest.fixture
