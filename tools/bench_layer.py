@@ -31,7 +31,7 @@ from diffmoe_scale.bench.timing import (
     write_result,
 )
 from diffmoe_scale.config.moe import MoEConfig
-from diffmoe_scale.moe.layer import MoELayer
+from diffmoe_scale.moe.layer import MoELayer, single_rank_groups
 from diffmoe_scale.moe.routing import Routing, RoutingContext, Selection
 from diffmoe_scale.moe.selection import gather_pool, kth_largest, select_top
 from diffmoe_scale.nn.feed_forward import FeedForward
@@ -42,13 +42,6 @@ PHASES = ("forward", "forward+backward", "inference")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CPU_BACKENDS = ("loop", "grouped")
 FP8_PRECISIONS = ("fp8_delayed", "fp8_current", "fp8_block")
-
-
-def alone() -> ProcessGroupCollection:
-    """The groups of a process without peers."""
-    return ProcessGroupCollection(
-        **dict.fromkeys(("tp", "cp", "tp_cp", "tp_dp_cp", "ep", "expt_tp", "tp_ep", "expt_dp", "dp"))
-    )
 
 
 def scatter_loop(layer: MoELayer, x_SD: Tensor, context: RoutingContext) -> tuple[Tensor, Routing]:
@@ -162,9 +155,9 @@ def bench_shape(
     dense.initialize(generator)
     dense.to(device, dtype)
     layers = {
-        name: make_layer(MoEConfig(num_experts=num_experts, **settings), width=width, groups=alone()).to(
-            device, dtype
-        )
+        name: make_layer(
+            MoEConfig(num_experts=num_experts, **settings), width=width, groups=single_rank_groups()
+        ).to(device, dtype)
         for name, settings in layer_settings(device).items()
     }
     uneven = {name: set_thresholds(layer, x_SD) for name, layer in layers.items()}["loop"]

@@ -30,12 +30,13 @@ from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.initialization import initialize_transformer
 from diffmoe_scale.model.transformer import DiffusionTransformer, Prediction
+from diffmoe_scale.moe.layer import single_rank_groups
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.parallel.context import keep_freed_memory
 from diffmoe_scale.train.loss import mean_auxiliary_losses
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # python puts tools/ there
-from tools.bench_layer import DTYPES, alone, layer_settings, scatter_loop
+from tools.bench_layer import DTYPES, layer_settings, scatter_loop
 
 PHASES = ("forward+backward", "step", "inference")
 CHANNELS, PATCH, CLASSES = 4, 2, 10
@@ -59,7 +60,7 @@ def build_model(parsed: argparse.Namespace, device: torch.device, moe: MoEConfig
         output_channels=CHANNELS,
         text_width=0,
         pooled_width=0,
-        groups=alone(),
+        groups=single_rank_groups(),
     )
     initialize_transformer(model, 0)
     return model.to(device, DTYPES[parsed.dtype])

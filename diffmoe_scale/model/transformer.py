@@ -141,4 +141,9 @@ def build_feed_forward(
     if moe.num_experts > 0 and block_index % moe.every == moe.every - 1:
         return MoELayer(moe, width=config.width, layer_index=block_index, groups=groups)
     hidden = round(config.feed_forward_ratio * config.width)
+    if hidden < 1:
+        raise ValueError(
+            f"model.feed_forward_ratio is {config.feed_forward_ratio}, which makes networks of model.width "
+            f"{config.width} {hidden} wide; choose at least {1 / config.width:.4g}"
+        )
     return FeedForward(config.width, hidden, is_gated=moe.activation == "swiglu")

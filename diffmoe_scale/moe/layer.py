@@ -97,6 +97,11 @@ def megatron_config(config: MoEConfig, *, width: int, expert_parallel: int) -> T
     is_gated = config.activation == "swiglu"
     expert_width = round(config.expert_width_ratio * width)
     multiple = 8
+    if expert_width < 1:
+        raise ValueError(
+            f"moe.expert_width_ratio is {config.expert_width_ratio}, which makes experts of model.width "
+            f"{width} {expert_width} wide; choose at least {1 / width:.4g}"
+        )
     if config.backend == "grouped" and (width % multiple or expert_width % multiple):
         raise ValueError(
             f"model.width is {width} and the expert width {expert_width} "

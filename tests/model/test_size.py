@@ -159,3 +159,11 @@ def test_weights_do_not_depend_on_what_the_memory_held_before() -> None:
     assert first.state_dict().keys() == second.state_dict().keys()
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name]), name
+
+
+def test_networks_without_width_are_refused_before_they_are_built() -> None:
+    with pytest.raises(ValueError, match=r"moe\.expert_width_ratio is 0\.001, .* choose at least 0\.03125"):
+        make_transformer("class", expert_width_ratio=0.001)
+    config = Config(model=ModelConfig(feed_forward_ratio=0.001), moe=MoEConfig(num_experts=0))
+    with pytest.raises(ValueError, match=r"model\.feed_forward_ratio is 0\.001, .* choose at least 0\.00625"):
+        count_parameters(config)

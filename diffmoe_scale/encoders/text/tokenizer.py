@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffmoe_scale.config.check import require
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.unicode import clean_text
 
 # T5's layout of special pieces.
 PAD, END, UNKNOWN = 0, 1, 2
@@ -36,20 +37,14 @@ class Tokenizer:
         self.num_cut = 0
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
-        """Raises nothing for any text: what is no Unicode text is replaced (`clean`)."""
+        """Raises nothing for any text: what is no Unicode text is replaced (`clean_text`)."""
         most_pieces = self.max_tokens - len(self.start) - 1
-        pieces = self.split([shorten(clean(caption), self.max_tokens) for caption in captions])
+        pieces = self.split([shorten(clean_text(caption)[0], self.max_tokens) for caption in captions])
         self.num_captions += len(pieces)
         self.num_cut += sum(len(row) > most_pieces for row in pieces)
         rows = [[*self.start, *row[:most_pieces], self.end] for row in pieces]
         length = max(len(row) for row in rows)
         return torch.tensor([row + [PAD] * (length - len(row)) for row in rows])
-
-
-def clean(caption: str) -> str:
-    """The caption as text that every tokenizer takes: halves of surrogate pairs are joined, and those without
-    the other half are U+FFFD."""
-    return caption.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def shorten(caption: str, max_tokens: int) -> str:
@@ -94,7 +89,7 @@ def train_tokenizer(captions: Iterable[str], *, vocabulary: int, path: Path) -> 
     Raises: ValueError without captions, or for a vocabulary too small for the bytes and the captions'
     characters.
     """
-    texts = [clean(caption) for caption in captions if caption.strip()]
+    texts = [text for text, _ in map(clean_text, captions) if text.strip()]
     if not texts:
         raise ValueError(
             f"no captions to train the tokenizer {path} on; expected captions with text in data.train"
