@@ -67,7 +67,7 @@ def write_report(run_directory: Path) -> Path:
 def _read(read: Callable[[Path], Found], path: Path) -> Found | None:
     try:
         return read(path)
-    except (ValueError, OSError) as error:
+    except Exception as error:  # as for the sections below
         logger.warning("%s is left out of the report: %s", path.name, error)
         return None
 

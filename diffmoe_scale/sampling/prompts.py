@@ -80,7 +80,7 @@ def _json_rows(path: Path, text: str) -> Iterator[PromptRow]:
             continue
         where = f"{path} line {number}"
         try:
-            entry = json.loads(line)
+            entry = json.loads(line, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{where} is no JSON ({str(error) or 'nested too deep'})") from error
         if not isinstance(entry, dict):
@@ -88,6 +88,13 @@ def _json_rows(path: Path, text: str) -> Iterator[PromptRow]:
                 f'{where} is {line.strip()!r:.80}; expected an object such as {{"prompt": "..."}}'
             )
         yield _row(where, {name: entry[name] for name in COLUMNS if entry.get(name) is not None}, list(entry))
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if twice := [name for name in COLUMNS if names.count(name) > 1]:
+        raise ValueError(f"{twice[0]} is there more than once")
+    return dict(pairs)
 
 
 def _table_rows(path: Path, text: str, delimiter: str) -> Iterator[PromptRow]:

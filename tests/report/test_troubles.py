@@ -106,3 +106,24 @@ def test_a_run_with_any_damage_has_a_report(tmp_path: Path, monkeypatch: pytest.
         check_page(page)
         assert "could not be made" not in page, seed
         shutil.rmtree(run)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 5000, "{" * 5000, "a: &a [*a]", "!!python/object/apply:os.getcwd []", "\0"]
+)
+def test_a_config_that_cannot_be_read_costs_no_report(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    check_page(page)
+    assert "config.yaml does not fit this version" in page
+
+
+def test_folders_and_links_in_the_place_of_files_cost_no_report(tmp_path: Path) -> None:
+    for name in ("metrics.jsonl", "evaluation.json", "config.yaml"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "log.txt").symlink_to("log.txt")
+    (tmp_path / "samples").write_text("no folder", encoding="utf-8")
+    (tmp_path / "checkpoints").symlink_to("none")
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    check_page(page)
+    assert "No samples yet" in page and "could not be made" not in page

@@ -64,6 +64,7 @@ def test_a_prompt_of_a_million_letters_is_read(tmp_path: Path) -> None:
         ("p.csv", "prompt\n", "p.csv holds no prompt"),
         ("p.json", "[]", "p.json is no file of prompts that is read; expected .txt"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": ', "p.jsonl line 2 is no JSON (Expecting value"),
+        ("p.jsonl", '{"prompt": "a", "prompt": "b"}', "line 1 is no JSON (prompt is there more than once)"),
         ("p.jsonl", "[" * 100_000, "p.jsonl line 1 is no JSON ("),
         ("p.jsonl", '"text"', "p.jsonl line 1 is '\"text\"'; expected an object"),
         ("p.jsonl", '{"text": "a"}', "p.jsonl line 1 has no prompt; it has 'text'"),
