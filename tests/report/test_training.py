@@ -7,9 +7,15 @@ from typing import Any  # lines of metrics.jsonl
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.report.html import join
 from diffmoe_scale.report.plots import plot_curves
+from diffmoe_scale.report.summary import status_section
 from diffmoe_scale.report.training import curves_of, read_records, training_load
+from diffmoe_scale.report.troubles import troubles_section
 from tests.report.test_plots import words
 
 
@@ -102,3 +108,51 @@ def test_steps_trained_again_after_a_rollback_replace_those_before(tmp_path: Pat
     ]
     path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
     assert [record["loss/diffusion"] for record in read_records(path)] == [1.0, 0.5, 9.0]
+
+
+NAMES = [
+    "step",
+    "samples",
+    "time",
+    "loss/diffusion",
+    "loss/by_time/3",
+    "moe/threshold/1",
+    "moe/load/1",
+    "moe/load/-1",
+    "time/step_s",
+    "throughput/images_per_s",
+    "memory/peak_gib",
+    "data/bad_samples",
+    "data/bad/corrupt",
+    "data/lost/<b>",
+    "defence/bad_steps",
+]
+NUMBERS = st.one_of(
+    st.integers(-3, 2000), st.integers(), st.floats(), st.sampled_from(["nan", "inf", "-inf"])
+)
+VALUES = st.one_of(
+    NUMBERS, NUMBERS, st.lists(NUMBERS, max_size=4), st.text(max_size=3), st.none(), st.booleans()
+)
+RECORDS = st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=12)
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 9), RECORDS), max_size=6), st.binary(max_size=20))
+def test_lines_of_any_content_make_a_page(
+    tmp_path: Path, steps: list[tuple[int, dict[str, Any]]], torn: bytes
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, **record}).encode() for step, record in steps]
+    path.write_bytes(b"\n".join([*lines[:3], torn, *lines[3:]]))
+    records = read_records(path)
+    assert [record["step"] for record in records] == sorted({record["step"] for record in records})
+    for curve in (curve for curves in curves_of(records).values() for curve in curves):
+        assert curve.steps.shape == curve.values.shape and not np.isinf(curve.values).any()
+    page = join(
+        [
+            status_section(records, None, RunDirectory(tmp_path), "train"),
+            troubles_section(records, None, tmp_path / "log.txt"),
+        ]
+    )
+    assert "<b>" not in page
