@@ -61,12 +61,12 @@ def run(parsed: argparse.Namespace) -> None:
     from diffmoe_scale.sampling.generate import check_requests
     from diffmoe_scale.sampling.loading import load_pipeline
     from diffmoe_scale.sampling.output import choose_output, write_pictures
-    from diffmoe_scale.sampling.prompts import PromptRow, clean_prompt, make_requests, read_prompt_file
+    from diffmoe_scale.sampling.prompts import PromptRow, decode_argument, make_requests, read_prompt_file
 
     if not 1 <= parsed.count <= MAX_COUNT:
         raise ValueError(f"--count is {parsed.count}; expected 1 to {MAX_COUNT}")
     check_seed(parsed.seed)
-    rows: list[PromptRow | int] = [PromptRow(clean_prompt(text)) for text in parsed.prompt]
+    rows: list[PromptRow | int] = [PromptRow(decode_argument(text)) for text in parsed.prompt]
     rows += read_prompt_file(parsed.prompts) if parsed.prompts else []
     rows += parsed.label
     if not rows:
@@ -80,7 +80,7 @@ def run(parsed: argparse.Namespace) -> None:
             f"{parsed.checkpoint} is a {conditioning}-conditional model; give {option} and nothing else"
         )
     requests = make_requests(
-        rows, count=parsed.count, seed=parsed.seed, negative_prompt=clean_prompt(parsed.negative_prompt)
+        rows, count=parsed.count, seed=parsed.seed, negative_prompt=decode_argument(parsed.negative_prompt)
     )
     check_requests(requests, pipeline.config, pipeline.config.sampling)
     latent_shape(pipeline.networks, pipeline.config.sampling)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -141,8 +142,17 @@ def _row(where: str, entry: dict[str, Any], names: list[str]) -> PromptRow:
     return PromptRow(prompt, negative_prompt, _seed(where, entry.get("seed")))
 
 
+def decode_argument(text: str) -> str:
+    """A prompt of the command line, whatever the locale that its bytes were read by."""
+    try:
+        data = os.fsencode(text)
+    except UnicodeEncodeError:  # never the shell's bytes, but a caller's text
+        return clean_prompt(text)
+    return decode_text(data)[0].strip()
+
+
 def clean_prompt(value: str) -> str:
-    """Without what is no text, such as halves of surrogate pairs: JSON and a command line can spell them."""
+    """Without what is no text, such as halves of surrogate pairs, which JSON can spell."""
     return clean_text(value)[0].strip()
 
 

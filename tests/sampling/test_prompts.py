@@ -7,8 +7,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from diffmoe_scale.sampling import prompts
 from diffmoe_scale.sampling.batch import Request
-from diffmoe_scale.sampling.prompts import PromptRow, clean_prompt, make_requests, read_prompt_file
+from diffmoe_scale.sampling.prompts import (
+    PromptRow,
+    clean_prompt,
+    decode_argument,
+    make_requests,
+    read_prompt_file,
+)
 
 
 def read(folder: Path, name: str, content: str | bytes) -> list[PromptRow]:
@@ -132,3 +139,19 @@ def test_pictures_are_numbered_through_but_rows_with_a_seed_begin_anew() -> None
         Request("c", 5, 5, ""),
     ]
     assert make_requests([3], count=1, seed=5, negative_prompt="") == [Request(3, 5, 0)]
+
+
+@pytest.mark.parametrize("locale", ["utf-8", "ascii", "latin-1"])
+@pytest.mark.parametrize(
+    "text", ["caf\N{LATIN SMALL LETTER E WITH ACUTE}", "\N{CJK UNIFIED IDEOGRAPH-65E5}", "a"]
+)
+def test_a_prompt_of_the_command_line_is_utf_8_in_any_locale(
+    monkeypatch: pytest.MonkeyPatch, locale: str, text: str
+) -> None:
+    monkeypatch.setattr(prompts.os, "fsencode", lambda argument: argument.encode(locale, "surrogateescape"))
+    assert decode_argument(text.encode().decode(locale, "surrogateescape")) == text
+    assert (
+        decode_argument(b"caf\xe9".decode(locale, "surrogateescape"))
+        == "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
+    )
+    assert decode_argument("half \ud83d") == "half \N{REPLACEMENT CHARACTER}"
