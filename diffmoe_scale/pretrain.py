@@ -13,7 +13,8 @@ from typing import NoReturn
 
 from diffmoe_scale.cli.command import command_parser, user_path
 from diffmoe_scale.config.check import RunError
-from diffmoe_scale.config.load import describe_config, load_config
+from diffmoe_scale.config.help import describe_config
+from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.run_directory import RunDirectory, hold_lock
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.files import replace_file

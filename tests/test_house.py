@@ -65,7 +65,7 @@ DOORS = {
     "wandb": {"telemetry/trackers"},
     "matplotlib": {"report/plots", "telemetry/picture_grid"},
     "pydantic": {"config/load", "checkpoint/manifest"},
-    "yaml": {"config/load"},
+    "yaml": {"config/load", "config/help", "config/yaml_file"},
 }
 
 

@@ -1,0 +1,23 @@
+"""All settings of a run: a frozen dataclass a section, YAML and command line, help, a model's identity.
+
+schema.py         the root of the sections and the checks that cross them
+section.py        base of the sections: ranges of numbers, paths, what a model's identity is free of
+run.py            length and seed of a run, checkpoints, bad steps
+data.py           shards, captions, aspect-ratio buckets
+encoders.py       text encoder and autoencoder
+model.py          the transformer
+moe.py            the mixture-of-experts layers
+diffusion.py      path, prediction, loss, times
+optimizer.py      AdamW, its schedule, the weight average
+parallel.py       how work is split over ranks
+sampling.py       how pictures are drawn
+telemetry.py      metrics, validation, trackers
+load.py           a Config from a file and `key.sub=value` words, and back to YAML
+yaml_file.py      the text of a file or of a value to a tree, refusing what could not be meant
+keys.py           unknown keys, with the nearest right one
+choices.py        settings that follow from others unless they are named
+help.py           the text of `--help`
+identity.py       the settings that decide what a model's weights mean
+run_directory.py  the places of a run directory, and its lock
+check.py          one sentence for every wrong setting
+"""

@@ -1,5 +1,7 @@
 """One sentence for every wrong setting and every failure that was foreseen: what was got, what was expected."""
 
+from diffmoe_scale.config.section import show
+
 
 class RunError(RuntimeError):
     """A failure while running whose sentence says all, what to do among it: told without a traceback."""
@@ -8,4 +10,4 @@ class RunError(RuntimeError):
 def require(condition: bool, path: str, got: object, expected: str) -> None:
     """Raise ValueError naming the dotted config path unless the condition holds."""
     if not condition:
-        raise ValueError(f"{path} is {got!r}; expected {expected}")
+        raise ValueError(f"{path} is {show(got)}; expected {expected}")

@@ -1,72 +1,67 @@
 """Settings of the data: shards, captions, aspect-ratio buckets."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from diffmoe_scale.config.check import require
+from diffmoe_scale.config.section import PATH, Range, Section
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetConfig:
+class DatasetConfig(Section, name="data.train.N", is_free=True):
     """One of several data sets that are mixed."""
 
-    shards: tuple[str, ...]
+    shards: Annotated[tuple[str, ...], PATH]
     """WebDataset tar shards, as in `data.train`."""
-    weight: float
+    weight: Annotated[float, Range(0, 1e12, excludes_low=True)]
     """Samples of this data set over those of all, times the sum of the weights."""
-
-    def __post_init__(self) -> None:
-        require(0 < self.weight < math.inf, "weight (of an entry of data.train)", self.weight, "above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Section, name="data", is_free=True):
     """Where samples come from and how they are read."""
 
-    train: tuple[str | DatasetConfig, ...] = ()
+    train: Annotated[tuple[str | DatasetConfig, ...], PATH] = ()
     """WebDataset tar shards: paths, globs, brace lists, URLs or 'pipe:COMMAND'; or data sets to mix, each
     {shards: [...], weight: 1}."""
-    validation: tuple[str, ...] = ()
+    validation: Annotated[tuple[str, ...], PATH] = ()
     """Shards of the held-out samples; empty switches validation off."""
-    shuffle_block: int = 64
+    shuffle_block: Annotated[int, Range(1, 10**9)] = 64
     """Shards that are shuffled together."""
-    workers: int = 0
+    workers: Annotated[int, Range(0, 256)] = 0
     """Reading processes a rank; 0 reads in the training process."""
-    index_folder: str = ""
+    index_folder: Annotated[str, PATH] = ""
     """Folder for the indexes of shards that lie in a read-only folder; empty keeps those in memory, made anew
     at each start."""
-    cache_folder: str = ""
+    cache_folder: Annotated[str, PATH] = ""
     """Folder on each machine for copies of shards that are URLs; may be emptied at any time, and must be when
     what a URL gives has changed."""
-    cache_gib: float = 100.0
+    cache_gib: Annotated[float, Range(0, 1e9, excludes_low=True)] = 100.0
     """Disk space of those copies; the ones unused for longest leave first. Holds at least two blocks of
     `shuffle_block` shards."""
-    fetch_attempts: int = 6
+    fetch_attempts: Annotated[int, Range(1, 100)] = 6
     """Attempts at copying a shard, 1, 2, 4, ... seconds apart, before its samples count as unusable."""
-    stall_timeout_s: float = 60.0
+    stall_timeout_s: Annotated[float, Range(0, 86_400, excludes_low=True)] = 60.0
     """Seconds without a byte after which such a transfer is broken off."""
-    prefetch: int = 2
+    prefetch: Annotated[int, Range(1, 1024)] = 2
     """Micro-batches that each reading process prepares in advance."""
-    caption_weights: Mapping[str, float] = field(default_factory=lambda: {"txt": 1.0, "caption": 0.0})
+    caption_weights: Annotated[Mapping[str, float], Range(0, 1e12)] = field(
+        default_factory=lambda: {"txt": 1.0, "caption": 0.0}
+    )
     """How often a caption is drawn from each source: `txt` is the member .txt, other names are fields of the
     .json; 0: where no other has one."""
-    caption_dropout: float = 0.1
+    caption_dropout: Annotated[float, Range(0, 1, excludes_high=True)] = 0.1
     """Probability of training on the empty caption (or null class), for guidance."""
     horizontal_flip: bool = False
     """Mirror half of the images; wrong for captions with 'left' and 'right'."""
-    background: tuple[int, int, int] = (255, 255, 255)
+    background: Annotated[tuple[int, int, int], Range(0, 255)] = (255, 255, 255)
     """RGB that shows through transparent pixels."""
-    max_bad_fraction: float = 0.05
+    max_bad_fraction: Annotated[float, Range(0, 1)] = 0.05
     """Share of a rank's samples that may be unusable (no picture, no label) before the run stops."""
 
     def __post_init__(self) -> None:
-        require(self.shuffle_block >= 1, "data.shuffle_block", self.shuffle_block, "at least 1")
-        require(self.workers >= 0, "data.workers", self.workers, "0 or more")
-        require(self.prefetch >= 1, "data.prefetch", self.prefetch, "at least 1")
-        require(self.cache_gib > 0, "data.cache_gib", self.cache_gib, "above 0")
-        require(self.fetch_attempts >= 1, "data.fetch_attempts", self.fetch_attempts, "at least 1")
-        require(self.stall_timeout_s > 0, "data.stall_timeout_s", self.stall_timeout_s, "above 0")
+        super().__post_init__()
         are_named = [isinstance(entry, DatasetConfig) for entry in self.train]
         require(
             all(are_named) or not any(are_named),
@@ -74,46 +69,49 @@ class DataConfig:
             self.train,
             "patterns alone, or {shards, weight} entries alone",
         )
-        weights = self.caption_weights.values()
         require(
-            bool(weights) and all(0 <= weight < math.inf for weight in weights),
+            bool(self.caption_weights),
             "data.caption_weights",
             dict(self.caption_weights),
-            "sources with weights of 0 or more",
-        )
-        require(0 <= self.caption_dropout < 1, "data.caption_dropout", self.caption_dropout, "in [0, 1)")
-        require(0 <= self.max_bad_fraction <= 1, "data.max_bad_fraction", self.max_bad_fraction, "in [0, 1]")
-        require(
-            all(0 <= value <= 255 for value in self.background),
-            "data.background",
-            self.background,
-            "three values in 0..255",
+            "at least one source, for example {txt: 1}",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class BucketConfig:
+class BucketConfig(Section, name="buckets", is_free=True):
     """Images of many shapes, each batch of one."""
 
     enabled: bool = False
     """Give each image the aspect ratio of `aspects` that is nearest to its own; otherwise all are cut to
     squares."""
-    aspects: tuple[float, ...] = (0.5, 0.5625, 0.6667, 0.75, 0.8, 1.0, 1.25, 1.3333, 1.5, 1.7778, 2.0)
+    aspects: Annotated[tuple[float, ...], Range(0, 100, excludes_low=True)] = (
+        0.5,
+        0.5625,
+        0.6667,
+        0.75,
+        0.8,
+        1.0,
+        1.25,
+        1.3333,
+        1.5,
+        1.7778,
+        2.0,
+    )
     """Width over height of each bucket, rising; an image beyond the ends is cut more."""
-    step: int = 16
+    step: Annotated[int, Range(1, 4096)] = 16
     """Sides are multiples of this many pixels; itself a multiple of model.patch_size times the factor of the
     autoencoder."""
     constant_tokens: bool = True
     """More images a batch where they are smaller than the square of model.image_size, so that steps have
     about equally many tokens."""
-    resolutions: tuple[tuple[int, int], ...] = ()
+    resolutions: Annotated[tuple[tuple[int, int], ...], Range(1, 10**9)] = ()
     """Pairs of a first step (from 1) and a resolution: the pixels of its square are the most that an image
     has; empty is model.image_size."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             bool(self.aspects)
-            and self.aspects[0] > 0
             and all(low < high for low, high in zip(self.aspects, self.aspects[1:], strict=False)),
             "buckets.aspects",
             self.aspects,
@@ -125,7 +123,6 @@ class BucketConfig:
             self.aspects,
             "at most 255 that differ",
         )
-        require(self.step >= 1, "buckets.step", self.step, "at least 1")
         firsts = [first for first, _ in self.resolutions]
         require(
             not firsts or (firsts[0] == 1 and firsts == sorted(set(firsts))),

@@ -1,47 +1,46 @@
 """Settings of the transformer."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from diffmoe_scale.config.check import require
+from diffmoe_scale.config.section import FREE, Range, Section
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Section, name="model"):
     """The diffusion transformer."""
 
     conditioning: Literal["text", "class"] = "text"
     """`text`: cross-attention to caption tokens in each block; `class`: a label embedding added to the
     timestep's."""
-    num_classes: int = 0
+    num_classes: Annotated[int, Range(0, 1_000_000)] = 0
     """Labels, for `class`; label `num_classes` is the null class of guidance."""
-    image_size: int = 32
+    image_size: Annotated[int, Range(1, 16_384)] = 32
     """Height and width of training images in pixels."""
-    channels: int = 3
+    channels: Annotated[int, Range(1, 1024)] = 3
     """Channels of images or latents."""
-    patch_size: int = 4
+    patch_size: Annotated[int, Range(1, 256)] = 4
     """Patch edge in latent pixels."""
-    depth: int = 8
+    depth: Annotated[int, Range(1, 1000)] = 8
     """Blocks."""
-    width: int = 160
+    width: Annotated[int, Range(4, 65_536)] = 160
     """Token width D."""
-    heads: int = 4
+    heads: Annotated[int, Range(1, 1024)] = 4
     """Attention heads."""
-    feed_forward_ratio: float = 4.0
+    feed_forward_ratio: Annotated[float, Range(0, 64, excludes_low=True)] = 4.0
     """Hidden width of dense feed-forward networks over the token width."""
     size_conditioning: bool = False
     """Tell the network the original's size, the crop's place and the image's size (SDXL's micro-conditions),
     added to the timestep embedding."""
-    activation_checkpointing: Literal["none", "blocks", "experts"] = "none"
+    activation_checkpointing: Annotated[Literal["none", "blocks", "experts"], FREE] = "none"
     """What is recomputed in the backward pass instead of being stored: whole blocks, or their feed-forward
     networks (dense and experts) alone."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Annotated[Literal["fp32", "bf16"], FREE] = "fp32"
     """Number format of weights and activations; optimizer state is always fp32."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "channels", "patch_size", "depth", "width", "heads"):
-            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
-        require(self.feed_forward_ratio > 0, "model.feed_forward_ratio", self.feed_forward_ratio, "above 0")
+        super().__post_init__()
         require(
             self.width % self.heads == 0,
             "model.width",

@@ -1,40 +1,34 @@
 """Settings of the optimizer, its schedule and the weight average."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from diffmoe_scale.config.check import require
+from diffmoe_scale.config.section import Range, Section
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(Section, name="optimizer", is_free=True):
     """AdamW, its schedule and the weight average."""
 
-    learning_rate: float = 1e-4
+    learning_rate: Annotated[float, Range(0, 10, excludes_low=True)] = 1e-4
     """Peak learning rate."""
-    router_learning_rate_ratio: float = 1.0
+    router_learning_rate_ratio: Annotated[float, Range(0, 1000)] = 1.0
     """Learning rate of routers and capacity predictors over the peak."""
-    beta1: float = 0.9
+    beta1: Annotated[float, Range(0, 1, excludes_high=True)] = 0.9
     """Decay of the first moment."""
-    beta2: float = 0.999
+    beta2: Annotated[float, Range(0, 1, excludes_high=True)] = 0.999
     """Decay of the second moment."""
-    eps: float = 1e-8
+    eps: Annotated[float, Range(0, 1, excludes_low=True)] = 1e-8
     """Added to the root of the second moment."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Range(0, 100)] = 0.0
     """Decoupled weight decay on matrices; norms, biases and embeddings have none."""
-    warmup_steps: int = 0
+    warmup_steps: Annotated[int, Range(0, 10**9)] = 0
     """Steps of linear warm-up."""
-    decay_fraction: float = 0.0
+    decay_fraction: Annotated[float, Range(0, 1)] = 0.0
     """Last part of the run in which the rate falls linearly to 0."""
-    clip_norm: float = 1.0
+    clip_norm: Annotated[float, Range(0, 1e9)] = 1.0
     """Largest global gradient norm, routers and capacity predictors counted in; 0 switches clipping off."""
-    ema_decay: float = 0.9999
+    ema_decay: Annotated[float, Range(0, 1, excludes_high=True)] = 0.9999
     """Decay of the weight average, per step."""
     ema_warmup: bool = True
     """Use min(decay, (1 + n) / (10 + n)) at step n."""
-
-    def __post_init__(self) -> None:
-        require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "above 0")
-        require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
-        require(0 <= self.decay_fraction <= 1, "optimizer.decay_fraction", self.decay_fraction, "in [0, 1]")
-        require(self.clip_norm >= 0, "optimizer.clip_norm", self.clip_norm, "0 (off) or more")
-        require(0 <= self.ema_decay < 1, "optimizer.ema_decay", self.ema_decay, "in [0, 1)")

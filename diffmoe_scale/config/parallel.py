@@ -1,29 +1,30 @@
 """Settings of how work is split over ranks."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from diffmoe_scale.config.check import require
+from diffmoe_scale.config.section import Range, Section
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParallelConfig:
+class ParallelConfig(Section, name="parallel", is_free=True):
     """How work is laid over ranks."""
 
-    expert_parallel: int = 1
+    expert_parallel: Annotated[int, Range(1, 4096)] = 1
     """Ranks that share one set of experts; divides the world size and moe.num_experts."""
-    zero_stage: int = 1
+    zero_stage: Annotated[int, Range(0, 3)] = 1
     """DeepSpeed ZeRO stage: 1 shards optimizer state, 2 also gradients."""
     offload_optimizer: bool = False
     """Keep optimizer state in host memory."""
-    timeout_s: int = 300
+    timeout_s: Annotated[int, Range(5, 86_400)] = 300
     """Seconds after which a collective that a dead or stuck rank left open ends the run."""
 
     def __post_init__(self) -> None:
-        require(self.expert_parallel >= 1, "parallel.expert_parallel", self.expert_parallel, "at least 1")
+        super().__post_init__()
         require(
             self.zero_stage in (1, 2),
             "parallel.zero_stage",
             self.zero_stage,
             "1 or 2 (DeepSpeed's stage 0 clips by a mean of the ranks' own norms, its stage 3 averages the gradients of different experts)",
         )
-        require(self.timeout_s >= 5, "parallel.timeout_s", self.timeout_s, "at least 5")

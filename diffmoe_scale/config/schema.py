@@ -75,12 +75,6 @@ class Config:
                 "3 for autoencoder.kind 'pixels'",
             )
         require(
-            self.optimizer.warmup_steps <= self.run.steps,
-            "optimizer.warmup_steps",
-            self.optimizer.warmup_steps,
-            f"at most run.steps ({self.run.steps})",
-        )
-        require(
             self.telemetry.validate_every == 0 or bool(self.data.validation),
             "data.validation",
             self.data.validation,

@@ -10,7 +10,8 @@ from typing import Any  # settings of any type
 from diffmoe_scale.checkpoint.manifest import complete_checkpoints, find_damage, read_manifest
 from diffmoe_scale.checkpoint.weights import fill_tensors
 from diffmoe_scale.config.check import RunError
-from diffmoe_scale.config.load import load_config, model_settings
+from diffmoe_scale.config.identity import model_settings
+from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.parallel import ParallelConfig
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config

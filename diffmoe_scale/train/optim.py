@@ -18,7 +18,8 @@ def learning_rate(step: int, config: Config) -> float:
     """The peak rate at optimizer step `step` (the first is 1): linear warm-up, constant, then linear to 0
     after the last step."""
     optimizer, steps = config.optimizer, config.run.steps
-    warmup = min(1.0, step / optimizer.warmup_steps) if optimizer.warmup_steps else 1.0
+    warmup_steps = min(optimizer.warmup_steps, config.run.steps)  # a first try of a few steps warms up, too
+    warmup = min(1.0, step / warmup_steps) if warmup_steps else 1.0
     decay_steps = optimizer.decay_fraction * steps
     decay = min(1.0, (steps - step + 1) / decay_steps) if decay_steps >= 1 else 1.0
     return optimizer.learning_rate * warmup * decay

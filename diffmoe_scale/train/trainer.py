@@ -13,7 +13,8 @@ import torch.distributed as dist
 from diffmoe_scale.checkpoint.manifest import Manifest
 from diffmoe_scale.checkpoint.store import CheckpointStore
 from diffmoe_scale.config.check import RunError
-from diffmoe_scale.config.load import changed_settings, dump_config, model_settings
+from diffmoe_scale.config.identity import model_settings
+from diffmoe_scale.config.load import changed_settings, dump_config
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.features.source import check_features

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from diffmoe_scale.config.load import changed_settings, describe_config, dump_config, load_config
+from diffmoe_scale.config.help import describe_config
+from diffmoe_scale.config.load import changed_settings, dump_config, load_config
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -61,7 +62,7 @@ def test_command_line_wins_over_file_and_file_over_default(tmp_path: Path) -> No
             "data.train.0.wieght is no setting; did you mean data.train.0.weight?",
         ),
         ("data.train=[{shards: [a.tar]}]", "data.train.0.weight is missing"),
-        ("data.train=[a-{0..3}.tar]", "(expected ',' or ']', but got '{'); within a list, text with braces"),
+        ("data.train=[a-{0..3}.tar]", "expected ',' or ']', but got '{'); within a list, text with braces"),
         ("moe.pool=everywhere", "moe.pool is 'everywhere'; input should be 'sample', 'rank'"),
         ("model.width=130", "model.width is 130; expected a multiple of model.heads (4)"),
         ("model.patch_size=5", "model.image_size is 32; expected a multiple of model.patch_size (5)"),
