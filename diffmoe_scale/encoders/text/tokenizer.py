@@ -55,14 +55,23 @@ def shorten(caption: str, max_tokens: int) -> str:
 
 
 def load_tokenizer(path: Path, *, vocabulary: int) -> sentencepiece.SentencePieceProcessor:
-    """The sentencepiece model that `train_tokenizer` wrote, with at most `vocabulary` pieces."""
+    """The sentencepiece model that `train_tokenizer` wrote, with at most `vocabulary` pieces.
+
+    Raises: ValueError for a file that is missing, damaged, or no such model.
+    """
     if not path.is_file():
         raise ValueError(
             f"tokenizer {path} does not exist; expected the sentencepiece model that the run wrote beside "
             "its config.yaml"
         )
     # One thread: a batch of captions takes less time than starting a pool of them.
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(path), num_threads=1)
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(path), num_threads=1)
+    except (RuntimeError, OSError) as error:
+        raise ValueError(
+            f"tokenizer {path} cannot be read as a sentencepiece model ({error}); restore it from a copy, or "
+            "remove it if the run has no checkpoint: it is then made anew"
+        ) from error
     special = (processor.pad_id(), processor.eos_id(), processor.unk_id())
     require(
         special == (PAD, END, UNKNOWN),

@@ -1,4 +1,5 @@
 import time
+from random import Random
 
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
@@ -97,3 +98,32 @@ def test_any_text_is_tokenized_to_ids_that_the_encoder_takes(any_encoder, captio
     assert tokens_BL.shape[0] == len(captions) and 1 <= tokens_BL.shape[1] <= tokenizer.max_tokens
     assert (tokens_BL == tokenizer.end).sum(dim=1).ge(1).all() and (tokens_BL >= 0).all()
     assert any_encoder(tokens_BL).pooled_BV.isfinite().all()
+
+
+def test_a_damaged_tokenizer_is_an_error_that_names_the_file(tokenizer_path, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(tokenizer_path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=rf"tokenizer {tmp_path}/tokenizer.model cannot be read .* restore"):
+        load_tokenizer(tmp_path / "tokenizer.model", vocabulary=512)
+
+
+@pytest.mark.slow
+def test_any_damage_to_the_tokenizer_is_a_value_error_or_changes_pieces(tokenizer_path, tmp_path):
+    good, random, refused = tokenizer_path.read_bytes(), Random(0), 0
+    for _ in range(300):
+        damaged = bytearray(good)
+        place = random.randrange(len(damaged))
+        match random.randrange(4):
+            case 0:
+                damaged[place] ^= 1 << random.randrange(8)
+            case 1:
+                del damaged[place:]
+            case 2:
+                damaged[place:place] = random.randbytes(4)
+            case 3:
+                damaged = bytearray(random.randbytes(random.randrange(2000)))
+        (tmp_path / "tokenizer.model").write_bytes(damaged)
+        try:
+            load_tokenizer(tmp_path / "tokenizer.model", vocabulary=512).encode(CAPTIONS)
+        except ValueError:
+            refused += 1
+    assert refused > 150
