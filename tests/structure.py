@@ -1,0 +1,214 @@
+"""The rules of the source tree as functions: each gets the root of a tree and returns what breaks the rule.
+
+Every function answers with a dict: what breaks the rule (a file, function or folder) and why.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+TOOLS_LEVEL = 9
+LEVELS = {
+    "config": 1,
+    "parallel": 1,
+    "scenes": 1,
+    "files": 1,
+    "recent": 1,
+    "unicode": 1,
+    "nn": 1,
+    "encoders": 2,
+    "diffusion": 2,
+    "telemetry": 2,
+    "checkpoint": 2,
+    "cli": 3,
+    "moe": 3,
+    "data": 3,
+    "model": 4,
+    "prepare": 4,
+    "sampling": 5,
+    "train": 6,
+    "evaluation": 6,
+    "report": 7,
+    "bench": 7,
+    "pretrain": 8,
+    "sample": 8,
+    "evaluate": 8,
+}
+"""A file imports from lower levels or from its own folder. Nothing imports files of tools/."""
+USERS = {
+    "deepspeed": {"train/engine", "train/zero", "parallel/context", "parallel/expert_groups"},
+    "megatron": {
+        "parallel/context",
+        "moe/routers",
+        "moe/dispatch",
+        "moe/experts",
+        "moe/grouped_linear",
+        "moe/layer",
+        "moe/transformer_engine",
+        "model/networks",
+        "moe/router",
+        "model/transformer",
+    },
+    "transformer_engine": {"moe/transformer_engine"},
+    "apex": {"train/optim"},
+    "webdataset": {"data/shards/index", "prepare/publish", "data/shards/remote", "tools/bench_data"},
+    "pyarrow": {"prepare/parquet"},
+    "imagehash": {"prepare/duplicates"},
+    "sentencepiece": {"encoders/text/tokenizer"},
+    "open_clip": {"encoders/text/clip"},
+    "diffusers": {"encoders/autoencoder/diffusers"},
+    "wandb": {"telemetry/trackers"},
+    "matplotlib": {"report/plots", "telemetry/picture_grid"},
+    "pydantic": {"config/load", "checkpoint/manifest"},
+    "yaml": {"config/load", "config/help", "config/yaml_file"},
+}
+"""Third-party packages and the only files that may import them."""
+MAX_LINES, MAX_BENCHMARK_LINES, MAX_FUNCTION_LINES = 250, 300, 60
+
+
+def python_files(root: Path, *folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (root / folder).rglob("*.py"))
+
+
+def name_of(root: Path, path: Path) -> str:
+    """`moe/layer` for a file of the package, `tools/report` for others."""
+    return path.relative_to(root).with_suffix("").as_posix().removeprefix("diffmoe_scale/")
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Dotted modules that a file imports, and whether relatively. `from a import b` gives a and a.b."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, False) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            yield module, node.level > 0
+            yield from ((f"{module}.{alias.name}", node.level > 0) for alias in node.names)
+
+
+def edges(root: Path) -> dict[str, set[str]]:
+    """Which file imports which, by name. The package's own `__init__` and its lazy imports do not count."""
+    files = {name_of(root, path): path for path in python_files(root, "diffmoe_scale", "tools")}
+    files.pop("__init__", None)
+    found: dict[str, set[str]] = {}
+    for name, path in files.items():
+        targets = {module.removeprefix("diffmoe_scale.").replace(".", "/") for module, _ in imports(path)}
+        targets |= {f"{target}/__init__" for target in targets}
+        found[name] = (targets & files.keys()) - {name}
+    return found
+
+
+def level_of(name: str) -> int:
+    parts = name.split("/")
+    return TOOLS_LEVEL if parts[0] == "tools" else LEVELS[parts[0]]
+
+
+def upward_imports(root: Path) -> dict[str, str]:
+    found = {}
+    for name, targets in edges(root).items():
+        for other in sorted(targets):
+            is_same_folder = "/" in name and other.split("/")[0] == name.split("/")[0] != "tools"
+            if level_of(other) >= level_of(name) and not is_same_folder:
+                levels = f"level {level_of(name)} imports level {level_of(other)}"
+                found[f"{name} -> {other}"] = f"{levels}; move what it needs to a lower level"
+    return found
+
+
+def circles(root: Path) -> dict[str, str]:
+    """Files that import each other in a circle; imports in functions and for type checking count."""
+    direct = edges(root)
+    found = {}
+    for start in direct:
+        reached: set[str] = set()
+        todo = list(direct[start])
+        while todo:
+            name = todo.pop()
+            if name not in reached:
+                reached.add(name)
+                todo += direct[name]
+        if start in reached:
+            found[start] = "imports itself through " + ", ".join(sorted(reached & direct[start]))
+    return found
+
+
+def relative_imports(root: Path) -> dict[str, str]:
+    paths = python_files(root, "diffmoe_scale", "tools", "tests")
+    return {
+        name_of(root, path): "use the full name of the module"
+        for path in paths
+        if any(is_relative for _, is_relative in imports(path))
+    }
+
+
+def stray_packages(root: Path) -> dict[str, str]:
+    found = {}
+    for path in python_files(root, "diffmoe_scale", "tools"):
+        for package in {module.split(".")[0] for module, _ in imports(path)} & USERS.keys():
+            if (name := name_of(root, path)) not in USERS[package]:
+                found[f"{name} -> {package}"] = f"only {', '.join(sorted(USERS[package]))} may import it"
+    return found
+
+
+def long_files(root: Path) -> dict[str, str]:
+    found = {}
+    for path in python_files(root, "diffmoe_scale", "tools", "tests", "launch"):
+        name = name_of(root, path)
+        limit = MAX_BENCHMARK_LINES if "bench" in name else MAX_LINES
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > limit:
+            found[name] = f"{lines} lines; at most {limit}"
+    return found
+
+
+def long_functions(root: Path) -> dict[str, str]:
+    found = {}
+    for path in python_files(root, "diffmoe_scale", "tools", "tests", "launch"):
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines > MAX_FUNCTION_LINES:
+                    found[f"{name_of(root, path)}:{node.name}"] = (
+                        f"{lines} lines; at most {MAX_FUNCTION_LINES}"
+                    )
+    return found
+
+
+def untrue_maps(root: Path) -> dict[str, str]:
+    """Folders whose `__init__` docstring does not name each file at the start of a line, or one too many."""
+    found = {}
+    folders = {path.parent for path in python_files(root, "diffmoe_scale")} - {root / "diffmoe_scale"}
+    for folder in sorted(folders):
+        files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+        files |= {f"{inner.name}/" for inner in folder.iterdir() if any(inner.glob("*.py"))}
+        init = folder / "__init__.py"
+        text = (ast.get_docstring(tree_of(init)) if init.exists() else None) or ""
+        named = set(mapped_names(text))
+        if named != files:
+            problem = f"not in the map: {sorted(files - named)}; no file: {sorted(named - files)}"
+            found[name_of(root, folder)] = problem
+    return found
+
+
+def mapped_names(docstring: str) -> Iterator[str]:
+    """First words of lines `name: text`, `name.py  text` and `name/: text` below the first paragraph."""
+    for line in docstring.splitlines()[1:]:
+        word, _, rest = line.partition(" ")
+        if rest and (word.endswith((":", ".py", "/"))) and not line.endswith(":"):
+            yield word.removesuffix(":").removesuffix(".py")
+
+
+RULES = {
+    rule.__name__: rule
+    for rule in (
+        upward_imports,
+        circles,
+        relative_imports,
+        stray_packages,
+        long_files,
+        long_functions,
+        untrue_maps,
+    )
+}
