@@ -156,11 +156,11 @@ def test_damaged_tars_end_in_a_set_or_a_sentence(tmp_path: Path) -> None:
                 header.size = len(data)
                 archive.addfile(header, io.BytesIO(data))
     for case in range(CASES):
-        draw, data = random.Random(case), bytearray(whole.getvalue())
+        draw, damaged = random.Random(case), bytearray(whole.getvalue())
         for _ in range(draw.randrange(1, 4)):
-            data[draw.randrange(8192)] = draw.randrange(256)
+            damaged[draw.randrange(8192)] = draw.randrange(256)
         path = tmp_path / f"{case}.tar"
-        path.write_bytes(data[: draw.choice([len(data), draw.randrange(len(data))])])
+        path.write_bytes(damaged[: draw.choice([len(damaged), draw.randrange(len(damaged))])])
         try:
             prepared = prepare(path, tmp_path / f"out{case}")
         except ValueError as error:

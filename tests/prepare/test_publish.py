@@ -1,5 +1,6 @@
 import argparse
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def start(
 
 
 def write(folder: Path, name: str = "a.tar") -> None:
-    write_shard(folder / name, [{"__key__": "1"} | make_sample(0, 0)])
+    write_shard(folder / name, [{"__key__": "1", **make_sample(0, 0)}])
 
 
 def test_a_set_appears_when_it_is_published_with_its_index(tmp_path: Path) -> None:
@@ -72,8 +73,8 @@ def test_an_earlier_set_is_replaced_only_when_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_shard_that_breaks_off_is_not_there(tmp_path: Path) -> None:
-    def samples():
-        yield {"__key__": "1"} | make_sample(0, 0)
+    def samples() -> Iterator[dict[str, object]]:
+        yield {"__key__": "1", **make_sample(0, 0)}
         raise OSError("disk")
 
     with pytest.raises(OSError, match="disk"):

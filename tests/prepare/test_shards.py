@@ -201,7 +201,8 @@ def test_a_stopped_call_goes_on_without_looking_or_writing_again(
 ) -> None:
     for number in range(5):
         add_picture(tmp_path / "images", f"{number}.png", caption="x")
-    write, wrote = shards.write_shard, []
+    write = shards.write_shard
+    wrote: list[str] = []
 
     def stop_at_the_second(path: Path, samples: object) -> None:
         if wrote:

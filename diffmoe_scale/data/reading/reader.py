@@ -17,18 +17,16 @@ from diffmoe_scale.config.check import RunError, require
 from diffmoe_scale.config.data import BucketConfig, DataConfig, DatasetConfig
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.data.features.source import (
-    FEATURE_SUFFIX,
     FeatureSet,
     check_shapes,
     find_feature_set,
-    load_feature_set,
-    set_file,
 )
 from diffmoe_scale.data.order.buckets import BatchPlan, Chunk, Position, bucket_size, build_plan, fill_rate
 from diffmoe_scale.data.order.mixture import MixedOrder, mix
 from diffmoe_scale.data.order.order import BucketOrder, FixedOrder, Order, ShuffledOrder
 from diffmoe_scale.data.order.size import ImageBuckets, find_sizes
 from diffmoe_scale.data.reading.batch import FAILURES, NOTES, Batch, Note, collate
+from diffmoe_scale.data.reading.conditions import CHECKED_SAMPLES, check_conditions
 from diffmoe_scale.data.reading.pictures import Size
 from diffmoe_scale.data.reading.source import SampleSource, ShardFiles
 from diffmoe_scale.data.reading.worker import follow_rank, start_worker_server
@@ -39,8 +37,9 @@ from diffmoe_scale.unicode import TEXT_NOTES
 logger = logging.getLogger(__name__)
 
 LOGGED_FAILURES = 10
+# A note costs no sample: one line of each kind says that there are some.
+LOGGED_NOTES = 1
 JUDGED_SAMPLES = 200
-CHECKED_SAMPLES = 64
 # A look at some samples must not fetch a data set.
 LOOKED_AT_REMOTE_SHARDS = 4
 WARNED_OF = ("long_caption", "retry", *TEXT_NOTES)
@@ -129,7 +128,7 @@ def build_reader(
         images=images,
         features=features,
     )
-    reader.check_conditions()
+    check_conditions(reader.source, reader.places(CHECKED_SAMPLES))
     reader.count_retries()
     return reader
 
@@ -342,33 +341,6 @@ class Reader:
         """Of a sample's image at full resolution."""
         return self.sizes[0 if self.images is None else self.images.bucket(shard, row)]
 
-    def check_conditions(self) -> None:
-        """Raises: ValueError if none of some samples spread over all shards has a caption (or label)."""
-        model, samples = self.source.model, self.places(CHECKED_SAMPLES)
-        found: Counter[str] = Counter()
-        for shard, row in samples:
-            members = self.catalog.index(shard).members(row)
-            found.update(members.keys())
-            if FEATURE_SUFFIX in members and self.source.features is None:
-                load_feature_set(set_file(self.catalog.paths[shard], self.catalog.remote))
-            has_text = self.source.has_text_features or self.source.files.captions(
-                shard, members, self.config.caption_weights
-            )
-            if ("cls" in members) if model.conditioning == "class" else has_text:
-                return
-        places = " or ".join(
-            "its .txt" if name == "txt" else f"the field {name!r} of its .json"
-            for name in self.config.caption_weights
-        )
-        expected = (
-            "a .cls (model.conditioning is 'class')"
-            if model.conditioning == "class"
-            else f"a caption in {places} (data.caption_weights)"
-        )
-        raise ValueError(
-            f"none of {len(samples)} samples that were looked at in {len(self.catalog.paths)} shards has {expected}; members found: {dict(found)}"
-        )
-
     def _load(self, chunks: Iterable[Chunk]) -> Iterator[Batch]:
         workers = self.config.workers
         if workers:
@@ -415,12 +387,13 @@ class Reader:
 
     def _count(self, kind: str, sentence: str, level: int = logging.WARNING) -> None:
         self.counts[kind] += 1
-        if self.counts[kind] <= LOGGED_FAILURES:
+        limit = LOGGED_NOTES if kind in NOTES and kind != "retry" else LOGGED_FAILURES
+        if self.counts[kind] <= limit:
             logger.log(
                 level,
                 "%s%s",
                 sentence,
-                "; more of this kind are only counted" if self.counts[kind] == LOGGED_FAILURES else "",
+                "; more of this kind are only counted" if self.counts[kind] == limit else "",
             )
 
 

@@ -87,23 +87,25 @@ class ShardFiles:
             [name for name, weight in weights.items() if (weight > 0) == is_drawn]
             for is_drawn in (True, False)
         )
-        found = self._texts(shard, members, drawn, notes)
+        found = self.texts(shard, members, drawn, notes)
         if found:
             return [(text, weights[name] / len(texts)) for name, texts in found.items() for text in texts]
         # Read only here: most samples do without them.
         return [
-            (text, 1.0) for texts in self._texts(shard, members, fallback, notes).values() for text in texts
+            (text, 1.0) for texts in self.texts(shard, members, fallback, notes).values() for text in texts
         ]
 
-    def _texts(
-        self, shard: int, members: dict[str, Span], names: list[str], notes: set[str] | None
+    def texts(
+        self, shard: int, members: dict[str, Span], names: list[str], notes: set[str] | None = None
     ) -> dict[str, list[str]]:
         """The captions of each source that has any."""
         record: object = None
         kinds: set[str] = set() if notes is None else notes
         if "json" in members and names not in ([], ["txt"]):
             try:
-                record = json.loads(decode_text(self.read(shard, members["json"]))[0])
+                text, odd = decode_text(self.read(shard, members["json"]))
+                kinds |= set(odd)
+                record = json.loads(text)
             except (ValueError, RecursionError):
                 record = None
         found: dict[str, object] = (

@@ -17,6 +17,7 @@ from diffmoe_scale.unicode import clean_text
 PAD, END, UNKNOWN = 0, 1, 2
 LONGEST_PIECE = 32
 """Characters: more than a piece of any tokenizer has."""
+LONGEST_LINE = 1000
 
 
 class Tokenizer:
@@ -98,7 +99,7 @@ def train_tokenizer(captions: Iterable[str], *, vocabulary: int, path: Path) -> 
     Raises: ValueError without captions, or for a vocabulary too small for the bytes and the captions'
     characters.
     """
-    texts = [text for text, _ in map(clean_text, captions) if text.strip()]
+    texts = [line for text, _ in map(clean_text, captions) if text.strip() for line in _lines(text)]
     if not texts:
         raise ValueError(
             f"no captions to train the tokenizer {path} on; expected captions with text in data.train"
@@ -118,6 +119,18 @@ def train_tokenizer(captions: Iterable[str], *, vocabulary: int, path: Path) -> 
         model = _train_bpe(texts, int(possible[1]))  # every word of the captions is a piece already
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, model)
+
+
+def _lines(text: str) -> list[str]:
+    """A text in parts of at most LONGEST_LINE characters, cut between words where there are some:
+    sentencepiece passes over lines of more than 4,192 bytes."""
+    lines = []
+    while len(text) > LONGEST_LINE:
+        end = text.rfind(" ", 1, LONGEST_LINE + 1)
+        end = end if end > 0 else LONGEST_LINE
+        lines.append(text[:end])
+        text = text[end:].lstrip(" ")
+    return [*lines, text] if text else lines
 
 
 def _train_bpe(texts: list[str], vocabulary: int) -> bytes:

@@ -189,6 +189,15 @@ def test_a_corrupt_image_is_skipped_counted_and_logged(
     assert caplog.text.count("shard-001.tar/1_3") == 1 and "its slot has weight 0" in caplog.text
 
 
+def test_many_notes_are_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    odd = {f"0_{row}": make_sample(0, row) | {"txt": b"caf\xe9"} for row in range(40)}
+    reader = _reader(tmp_path, [60], replaced=odd)
+    _batches(reader, 30)
+    assert reader.counts["not_utf8"] == 40
+    (line,) = [record.message for record in caplog.records if "no UTF-8" in record.message]
+    assert "shard-000.tar/0_" in line and line.endswith("more of this kind are only counted")
+
+
 def test_of_many_failures_the_first_are_logged_and_all_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

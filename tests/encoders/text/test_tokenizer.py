@@ -2,6 +2,7 @@ import time
 from random import Random
 
 import pytest
+import sentencepiece
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
@@ -127,3 +128,12 @@ def test_any_damage_to_the_tokenizer_is_a_value_error_or_changes_pieces(tokenize
         except ValueError:
             refused += 1
     assert refused > 150
+
+
+def test_captions_longer_than_a_line_of_sentencepiece_are_learned_from(tmp_path):
+    train_tokenizer(["word cat house " * 1000] * 2, vocabulary=320, path=tmp_path / "words.model")
+    model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "words.model"))
+    pieces = {model.id_to_piece(number) for number in range(model.get_piece_size())}
+    assert {"\u2581word", "\u2581cat", "\u2581house"} <= pieces
+    # One word that no space cuts.
+    train_tokenizer(["x" * 50_000], vocabulary=320, path=tmp_path / "letters.model")

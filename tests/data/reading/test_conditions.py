@@ -1,0 +1,43 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from diffmoe_scale.config.data import DataConfig
+from diffmoe_scale.config.model import ModelConfig
+from diffmoe_scale.data.reading.reader import Reader, build_reader
+from tests.data.samples import make_sample, write_shards
+
+
+def read(folder: Path, records: list[dict[str, object]], weights: dict[str, float] | None) -> Reader:
+    """A reader of a shard whose samples have these records and a .txt."""
+    replaced = {
+        f"0_{row}": make_sample(0, row) | {"json": json.dumps(record).encode()}
+        for row, record in enumerate(records)
+    }
+    write_shards(folder, [len(records)], replaced=replaced)
+    config = DataConfig() if weights is None else DataConfig(caption_weights=weights)
+    return build_reader(config, [f"{folder}/*.tar"], model=ModelConfig(image_size=4), seed=0)
+
+
+@pytest.mark.parametrize("weights", [None, {"txt": 1.0, "caption": 0.0}, {"txt": 0.5, "long": 0.5}])
+def test_sources_that_some_sample_has_are_good(tmp_path: Path, weights: dict[str, float] | None) -> None:
+    records: list[dict[str, object]] = [{} for _ in range(99)] + [{"long": ["a", "b"]}]
+    assert read(tmp_path, records, weights).num_samples == 100
+
+
+@pytest.mark.parametrize(
+    ("weights", "missing"),
+    [
+        ({"txt": 0.5, "longg": 0.5}, "the field 'longg' of its .json"),
+        ({"txt": 1.0, "longg": 0.0}, "the field 'longg' of its .json"),
+        ({"txt": 1.0, "caption": 1.0}, "the field 'caption' of its .json"),
+        ({"txt": 1.0, "number": 1.0}, "the field 'number' of its .json"),
+    ],
+)
+def test_a_source_that_no_sample_has_is_refused(
+    tmp_path: Path, weights: dict[str, float], missing: str
+) -> None:
+    with pytest.raises(ValueError) as raised:
+        read(tmp_path, [{"long": "x", "number": 5}, {"caption": " "}], weights)
+    assert missing in str(raised.value) and "data.caption_weights names" in str(raised.value)
