@@ -98,7 +98,7 @@ def test_capacity_without_a_schedule_is_the_same_in_every_step():
             {"capacity_steps": 5, "capacity_start": 9.0},
             r"moe.capacity_start is 9.0; .* at most moe.num_experts \(8\)",
         ),
-        ({"capacity_steps": -1}, r"moe.capacity_steps is -1; expected 0 \(no schedule\) or more"),
+        ({"capacity_steps": -1}, r"moe.capacity_steps is -1; expected 0 to "),
         (
             {"capacity_steps": 5, "capacity_start": 2.0, "router": "token_choice"},
             r"moe.capacity_steps is 5; expected 0 for moe.router 'token_choice'",
