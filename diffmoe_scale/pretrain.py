@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,7 +16,7 @@ from diffmoe_scale.cli.command import command_parser, user_path
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.help import describe_config
 from diffmoe_scale.config.load import load_config
-from diffmoe_scale.config.run_directory import RunDirectory, hold_lock
+from diffmoe_scale.config.run_directory import RunDirectory, hold_lock, run_of_config
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.files import replace_file
 from diffmoe_scale.telemetry.log import setup_logging, silence_packages
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     checkpoint and the end (sysexits.h's EX_TEMPFAIL: start again later), 130 the same by SIGINT."""
     try:
         parsed = build_parser().parse_intermixed_args(arguments)
-        config = load_config(parsed.config, parsed.settings)
+        config = read_config(parsed.config, parsed.settings)
         if parsed.check:
             print(config.run.directory)
             return 0
@@ -67,12 +68,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def read_config(file: Path, settings: Sequence[str]) -> Config:
+    """The config of a run starts that run again, wherever it was moved to and from whatever folder. Raises:
+    ValueError."""
+    config = load_config(file, settings)
+    directory = run_of_config(file)
+    if directory is None or any(word.startswith("run.directory=") for word in settings):
+        return config
+    if directory.path.resolve() == Path(config.run.directory).resolve():
+        return config
+    return replace(config, run=replace(config.run, directory=str(directory.path)))
+
+
 def run(config: Config, *, start_id: str = "") -> int:
     """Train as one rank of the job that the launcher's environment describes. The exit code."""
     silence_packages()
     # Imported here: `--help` and wrong settings answer at once.
     from diffmoe_scale.parallel.context import finalize, initialize, is_peer_failure
     from diffmoe_scale.parallel.launcher import adopt_launcher_variables
+    from diffmoe_scale.train.start import check_start
     from diffmoe_scale.train.trainer import train
 
     directory = RunDirectory(Path(config.run.directory))
@@ -82,6 +96,8 @@ def run(config: Config, *, start_id: str = "") -> int:
         if rank == 0:
             lock = hold_lock(directory)
         setup_logging(directory.path, rank=rank)
+        if rank == 0:
+            check_start(directory)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

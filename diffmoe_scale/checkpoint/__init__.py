@@ -1,7 +1,9 @@
 """Checkpoints: `step_00001000/` folders that are complete or ignored.
 
-manifest.py  what a checkpoint holds, check sums of its files; which folders are checkpoints
-files.py     torch.distributed.checkpoint's format, read so that no file can run code
-store.py     saving and loading of a run by all ranks, in the background, what is kept
-weights.py   one family of weights on one process
+manifest.py   what a checkpoint holds, check sums of its files; which folders are checkpoints
+files.py      torch.distributed.checkpoint's format, read so that no file can run code
+folders.py    folders made, named and removed; RUN/saved.json, by which lost checkpoints are noticed
+agreement.py  work of all ranks, of which one can fail
+store.py      saving and loading of a run by all ranks, in the background, what is kept
+weights.py    one family of weights on one process
 """

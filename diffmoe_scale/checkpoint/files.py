@@ -1,10 +1,11 @@
 """torch.distributed.checkpoint's files: written with the disk's own errors, read so that they run no code."""
 
-import os
 import pickle
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any  # torch's storage interface is untyped
+from typing import Any  # torch's storage interface is untyped
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -44,7 +45,7 @@ ALLOWED = {
     },
 }
 """All that the `.metadata` of a checkpoint of ours names; none of it acts when it is called."""
-DATA_FILE = re.compile(r"__\d+_\d+\.distcp")
+DATA_FILE = re.compile(r"__\d+_\d+\.distcp", re.ASCII)
 
 
 class Reader(dcp.FileSystemReader):
@@ -80,14 +81,26 @@ def read_metadata(path: Path) -> Metadata:
             metadata = _Unpickler(file).load()
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path} is refused: {error}") from error
-    except (OSError, MemoryError):
+    except OSError:
         raise
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to say
         raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
     if not isinstance(metadata, Metadata):
         raise ValueError(f"{path} holds a {type(metadata).__name__}; expected a checkpoint's Metadata")
-    _check_tensors(path, metadata)
+    try:
+        _check_tensors(path, metadata)
+    except (AttributeError, TypeError) as error:  # objects of ours that lack what ours have
+        raise ValueError(f"{path} is damaged: {error}") from error
     return metadata
+
+
+def find_problem(path: Path) -> str:
+    """What is wrong with a `.metadata`, or nothing. torch would print a traceback for it."""
+    try:
+        read_metadata(path)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _check_tensors(path: Path, metadata: Metadata) -> None:
@@ -100,15 +113,32 @@ def _check_tensors(path: Path, metadata: Metadata) -> None:
             raise ValueError(
                 f"{path} is refused: {name!r} is a {type(entry).__name__}; expected tensors alone"
             )
+    _check_places(path, metadata)
+
+
+def _check_places(path: Path, metadata: Metadata) -> None:
+    """Every tensor lies in files of the folder as a whole, between their first and last byte."""
+    sizes: dict[str, int] = {}
     for index, place in metadata.storage_data.items():
         if not DATA_FILE.fullmatch(str(getattr(place, "relative_path", ""))) or place.transform_descriptors:
             raise ValueError(f"{path} is refused: {index} is not plain data in a file of the same folder")
+        name = place.relative_path
+        if name not in sizes:
+            file = path.with_name(name)
+            sizes[name] = file.stat().st_size if file.is_file() and not file.is_symlink() else -1
+        if not _is_within(place.offset, place.length, sizes[name]):
+            raise ValueError(
+                f"{path} is damaged: {index} is at bytes {place.offset} + {place.length} of {name}, "
+                f"which has {sizes[name]} bytes"
+            )
+
+
+def _is_within(offset: object, length: object, size: int) -> bool:
+    are_numbers = type(offset) is int and type(length) is int
+    return are_numbers and 0 <= offset <= size and 0 < length <= size - offset  # type: ignore[operator]
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: IO[bytes]) -> None:
-        super().__init__(file)
-
     def find_class(self, module: str, name: str) -> Any:
         if name not in ALLOWED.get(module, ()):
             raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint holds")
@@ -123,13 +153,23 @@ def global_view(piece: Slice) -> Tensor:
     return view
 
 
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+class HostCopies:
+    """Copies of slices in host memory that is allocated once, page-locked where they come from a GPU."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, Tensor] = {}
+
+    def take(self, state: Mapping[str, Slice]) -> dict[str, Slice]:
+        """The slices as they are now; the next call overwrites them."""
+        for name, piece in state.items():
+            if name not in self._tensors or self._tensors[name].shape != piece.values.shape:
+                self._tensors[name] = torch.empty_like(
+                    piece.values, device="cpu", pin_memory=piece.values.is_cuda
+                )
+            self._tensors[name].copy_(piece.values, non_blocking=True)
+        if any(piece.values.is_cuda for piece in state.values()):
+            torch.cuda.synchronize()
+        return {name: replace(piece, values=self._tensors[name]) for name, piece in state.items()}
 
 
 def first_reason(error: BaseException) -> str:

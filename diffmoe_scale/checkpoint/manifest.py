@@ -13,6 +13,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+METADATA = ".metadata"
+"""The table of tensors of torch.distributed.checkpoint."""
 STEP_FOLDER = re.compile(r"step_(\d{8,18})", re.ASCII)
 NAMED = 5
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]
@@ -81,6 +83,8 @@ def read_manifest(checkpoint: Path) -> Manifest:
     """Raises: ValueError if the folder is no complete checkpoint, its manifest is damaged, of another schema
     or of another step than the folder's name says."""
     path = checkpoint / MANIFEST
+    if not path.is_file():  # a pipe would be waited for
+        raise ValueError(f"{checkpoint} is no complete checkpoint: it has no file {MANIFEST}")
     try:
         text = path.read_text(encoding="utf-8")
         tree = json.loads(text)
@@ -109,6 +113,8 @@ def read_manifest(checkpoint: Path) -> Manifest:
         raise ValueError(
             f"{checkpoint} holds step {manifest.step}: the folder was renamed; give it its name back"
         )
+    if METADATA not in manifest.files:
+        raise ValueError(f"{MANIFEST} of {checkpoint} has no check sum of {METADATA}")
     return manifest
 
 
@@ -117,7 +123,9 @@ def find_damage(checkpoint: Path, manifest: Manifest, names: Iterable[str]) -> l
     problems = []
     for name in names:
         path, expected = checkpoint / name, manifest.files[name]
-        if not path.is_file():
+        if path.is_symlink():
+            problems.append(f"{name} is a link; expected a file of the checkpoint")
+        elif not path.is_file():
             problems.append(f"{name} is missing")
         elif (size := path.stat().st_size) != expected.size:
             problems.append(f"{name} has {size} bytes instead of {expected.size}")

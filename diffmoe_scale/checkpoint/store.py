@@ -7,25 +7,32 @@ last and makes it complete. Training waits for a copy in host memory only; a thr
 """
 
 import logging
-import os
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self  # gathered Python objects
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from diffmoe_scale.checkpoint.files import Reader, Writer, first_reason, global_view, sync_folder
+from diffmoe_scale.checkpoint.agreement import agree, share_of
+from diffmoe_scale.checkpoint.files import (
+    HostCopies,
+    Reader,
+    Writer,
+    find_problem,
+    first_reason,
+    global_view,
+)
+from diffmoe_scale.checkpoint.folders import make_unfinished, name_finished, record_saved, remove_checkpoint
 from diffmoe_scale.checkpoint.manifest import (
+    METADATA,
     NAMED,
     Manifest,
     StoredFile,
@@ -40,6 +47,7 @@ from diffmoe_scale.checkpoint.manifest import (
 )
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.run import CheckpointConfig
+from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.parallel.context import is_peer_failure
 from diffmoe_scale.parallel.slice import Slice
 
@@ -60,7 +68,7 @@ class CheckpointStore:
         self.config = config
         self.group = group
         self.is_main = group.rank() == 0
-        self._copies: dict[str, Tensor] = {}
+        self._copies = HostCopies()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._under_way: Future[bool] | None = None
         self._damaged: set[Path] = set()
@@ -75,7 +83,7 @@ class CheckpointStore:
         once. One save at a time: waits for the one before, and raises its failure as `finish` does.
         """
         self.finish()
-        copies = self._copy(state)
+        copies = self._copies.take(state)
         self._under_way = self._thread.submit(self._write, copies, manifest)
 
     def finish(self) -> bool:
@@ -105,23 +113,11 @@ class CheckpointStore:
         finally:
             self._thread.shutdown()
 
-    def _copy(self, state: Mapping[str, Slice]) -> dict[str, Slice]:
-        """The slices in host memory that is allocated once, page-locked where they come from a GPU."""
-        for name, piece in state.items():
-            if name not in self._copies or self._copies[name].shape != piece.values.shape:
-                self._copies[name] = torch.empty_like(
-                    piece.values, device="cpu", pin_memory=piece.values.is_cuda
-                )
-            self._copies[name].copy_(piece.values, non_blocking=True)
-        if any(piece.values.is_cuda for piece in state.values()):
-            torch.cuda.synchronize()
-        return {name: replace(piece, values=self._copies[name]) for name, piece in state.items()}
-
     def _write(self, state: Mapping[str, Slice], manifest: Manifest) -> bool:
         final = self.folder / f"step_{manifest.step:08d}"
         unfinished = final.with_suffix(".tmp")
         try:
-            self._agree(lambda: self._clear(unfinished))
+            agree(self.group, lambda: make_unfinished(unfinished) if self.is_main else None)
             writer = Writer(unfinished, sync_files=True)
             dcp.save(
                 {name: global_view(piece) for name, piece in state.items()},
@@ -159,11 +155,12 @@ class CheckpointStore:
         Waits for the save under way. Raises: RuntimeError if there are checkpoints and each is damaged.
         """
         self.finish()
-        candidates = self._agree(
-            lambda: [str(path) for path in checkpoint_folders(self.folder)] if self.is_main else []
+        candidates = agree(
+            self.group,
+            lambda: [str(path) for path in checkpoint_folders(self.folder)] if self.is_main else [],
         )[0]
         for candidate in map(Path, reversed(candidates)):
-            found = self._agree(lambda: self._check_share(candidate))  # noqa: B023 # called at once
+            found = agree(self.group, lambda: self._check_share(candidate))  # noqa: B023 # called at once
             # Each rank says what is wrong with the manifest.
             problems = [*dict.fromkeys(problem for of_rank in found for problem in of_rank)]
             if not problems:
@@ -187,22 +184,18 @@ class CheckpointStore:
         """
         manifest = read_manifest(checkpoint)
         shapes: dict[str, list[int]] = {}
-        for found in self._agree(lambda: {name: list(piece.shape) for name, piece in state.items()}):
+        for found in agree(self.group, lambda: {name: list(piece.shape) for name, piece in state.items()}):
             shapes |= found
         check_model(checkpoint, manifest, shapes, settings)
+        (problem, *_) = agree(self.group, lambda: find_problem(checkpoint / METADATA) if self.is_main else "")
+        if problem:
+            raise RunError(problem)
         views = {name: global_view(piece) for name, piece in state.items()}
         try:
             dcp.load(views, storage_reader=Reader(checkpoint), process_group=self.group)
         except CheckpointException as error:  # a BaseException, which nobody above expects
             raise RunError(f"checkpoint {checkpoint} cannot be read: {first_reason(error)}") from error
         return manifest
-
-    def _clear(self, unfinished: Path) -> None:
-        """Make an empty folder, and room: what killed runs left is removed."""
-        if self.is_main:
-            for leftover in self.folder.glob("step_*.tmp"):
-                shutil.rmtree(leftover, ignore_errors=True)
-            unfinished.mkdir(parents=True)
 
     def _complete(
         self, unfinished: Path, final: Path, state: Mapping[str, Slice], manifest: Manifest
@@ -212,11 +205,12 @@ class CheckpointStore:
         shapes: dict[str, list[int]] = {}
         # The main rank's listing is shared: a rank that does not see a file of it fails here, not at a
         # resume.
-        names = self._agree(lambda: [path.name for path in unfinished.iterdir()] if self.is_main else [])[0]
+        names = agree(
+            self.group, lambda: [path.name for path in unfinished.iterdir()] if self.is_main else []
+        )[0]
         own_shapes = {name: list(piece.shape) for name, piece in state.items()}
-        for found_files, found_shapes in self._agree(
-            lambda: (self._describe_share(unfinished, names), own_shapes)
-        ):
+        shares = agree(self.group, lambda: (self._describe_share(unfinished, names), own_shapes))
+        for found_files, found_shapes in shares:
             files |= found_files
             shapes |= found_shapes
         versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
@@ -231,21 +225,13 @@ class CheckpointStore:
             if not self.is_main:
                 return
             write_manifest(unfinished, full)
-            sync_folder(unfinished)
-            replaced = final.with_suffix(".replaced.tmp")
-            if final.exists():
-                os.rename(final, replaced)
-            os.rename(unfinished, final)
-            sync_folder(final.parent)
-            shutil.rmtree(replaced, ignore_errors=True)
+            name_finished(unfinished, final)
+            record_saved(RunDirectory(self.folder.parent).saved, full.step)
 
-        self._agree(publish)
-
-    def _share(self, names: list[str]) -> list[str]:
-        return sorted(names)[self.group.rank() :: self.group.size()]
+        agree(self.group, publish)
 
     def _describe_share(self, folder: Path, names: list[str]) -> dict[str, StoredFile]:
-        return {name: describe_file(folder / name) for name in self._share(names)}
+        return {name: describe_file(folder / name) for name in share_of(self.group, names)}
 
     def _check_share(self, checkpoint: Path) -> list[str]:
         """What is wrong with the manifest and with this rank's share of the files."""
@@ -253,21 +239,7 @@ class CheckpointStore:
             manifest = read_manifest(checkpoint)
         except ValueError as error:
             return [str(error)]
-        return find_damage(checkpoint, manifest, self._share(list(manifest.files)))
-
-    def _agree(self, action: Callable[[], Any]) -> list[Any]:
-        """Run on every rank, then give every rank all results. Collective; one rank's OSError is raised on
-        all."""
-        try:
-            mine: Any = action()
-        except OSError as error:
-            mine = _Failure(f"rank {self.group.rank()}: {error}")
-        everyone: list[Any] = [None] * self.group.size()
-        dist.all_gather_object(everyone, mine, group=self.group)
-        failures = [result.reason for result in everyone if isinstance(result, _Failure)]
-        if failures:
-            raise RunError(failures[0])
-        return everyone
+        return find_damage(checkpoint, manifest, share_of(self.group, list(manifest.files)))
 
     def _prune(self) -> None:
         """Remove what the config does not keep; damaged checkpoints neither count nor leave."""
@@ -276,19 +248,3 @@ class CheckpointStore:
         for path in good[: -self.config.keep_last]:
             if not (every and step_of(path) % every == 0):
                 remove_checkpoint(path)
-
-
-def remove_checkpoint(path: Path) -> None:
-    """Renamed first: what a kill leaves of a removal must not look complete."""
-    doomed = path.with_suffix(".tmp")
-    shutil.rmtree(doomed, ignore_errors=True)
-    try:
-        os.rename(path, doomed)
-    except OSError as error:
-        logger.warning("checkpoint %s was not removed: %s", path, error)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-@dataclass(frozen=True)
-class _Failure:
-    reason: str

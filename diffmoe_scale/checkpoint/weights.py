@@ -8,8 +8,8 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from diffmoe_scale.checkpoint.files import Reader, first_reason, global_view
-from diffmoe_scale.checkpoint.manifest import check_model, read_manifest
+from diffmoe_scale.checkpoint.files import Reader, find_problem, first_reason, global_view
+from diffmoe_scale.checkpoint.manifest import METADATA, check_model, read_manifest
 from diffmoe_scale.parallel.slice import Slice
 
 
@@ -25,6 +25,8 @@ def fill_tensors(
     held = {name: shape for name, shape in manifest.shapes.items() if name.startswith(f"{family}/")}
     shapes = {name: list(piece.shape) for name, piece in pieces.items()}
     check_model(checkpoint, manifest, shapes, settings, held=held)
+    if problem := find_problem(checkpoint / METADATA):
+        raise ValueError(problem)
     views = {name: global_view(piece) for name, piece in pieces.items()}
     try:
         dcp.load(views, storage_reader=Reader(checkpoint), no_dist=True)

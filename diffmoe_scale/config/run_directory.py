@@ -29,6 +29,11 @@ class RunDirectory:
         return self.path / "ended"
 
     @property
+    def saved(self) -> Path:
+        """The step of the newest checkpoint that was ever complete: {"step": N}."""
+        return self.path / "saved.json"
+
+    @property
     def config(self) -> Path:
         """The resolved settings, which alone start the run again."""
         return self.path / "config.yaml"
@@ -69,6 +74,13 @@ class RunDirectory:
     @property
     def report(self) -> Path:
         return self.path / "report.html"
+
+
+def run_of_config(file: Path) -> RunDirectory | None:
+    """The run that a config file was written by; None for a file that lies elsewhere."""
+    directory = RunDirectory(file.parent)
+    is_run = directory.metrics.exists() or directory.saved.exists() or directory.checkpoints.exists()
+    return directory if file.name == directory.config.name and is_run else None
 
 
 def hold_lock(directory: RunDirectory) -> IO[str] | None:

@@ -8,6 +8,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any  # what stands for a number in damaged files
 
 import pytest
 import torch
@@ -113,6 +114,23 @@ def test_data_outside_of_the_folder_is_refused(checkpoint: Path, name: str) -> N
     sign(checkpoint)
     with pytest.raises(ValueError, match="is not plain data in a file of the same folder"):
         load(checkpoint)
+
+
+@pytest.mark.parametrize("field", ["offset", "length"])
+@pytest.mark.parametrize("value", [-1, 10**15, True, "1", None], ids=str)
+def test_places_outside_of_their_file_are_refused(checkpoint: Path, field: str, value: Any) -> None:
+    metadata = read_metadata(checkpoint / ".metadata")
+    setattr(next(iter(metadata.storage_data.values())), field, value)
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(metadata))
+    sign(checkpoint)
+    with pytest.raises(ValueError, match=r"is damaged: .* is at bytes|has no attribute"):
+        load(checkpoint)
+
+
+def test_a_pickle_that_asks_for_all_memory_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / ".metadata").write_bytes(b"\x80\x05\x8d" + (2**62).to_bytes(8, "little") + b".")
+    with pytest.raises(ValueError, match=r"is damaged|is refused"):
+        read_metadata(tmp_path / ".metadata")
 
 
 def test_plain_torch_still_reads_what_is_written(checkpoint: Path) -> None:

@@ -1,4 +1,6 @@
 import json
+import os
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -6,6 +8,7 @@ import pytest
 
 from diffmoe_scale.checkpoint.manifest import (
     Manifest,
+    StoredFile,
     check_model,
     complete_checkpoints,
     describe_file,
@@ -15,7 +18,12 @@ from diffmoe_scale.checkpoint.manifest import (
 )
 
 MANIFEST = Manifest(
-    step=3, samples=24, optimizer_steps=2, settings={"moe": {"capacity": 0.1}}, shapes={"master/w": [3, 4]}
+    step=3,
+    samples=24,
+    optimizer_steps=2,
+    settings={"moe": {"capacity": 0.1}},
+    shapes={"master/w": [3, 4]},
+    files={".metadata": StoredFile(size=1, sha256="0" * 64)},
 )
 
 
@@ -137,8 +145,20 @@ def test_folders_with_a_manifest_are_complete_and_ordered_by_step(tmp_path: Path
     assert complete_checkpoints(tmp_path) == paths and complete_checkpoints(tmp_path / "missing") == []
 
 
+def test_manifest_without_the_table_of_tensors_is_refused(tmp_path: Path) -> None:
+    write_manifest(tmp_path, replace(MANIFEST, files={}))
+    with pytest.raises(ValueError, match=r"has no check sum of \.metadata"):
+        read_manifest(tmp_path)
+
+
+def test_pipe_in_place_of_the_manifest_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "manifest.json")
+    with pytest.raises(ValueError, match=r"it has no file manifest\.json"):
+        read_manifest(tmp_path)
+
+
 def test_damaged_files_are_named_with_what_is_wrong(tmp_path: Path) -> None:
-    names = ["flipped", "long", "missing", "whole"]
+    names = ["flipped", "link", "long", "missing", "whole"]
     for name in names:
         (tmp_path / name).write_bytes(b"data")
     manifest = Manifest(
@@ -147,8 +167,11 @@ def test_damaged_files_are_named_with_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "flipped").write_bytes(b"dat`")
     (tmp_path / "long").write_bytes(b"data!")
     (tmp_path / "missing").unlink()
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").symlink_to(tmp_path / "whole")  # the right bytes, but of another place
     assert find_damage(tmp_path, manifest, names) == [
         "flipped has another check sum than when it was written",
+        "link is a link; expected a file of the checkpoint",
         "long has 5 bytes instead of 4",
         "missing is missing",
     ]
@@ -158,7 +181,8 @@ def test_other_tensors_without_another_setting_are_refused() -> None:
     check_model(Path("run"), MANIFEST, {"master/w": [3, 4]}, MANIFEST.settings)
     with pytest.raises(
         ValueError,
-        match=r"1 tensors differ, such as master/w is \[3, 4\] there and missing here. Settings that differ: none",
+        match=r"1 tensors differ, such as master/w is \[3, 4\] there and missing here\. "
+        "Settings that differ: none",
     ):
         check_model(Path("run"), MANIFEST, {}, MANIFEST.settings)
 

@@ -19,7 +19,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from diffmoe_scale.checkpoint import store as module
-from diffmoe_scale.checkpoint.manifest import Manifest
+from diffmoe_scale.checkpoint.manifest import Manifest, complete_checkpoints
 from diffmoe_scale.checkpoint.store import CheckpointStore
 from diffmoe_scale.checkpoint.weights import fill_tensors
 from diffmoe_scale.config.run import CheckpointConfig
@@ -162,7 +162,7 @@ def save_and_die(context: ParallelContext, folder: Path, place: str) -> None:
     owner, name = {
         "data": (dcp.FileSystemWriter, "write_data"),
         "manifest": (json, "dump"),
-        "rename": (module.os, "rename"),
+        "rename": (os, "rename"),
     }[place]
     setattr(owner, name, die)
     save(context, folder, [20])
@@ -285,7 +285,7 @@ def fail_in_turn(context: ParallelContext, folder: Path, on_write_error: str) ->
         (0, dcp.FileSystemWriter, "write_data"),
         (1, dcp.FileSystemWriter, "write_data"),
         (0, json, "dump"),
-        (0, module.os, "rename"),
+        (0, os, "rename"),
     ]
     for step, (rank, owner, name) in enumerate(places, start=20):
         with pytest.MonkeyPatch.context() as patch:
@@ -352,7 +352,7 @@ def train_while_writing(context: ParallelContext, folder: Path) -> dict[str, Any
         total = torch.ones(1)
         for group in (context.dp_group, context.control_group):
             dist.all_reduce(total, group=group)
-        seen = {"sum": float(total), "complete": [path.name for path in module.complete_checkpoints(folder)]}
+        seen = {"sum": float(total), "complete": [path.name for path in complete_checkpoints(folder)]}
         disk.is_free.set()
         store.save(make_state(context.rank, even_cuts(context.world_size), step=20), manifest(20))
         seen["events at least"] = disk.events[:2]
@@ -484,7 +484,8 @@ def test_one_family_fills_whole_tensors_of_another_format(two_checkpoints: Path)
 def test_filling_another_models_tensors_is_refused(two_checkpoints: Path) -> None:
     with pytest.raises(
         ValueError,
-        match=r"1 tensors differ, such as master/w is \[3, 4\] there and \[4, 3\] here. Settings that differ: none",
+        match=r"1 tensors differ, such as master/w is \[3, 4\] there and \[4, 3\] here\. "
+        "Settings that differ: none",
     ):
         fill_tensors(
             two_checkpoints / "step_00000020", {"w": torch.zeros(4, 3)}, family="master", settings=SETTINGS
@@ -494,5 +495,5 @@ def test_filling_another_models_tensors_is_refused(two_checkpoints: Path) -> Non
 def test_filling_from_a_short_file_says_that_it_is_damaged(copy: Path) -> None:
     for path in (copy / "step_00000020").glob("*.distcp"):
         path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match="step_00000020 is damaged"):
+    with pytest.raises(ValueError, match=r"step_00000020.* is damaged"):
         fill_tensors(copy / "step_00000020", {"w": torch.zeros(3, 4)}, family="master", settings=SETTINGS)

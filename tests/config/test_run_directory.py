@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from diffmoe_scale.config.run_directory import RunDirectory, hold_lock
+from diffmoe_scale.config.run_directory import RunDirectory, hold_lock, run_of_config
+from diffmoe_scale.pretrain import read_config
 
 HOLD = (
     "import sys, time; from pathlib import Path; from diffmoe_scale.config.run_directory import *\n"
@@ -45,3 +46,18 @@ def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
             time.sleep(0.05)
     assert lock is not None
     lock.close()
+
+
+def test_config_of_a_run_starts_that_run_from_whatever_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDirectory(tmp_path / "a" / "my # run")
+    run.checkpoints.mkdir(parents=True)
+    run.config.write_text("run: {directory: 'my # run'}\n", encoding="utf-8")
+    (tmp_path / "b").mkdir()
+    monkeypatch.chdir(tmp_path / "b")
+    assert read_config(run.config, []).run.directory == str(run.path)
+    assert read_config(run.config, ["run.directory=other"]).run.directory == "other"
+    monkeypatch.chdir(tmp_path / "a")
+    assert read_config(Path("my # run/config.yaml"), []).run.directory == "my # run"
+    assert run_of_config(tmp_path / "a" / "config.yaml") is None

@@ -1,0 +1,63 @@
+"""What the main rank does in a run directory before anything else: no run begins anew over an older one by
+mistake."""
+
+import logging
+
+from diffmoe_scale.checkpoint.folders import read_saved, write_saved
+from diffmoe_scale.checkpoint.manifest import checkpoint_folders, step_of
+from diffmoe_scale.config.load import load_config
+from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.telemetry.metrics import read_metrics
+
+logger = logging.getLogger(__name__)
+
+
+def check_start(directory: RunDirectory) -> None:
+    """Compare the checkpoints of a run directory with what else it holds. For the main rank, which holds the
+    lock.
+
+    A tokenizer that no checkpoint needs is removed: it was made from other captions or settings perhaps.
+
+    Raises: ValueError if the checkpoints are gone that the directory had; OSError if it cannot be read.
+    """
+    folders = checkpoint_folders(directory.checkpoints)
+    saved = read_saved(directory.saved)
+    if folders:
+        newest = step_of(folders[-1])
+        if saved is not None and newest < saved:
+            logger.warning(
+                "the checkpoint of step %d is gone from %s; the newest one left is of step %d",
+                saved,
+                directory.checkpoints,
+                newest,
+            )
+        return
+    if saved is None:  # a new directory, or one of an older version
+        refuse_lost_checkpoints(directory, _steps_of_older_version(directory))
+        directory.path.mkdir(parents=True, exist_ok=True)
+        write_saved(directory.saved, 0)
+    else:
+        refuse_lost_checkpoints(directory, saved)
+    if directory.tokenizer.exists():
+        logger.info("%s is made anew: no checkpoint was saved with it", directory.tokenizer)
+        directory.tokenizer.unlink()
+
+
+def refuse_lost_checkpoints(directory: RunDirectory, step: int) -> None:
+    """Raise ValueError if there were checkpoints up to `step`, which is more than 0."""
+    if step > 0:
+        raise ValueError(
+            f"run.directory {directory.path} trained to step {step} at least, but {directory.checkpoints} "
+            "holds no checkpoint: put its step_* folders back or mount their disk; to begin anew, choose "
+            f"another run.directory or remove {directory.path}"
+        )
+
+
+def _steps_of_older_version(directory: RunDirectory) -> int:
+    """The last step of the metrics if a checkpoint was due by then; else 0. Old versions keep no record."""
+    steps = [record["step"] for record in read_metrics(directory.metrics)]
+    if not steps or not directory.config.is_file():
+        return 0
+    every = load_config(directory.config).checkpoint.every
+    last = int(max(steps))
+    return last if 0 < every <= last else 0
