@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from diffmoe_scale.cli.command import command_parser, user_path
+from diffmoe_scale.cli.command import command_parser, run_command, user_path
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.help import describe_config
 from diffmoe_scale.config.load import load_config
@@ -30,23 +30,23 @@ HOW_TO_CONTINUE = "the same command continues from the newest complete checkpoin
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 trained to the end, 1 a failure while running, 2 a wrong setting, 75 a signal asked for a
     checkpoint and the end (sysexits.h's EX_TEMPFAIL: start again later), 130 the same by SIGINT."""
-    try:
-        parsed = build_parser().parse_intermixed_args(arguments)
-        config = read_config(parsed.config, parsed.settings)
-        if parsed.check:
-            print(config.run.directory)
-            return 0
-        return run(config, start_id=parsed.start_id)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(build_parser(), work, arguments)
+
+
+def work(parsed: argparse.Namespace) -> int:
+    config = read_config(parsed.config, parsed.settings)
+    if parsed.check:
+        print(config.run.directory)
+        return 0
+    return run(config, start_id=parsed.start_id)
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "pretrain",
-        "Train a DiffMoE diffusion transformer. A run that stopped continues from its newest complete checkpoint.",
-        epilog="settings (section.key=default):" + describe_config(),
+        "Train a DiffMoE diffusion transformer. "
+        "A run that stopped continues from its newest complete checkpoint.",
+        describe_settings=describe_config,
     )
     parser.add_argument(
         "--config",
@@ -103,7 +103,8 @@ def run(config: Config, *, start_id: str = "") -> int:
         return 2
     except OSError as error:
         print(
-            f"error: run.directory is {config.run.directory!r}, which cannot be written to ({error}); choose another",
+            f"error: run.directory is {config.run.directory!r}, which cannot be written to ({error}); "
+            "choose another",
             file=sys.stderr,
         )
         return 2
@@ -154,7 +155,8 @@ def leave(code: int) -> NoReturn:
     wait for a dead rank, for minutes or for good, while the other ranks wait for this one.
     """
     for worker in multiprocessing.active_children():
-        worker.kill()  # data workers; they would notice seconds later, and the interpreter's own request to end means nothing to them
+        # Data workers: they would notice seconds later, and do not heed the interpreter's request to end.
+        worker.kill()
     if code == 0:
         sys.exit()
     logging.shutdown()

@@ -33,6 +33,7 @@ LEVELS = {
     "pretrain": 8,
     "sample": 8,
     "evaluate": 8,
+    "__main__": 8,
 }
 """A file imports from lower levels or from its own folder. Nothing imports files of tools/."""
 USERS = {

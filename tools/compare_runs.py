@@ -4,10 +4,13 @@ equal, 1 different, 2 wrong use."""
 import argparse
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any  # lines of metrics.jsonl
 
+from diffmoe_scale.cli.command import command_parser, run_command, user_path
+from diffmoe_scale.config.check import require
 from diffmoe_scale.telemetry.metrics import read_metrics
 
 # What the clock and the machine decide.
@@ -85,23 +88,25 @@ def compare(a: Lines, b: Lines, *, tolerance: float) -> dict[str, Difference]:
     return found
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description="Compare two runs' metrics, but for timing, throughput and memory."
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = command_parser(
+        "compare_runs",
+        "Compare two runs' metrics, but for timing, throughput and memory. "
+        "Exit code 0: equal, 1: different, 2: wrong use.",
     )
-    parser.add_argument("runs", type=Path, nargs=2, metavar="RUN", help="run directory or metrics.jsonl")
+    parser.add_argument("runs", type=user_path, nargs=2, metavar="RUN", help="run directory or metrics.jsonl")
     parser.add_argument(
         "--tolerance",
         type=float,
         default=0.0,
         help="relative difference that is still equal (default: 0, to the bit)",
     )
-    parsed = parser.parse_args()
-    try:
-        a, b = (read_lines(run) for run in parsed.runs)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(parser, work, arguments)
+
+
+def work(parsed: argparse.Namespace) -> int:
+    require(0 <= parsed.tolerance < math.inf, "--tolerance", parsed.tolerance, "0 or more")
+    a, b = (read_lines(run) for run in parsed.runs)
     differences = compare(a, b, tolerance=parsed.tolerance)
     for name, difference in sorted(differences.items()):
         if difference.absolute > 0:

@@ -17,6 +17,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any  # argparse hands values of any type to an action
 
 from diffmoe_scale import __version__
 from diffmoe_scale.config.check import RunError
@@ -28,15 +29,28 @@ WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirecto
 """Errors of the operating system that another argument mends."""
 
 
-def command_parser(name: str, description: str, *, epilog: str = "") -> argparse.ArgumentParser:
-    """A parser with `--version`. `epilog` is printed as it is, below the arguments: examples."""
+def command_parser(
+    name: str,
+    description: str,
+    *,
+    epilog: str = "",
+    describe_settings: Callable[[str], str] | None = None,
+) -> argparse.ArgumentParser:
+    """A parser with `--version`. `epilog` is printed as it is, below the arguments: examples.
+
+    `describe_settings` gives the text about one section of the settings, or about all for "", and raises
+    ValueError for an unknown section. With it `--help` prints all, and `--help SECTION` that one alone.
+    """
     parser = argparse.ArgumentParser(
         prog=name,
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        add_help=describe_settings is None,
     )
+    if describe_settings is not None:
+        parser.add_argument("-h", "--help", action=_SettingsHelp, describe_settings=describe_settings)
     parser.add_argument("--version", action="version", version=f"diffmoe_scale {__version__}")
     return parser
 
@@ -65,16 +79,21 @@ def run_command(
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # an ASCII locale must not end a command
-    parsed = parser.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments)
     setup_tool_logging()
     try:
-        return work(parsed) or OK
+        parsed = parser.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments)
+        code = work(parsed) or OK
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a reader who left, or a full disk, is noticed before the interpreter's end
+        return code
     except BrokenPipeError:
         return _reader_left()
     except (ValueError, *WRONG_PATH) as error:
         return _tell(error, WRONG_USE)
     except (RunError, OSError) as error:
-        return _tell(error, FAILED)
+        code = _tell(error, FAILED)
+        _discard_output()
+        return code
     except KeyboardInterrupt:
         return _tell("interrupted", INTERRUPTED)
 
@@ -86,5 +105,47 @@ def _tell(error: object, code: int) -> int:
 
 def _reader_left() -> int:
     """Whoever read our output stopped reading (`| head`): nothing more can be said there."""
-    sys.stdout = open("/dev/null", "w", encoding="utf-8")  # noqa: SIM115  # the interpreter flushes it at its end
+    # The interpreter flushes it at its end.
+    sys.stdout = open("/dev/null", "w", encoding="utf-8")  # noqa: SIM115
     return FAILED
+
+
+def _discard_output() -> None:
+    """Leave out what stdout cannot take (a full disk): the interpreter would fail on it again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _reader_left()
+
+
+class _SettingsHelp(argparse.Action):
+    """`--help [SECTION]`."""
+
+    def __init__(
+        self,
+        option_strings: Sequence[str],
+        dest: str,
+        describe_settings: Callable[[str], str],
+    ) -> None:
+        super().__init__(
+            option_strings,
+            dest=argparse.SUPPRESS,
+            default=argparse.SUPPRESS,
+            nargs="?",
+            const="",
+            metavar="SECTION",
+            help="print this help and end; with a SECTION, such as optimizer, its settings alone",
+        )
+        self.describe_settings = describe_settings
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        section = values if isinstance(values, str) else ""
+        settings = self.describe_settings(section)
+        print(settings if section else f"{parser.format_help()}\nsettings (section.key=default):{settings}")
+        parser.exit()

@@ -78,3 +78,41 @@ def test_a_reader_who_leaves_and_an_ascii_locale_end_nothing_with_a_traceback():
         },
     )
     assert result.stderr == "" and result.stdout == "\\xe9\n"
+
+
+def describe(section):
+    if section not in ("", "run"):
+        raise ValueError(f"--help {section}: there is no such section")
+    return f" settings of {section or 'all'}"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "shown", "hidden"),
+    [
+        (["--help"], 0, "settings of all", "settings of run"),
+        (["--help", "run"], 0, "settings of run", "usage"),
+        (["--help", "rum"], 2, "error: --help rum: there is no such section", "usage"),
+    ],
+)
+def test_help_tells_of_all_settings_or_of_one_section(words, code, shown, hidden, capsys):
+    parser = command_parser("x", "y", describe_settings=describe)
+    parser.add_argument("--config", required=True)
+    try:
+        found = run_command(parser, lambda parsed: None, words)
+    except SystemExit as end:
+        found = end.code
+    captured = capsys.readouterr()
+    assert found == code
+    assert shown in captured.out + captured.err and hidden not in captured.out + captured.err
+
+
+def test_output_that_cannot_be_written_is_one_line_and_exit_code_1():
+    code = (
+        "import sys; from diffmoe_scale.cli.command import *\n"
+        "sys.exit(run_command(command_parser('x', 'y'), lambda parsed: print('x'), []))"
+    )
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        result = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (result.returncode, result.stderr) == (1, "error: [Errno 28] No space left on device\n")

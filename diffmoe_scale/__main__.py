@@ -1,0 +1,61 @@
+"""`python -m diffmoe_scale`: the list of commands; `python -m diffmoe_scale COMMAND ...` runs one."""
+
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffmoe_scale.cli.command import OK, WRONG_USE, command_parser, run_command
+
+COMMANDS = {
+    "pretrain": "train a model, or continue a run that stopped",
+    "sample": "draw pictures for captions or labels",
+    "evaluate": "score a trained model and write its report",
+}
+TOOLS = {
+    "make_scenes": "write the embedded data set of coloured shapes",
+    "prepare_shards": "write your pictures and captions as shards",
+    "inspect_data": "show what shards hold, and what is broken",
+    "cache_features": "encode pictures and captions of shards in advance",
+    "find_gamma": "find the threshold that gives a sampling cost",
+    "report": "write a run's report anew",
+    "compare_runs": "show where the metrics of two runs differ",
+    "bench_layer": "time the MoE layer",
+    "bench_step": "time a training step",
+    "bench_data": "time the reading of data",
+    "bench_checkpoint": "time checkpoints",
+    "bench_resume": "time the start deep in an epoch",
+}
+FOLDER = Path(__file__).resolve().parents[1] / "tools"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the list, or run the command that the first argument names, in this process."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    match words:
+        case [] | ["-h" | "--help" | "--version", *_]:
+            parser = command_parser("diffmoe_scale", "Lists the commands, or runs one.")
+            is_version = words[:1] == ["--version"]
+            return run_command(parser, lambda parsed: print(describe_commands()), words if is_version else [])
+        case [name, *rest] if name in COMMANDS:
+            sys.argv = [name, *rest]
+            runpy.run_module(f"diffmoe_scale.{name}", run_name="__main__", alter_sys=True)
+            return OK
+        case [name, *rest] if name in TOOLS and (FOLDER / f"{name}.py").is_file():
+            sys.argv = [name, *rest]
+            runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+            return OK
+    known = ", ".join([*COMMANDS, *TOOLS])
+    print(f"error: {words[0]!r} is no command here; expected one of {known}", file=sys.stderr)
+    return WRONG_USE
+
+
+def describe_commands() -> str:
+    """A line for each command, tools included where the repository is there."""
+    lines = ["usage: python -m diffmoe_scale COMMAND [arguments]; COMMAND --help tells more", ""]
+    shown = COMMANDS | (TOOLS if FOLDER.is_dir() else {})
+    return "\n".join(lines + [f"  {name:<18}{meaning}" for name, meaning in shown.items()])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

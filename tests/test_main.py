@@ -1,0 +1,33 @@
+"""`python -m diffmoe_scale`: the list of commands, and a command by its name."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffmoe_scale.__main__ import COMMANDS, TOOLS, main
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_list_names_every_command_and_tool(capsys):
+    assert set(TOOLS) == {path.stem for path in (ROOT / "tools").glob("*.py")}
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    documented = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    for name in (*COMMANDS, *TOOLS):
+        assert f"  {name} " in printed and f"`{name}`" in documented
+
+
+@pytest.mark.parametrize("name", ["pretrain", "compare_runs"])
+def test_a_command_by_its_name_gets_the_arguments(name, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["diffmoe_scale"])
+    with pytest.raises(SystemExit) as end:
+        main([name, "--version"])
+    assert end.value.code in (0, None)
+    assert capsys.readouterr().out.startswith("diffmoe_scale ")
+
+
+def test_unknown_command_is_a_wrong_use(capsys):
+    assert main(["smaple"]) == 2
+    assert "'smaple' is no command here; expected one of pretrain, " in capsys.readouterr().err
