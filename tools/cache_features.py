@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from diffmoe_scale.cli.command import command_parser, run_command, user_path
-from diffmoe_scale.prepare.publish import resumable
+from diffmoe_scale.prepare.resumable import resumable
 
 EXAMPLES = """examples:
   python tools/cache_features.py --config configs/captions_64.yaml --input 'shards/train-*.tar' \\

@@ -12,7 +12,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from diffmoe_scale.cli.command import command_parser, run_command, user_path
-from diffmoe_scale.prepare.publish import begin, publish, resumable, write_shard
+from diffmoe_scale.prepare.publish import begin, publish, write_shard
+from diffmoe_scale.prepare.resumable import resumable
 from diffmoe_scale.scenes.scenes import Level, Split, draw_scene
 from diffmoe_scale.scenes.shapes import render
 

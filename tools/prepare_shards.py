@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from diffmoe_scale.cli.command import command_parser, run_command, user_path
 from diffmoe_scale.prepare.place import CAPTION_COLUMNS, IMAGE_COLUMNS
-from diffmoe_scale.prepare.publish import resumable
+from diffmoe_scale.prepare.resumable import resumable
 
 INPUT = (
     "folder of images (hidden files do not count, links are followed), each with NAME.txt or NAME.json "

@@ -18,6 +18,7 @@ duplicates.py  pictures that look the same
 keys.py        keys of samples from names
 losses.py      what was lost or dealt with: counts and names by reason
 sources.py     what a set was made from: a change of any file is seen and named
+resumable.py   commands that go on where they were stopped
 publish.py     sets that appear complete or not at all
 
 From shards to features, and a look at shards:

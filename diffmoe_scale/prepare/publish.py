@@ -1,37 +1,20 @@
 """Sets of shards that appear complete or not at all: written in NAME.unfinished, where an interrupted call
 goes on, then renamed."""
 
-import argparse
 import json
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any  # JSON
 
 import webdataset
 
-from diffmoe_scale.cli.command import INTERRUPTED, OK
 from diffmoe_scale.data.shards.index import ShardCatalog
 from diffmoe_scale.files import replace_file
 from diffmoe_scale.prepare.sources import Sources
 
 WORKING = ".tmp"
-
-
-def resumable(work: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], int]:
-    """The work of a command that makes a set. Ctrl-C loses no finished shard, which is said."""
-
-    def run(parsed: argparse.Namespace) -> int:
-        try:
-            work(parsed)
-            return OK
-        except KeyboardInterrupt:
-            print("interrupted; the same command goes on", file=sys.stderr)
-            return INTERRUPTED
-
-    return run
 
 
 def unfinished_folder(output: Path) -> Path:

@@ -1,4 +1,3 @@
-import argparse
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from diffmoe_scale.data.shards.index import ShardCatalog
-from diffmoe_scale.prepare.publish import begin, publish, resumable, write_shard
+from diffmoe_scale.prepare.publish import begin, publish, write_shard
 from diffmoe_scale.prepare.sources import FILE, Sources
 from tests.data.samples import make_sample
 
@@ -80,14 +79,6 @@ def test_a_shard_that_breaks_off_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk"):
         write_shard(tmp_path / "a.tar", samples())
     assert not (tmp_path / "a.tar").exists()
-
-
-def test_ctrl_c_ends_a_command_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted(parsed: argparse.Namespace) -> None:
-        raise KeyboardInterrupt
-
-    assert resumable(interrupted)(argparse.Namespace()) == 130
-    assert capsys.readouterr().err == "interrupted; the same command goes on\n"
 
 
 def test_a_shard_without_a_sample_is_written(tmp_path: Path) -> None:
