@@ -8,6 +8,8 @@
 #   python launch/pretrain_t2i.sh --config FILE ...       one process
 #
 # Python takes this part for a docstring, and bash takes the Python part for a here-document.
+# Only the bash form, torchrun and python can be taken at their word when they answer 0: deepspeed 0.19.8 itself answers
+# 0 when its launcher was killed (for memory, say).
 # A signal (TERM, USR1, USR2, INT) to the bash form makes the ranks write a checkpoint and end; exit code 75, or 130 after INT. Under a host list
 # deepspeed gives them 30 seconds for it, and the exit code is 1.
 # Environment of the bash form:

@@ -113,7 +113,8 @@ def test_python_takes_the_package_beside_the_script(copy: Path, tmp_path: Path) 
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "pretrain.py").write_text(
-        "import sys\n\ndef main():\n    print(__file__)\n    return 7\n\ndef leave(code):\n    sys.exit(code)\n"
+        "import sys\n\ndef main():\n    print(__file__)\n    return 7\n\n"
+        "def leave(code):\n    sys.exit(code)\n"
     )
     (elsewhere := tmp_path / "elsewhere").mkdir()
     result = run([sys.executable, copy], cwd=elsewhere)
@@ -241,7 +242,8 @@ def test_terminated_training_under_deepspeed_ends_with_a_checkpoint_and_code_75(
     (checkpoint,) = complete_checkpoints(tmp_path / "run" / "checkpoints")
     told = (tmp_path / "log").read_text()
     for rank in (0, 1):
-        reason = f"a signal asked for it; step {int(checkpoint.name.removeprefix('step_'))} is saved; the same command continues"
+        step = int(checkpoint.name.removeprefix("step_"))
+        reason = f"a signal asked for it; step {step} is saved; the same command continues"
         assert f"stopped (rank {rank}): {reason}" in told
     assert "Traceback" not in told
 
@@ -261,8 +263,12 @@ def run_sbatch(tmp_path: Path, *arguments: str, **variables: str) -> subprocess.
     )
     write_program(tmp_path / "bin" / "squeue", 'echo "${JOB_STATE:-RUNNING}"')
     told = 'echo "$MASTER_ADDR:$MASTER_PORT threads=$OMP_NUM_THREADS interface=${NCCL_SOCKET_IFNAME:-}"'
-    write_program(tmp_path / "bin" / "srun", told, 'printf "%s|" "$@"', "echo", 'exit "${SRUN_CODE:-0}"')
-    write_program(tmp_path / ".venv" / "bin" / "python")
+    # The last word is the start's number; the main rank writes it after training to the end.
+    ended = f'for last in "$@"; do :; done; [ "${{IS_CUT_OFF:-}}" ] || echo "$last" >{tmp_path}/ended'
+    write_program(
+        tmp_path / "bin" / "srun", told, 'printf "%s|" "$@"', "echo", ended, 'exit "${SRUN_CODE:-0}"'
+    )
+    write_program(tmp_path / ".venv" / "bin" / "python", f"echo {tmp_path}", 'exit "${CHECK_CODE:-0}"')
     job = {
         "SLURM_JOB_ID": "40007",
         "SLURM_JOB_NODELIST": "node[7,9]",
@@ -282,10 +288,25 @@ def test_slurm_template_starts_one_pretrain_a_task(tmp_path: Path) -> None:
     result = run_sbatch(tmp_path, "--config", "a file", "run.steps=3")
     assert result.returncode == 0, result.stderr
     started = result.stdout.splitlines()[-1]
-    assert (
-        started
-        == "--cpus-per-task=6|--kill-on-bad-exit=1|python|-m|diffmoe_scale.pretrain|--config|a file|run.steps=3|"
+    assert started == (
+        "--cpus-per-task=6|--kill-on-bad-exit=1|python|-m|diffmoe_scale.pretrain|"
+        "--config|a file|run.steps=3|--start-id|40007-0|"
     )
+
+
+def test_slurm_template_answers_0_only_with_the_word_of_the_main_rank(tmp_path: Path) -> None:
+    assert run_sbatch(tmp_path, "--config", "x").returncode == 0
+    result = run_sbatch(tmp_path, "--config", "x", SLURM_RESTART_COUNT="1", IS_CUT_OFF="yes")
+    assert result.returncode == 1 and "does not say that the run trained to its end" in result.stderr
+    result = run_sbatch(
+        tmp_path, "--config", "x", IS_CUT_OFF="yes", SLURM_JOB_ID="40008", RESTART_AFTER_S="0"
+    )
+    assert result.stdout.splitlines()[-1] == "scontrol requeue 40008"
+
+
+def test_slurm_template_answers_a_wrong_setting_before_the_tasks_start(tmp_path: Path) -> None:
+    result = run_sbatch(tmp_path, "--config", "x", CHECK_CODE="2")
+    assert result.returncode == 2 and "|" not in result.stdout
 
 
 def test_slurm_template_meets_at_the_first_node_and_a_port_of_the_job(tmp_path: Path) -> None:
