@@ -41,6 +41,7 @@ setup(
         "ninja",
         "setuptools",
     ],
+    entry_points={"console_scripts": ["diffmoe_scale = diffmoe_scale.__main__:main"]},
     extras_require={
         "gpu": ["transformer-engine[pytorch]==2.20.2"],
         "dev": ["hypothesis", "mypy", "pytest", "pytest-timeout", "ruff", "types-PyYAML", "types-tqdm"],
