@@ -17,7 +17,6 @@ NOT_YET: dict[str, set[str]] = {
         "tools/bench_layer -> megatron",
     },
     "long_files": {
-        "checkpoint/store",
         "data/features/source",
         "data/reading/reader",
         "data/shards/index",
@@ -30,7 +29,6 @@ NOT_YET: dict[str, set[str]] = {
         "tests/data/shards/test_index",
         "tests/data/shards/test_remote",
         "tests/launch/test_pretrain_script",
-        "tests/tools/test_cache_features",
         "tests/train/runs",
         "tests/train/test_engine",
         "tests/train/test_trainer",
