@@ -31,21 +31,19 @@ from diffmoe_scale.bench.timing import ratios, write_result
 from diffmoe_scale.config.check import require
 from diffmoe_scale.config.data import DataConfig
 from diffmoe_scale.config.model import ModelConfig
-from diffmoe_scale.data.features.source import (
-    FEATURE_SUFFIX,
-    CaptionFeatures,
-    FeatureSet,
-    FeatureSource,
+from diffmoe_scale.data.features.format import (
     SampleFeatures,
-    find_feature_set,
     pack_sample,
     stack_captions,
     stack_latents,
     unpack_sample,
 )
+from diffmoe_scale.data.features.locate import find_feature_set
+from diffmoe_scale.data.features.source import FEATURE_SUFFIX, CaptionFeatures, FeatureSet, FeatureSource
+from diffmoe_scale.data.reading.build import build_reader
 from diffmoe_scale.data.reading.pictures import Size, decode_image
-from diffmoe_scale.data.reading.reader import build_reader
-from diffmoe_scale.data.shards.index import IMAGE_SUFFIXES, expand_patterns
+from diffmoe_scale.data.shards.index import IMAGE_SUFFIXES
+from diffmoe_scale.data.shards.patterns import expand_patterns
 from diffmoe_scale.prepare.publish import write_shard
 
 SHARDS = 4

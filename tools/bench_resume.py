@@ -25,8 +25,10 @@ from PIL import Image
 from diffmoe_scale.bench.timing import write_result
 from diffmoe_scale.config.data import DataConfig
 from diffmoe_scale.config.model import ModelConfig
-from diffmoe_scale.data.reading.reader import Reader, build_reader
-from diffmoe_scale.data.shards.index import INDEX_SUFFIX, ShardCatalog
+from diffmoe_scale.data.reading.build import build_reader
+from diffmoe_scale.data.reading.reader import Reader
+from diffmoe_scale.data.shards.catalog import ShardCatalog
+from diffmoe_scale.data.shards.sidecar import INDEX_SUFFIX
 
 GLOBAL_BATCH = 256
 

@@ -36,7 +36,8 @@ def _inspect(parsed: argparse.Namespace) -> None:
 
     from diffmoe_scale.config.data import DataConfig
     from diffmoe_scale.config.load import load_config
-    from diffmoe_scale.data.shards.index import ShardCatalog, expand_patterns
+    from diffmoe_scale.data.shards.catalog import ShardCatalog
+    from diffmoe_scale.data.shards.patterns import expand_patterns
     from diffmoe_scale.files import replace_file
     from diffmoe_scale.prepare.facts import caption_lengths, list_facts, list_troubles
     from diffmoe_scale.prepare.survey import survey_shards

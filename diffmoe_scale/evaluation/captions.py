@@ -7,8 +7,9 @@ from pathlib import Path
 
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.data.reading.reader import build_reader, iterate_captions
-from diffmoe_scale.data.shards.index import expand_patterns
+from diffmoe_scale.data.reading.build import build_reader
+from diffmoe_scale.data.reading.reader import iterate_captions
+from diffmoe_scale.data.shards.patterns import expand_patterns
 from diffmoe_scale.data.shards.remote import is_url
 from diffmoe_scale.encoders.text.tokenizer import load_tokenizer
 from diffmoe_scale.sampling.calibration import shard_names

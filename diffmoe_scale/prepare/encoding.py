@@ -15,15 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from diffmoe_scale.data.features.source import (
-    FEATURE_SUFFIX,
-    CaptionFeatures,
-    FeatureSet,
-    FeatureSource,
-    pack_sample,
-    to_stored,
-)
-from diffmoe_scale.data.order.buckets import Chunk
+from diffmoe_scale.data.features.format import pack_sample, to_stored
+from diffmoe_scale.data.features.source import FEATURE_SUFFIX, CaptionFeatures, FeatureSet, FeatureSource
+from diffmoe_scale.data.order.plan import Chunk
 from diffmoe_scale.data.reading.batch import Sample, to_unit_range
 from diffmoe_scale.data.reading.reader import Reader
 from diffmoe_scale.data.reading.source import SampleSource

@@ -13,14 +13,11 @@ import torch
 from diffmoe_scale.config.check import RunError, require
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.data.features.source import (
-    FeatureSet,
-    FeatureSource,
-    bucket_fields,
-    check_shapes,
-)
-from diffmoe_scale.data.reading.reader import Reader, build_reader
-from diffmoe_scale.data.shards.index import ShardCatalog
+from diffmoe_scale.data.features.check import bucket_fields, check_shapes
+from diffmoe_scale.data.features.source import FeatureSet, FeatureSource
+from diffmoe_scale.data.reading.build import build_reader
+from diffmoe_scale.data.reading.reader import Reader
+from diffmoe_scale.data.shards.catalog import ShardCatalog
 from diffmoe_scale.encoders.autoencoder.build import build_autoencoder
 from diffmoe_scale.encoders.text.build import build_text_encoder
 from diffmoe_scale.files import replace_file

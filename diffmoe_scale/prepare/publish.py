@@ -10,7 +10,7 @@ from typing import Any  # JSON
 
 import webdataset
 
-from diffmoe_scale.data.shards.index import ShardCatalog
+from diffmoe_scale.data.shards.catalog import ShardCatalog
 from diffmoe_scale.files import replace_file
 from diffmoe_scale.prepare.sources import Sources
 

@@ -9,18 +9,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from diffmoe_scale.data.features.source import (
-    FEATURE_SUFFIX,
-    FeatureSet,
-    find_feature_set,
-    stack_latents,
-    stored_original,
-    unpack_sample,
-)
+from diffmoe_scale.data.features.format import stack_latents, stored_original, unpack_sample
+from diffmoe_scale.data.features.locate import find_feature_set
+from diffmoe_scale.data.features.source import FEATURE_SUFFIX, FeatureSet
 from diffmoe_scale.data.order.order import FixedOrder
+from diffmoe_scale.data.reading.files import ShardFiles
 from diffmoe_scale.data.reading.pictures import RGB, Size, decode_image, open_image
-from diffmoe_scale.data.reading.source import ShardFiles
-from diffmoe_scale.data.shards.index import IMAGE_SUFFIXES, ShardCatalog, Span
+from diffmoe_scale.data.shards.catalog import ShardCatalog
+from diffmoe_scale.data.shards.index import IMAGE_SUFFIXES, Span
 from diffmoe_scale.prepare.images import unseen_parts
 from diffmoe_scale.prepare.losses import Losses
 from diffmoe_scale.prepare.publish import read_manifest

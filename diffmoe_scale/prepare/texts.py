@@ -4,7 +4,7 @@ keeps."""
 import json
 from dataclasses import dataclass, field
 
-from diffmoe_scale.data.reading.source import caption_texts
+from diffmoe_scale.data.reading.captions import caption_texts
 from diffmoe_scale.prepare.place import Entry, Record, Text
 from diffmoe_scale.unicode import TEXT_NOTES, clean_text, decode_text
 

@@ -10,7 +10,8 @@ from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.data import DatasetConfig
 from diffmoe_scale.config.sampling import SamplingConfig
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.data.reading.reader import build_reader, iterate_captions
+from diffmoe_scale.data.reading.build import build_reader
+from diffmoe_scale.data.reading.reader import iterate_captions
 from diffmoe_scale.sampling.batch import number_requests
 from diffmoe_scale.sampling.generate import generate_batches
 from diffmoe_scale.sampling.loading import Pipeline

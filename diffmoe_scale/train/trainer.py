@@ -17,10 +17,11 @@ from diffmoe_scale.config.identity import model_settings
 from diffmoe_scale.config.load import changed_settings, dump_config
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.data.features.source import check_features
-from diffmoe_scale.data.order.buckets import BatchPlan, Position
+from diffmoe_scale.data.features.check import check_features
+from diffmoe_scale.data.order.plan import BatchPlan, Position
 from diffmoe_scale.data.reading.batch import Batch
-from diffmoe_scale.data.reading.reader import Reader, build_reader, iterate_captions
+from diffmoe_scale.data.reading.build import build_reader
+from diffmoe_scale.data.reading.reader import Reader, iterate_captions
 from diffmoe_scale.encoders.text.encoder import TextEncoder
 from diffmoe_scale.encoders.text.tokenizer import train_tokenizer
 from diffmoe_scale.files import replace_file

@@ -11,7 +11,8 @@ import torch.distributed as dist
 
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.data.reading.reader import Reader, build_reader, iterate_captions
+from diffmoe_scale.data.reading.build import build_reader
+from diffmoe_scale.data.reading.reader import Reader, iterate_captions
 from diffmoe_scale.model.networks import Networks
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.parallel.context import ParallelContext

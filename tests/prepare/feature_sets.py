@@ -6,7 +6,8 @@ from pathlib import Path
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.reading.batch import Batch
-from diffmoe_scale.data.reading.reader import Reader, build_reader
+from diffmoe_scale.data.reading.build import build_reader
+from diffmoe_scale.data.reading.reader import Reader
 from tests.data.samples import read_batches, write_shards
 from tools import cache_features
 

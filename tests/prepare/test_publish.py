@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from diffmoe_scale.data.shards.index import ShardCatalog
+from diffmoe_scale.data.shards.catalog import ShardCatalog
 from diffmoe_scale.prepare.publish import begin, publish, write_shard
 from diffmoe_scale.prepare.sources import FILE, Sources
 from tests.data.samples import make_sample

@@ -8,7 +8,7 @@ from PIL import Image
 
 from diffmoe_scale.config.data import DataConfig
 from diffmoe_scale.config.model import ModelConfig
-from diffmoe_scale.data.reading.reader import build_reader
+from diffmoe_scale.data.reading.build import build_reader
 from diffmoe_scale.prepare import judge, shards
 from diffmoe_scale.prepare.losses import KEPT_NAMES
 from tests.data.samples import encode, read_batches

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.run_directory import RunDirectory
-from diffmoe_scale.data.features.source import FeatureSet, FeatureSource, pack_sample
+from diffmoe_scale.data.features.format import pack_sample
+from diffmoe_scale.data.features.source import FeatureSet, FeatureSource
 from diffmoe_scale.data.reading.pictures import Size
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.sampling.batch import generate_batch, number_requests

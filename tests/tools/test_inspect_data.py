@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffmoe_scale.data.features.source import FeatureSet, FeatureSource, pack_sample
+from diffmoe_scale.data.features.format import pack_sample
+from diffmoe_scale.data.features.source import FeatureSet, FeatureSource
 from diffmoe_scale.data.reading.pictures import Size
 from tests.data.samples import encode, write_shards
 from tests.prepare.folders import add_picture, prepare

@@ -9,7 +9,7 @@ from PIL import Image
 
 from diffmoe_scale.config.data import DataConfig
 from diffmoe_scale.config.model import ModelConfig
-from diffmoe_scale.data.reading.reader import build_reader
+from diffmoe_scale.data.reading.build import build_reader
 from diffmoe_scale.scenes.scenes import Split, draw_scene
 from diffmoe_scale.scenes.shapes import render
 from tests.data.samples import read_batches

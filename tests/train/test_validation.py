@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from diffmoe_scale.config.run_directory import RunDirectory
-from diffmoe_scale.data.reading.reader import build_reader
+from diffmoe_scale.data.reading.build import build_reader
 from diffmoe_scale.encoders.text.tokenizer import train_tokenizer
 from diffmoe_scale.model.networks import Networks
 from diffmoe_scale.parallel.context import ParallelContext

@@ -14,11 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from diffmoe_scale.data.features.source import FEATURE_SUFFIX, stored_original
+from diffmoe_scale.data.features.format import stored_original
+from diffmoe_scale.data.features.source import FEATURE_SUFFIX
 from diffmoe_scale.data.order.buckets import cropped_share, nearest_bucket
+from diffmoe_scale.data.reading.files import ShardFiles
 from diffmoe_scale.data.reading.pictures import Size, stored_size
-from diffmoe_scale.data.reading.source import ShardFiles, chosen_suffix
-from diffmoe_scale.data.shards.index import ShardCatalog, ShardIndex, Span, write_arrays
+from diffmoe_scale.data.reading.source import chosen_suffix
+from diffmoe_scale.data.shards.catalog import ShardCatalog
+from diffmoe_scale.data.shards.index import ShardIndex, Span
+from diffmoe_scale.data.shards.sidecar import write_arrays
 from diffmoe_scale.recent import RecentlyUsed
 
 logger = logging.getLogger(__name__)
@@ -64,6 +68,14 @@ class ImageBuckets:
                 "%d images have no readable size; they keep their places, in the bucket of squares",
                 self.num_unknown,
             )
+
+    def describe(self) -> None:
+        """Log how much of the pictures is cut off."""
+        logger.info(
+            "buckets cut off %.1f %% of the pixels; squares would %.1f %%",
+            100 * self.cropped,
+            100 * self.cropped_to_square,
+        )
 
     def rows(self, shard: int) -> list[np.ndarray]:
         """The rows of a shard's images in each bucket, rising."""

@@ -7,13 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffmoe_scale.data.features.source import (
-    FeatureSet,
-    Latents,
-    StoredCaption,
-    stack_captions,
-    stack_latents,
-)
+from diffmoe_scale.data.features.format import Latents, stack_captions, stack_latents
+from diffmoe_scale.data.features.source import FeatureSet, StoredCaption
 from diffmoe_scale.data.reading.pictures import Picture, Size
 from diffmoe_scale.encoders.text.features import TextFeatures
 from diffmoe_scale.unicode import TEXT_NOTES

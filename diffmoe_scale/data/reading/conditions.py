@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from diffmoe_scale.config.data import DataConfig
-from diffmoe_scale.data.features.source import FEATURE_SUFFIX, load_feature_set, set_file
+from diffmoe_scale.data.features.locate import load_feature_set, set_file
+from diffmoe_scale.data.features.source import FEATURE_SUFFIX
 from diffmoe_scale.data.reading.source import SampleSource
 
 CHECKED_SAMPLES = 2000

@@ -1,164 +1,35 @@
 """Batches of WebDataset shards. The state of reading is one integer a bucket: the samples that all ranks have
 consumed together."""
 
-import itertools
 import logging
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from diffmoe_scale.config.check import RunError, require
-from diffmoe_scale.config.data import BucketConfig, DataConfig, DatasetConfig
+from diffmoe_scale.config.data import BucketConfig, DataConfig
 from diffmoe_scale.config.model import ModelConfig
-from diffmoe_scale.data.features.source import (
-    FeatureSet,
-    check_shapes,
-    find_feature_set,
-)
-from diffmoe_scale.data.order.buckets import BatchPlan, Chunk, Position, bucket_size, build_plan, fill_rate
-from diffmoe_scale.data.order.mixture import MixedOrder, mix
-from diffmoe_scale.data.order.order import BucketOrder, FixedOrder, Order, ShuffledOrder
-from diffmoe_scale.data.order.size import ImageBuckets, find_sizes
-from diffmoe_scale.data.reading.batch import FAILURES, NOTES, Batch, Note, collate
-from diffmoe_scale.data.reading.conditions import CHECKED_SAMPLES, check_conditions
+from diffmoe_scale.data.features.source import FeatureSet
+from diffmoe_scale.data.order.buckets import full_sizes
+from diffmoe_scale.data.order.mixture import MixedOrder
+from diffmoe_scale.data.order.order import BucketOrder, FixedOrder, Order
+from diffmoe_scale.data.order.plan import BatchPlan, Chunk, Position, build_plan, describe_plan
+from diffmoe_scale.data.order.size import ImageBuckets
+from diffmoe_scale.data.reading.batch import Batch, Note, collate
+from diffmoe_scale.data.reading.files import ShardFiles
+from diffmoe_scale.data.reading.judge import Judge
 from diffmoe_scale.data.reading.pictures import Size
-from diffmoe_scale.data.reading.source import SampleSource, ShardFiles
+from diffmoe_scale.data.reading.source import SampleSource
 from diffmoe_scale.data.reading.worker import follow_rank, start_worker_server
-from diffmoe_scale.data.shards.index import ShardCatalog, expand_patterns
-from diffmoe_scale.data.shards.remote import RemoteShards
-from diffmoe_scale.unicode import TEXT_NOTES
+from diffmoe_scale.data.shards.catalog import ShardCatalog
 
 logger = logging.getLogger(__name__)
 
-LOGGED_FAILURES = 10
-# A note costs no sample: one line of each kind says that there are some.
-LOGGED_NOTES = 1
-JUDGED_SAMPLES = 200
+
 # A look at some samples must not fetch a data set.
 LOOKED_AT_REMOTE_SHARDS = 4
-WARNED_OF = ("long_caption", "retry", *TEXT_NOTES)
-
-
-def build_reader(
-    config: DataConfig,
-    patterns: Sequence[str | DatasetConfig],
-    *,
-    model: ModelConfig,
-    seed: int,
-    buckets: BucketConfig | None = None,
-) -> "Reader":
-    """A reader of the shards that the patterns name, or of data sets by weight; makes missing indexes.
-    Without `buckets` all images are cut to squares.
-
-    Raises: ValueError for patterns without a file, shards without a sample, samples without captions (or
-    labels), features of images of other sizes; OSError for a URL that cannot be read and has no index (or
-    sizes, with buckets).
-    """
-    remote = None
-    if config.cache_folder:
-        limit_bytes = int(config.cache_gib * 2**30)
-        remote = RemoteShards(
-            Path(config.cache_folder),
-            limit_bytes=limit_bytes,
-            attempts=config.fetch_attempts,
-            stall_timeout_s=config.stall_timeout_s,
-        )
-    datasets = [entry for entry in patterns if isinstance(entry, DatasetConfig)]
-    shard_groups = [entry.shards for entry in datasets] or [
-        tuple(entry for entry in patterns if isinstance(entry, str))
-    ]
-    groups = [expand_patterns(group, remote) for group in shard_groups]
-    paths = [path for group in groups for path in group]
-    buckets = buckets or BucketConfig()
-    features = find_feature_set(paths, remote)
-    if features is not None:
-        check_shapes(features.source, image_size=model.image_size, buckets=buckets)
-    index_folder = Path(config.index_folder) if config.index_folder else None
-    on_fetch = partial(find_sizes, has_features=features is not None) if buckets.enabled else None
-    catalog = ShardCatalog(paths, index_folder=index_folder, remote=remote, on_fetch=on_fetch)
-    _check_cache(config, catalog, [len(group) for group in groups])
-    num_samples, num_lost = sum(catalog.counts), catalog.problems.total()
-    if num_samples + num_lost >= JUDGED_SAMPLES and num_lost > config.max_bad_fraction * (
-        num_samples + num_lost
-    ):
-        raise ValueError(
-            f"indexing the shards found {num_lost} problems ({dict(catalog.problems)}) beside {num_samples} good samples, "
-            f"more than data.max_bad_fraction ({config.max_bad_fraction}); "
-            "the log of the first start names them; repair the shards or raise the limit"
-        )
-    lost = f"; problems: {dict(catalog.problems)}" if catalog.problems else ""
-    logger.info("%d samples in %d shards%s", sum(catalog.counts), len(catalog.paths), lost)
-    images = None
-    if buckets.enabled:
-        ratios = [size.width / size.height for size in _full_sizes(buckets, model.image_size)]
-        images = ImageBuckets(catalog, buckets.aspects, ratios=ratios, has_features=features is not None)
-    counts_by_bucket = [catalog.counts] if images is None else images.counts
-    orders: Sequence[Order]
-    if datasets:
-        for number, (entry, counts) in enumerate(zip(datasets, _split(catalog.counts, groups), strict=True)):
-            logger.info(
-                "data set %d: %d samples an epoch, weight %g, %s",
-                number,
-                sum(counts),
-                entry.weight,
-                ", ".join(entry.shards),
-            )
-            require(sum(counts) > 0, f"data.train.{number}.shards", entry.shards, "shards with samples")
-        split = [_split(counts, groups) for counts in counts_by_bucket]
-        orders, totals = mix(
-            split, [entry.weight for entry in datasets], seed=seed, block=config.shuffle_block
-        )
-    else:
-        orders = [ShuffledOrder(counts, seed=seed, block=config.shuffle_block) for counts in counts_by_bucket]
-        totals = [sum(counts) for counts in counts_by_bucket]
-    order = orders[0] if images is None else BucketOrder(orders, images.rows, shares=totals)
-    reader = Reader(
-        config,
-        catalog,
-        model=model,
-        seed=seed,
-        order=order,
-        buckets=buckets,
-        images=images,
-        features=features,
-    )
-    check_conditions(reader.source, reader.places(CHECKED_SAMPLES))
-    reader.count_retries()
-    return reader
-
-
-def _split(counts: Sequence[int], groups: Sequence[Sequence[Path]]) -> list[Sequence[int]]:
-    ends = list(itertools.accumulate(map(len, groups)))
-    return [counts[end - len(group) : end] for end, group in zip(ends, groups, strict=True)]
-
-
-def _check_cache(config: DataConfig, catalog: ShardCatalog, group_sizes: Sequence[int]) -> None:
-    """Raises: ValueError if the copies of shards that are read together exceed the cache: each sample would
-    fetch a shard anew."""
-    sizes = sorted(
-        (size for shard, size in enumerate(catalog.sizes) if catalog.is_remote(shard)), reverse=True
-    )
-    # Two: at the end of a block, shards of the next are opened while others still read this one.
-    together = 2 * sum(min(config.shuffle_block, group) for group in group_sizes)
-    needed_gib = sum(sizes[:together]) / 2**30
-    if needed_gib > config.cache_gib:
-        raise ValueError(
-            f"data.cache_gib is {config.cache_gib:g}, but two blocks of data.shuffle_block ({config.shuffle_block}) remote shards take "
-            f"{needed_gib:.3g} GiB; raise data.cache_gib or lower data.shuffle_block"
-        )
-
-
-def _full_sizes(buckets: BucketConfig, image_size: int) -> list[Size]:
-    """Of the images of each bucket at full resolution; of all images without buckets."""
-    if not buckets.enabled:
-        return [Size(image_size, image_size)]
-    return [bucket_size(aspect, resolution=image_size, step=buckets.step) for aspect in buckets.aspects]
 
 
 class Reader:
@@ -185,11 +56,8 @@ class Reader:
         self.catalog = catalog
         self.num_samples = sum(catalog.counts)
         """Samples of an epoch."""
-        self.read_samples = 0
-        """Samples that this rank was given."""
-        self.counts: Counter[str] = Counter()
-        """Samples by what was wrong with them (FAILURES, these have weight 0) or was dealt with (NOTES)."""
-        self.sizes = _full_sizes(buckets, model.image_size)
+        self.judge = Judge(config)
+        self.sizes = full_sizes(buckets, model.image_size)
         """Of the images of each bucket at full resolution."""
         self._edge = model.image_size
         files = ShardFiles(catalog)
@@ -204,11 +72,6 @@ class Reader:
             features=features,
         )
         self.fixed_source = replace(self.source, order=FixedOrder(catalog.counts), is_augmented=False)
-
-    @property
-    def bad_samples(self) -> int:
-        """Samples of weight 0 so far."""
-        return sum(self.counts[kind] for kind in FAILURES)
 
     def dataset_counts(self, position: Position) -> Mapping[str, float]:
         """How many of the samples of a run before a position came from each of several data sets."""
@@ -231,7 +94,7 @@ class Reader:
         """Count and log what this process tried again so far; before reading processes get copies of the
         list."""
         for text in self.source.take_retries():
-            self._count("retry", f"{NOTES['retry']}: {text}")
+            self.judge.count_note(Note("retry", text))
 
     def places(self, limit: int) -> list[tuple[int, int]]:
         """Shard and row of at most `limit` samples, spread evenly over all shards, or over a few of those
@@ -266,38 +129,8 @@ class Reader:
             global_batch=global_batch,
             micro_batch=micro_batch,
         )
-        for first, shapes in plan.stages:
-            for name, count, shape in zip(plan.names, counts, shapes, strict=True):
-                size, batch = shape.size, shape.count * plan.micro_batches
-                logger.info(
-                    "from step %d, aspect %s: %d images of %d x %d, %d a step",
-                    first,
-                    name,
-                    count,
-                    size.width,
-                    size.height,
-                    batch,
-                )
-                if 0 < count < batch:
-                    logger.warning(
-                        "aspect %s has %d images, fewer than its batch of %d: they repeat in it; leave it out of buckets.aspects",
-                        name,
-                        count,
-                        batch,
-                    )
-            filled = 100 * fill_rate(plan, first, budget=micro_batch * edge**2)
-            logger.info(
-                "from step %d: steps use %.1f %% of the tokens of %d squares of %d, no padding",
-                first,
-                filled,
-                global_batch,
-                edge,
-            )
-        logger.info(
-            "buckets cut off %.1f %% of the pixels; squares would %.1f %%",
-            100 * self.images.cropped,
-            100 * self.images.cropped_to_square,
-        )
+        describe_plan(plan, counts, budget=micro_batch * edge**2, global_batch=global_batch, edge=edge)
+        self.images.describe()
         return plan
 
     def batches(self, plan: BatchPlan, start: Position, *, dp_rank: int, dp_size: int) -> Iterator[Batch]:
@@ -310,7 +143,7 @@ class Reader:
             raise ValueError(
                 f"run.global_batch is {plan.micro_batches} times run.micro_batch; expected a multiple of {dp_size}, the data-parallel ranks"
             )
-        return self._judged(self._load(plan.chunks(start, dp_rank=dp_rank, dp_size=dp_size)))
+        return self.judge.watch(self._load(plan.chunks(start, dp_rank=dp_rank, dp_size=dp_size)))
 
     def validation_batches(
         self, *, limit: int, dp_rank: int, dp_size: int, micro_batch: int
@@ -359,42 +192,6 @@ class Reader:
             generator=torch.Generator(),
         )
         return iter(loader)
-
-    def _judged(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches, their failures counted, logged and limited. Here and not in `_Chunks`, which may
-        run in other processes."""
-        for batch in batches:
-            self.read_samples += len(batch.keys)
-            for failure in batch.failures:
-                self._count(failure.kind, f"sample {failure.key}: {failure.reason}; its slot has weight 0")
-            for key in batch.uncaptioned:
-                self._count("caption", f"sample {key}: no caption; trained on the empty one")
-            for note in batch.notes:
-                self._count(
-                    note.kind,
-                    f"{NOTES[note.kind]}: {note.text}",
-                    level=logging.WARNING if note.kind in WARNED_OF else logging.INFO,
-                )
-            if (
-                self.read_samples >= JUDGED_SAMPLES
-                and self.bad_samples > self.config.max_bad_fraction * self.read_samples
-            ):
-                raise RunError(
-                    f"{self.bad_samples} of {self.read_samples} samples cannot be used ({dict(self.counts)}), "
-                    f"more than data.max_bad_fraction ({self.config.max_bad_fraction}); the log names them; repair the shards or raise the limit"
-                )
-            yield batch
-
-    def _count(self, kind: str, sentence: str, level: int = logging.WARNING) -> None:
-        self.counts[kind] += 1
-        limit = LOGGED_NOTES if kind in NOTES and kind != "retry" else LOGGED_FAILURES
-        if self.counts[kind] <= limit:
-            logger.log(
-                level,
-                "%s%s",
-                sentence,
-                "; more of this kind are only counted" if self.counts[kind] == limit else "",
-            )
 
 
 @dataclass(frozen=True)

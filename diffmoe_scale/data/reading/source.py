@@ -1,45 +1,22 @@
 """From a sample's number to the sample: find it, read its members, decode."""
 
-import json
-import os
-from bisect import bisect_right
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 
 from diffmoe_scale.config.data import DataConfig
 from diffmoe_scale.config.model import ModelConfig
-from diffmoe_scale.data.features.source import FEATURE_SUFFIX, FeatureSet, unpack_sample
+from diffmoe_scale.data.features.format import unpack_sample
+from diffmoe_scale.data.features.source import FEATURE_SUFFIX, FeatureSet
 from diffmoe_scale.data.order.order import Order, sample_draws
 from diffmoe_scale.data.reading.batch import Failure, Note, Sample
+from diffmoe_scale.data.reading.captions import choose
+from diffmoe_scale.data.reading.files import ShardFiles
 from diffmoe_scale.data.reading.pictures import BadPicture, Size, decode_image
-from diffmoe_scale.data.shards.index import IMAGE_SUFFIXES, ShardCatalog, Span
-from diffmoe_scale.recent import RecentlyUsed
-from diffmoe_scale.unicode import clean_text, decode_text
+from diffmoe_scale.data.shards.catalog import ShardCatalog
+from diffmoe_scale.data.shards.index import IMAGE_SUFFIXES, Span
 
-OPEN_FILES = 128
 LONGEST_CAPTION = 10_000
-
-
-def caption_texts(found: object) -> list[str]:
-    """The captions in a "caption" field: its text, or the texts of its list; blank ones and what is no text
-    are left out."""
-    texts = found if isinstance(found, list) else [found]
-    return [stripped for text in texts if isinstance(text, str) and (stripped := text.strip())]
-
-
-def _clean_captions(found: object, kinds: set[str]) -> list[str]:
-    """The captions in a field as text that every tokenizer takes; `kinds` is filled with what was odd."""
-    cleaned = [clean_text(text) for text in caption_texts(found)]
-    kinds |= {kind for _, notes in cleaned for kind in notes}
-    return [text for text, _ in cleaned if text]
-
-
-def choose(weights: Sequence[float], draw: float) -> int:
-    """The number of the weight that a draw in [0, 1) falls into."""
-    ends = list(accumulate(weights))
-    return min(bisect_right(ends, draw * ends[-1]), len(weights) - 1)
 
 
 def chosen_suffix(members: Collection[str], *, has_features: bool) -> str:
@@ -50,78 +27,6 @@ def chosen_suffix(members: Collection[str], *, has_features: bool) -> str:
         if has_features
         else next((suffix for suffix in IMAGE_SUFFIXES if suffix in members), FEATURE_SUFFIX)
     )
-
-
-class ShardFiles:
-    """Bytes of shards by offset, with the files used last kept open."""
-
-    def __init__(self, catalog: ShardCatalog) -> None:
-        self.catalog = catalog
-        self._descriptors: RecentlyUsed[int, int] = RecentlyUsed(OPEN_FILES, discard=os.close)
-
-    def read(self, shard: int, span: Span) -> bytes:
-        """Raises: OSError, also when the shard has become shorter than its index says."""
-        descriptor = self._descriptors.get(shard, self._open)
-        data = os.pread(descriptor, span.size, span.offset)
-        if len(data) < span.size:
-            raise OSError(
-                f"{len(data)} of {span.size} bytes at {span.offset}: the shard was cut off after it was indexed"
-            )
-        return data
-
-    def captions(
-        self,
-        shard: int,
-        members: dict[str, Span],
-        weights: Mapping[str, float],
-        *,
-        notes: set[str] | None = None,
-    ) -> list[tuple[str, float]]:
-        """Captions with the weights that they are drawn by: the texts of a source share its weight in
-        data.caption_weights.
-
-        A source is the `.txt`, or a field of the `.json` with a text or a list of texts; a `.json` that is no
-        object has none. `notes` is filled with kinds of unicode.TEXT_NOTES.
-        """
-        drawn, fallback = (
-            [name for name, weight in weights.items() if (weight > 0) == is_drawn]
-            for is_drawn in (True, False)
-        )
-        found = self.texts(shard, members, drawn, notes)
-        if found:
-            return [(text, weights[name] / len(texts)) for name, texts in found.items() for text in texts]
-        # Read only here: most samples do without them.
-        return [
-            (text, 1.0) for texts in self.texts(shard, members, fallback, notes).values() for text in texts
-        ]
-
-    def texts(
-        self, shard: int, members: dict[str, Span], names: list[str], notes: set[str] | None = None
-    ) -> dict[str, list[str]]:
-        """The captions of each source that has any."""
-        record: object = None
-        kinds: set[str] = set() if notes is None else notes
-        if "json" in members and names not in ([], ["txt"]):
-            try:
-                text, odd = decode_text(self.read(shard, members["json"]))
-                kinds |= set(odd)
-                record = json.loads(text)
-            except (ValueError, RecursionError):
-                record = None
-        found: dict[str, object] = (
-            {name: record.get(name) for name in names} if isinstance(record, dict) else {}
-        )
-        if "txt" in names:
-            data = self.read(shard, members["txt"]) if "txt" in members else b""
-            found["txt"], odd = decode_text(data)
-            kinds |= set(odd)
-        return {name: texts for name, value in found.items() if (texts := _clean_captions(value, kinds))}
-
-    def _open(self, shard: int) -> int:
-        if self.catalog.is_remote(shard):
-            # A removed copy takes its disk space until nobody has it open.
-            self._descriptors.discard_if(lambda descriptor: os.fstat(descriptor).st_nlink == 0)
-        return self.catalog.open(shard)
 
 
 @dataclass(frozen=True)

@@ -10,23 +10,22 @@ import torch
 from torch import Tensor
 
 from diffmoe_scale.config.data import BucketConfig
+from diffmoe_scale.data.features.check import check_features, check_shapes
+from diffmoe_scale.data.features.format import (
+    pack_sample,
+    stack_captions,
+    stack_latents,
+    stored_original,
+    to_stored,
+    unpack_sample,
+)
+from diffmoe_scale.data.features.locate import find_feature_set, load_feature_set, set_file
 from diffmoe_scale.data.features.source import (
     PRECISIONS,
     SET_FILE,
     CaptionFeatures,
     FeatureSet,
     FeatureSource,
-    check_features,
-    check_shapes,
-    find_feature_set,
-    load_feature_set,
-    pack_sample,
-    set_file,
-    stack_captions,
-    stack_latents,
-    stored_original,
-    to_stored,
-    unpack_sample,
 )
 from diffmoe_scale.data.reading.pictures import Size
 

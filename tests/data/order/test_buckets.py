@@ -9,16 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffmoe_scale.config.data import BucketConfig
-from diffmoe_scale.data.order.buckets import (
-    BatchPlan,
-    Chunk,
-    Position,
-    bucket_size,
-    build_plan,
-    cropped_share,
-    fill_rate,
-    nearest_bucket,
-)
+from diffmoe_scale.data.order.buckets import bucket_size, cropped_share, nearest_bucket
+from diffmoe_scale.data.order.plan import BatchPlan, Chunk, Position, build_plan, fill_rate
 from diffmoe_scale.data.reading.pictures import Size
 
 TWELVE = (0.5, 0.5625, 0.6667, 0.75, 0.8, 0.9, 1.0, 1.25, 1.3333, 1.5, 1.7778, 2.0)

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from diffmoe_scale.config.data import BucketConfig, DataConfig, DatasetConfig
 from diffmoe_scale.config.load import dump_config, load_config
 from diffmoe_scale.config.model import ModelConfig
-from diffmoe_scale.data.order.buckets import Position, build_plan
 from diffmoe_scale.data.order.mixture import CYCLE, MixedOrder, apportion, mix, shares
-from diffmoe_scale.data.reading.reader import Reader, build_reader
+from diffmoe_scale.data.order.plan import Position, build_plan
+from diffmoe_scale.data.reading.build import build_reader
+from diffmoe_scale.data.reading.reader import Reader
 from tests.data.samples import read_batches, write_shards
 
 COUNTS = [[3, 0, 5], [40, 7], [2]]
@@ -186,7 +187,7 @@ def test_data_sets_are_written_in_the_config_and_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("[{shards: [a.tar], weight: 0}]", "weight .* is 0.0; expected above 0"),
+        ("[{shards: [a.tar], weight: 0}]", "weight is 0.0; expected above 0"),
         ("[a.tar, {shards: [b.tar], weight: 1}]", r"data\.train is .*; expected patterns alone, or"),
         ("[{shards: [a.tar]}]", r"data\.train\.0.*weight"),
         ("[{shards: [a.tar], weigth: 1}]", r"data\.train\.0.*weigth"),

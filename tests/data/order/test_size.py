@@ -11,14 +11,18 @@ from PIL import Image
 import tests.ranks  # noqa: F401  # its preloaded imports: a reading process then starts in milliseconds
 from diffmoe_scale.config.data import BucketConfig, DataConfig, DatasetConfig
 from diffmoe_scale.config.model import ModelConfig
-from diffmoe_scale.data.features.source import SET_FILE, FeatureSet, FeatureSource, pack_sample
+from diffmoe_scale.data.features.format import pack_sample
+from diffmoe_scale.data.features.source import SET_FILE, FeatureSet, FeatureSource
 from diffmoe_scale.data.order import size as sizes_module
-from diffmoe_scale.data.order.buckets import Position
+from diffmoe_scale.data.order.plan import Position
 from diffmoe_scale.data.order.size import SIDECAR, ImageBuckets
 from diffmoe_scale.data.reading.batch import Batch, to_unit_range
+from diffmoe_scale.data.reading.build import build_reader
 from diffmoe_scale.data.reading.pictures import Size, decode_image, stored_size
-from diffmoe_scale.data.reading.reader import Reader, build_reader
-from diffmoe_scale.data.shards.index import INDEX_SUFFIX, ShardCatalog, expand_patterns
+from diffmoe_scale.data.reading.reader import Reader
+from diffmoe_scale.data.shards.catalog import ShardCatalog
+from diffmoe_scale.data.shards.patterns import expand_patterns
+from diffmoe_scale.data.shards.sidecar import INDEX_SUFFIX
 from tests.data.samples import Members, all_keys, encode, write_shards
 
 ASPECTS = (0.5, 0.5625, 0.6667, 0.75, 0.8, 0.9, 1.0, 1.25, 1.3333, 1.5, 1.7778, 2.0)
@@ -282,7 +286,7 @@ def test_features_of_another_shape_than_their_bucket_s_are_failures(
         for key, weight in zip(batch.keys, batch.weight_B.tolist(), strict=True)
         if weight == 0
     }
-    assert failed == {"shard-002.tar/2_5"} and reader.counts.keys() == {"features"}
+    assert failed == {"shard-002.tar/2_5"} and reader.judge.counts.keys() == {"features"}
     assert "shard-002.tar/2_5: ValueError: latents of shape (1, 1, " in caplog.text
 
 

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffmoe_scale.data.features.source import FeatureSet, FeatureSource, Latents
+from diffmoe_scale.data.features.format import Latents
+from diffmoe_scale.data.features.source import FeatureSet, FeatureSource
 from diffmoe_scale.data.reading.batch import Failure, Sample, collate, to_unit_range
 from diffmoe_scale.data.reading.pictures import Picture, Size
 

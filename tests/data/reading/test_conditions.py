@@ -5,7 +5,8 @@ import pytest
 
 from diffmoe_scale.config.data import DataConfig
 from diffmoe_scale.config.model import ModelConfig
-from diffmoe_scale.data.reading.reader import Reader, build_reader
+from diffmoe_scale.data.reading.build import build_reader
+from diffmoe_scale.data.reading.reader import Reader
 from tests.data.samples import make_sample, write_shards
 
 

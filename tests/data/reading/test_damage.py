@@ -15,7 +15,8 @@ from PIL import Image
 from diffmoe_scale.config.data import DataConfig
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.data.reading.batch import FAILURES, NOTES, Batch
-from diffmoe_scale.data.reading.reader import Reader, build_reader
+from diffmoe_scale.data.reading.build import build_reader
+from diffmoe_scale.data.reading.reader import Reader
 from tests.data.samples import Members, encode, header_offset, read_batches, write_shards
 
 COUNT = 30
@@ -101,10 +102,13 @@ def test_what_is_wrong_is_counted_by_kind_and_named(folder: Path, caplog: pytest
     assert {key: found for key, found in notes.items() if found} == {
         f"shard-000.tar/{key}": [kind] for key, (_, kind) in DEALT_WITH.items()
     }
-    assert reader.counts == {"corrupt": 3, "no_picture": 2, "bomb": 2, "float_pixels": 1} | dict.fromkeys(
-        (kind for _, kind in DEALT_WITH.values()), 1
-    )
-    assert reader.bad_samples == len(DAMAGED)
+    assert reader.judge.counts == {
+        "corrupt": 3,
+        "no_picture": 2,
+        "bomb": 2,
+        "float_pixels": 1,
+    } | dict.fromkeys((kind for _, kind in DEALT_WITH.values()), 1)
+    assert reader.judge.bad_samples == len(DAMAGED)
     assert all(f"shard-000.tar/{key}" in caplog.text for key in DAMAGED | DEALT_WITH)
 
 

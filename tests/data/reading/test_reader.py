@@ -14,14 +14,10 @@ import tests.ranks  # noqa: F401  # its preloaded imports: a reading process the
 from diffmoe_scale.config.data import DataConfig
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.data.reading.batch import Batch, to_unit_range
-from diffmoe_scale.data.reading.reader import (
-    CHECKED_SAMPLES,
-    JUDGED_SAMPLES,
-    LOGGED_FAILURES,
-    Reader,
-    build_reader,
-    iterate_captions,
-)
+from diffmoe_scale.data.reading.build import build_reader
+from diffmoe_scale.data.reading.conditions import CHECKED_SAMPLES
+from diffmoe_scale.data.reading.judge import JUDGED_SAMPLES, LOGGED_FAILURES
+from diffmoe_scale.data.reading.reader import Reader, iterate_captions
 from tests.data.samples import (
     Members,
     all_keys,
@@ -185,7 +181,11 @@ def test_a_corrupt_image_is_skipped_counted_and_logged(
         for key, weight in zip(batch.keys, batch.weight_B.tolist(), strict=True)
     }
     assert weights == {key: float(key != "shard-001.tar/1_3") for key in all_keys([20, 20])}
-    assert reader.counts == {"no_picture": 1} and reader.bad_samples == 1 and reader.read_samples == 40
+    assert (
+        reader.judge.counts == {"no_picture": 1}
+        and reader.judge.bad_samples == 1
+        and reader.judge.read_samples == 40
+    )
     assert caplog.text.count("shard-001.tar/1_3") == 1 and "its slot has weight 0" in caplog.text
 
 
@@ -193,7 +193,7 @@ def test_many_notes_are_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     odd = {f"0_{row}": make_sample(0, row) | {"txt": b"caf\xe9"} for row in range(40)}
     reader = _reader(tmp_path, [60], replaced=odd)
     _batches(reader, 30)
-    assert reader.counts["not_utf8"] == 40
+    assert reader.judge.counts["not_utf8"] == 40
     (line,) = [record.message for record in caplog.records if "no UTF-8" in record.message]
     assert "shard-000.tar/0_" in line and line.endswith("more of this kind are only counted")
 
@@ -204,7 +204,7 @@ def test_of_many_failures_the_first_are_logged_and_all_counted(
     reader = _reader(tmp_path, [60], replaced={f"0_{row}": BROKEN for row in range(40)}, max_bad_fraction=1.0)
     _batches(reader, 30)
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert reader.counts["no_picture"] == 40 and len(warnings) == LOGGED_FAILURES
+    assert reader.judge.counts["no_picture"] == 40 and len(warnings) == LOGGED_FAILURES
     assert "more of this kind are only counted" in warnings[-1]
 
 
@@ -265,8 +265,8 @@ def test_a_sample_without_a_caption_is_trained_on_the_empty_one_and_counted(
         1.0,
     )
     assert (
-        reader.counts == {"caption": 1}
-        and reader.bad_samples == 0
+        reader.judge.counts == {"caption": 1}
+        and reader.judge.bad_samples == 0
         and "shard-000.tar/0_1: no caption" in caplog.text
     )
 
@@ -325,7 +325,7 @@ def test_as_many_bad_samples_as_allowed_do_not_stop_the_run(tmp_path: Path) -> N
         tmp_path, [100], replaced={f"0_{row}": BROKEN for row in range(7)}, max_bad_fraction=0.07
     )
     batches = read_batches(reader, global_batch=100, micro_batch=100)
-    assert _read_to_the_end(batches, 4) == 400 and reader.bad_samples == 28
+    assert _read_to_the_end(batches, 4) == 400 and reader.judge.bad_samples == 28
 
 
 def test_samples_without_captions_are_not_bad(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import tests.ranks  # noqa: F401  # its preloaded imports: a reading process the
 from diffmoe_scale.config.data import DataConfig
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.data.reading.batch import Batch, to_unit_range
-from diffmoe_scale.data.reading.reader import Reader, build_reader
+from diffmoe_scale.data.reading.build import build_reader
+from diffmoe_scale.data.reading.reader import Reader
 from tests.data.samples import all_keys, read_batches, write_shards
 
 # 56 shards of 0 to 12 samples.

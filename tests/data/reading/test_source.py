@@ -13,8 +13,10 @@ from diffmoe_scale.config.data import DataConfig
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.data.features.source import FeatureSet, FeatureSource
 from diffmoe_scale.data.order.order import FixedOrder
-from diffmoe_scale.data.reading.source import LONGEST_CAPTION, SampleSource, ShardFiles, choose
-from diffmoe_scale.data.shards.index import ShardCatalog
+from diffmoe_scale.data.reading.captions import choose
+from diffmoe_scale.data.reading.files import ShardFiles
+from diffmoe_scale.data.reading.source import LONGEST_CAPTION, SampleSource
+from diffmoe_scale.data.shards.catalog import ShardCatalog
 from tests.data.samples import Members, color, encode, header_offset, make_sample, overwrite, write_shards
 
 IMAGE = encode(Image.new("RGB", (4, 4), "red"))

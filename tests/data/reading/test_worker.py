@@ -9,7 +9,7 @@ from pathlib import Path
 
 from diffmoe_scale.config.data import DataConfig
 from diffmoe_scale.config.model import ModelConfig
-from diffmoe_scale.data.reading.reader import build_reader
+from diffmoe_scale.data.reading.build import build_reader
 from diffmoe_scale.data.reading.worker import follow_rank
 from tests.data.samples import read_batches, write_shards
 from tests.ranks import run_alone

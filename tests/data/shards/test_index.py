@@ -10,14 +10,10 @@ import webdataset
 
 from diffmoe_scale.data.shards import index as index_module
 from diffmoe_scale.data.shards.archive import Problem
-from diffmoe_scale.data.shards.index import (
-    INDEX_SUFFIX,
-    ShardCatalog,
-    expand_patterns,
-    read_index,
-    scan_shard,
-    stamp_of,
-)
+from diffmoe_scale.data.shards.catalog import ShardCatalog
+from diffmoe_scale.data.shards.index import scan_shard
+from diffmoe_scale.data.shards.patterns import expand_patterns
+from diffmoe_scale.data.shards.sidecar import INDEX_SUFFIX, read_index, stamp_of
 from tests.data.samples import header_offset, make_sample, overwrite, write_shard, write_shards
 
 

@@ -18,13 +18,17 @@ from PIL import Image
 import tests.ranks  # noqa: F401  # its preloaded imports: a reading process then starts in milliseconds
 from diffmoe_scale.config.data import BucketConfig, DataConfig
 from diffmoe_scale.config.model import ModelConfig
-from diffmoe_scale.data.features.source import SET_FILE, FeatureSet, FeatureSource, pack_sample
+from diffmoe_scale.data.features.format import pack_sample
+from diffmoe_scale.data.features.source import SET_FILE, FeatureSet, FeatureSource
 from diffmoe_scale.data.order.size import SIDECAR, ImageBuckets, find_sizes
+from diffmoe_scale.data.reading.build import build_reader
 from diffmoe_scale.data.reading.pictures import Size
-from diffmoe_scale.data.reading.reader import LOOKED_AT_REMOTE_SHARDS, Reader, build_reader
+from diffmoe_scale.data.reading.reader import LOOKED_AT_REMOTE_SHARDS, Reader
 from diffmoe_scale.data.shards import remote as remote_module
-from diffmoe_scale.data.shards.index import INDEX_SUFFIX, ShardCatalog, expand_patterns
+from diffmoe_scale.data.shards.catalog import ShardCatalog
+from diffmoe_scale.data.shards.patterns import expand_patterns
 from diffmoe_scale.data.shards.remote import RemoteShards
+from diffmoe_scale.data.shards.sidecar import INDEX_SUFFIX
 from tests.data.samples import all_keys, encode, read_batches, write_shards
 
 COUNTS = [5, 2, 7, 3, 4, 6]
@@ -129,7 +133,8 @@ def test_a_server_that_drops_every_third_connection_costs_retries_and_no_sample(
     assert Counter(_keys(reader)) == dict.fromkeys(all_keys(COUNTS), 1)
     # Every third connection failed, and each is one retry, whichever process made it.
     assert (
-        reader.counts["retry"] == server.requests.total() // 3 - before // 3 >= 2 and reader.bad_samples == 0
+        reader.judge.counts["retry"] == server.requests.total() // 3 - before // 3 >= 2
+        and reader.judge.bad_samples == 0
     )
     assert "the transfer broke off" in caplog.text and "attempt 2 of 6" in caplog.text
 
@@ -144,7 +149,11 @@ def test_a_server_that_stalls_is_left_after_the_timeout_and_asked_again(
     server.stalled_every = 4
     reader = _reader(tmp_path, pattern, stall_timeout_s=1.0)
     assert Counter(_keys(reader, number=sum(COUNTS[:3]) // 3 + 1)).keys() == all_keys(COUNTS[:3])
-    assert reader.bad_samples == 0 and reader.counts["retry"] >= 1 and "no byte came for 1 s" in caplog.text
+    assert (
+        reader.judge.bad_samples == 0
+        and reader.judge.counts["retry"] >= 1
+        and "no byte came for 1 s" in caplog.text
+    )
 
 
 def test_a_shard_that_is_not_there_is_an_error_at_once(tmp_path: Path, server: Server) -> None:
@@ -220,7 +229,7 @@ def test_a_shard_that_changed_behind_its_index_is_a_read_failure_and_named(
     write_shards(tmp_path / "served", [5, 9])
     reader = _reader(tmp_path, pattern, fetch_attempts=2)
     assert set(_keys(reader, number=3)) == all_keys([5, 0])
-    assert reader.counts["read"] == 2 and "its index says" in caplog.text
+    assert reader.judge.counts["read"] == 2 and "its index says" in caplog.text
     # Asked twice for the first sample, and no more for the others.
     assert server.requests["/shard-001.tar"] == 3
 
@@ -397,7 +406,7 @@ def test_features_behind_a_server_are_those_of_local_shards_told_by_one_file_a_f
     for _ in range(2):
         reader = _reader(tmp_path, f"{server.url}/{{a,b}}/shard-{{000..005}}.tar")
         assert reader.source.features is not None and reader.source.features.source == SOURCE
-        assert _latents(reader) == local and reader.bad_samples == 0
+        assert _latents(reader) == local and reader.judge.bad_samples == 0
     assert {path: count for path, count in server.requests.items() if path.endswith(SET_FILE)} == {
         f"/a/{SET_FILE}": 1,
         f"/b/{SET_FILE}": 1,

@@ -1,0 +1,83 @@
+"""Where the file that says what made a set's features lies, and what it says."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import safetensors
+
+from diffmoe_scale.data.features.source import (
+    SET_FILE,
+    CaptionFeatures,
+    FeatureSet,
+    FeatureSource,
+    differences,
+)
+from diffmoe_scale.data.shards.remote import RemoteShards, is_url
+
+
+@dataclass(frozen=True)
+class SetFile:
+    """The file that says what made the features in the shards of a folder."""
+
+    name: str
+    """For messages: a path, or the URL that it has; of `pipe:` shards their own."""
+    place: Path | None
+    """Of a URL's, where it is kept; None for `pipe:` shards."""
+
+
+def set_file(shard: Path, remote: RemoteShards | None = None) -> SetFile:
+    """The one of a shard, whether it exists or not."""
+    if remote is None or shard not in remote.urls:
+        place = shard.with_name(SET_FILE)
+        return SetFile(str(place), place)
+    url = remote.beside(shard, SET_FILE)
+    return SetFile(url, remote.room(url) / SET_FILE) if url else SetFile(remote.urls[shard], None)
+
+
+def load_feature_set(file: SetFile) -> FeatureSet:
+    """The set of a folder's shards. Raises: ValueError where the file is missing or unreadable."""
+    if file.place is None:
+        raise ValueError(
+            f"{file.name} gives features, but a command names no folder to fetch {SET_FILE} from; "
+            "name the shards by URLs of http, s3 or gs, or copy them and that file to a local folder"
+        )
+    try:
+        with safetensors.safe_open(file.place, "pt") as archive:
+            told = dict(json.loads(archive.metadata()["source"]))
+            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118  # no dictionary
+        empty = CaptionFeatures(**tensors) if tensors else None
+    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        kept = "" if file.name == str(file.place) else f", kept as {file.place} until that is removed,"
+        raise ValueError(
+            f"{file.name}{kept} is missing or damaged ({error}); it belongs beside the shards that tools/cache_features.py wrote"
+        ) from error
+    expected = [field.name for field in fields(FeatureSource)]
+    if told.keys() != set(expected):
+        raise ValueError(
+            f"{file.name} tells {', '.join(told)}; expected {', '.join(expected)}: the features were made by another version of "
+            "tools/cache_features.py; make them anew"
+        )
+    return FeatureSet(FeatureSource(**told | {"aspects": tuple(told["aspects"])}), empty)
+
+
+def find_feature_set(shards: Sequence[Path], remote: RemoteShards | None = None) -> FeatureSet | None:
+    """What made the features in some shards, told by a file of each folder; None for shards of pictures. A
+    URL's is fetched once and kept.
+
+    Raises: ValueError where not all come from the same source.
+    """
+    files = list(dict.fromkeys(set_file(path, remote) for path in shards))
+    for file in files:
+        if remote is not None and is_url(file.name) and file.place is not None and not file.place.is_file():
+            remote.fetch_file(file.name, file.place, otherwise="the shards beside it are taken for pictures")
+    if not any(file.place is not None and file.place.is_file() for file in files):
+        return None
+    (first, found), *others = ((file, load_feature_set(file)) for file in files)
+    for file, other in others:
+        if other.source != found.source:
+            raise ValueError(
+                f"the features of {first.name} and {file.name} cannot be mixed: {differences(found.source, other.source)}; cache them anew alike"
+            )
+    return found

@@ -1,0 +1,134 @@
+"""A reader of the shards that patterns name, or of data sets by weight."""
+
+import itertools
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from diffmoe_scale.config.check import require
+from diffmoe_scale.config.data import BucketConfig, DataConfig, DatasetConfig
+from diffmoe_scale.config.model import ModelConfig
+from diffmoe_scale.data.features.check import check_shapes
+from diffmoe_scale.data.features.locate import find_feature_set
+from diffmoe_scale.data.order.buckets import full_sizes
+from diffmoe_scale.data.order.mixture import mix
+from diffmoe_scale.data.order.order import BucketOrder, Order, ShuffledOrder
+from diffmoe_scale.data.order.size import ImageBuckets, find_sizes
+from diffmoe_scale.data.reading.conditions import CHECKED_SAMPLES, check_conditions
+from diffmoe_scale.data.reading.judge import JUDGED_SAMPLES
+from diffmoe_scale.data.reading.reader import Reader
+from diffmoe_scale.data.shards.catalog import ShardCatalog
+from diffmoe_scale.data.shards.patterns import expand_patterns
+from diffmoe_scale.data.shards.remote import RemoteShards
+
+logger = logging.getLogger(__name__)
+
+
+def build_reader(
+    config: DataConfig,
+    patterns: Sequence[str | DatasetConfig],
+    *,
+    model: ModelConfig,
+    seed: int,
+    buckets: BucketConfig | None = None,
+) -> "Reader":
+    """A reader of the shards that the patterns name, or of data sets by weight; makes missing indexes.
+    Without `buckets` all images are cut to squares.
+
+    Raises: ValueError for patterns without a file, shards without a sample, samples without captions (or
+    labels), features of images of other sizes; OSError for a URL that cannot be read and has no index (or
+    sizes, with buckets).
+    """
+    remote = None
+    if config.cache_folder:
+        limit_bytes = int(config.cache_gib * 2**30)
+        remote = RemoteShards(
+            Path(config.cache_folder),
+            limit_bytes=limit_bytes,
+            attempts=config.fetch_attempts,
+            stall_timeout_s=config.stall_timeout_s,
+        )
+    datasets = [entry for entry in patterns if isinstance(entry, DatasetConfig)]
+    shard_groups = [entry.shards for entry in datasets] or [
+        tuple(entry for entry in patterns if isinstance(entry, str))
+    ]
+    groups = [expand_patterns(group, remote) for group in shard_groups]
+    paths = [path for group in groups for path in group]
+    buckets = buckets or BucketConfig()
+    features = find_feature_set(paths, remote)
+    if features is not None:
+        check_shapes(features.source, image_size=model.image_size, buckets=buckets)
+    index_folder = Path(config.index_folder) if config.index_folder else None
+    on_fetch = partial(find_sizes, has_features=features is not None) if buckets.enabled else None
+    catalog = ShardCatalog(paths, index_folder=index_folder, remote=remote, on_fetch=on_fetch)
+    _check_cache(config, catalog, [len(group) for group in groups])
+    num_samples, num_lost = sum(catalog.counts), catalog.problems.total()
+    if num_samples + num_lost >= JUDGED_SAMPLES and num_lost > config.max_bad_fraction * (
+        num_samples + num_lost
+    ):
+        raise ValueError(
+            f"indexing the shards found {num_lost} problems ({dict(catalog.problems)}) beside {num_samples} good samples, "
+            f"more than data.max_bad_fraction ({config.max_bad_fraction}); "
+            "the log of the first start names them; repair the shards or raise the limit"
+        )
+    lost = f"; problems: {dict(catalog.problems)}" if catalog.problems else ""
+    logger.info("%d samples in %d shards%s", sum(catalog.counts), len(catalog.paths), lost)
+    images = None
+    if buckets.enabled:
+        ratios = [size.width / size.height for size in full_sizes(buckets, model.image_size)]
+        images = ImageBuckets(catalog, buckets.aspects, ratios=ratios, has_features=features is not None)
+    counts_by_bucket = [catalog.counts] if images is None else images.counts
+    orders: Sequence[Order]
+    if datasets:
+        for number, (entry, counts) in enumerate(zip(datasets, _split(catalog.counts, groups), strict=True)):
+            logger.info(
+                "data set %d: %d samples an epoch, weight %g, %s",
+                number,
+                sum(counts),
+                entry.weight,
+                ", ".join(entry.shards),
+            )
+            require(sum(counts) > 0, f"data.train.{number}.shards", entry.shards, "shards with samples")
+        split = [_split(counts, groups) for counts in counts_by_bucket]
+        orders, totals = mix(
+            split, [entry.weight for entry in datasets], seed=seed, block=config.shuffle_block
+        )
+    else:
+        orders = [ShuffledOrder(counts, seed=seed, block=config.shuffle_block) for counts in counts_by_bucket]
+        totals = [sum(counts) for counts in counts_by_bucket]
+    order = orders[0] if images is None else BucketOrder(orders, images.rows, shares=totals)
+    reader = Reader(
+        config,
+        catalog,
+        model=model,
+        seed=seed,
+        order=order,
+        buckets=buckets,
+        images=images,
+        features=features,
+    )
+    check_conditions(reader.source, reader.places(CHECKED_SAMPLES))
+    reader.count_retries()
+    return reader
+
+
+def _split(counts: Sequence[int], groups: Sequence[Sequence[Path]]) -> list[Sequence[int]]:
+    ends = list(itertools.accumulate(map(len, groups)))
+    return [counts[end - len(group) : end] for end, group in zip(ends, groups, strict=True)]
+
+
+def _check_cache(config: DataConfig, catalog: ShardCatalog, group_sizes: Sequence[int]) -> None:
+    """Raises: ValueError if the copies of shards that are read together exceed the cache: each sample would
+    fetch a shard anew."""
+    sizes = sorted(
+        (size for shard, size in enumerate(catalog.sizes) if catalog.is_remote(shard)), reverse=True
+    )
+    # Two: at the end of a block, shards of the next are opened while others still read this one.
+    together = 2 * sum(min(config.shuffle_block, group) for group in group_sizes)
+    needed_gib = sum(sizes[:together]) / 2**30
+    if needed_gib > config.cache_gib:
+        raise ValueError(
+            f"data.cache_gib is {config.cache_gib:g}, but two blocks of data.shuffle_block ({config.shuffle_block}) remote shards take "
+            f"{needed_gib:.3g} GiB; raise data.cache_gib or lower data.shuffle_block"
+        )
