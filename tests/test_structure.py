@@ -41,7 +41,6 @@ NOT_YET: dict[str, set[str]] = {
         "pretrain:run",
     },
     "untrue_maps": {
-        "bench",
         "telemetry",
         "train",
     },
