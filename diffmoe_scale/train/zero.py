@@ -1,0 +1,210 @@
+"""DeepSpeed's ZeRO optimizer behind names of our own: every private name of DeepSpeed that training needs is in
+this file, as of deepspeed 0.19.8."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any  # DeepSpeed is untyped
+
+import torch
+from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
+from torch import Tensor, nn
+
+from diffmoe_scale.config.schema import Config
+from diffmoe_scale.parallel.context import ParallelContext
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+MAX_BUCKET = 200_000_000
+
+
+class ZeroEngine(DeepSpeedEngine):
+    """DeepSpeed's engine for a model of ours."""
+
+    def _configure_distributed_model(self, model: nn.Module) -> None:
+        super()._configure_distributed_model(model)
+        # DeepSpeed looks for experts by its own layer classes. Ours are known by the mark that
+        # register_expert_groups sets.
+        self.has_moe_layers = any(is_spread_expert(parameter) for parameter in model.parameters())
+
+    def _do_optimizer_sanity_check(self, basic_optimizer: Any) -> str:
+        super()._do_optimizer_sanity_check(basic_optimizer)
+        # For bf16 added up in fp32 at stage 1 DeepSpeed 0.19.8 would answer BF16_Optimizer, which keeps its
+        # state in another way; its ZeRO optimizer, used in all other cases, can do it at both stages.
+        return ZERO_OPTIMIZATION
+
+    def save_checkpoint(self, *_: Any, **__: Any) -> None:
+        raise RuntimeError(
+            "DeepSpeed's own checkpoints would hold rank 0's experts only; use checkpoint.store"
+        )
+
+    load_checkpoint = save_checkpoint
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """The part of a parameter whose fp32 weights this rank owns, flat: elements `start` to `start + count` of
+    the parameter lie at `flat_start` of the group's master."""
+
+    group: int
+    start: int
+    count: int
+    flat_start: int
+
+
+class Zero:
+    """A model whose fp32 weights ("masters") and moments are spread over the ranks that hold the same weights.
+
+    A master is one flat fp32 tensor a parameter group: this rank's slice of all its parameters.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: Config,
+        context: ParallelContext,
+        *,
+        accumulation: int,
+        build_optimizer: Callable[[], torch.optim.Optimizer],
+    ) -> None:
+        """Collective over the world. Experts are marked before (register_expert_groups)."""
+        settings = deepspeed_settings(
+            config,
+            context,
+            accumulation=accumulation,
+            num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        )
+        self._engine = ZeroEngine(
+            args=None,
+            model=model,
+            optimizer=build_optimizer(),
+            config=settings,
+            config_class=DeepSpeedConfig(settings),
+            dist_init_required=False,
+        )
+        self._zero = self._engine.optimizer
+        for size, group in zip(self._zero.partition_count, self.groups, strict=True):
+            assert not group.get("moe") or size == context.expert_dp_group.size(), (
+                "experts must be reduced over the expert-data-parallel group"
+            )
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._engine(*arguments)
+
+    def backward(self, loss: Tensor) -> None:
+        """Collective over the world."""
+        self._engine.backward(loss)
+
+    def step(self) -> None:
+        """Count a micro-batch; after the last of a step, clip, update and gather the weights. Collective over
+        the world."""
+        self._engine.step()
+
+    @property
+    def is_skipped(self) -> bool:
+        """The last step found a gradient that is not finite, and changed nothing."""
+        return bool(self._zero.overflow)
+
+    @property
+    def gradient_norm(self) -> float:
+        """Of the last step, global and from before clipping."""
+        return float(self._engine.get_global_grad_norm())
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The optimizer's parameter groups, in the order of `masters`."""
+        groups: list[dict[str, Any]] = self._zero.optimizer.param_groups
+        return groups
+
+    @property
+    def masters(self) -> Sequence[Tensor]:
+        """The fp32 weights of this rank, a flat tensor a group."""
+        masters: Sequence[Tensor] = self._zero.single_partition_of_fp32_groups
+        return masters
+
+    def moments(self, group: int) -> dict[str, Tensor]:
+        """AdamW's moments of a group by name, flat as its master. They are there after `ensure_moments`."""
+        state = self._zero.optimizer.state[self.masters[group]]
+        return {name: state[name] for name in MOMENTS}
+
+    def fragment(self, parameter: nn.Parameter) -> Fragment | None:
+        """None if this rank owns nothing of the parameter."""
+        mapping = parameter._hp_mapping  # type: ignore[attr-defined]  # DeepSpeed's link to the fp32 slices
+        if mapping is None:
+            return None
+        place = mapping.hp_fragment_address
+        return Fragment(
+            group=mapping.param_group_index,
+            start=mapping.lp_fragment_address.start,
+            count=place.numel,
+            flat_start=place.start,
+        )
+
+    def publish_weights(self) -> None:
+        """Give the model the masters' values, in its own format. Collective over the world."""
+        self._zero.update_lp_params()
+
+    def ensure_moments(self) -> None:
+        """AdamW makes its moments in the first step; a checkpoint is loaded before that."""
+        state = self._zero.optimizer.state
+        new = [master for master in self.masters if not state[master]]
+        for master in new:
+            state[master] |= {name: torch.zeros_like(master) for name in MOMENTS}
+        if new:
+            self.set_adam_step(0)
+
+    def set_adam_step(self, step: int) -> None:
+        """AdamW corrects its moments' bias by the number of steps taken."""
+        optimizer = self._zero.optimizer
+        for group in optimizer.param_groups:
+            if isinstance(optimizer, torch.optim.AdamW):
+                for flat in group["params"]:
+                    optimizer.state[flat]["step"] = torch.tensor(float(step), device=flat.device)
+            else:  # apex counts by group, and begins to in its first step
+                group["step"] = step
+
+
+def is_spread_expert(parameter: nn.Parameter) -> bool:
+    """True for a parameter that `register_expert_groups` marked."""
+    return not getattr(parameter, "allreduce", True)
+
+
+def deepspeed_settings(
+    config: Config, context: ParallelContext, *, accumulation: int, num_parameters: int
+) -> dict[str, Any]:
+    """DeepSpeed's configuration of a run: it shards and steps; schedule, logging and checkpoints are ours."""
+    # DeepSpeed wants an even number.
+    bucket = min(MAX_BUCKET, num_parameters + num_parameters % 2)
+    settings: dict[str, Any] = {
+        "train_batch_size": config.run.global_batch,
+        "train_micro_batch_size_per_gpu": config.run.micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": config.optimizer.clip_norm,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**12,
+        "zero_optimization": {
+            "stage": config.parallel.zero_stage,
+            "contiguous_gradients": True,
+            "overlap_comm": context.device.type == "cuda",
+            "reduce_scatter": True,
+            # DeepSpeed allocates the reduce bucket whole, 5e8 elements by default: no more than the model
+            # needs.
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            # Parameters keep their order, which checkpoints rely on.
+            "round_robin_gradients": False,
+        },
+    }
+    if config.parallel.offload_optimizer:
+        settings["zero_optimization"]["offload_optimizer"] = {
+            "device": "cpu",
+            "pin_memory": context.device.type == "cuda",
+        }
+        # torch's fused AdamW instead of DeepSpeed's, which is compiled for minutes at its first use.
+        settings["zero_force_ds_cpu_optimizer"] = False
+    if config.model.precision == "bf16":
+        settings["bf16"] = {"enabled": True, "check_grad_overflow": True}
+        # Sums over many micro-batches and ranks would lose small gradients in bf16.
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+        settings["communication_data_type"] = "fp32"
+    return settings
