@@ -86,8 +86,8 @@ def run(config: Config, *, start_id: str = "") -> int:
     # Imported here: `--help` and wrong settings answer at once.
     from diffmoe_scale.parallel.context import finalize, initialize, is_peer_failure
     from diffmoe_scale.parallel.launcher import adopt_launcher_variables
+    from diffmoe_scale.train.run import train
     from diffmoe_scale.train.start import check_start
-    from diffmoe_scale.train.trainer import train
 
     directory = RunDirectory(Path(config.run.directory))
     rank = adopt_launcher_variables()

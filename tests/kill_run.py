@@ -23,7 +23,7 @@ from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.parallel.context import ParallelContext, is_peer_failure
 from diffmoe_scale.pretrain import leave
 from diffmoe_scale.telemetry.metrics import read_metrics
-from diffmoe_scale.train.trainer import train
+from diffmoe_scale.train.run import train
 from tests.ranks import run_on_ranks, start_ranks
 from tests.train.runs import text_settings, tiny_config
 

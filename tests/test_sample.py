@@ -17,7 +17,7 @@ from diffmoe_scale import sample
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.sampling.picture_files import read_metadata
-from diffmoe_scale.train import trainer
+from diffmoe_scale.train import run as training
 from tests.ranks import run_alone, run_on_ranks
 from tests.train.runs import text_settings, tiny_config
 
@@ -26,7 +26,7 @@ SETTINGS = ["run.steps=4", "optimizer.warmup_steps=1", "sampling.steps=2"]
 
 def train(context: ParallelContext, settings: list[str]) -> None:
     config = tiny_config(settings)
-    trainer.train(config, context, RunDirectory(Path(config.run.directory)))
+    training.train(config, context, RunDirectory(Path(config.run.directory)))
 
 
 @pytest.fixture(scope="module")

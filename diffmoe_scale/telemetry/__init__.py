@@ -1,0 +1,9 @@
+"""What a run says of itself while it goes on, and where that is kept.
+
+log.py           log lines: the console, and RUN/log.txt
+metrics.py       RUN/metrics.jsonl: one JSON object a logged step
+meter.py         means of values that lie on the device, between two log steps
+progress.py      how far a run is: a bar on a terminal, a line now and then elsewhere
+trackers.py      TensorBoard, Weights & Biases
+picture_grid.py  grids of pictures with their captions
+"""

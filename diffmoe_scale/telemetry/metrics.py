@@ -1,4 +1,4 @@
-"""RUN/metrics.jsonl: one JSON object a logged step; and means of device values between two log steps."""
+"""RUN/metrics.jsonl: one JSON object a logged step."""
 
 import json
 import logging
@@ -8,9 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self  # Any: JSON objects as they were read
-
-import torch
-import torch.distributed as dist
 
 from diffmoe_scale.files import replace_file
 
@@ -87,60 +84,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         elif number < len(texts):
             logger.warning("%s line %d is no JSON object with a step and was left out", path, number)
     return records
-
-
-class Meter:
-    """Weighted means of named values (scalars or vectors) between two log steps, over micro-batches and
-    ranks.
-
-    Adding never waits for the device. Every rank of the group must add the same names with the same shapes.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._sums: dict[str, torch.Tensor | float] = {}
-        self._weights: dict[str, torch.Tensor | float] = {}
-
-    def add(self, name: str, value: torch.Tensor | float, weight: torch.Tensor | float = 1.0) -> None:
-        """Take one more value; `weight` is a number, or has the shape of `value`, such as the samples of each
-        time decile."""
-        self._sums[name] = self._sums.get(name, 0.0) + _detached(value) * _detached(weight)
-        self._weights[name] = self._weights.get(name, 0.0) + _detached(weight)
-
-    def means(self, group: dist.ProcessGroup | None = None) -> dict[str, MetricValue]:
-        """Means since the last call, then start anew. Collective over `group` (one all-reduce), and the one
-        wait for the device.
-
-        A scalar whose weights sum to 0 has no mean and is left out; such an element of a vector is NaN.
-        """
-        names = sorted(self._sums)
-        if not names:
-            return {}
-        sums = [torch.as_tensor(self._sums[name], dtype=torch.float32, device=self._device) for name in names]
-        weights = [
-            torch.as_tensor(self._weights[name], dtype=torch.float32, device=self._device).expand_as(total)
-            for name, total in zip(names, sums, strict=True)
-        ]
-        self._sums, self._weights = {}, {}
-        flat = torch.stack([torch.cat([part.reshape(-1) for part in parts]) for parts in (sums, weights)])
-        if group is not None:
-            dist.all_reduce(flat, group=group)
-        means = (flat[0] / flat[1]).tolist()
-        has_weight = (flat[1] != 0).tolist()
-        result: dict[str, MetricValue] = {}
-        first = 0
-        for name, total in zip(names, sums, strict=True):
-            last = first + total.numel()
-            if total.dim() > 0:
-                result[name] = means[first:last]
-            elif has_weight[first]:
-                result[name] = means[first]
-            first = last
-        return result
-
-
-def _detached(value: torch.Tensor | float) -> torch.Tensor | float:
-    return value.detach().float() if isinstance(value, torch.Tensor) else float(value)
 
 
 def _drop_later_lines(path: Path, resume_step: int) -> None:

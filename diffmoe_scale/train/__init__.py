@@ -1,0 +1,17 @@
+"""Training: from settings to a run that stands at its last step.
+
+run.py           the run: steps, what happens between them, going back, the end
+start.py         what the main rank does in a run directory before anything else
+setup.py         from settings to a run at its newest checkpoint or at its start
+trainer.py       one training step, and what it works on
+engine.py        forward, backward and optimizer step of a rank, with the weight average
+zero.py          DeepSpeed's ZeRO optimizer; the only file with its private names
+optim.py         AdamW, its parameter groups and its learning rate
+ema.py           the moving average of the weights
+loss.py          the loss of a micro-batch, and what a step wants to know of it
+guard.py         which steps were bad, what was in them, when to go back
+loss_history.py  how unusual a step's loss is among those before it
+validation.py    the loss on held-out samples, and pictures of fixed captions
+reporter.py      what a run says of itself: metrics.jsonl, trackers, progress
+stop.py          signals that ask a run to end, and exit codes
+"""

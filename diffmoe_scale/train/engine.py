@@ -52,9 +52,7 @@ class Engine:
                 is_offloaded=config.parallel.offload_optimizer,
             )
 
-        self.zero = Zero(
-            denoiser, config, context, accumulation=self.accumulation, build_optimizer=optimizer
-        )
+        self.zero = Zero(denoiser, config, context, accumulation=self.accumulation, build_optimizer=optimizer)
         self.average = WeightAverage(
             self.zero.masters, decay=config.optimizer.ema_decay, has_warmup=config.optimizer.ema_warmup
         )

@@ -1,4 +1,4 @@
-"""Self-defence of a run: which steps were bad, what was in them, when to go back to the last checkpoint."""
+"""Which steps were bad, what was in them, and when to go back to the last checkpoint."""
 
 import logging
 import math
@@ -15,7 +15,6 @@ from diffmoe_scale.data.reading.batch import Batch
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.train.loss import NUM_TIME_BINS, StepLoss
 from diffmoe_scale.train.loss_history import LossHistory
-from diffmoe_scale.train.stop import StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +44,6 @@ class Guard:
     def __init__(self, config: DefenceConfig, context: ParallelContext) -> None:
         self.config, self.context = config, context
         self.bad_in_a_row = 0
-        self.is_stop_requested = self.is_interrupt = False
-        """A signal came to some rank; set by `judge`."""
         self.counts = dict.fromkeys(COUNTERS, 0)
         """Of the whole run, also of steps that were gone back on."""
         self.suspects: list[str] = []
@@ -62,17 +59,14 @@ class Guard:
         """One micro-batch of the step was computed. Does not wait for the device."""
         self._seen.append((batch.keys, loss.parts))
 
-    def judge(self, step: int, *, is_skipped: bool, stop: StopSignals) -> Verdict:
-        """At the end of a step: was it bad, and did a signal come to any rank? Collective over `dp_group`:
-        one all-reduce."""
-        losses = torch.stack(
+    def judge(self, step: int, *, is_skipped: bool) -> Verdict:
+        """At the end of a step: was it bad? Collective over `dp_group`: one all-reduce."""
+        totals = torch.stack(
             [torch.cat([parts["time_bin_sum"], parts["time_bin_count"]]) for _, parts in self._seen]
         ).sum(0)
-        totals = torch.cat([losses, losses.new_tensor([stop.is_requested, stop.is_interrupt])])
         dist.all_reduce(totals, group=self.context.dp_group)
-        *numbers, num_stops, num_interrupts = totals.tolist()
+        numbers = totals.tolist()
         sums, counts = numbers[:NUM_TIME_BINS], numbers[NUM_TIME_BINS:]
-        self.is_stop_requested, self.is_interrupt = num_stops > 0, num_interrupts > 0
         verdict = self._judge_loss(sums, counts, is_skipped=is_skipped)
         if verdict.is_bad:
             self._report(step, verdict)
@@ -98,7 +92,8 @@ class Guard:
             self.counts["spikes"] += 1
             named = ", ".join(f"{key} ({ratio:.3g} times the usual)" for key, ratio in found[:NAMED])
             logger.warning(
-                "step %d: the loss is %.1f robust standard deviations above those before; largest losses for their time: %s",
+                "step %d: the loss is %.1f robust standard deviations above those before; "
+                "largest losses for their time: %s",
                 step,
                 verdict.z_score,
                 named,
@@ -161,5 +156,7 @@ class Guard:
         """What happened in the whole run; "" if nothing did."""
         if not any(self.counts.values()):
             return ""
-        told = f"{self.counts['nonfinite']} steps were not finite, {self.counts['spikes']} had a loss spike; {self.counts['rollbacks']} rollbacks"
-        return f"{told}; samples named last: {', '.join(self.suspects) or 'none'}"
+        return (
+            f"{self.counts['nonfinite']} steps were not finite, {self.counts['spikes']} had a loss spike; "
+            f"{self.counts['rollbacks']} rollbacks; samples named last: {', '.join(self.suspects) or 'none'}"
+        )

@@ -17,12 +17,16 @@ from diffmoe_scale.data.reading.batch import FAILURES, NOTES, Batch
 from diffmoe_scale.moe.layer import MoELayer
 from diffmoe_scale.moe.routing import average_capacity
 from diffmoe_scale.parallel.context import ParallelContext
-from diffmoe_scale.telemetry.metrics import Meter, MetricsWriter, MetricValue
+from diffmoe_scale.telemetry.meter import Means, Meter
+from diffmoe_scale.telemetry.metrics import MetricsWriter, MetricValue
 from diffmoe_scale.telemetry.progress import Progress
 from diffmoe_scale.telemetry.trackers import Tracker, build_trackers
 from diffmoe_scale.train.engine import StepResult, accumulation_steps
 from diffmoe_scale.train.guard import Verdict
 from diffmoe_scale.train.loss import StepLoss
+
+KINDS = [f"data/bad/{kind}" for kind in FAILURES] + [f"data/note/{kind}" for kind in NOTES]
+"""Names of `Batch.count_kinds`."""
 
 
 class Reporter:
@@ -39,7 +43,8 @@ class Reporter:
     ) -> None:
         self.config, self.context, self.moe_layers = config, context, moe_layers
         self._accumulation = accumulation_steps(config, context)
-        self._meter = Meter(context.device)
+        self._meter, self._tallies = Meter(context.device), Meter(context.device)
+        """Figures that a line holds as they are, and those that it is computed from."""
         self._extra: dict[str, MetricValue] = {}
         self._last_log_step = start_step
         self._step_started = 0.0
@@ -62,16 +67,16 @@ class Reporter:
         self._meter.add("time/data_s", waited_s * self._accumulation)
         # Of all ranks' samples in a step, as this micro-batch has it.
         micro_batches = self._accumulation * self.context.dp_group.size()
-        self._meter.add("data/images", float(len(batch.keys) * micro_batches))
-        self._meter.add("data/unusable", float((batch.weight_B == 0).sum() * micro_batches))
-        self._meter.add("data/kinds", batch.count_kinds() * micro_batches)
+        self._tallies.add("images", float(len(batch.keys) * micro_batches))
+        self._tallies.add("unusable", float((batch.weight_B == 0).sum() * micro_batches))
+        self._tallies.add("kinds", batch.count_kinds() * micro_batches)
 
     def add_loss(self, loss: StepLoss) -> None:
         """One micro-batch was computed."""
         for name in (part for part in loss.parts if part.startswith("loss/")):
             self._meter.add(name, loss.parts[name])
         count = loss.parts["time_bin_count"]
-        self._meter.add("loss/by_time", loss.parts["time_bin_sum"] / count.clamp(min=1), count)
+        self._tallies.add("by_time", loss.parts["time_bin_sum"] / count.clamp(min=1), count)
         if loss.routings:
             self._meter.add("moe/capacity", average_capacity(loss.routings))
         for layer, routing in zip(self.moe_layers, loss.routings, strict=True):
@@ -79,15 +84,15 @@ class Reporter:
 
     def add_step(self, result: StepResult) -> None:
         """One optimizer step is done, or was skipped."""
-        self._meter.add("optimizer/skipped", float(result.is_skipped))
+        self._tallies.add("skipped", float(result.is_skipped))
         if not result.is_skipped:
             self._meter.add("optimizer/gradient_norm", result.gradient_norm)
-        self._meter.add("time/step_s", time.monotonic() - self._step_started)
+        self._tallies.add("step_s", time.monotonic() - self._step_started)
         self._extra["optimizer/learning_rate"] = result.learning_rate
 
     def add_verdict(self, verdict: Verdict) -> None:
         """The step was judged."""
-        self._meter.add("defence/bad", float(verdict.is_bad))
+        self._tallies.add("bad", float(verdict.is_bad))
         self._meter.add("defence/z_score", verdict.z_score or 0.0, float(verdict.z_score is not None))
 
     def add(self, metrics: Mapping[str, MetricValue]) -> None:
@@ -109,53 +114,34 @@ class Reporter:
             if self._progress:
                 self._progress.update(step)
             return
-        metrics = self._finish(self._meter.means(self.context.dp_group), steps=step - self._last_log_step)
+        group = self.context.dp_group
+        means, tallies = self._meter.means(group), self._tallies.means(group)
+        metrics = self._line(means, tallies, steps=step - self._last_log_step)
         self._extra, self._last_log_step = {}, step
         if self._writer and self._progress:
             self._writer.write(step, samples, metrics)
             for tracker in self._trackers:
                 tracker.log(step, metrics)
-            loss, speed = metrics["loss/diffusion"], metrics["throughput/images_per_s"]
-            assert isinstance(loss, float) and isinstance(speed, float)
-            self._progress.update(step, loss=loss, images_per_s=speed)
+            images_per_s = tallies.scalars["images"] / tallies.scalars["step_s"]
+            self._progress.update(step, loss=means.scalars["loss/diffusion"], images_per_s=images_per_s)
 
-    def _finish(self, means: dict[str, MetricValue], *, steps: int) -> dict[str, MetricValue]:
-        """The line of a log step from the means since the last."""
-        by_time, images, unusable, kinds, skipped, bad, step_s = (
-            means.pop(name)
-            for name in (
-                "loss/by_time",
-                "data/images",
-                "data/unusable",
-                "data/kinds",
-                "optimizer/skipped",
-                "defence/bad",
-                "time/step_s",
-            )
-        )
-        assert (
-            isinstance(by_time, list)
-            and isinstance(kinds, list)
-            and isinstance(images, float)
-            and isinstance(unusable, float)
-        )
-        assert isinstance(skipped, float) and isinstance(bad, float) and isinstance(step_s, float)
-        metrics: dict[str, MetricValue] = means | self._extra
-        metrics |= {
-            f"loss/by_time/{decile}": value for decile, value in enumerate(by_time) if not math.isnan(value)
-        }
-        names = [f"data/bad/{kind}" for kind in FAILURES] + [f"data/note/{kind}" for kind in NOTES]
-        counts = (float(round(count * steps)) for count in kinds)
-        metrics |= {name: count for name, count in zip(names, counts, strict=True) if count}
+    def _line(self, means: Means, tallies: Means, *, steps: int) -> dict[str, MetricValue]:
+        """The line of a log step from the means over the `steps` steps since the last."""
+        metrics: dict[str, MetricValue] = means.scalars | means.vectors | self._extra
+        by_time = enumerate(tallies.vectors["by_time"])
+        metrics |= {f"loss/by_time/{tenth}": loss for tenth, loss in by_time if not math.isnan(loss)}
+        counts = zip(KINDS, tallies.vectors["kinds"], strict=True)
+        metrics |= {name: float(count) for name, mean in counts if (count := round(mean * steps))}
         for layer in self.moe_layers:
             if self.config.moe.router == "diffmoe":
                 metrics[f"moe/threshold/{layer.layer_index}"] = layer.router.predictor.threshold().tolist()
+        means_a_step = tallies.scalars
         return metrics | {
-            "time/step_s": step_s,
-            "throughput/images_per_s": images / step_s,
-            "data/bad_samples": float(round(unusable * steps)),
-            "optimizer/skipped_steps": float(round(skipped * steps)),
-            "defence/bad_steps": float(round(bad * steps)),
+            "time/step_s": means_a_step["step_s"],
+            "throughput/images_per_s": means_a_step["images"] / means_a_step["step_s"],
+            "data/bad_samples": float(round(means_a_step["unusable"] * steps)),
+            "optimizer/skipped_steps": float(round(means_a_step["skipped"] * steps)),
+            "defence/bad_steps": float(round(means_a_step["bad"] * steps)),
             "memory/peak_gib": peak_memory_gib(self.context.device),
         }
 

@@ -2,7 +2,10 @@
 
 import signal
 from types import FrameType, TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:  # torch takes seconds, and `pretrain --help` reads this file
+    import torch.distributed as dist
 
 REQUEUE = 75
 """sysexits.h's EX_TEMPFAIL: nothing is wrong, start again later."""
@@ -26,6 +29,17 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.is_requested = self.is_interrupt = False
+        """A signal came to some rank, as of the last `agree`."""
+        self._is_noted = self._is_interrupt_noted = False
+
+    def agree(self, group: "dist.ProcessGroup") -> None:
+        """Learn whether a signal came to any rank. Collective over `group`, which is on gloo."""
+        import torch
+        import torch.distributed as dist
+
+        noted = torch.tensor([self._is_noted, self._is_interrupt_noted], dtype=torch.int32)
+        dist.all_reduce(noted, group=group)
+        self.is_requested, self.is_interrupt = (count > 0 for count in noted.tolist())
 
     def __enter__(self) -> Self:
         self._before = {signum: signal.signal(signum, self._note) for signum in SIGNALS}
@@ -40,10 +54,10 @@ class StopSignals:
             signal.signal(signum, handler)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if signum == signal.SIGINT and self.is_interrupt:
+        if signum == signal.SIGINT and self._is_interrupt_noted:
             stop_at_once(signum, frame)
-        self.is_requested = True
-        self.is_interrupt = self.is_interrupt or signum == signal.SIGINT
+        self._is_noted = True
+        self._is_interrupt_noted = self._is_interrupt_noted or signum == signal.SIGINT
 
 
 def stop_at_once(signum: int, frame: FrameType | None) -> None:

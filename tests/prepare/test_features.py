@@ -10,7 +10,7 @@ from diffmoe_scale.config.load import load_config
 from diffmoe_scale.data.features.source import SET_FILE
 from diffmoe_scale.model.networks import Networks
 from diffmoe_scale.prepare import encoding
-from diffmoe_scale.train.trainer import refuse_other_features
+from diffmoe_scale.train.setup import refuse_other_features
 from tests.data.samples import color, encode
 from tests.prepare.feature_sets import BUCKETS, batches, cache, reader, shards
 

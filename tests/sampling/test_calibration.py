@@ -17,7 +17,7 @@ from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.sampling.batch import generate_batch, number_requests
 from diffmoe_scale.sampling.calibration import MAX_TRIALS, TOLERANCE, choose_prompts, search
 from diffmoe_scale.sampling.loading import load_pipeline
-from diffmoe_scale.train import trainer
+from diffmoe_scale.train import run as training
 from tests.data.samples import write_shards
 from tests.ranks import run_alone, run_on_ranks
 from tests.train.runs import text_settings, tiny_config
@@ -65,7 +65,7 @@ def train_briefly(context: ParallelContext, settings: list[str]) -> None:
     config = tiny_config(
         [*settings, "run.steps=4", "optimizer.learning_rate=1.0e-2", "optimizer.ema_decay=0.5"]
     )
-    trainer.train(config, context, RunDirectory(Path(config.run.directory)))
+    training.train(config, context, RunDirectory(Path(config.run.directory)))
 
 
 def find_and_draw(run: Path) -> tuple[int, list[int], float]:

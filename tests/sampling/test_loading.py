@@ -16,7 +16,8 @@ from diffmoe_scale.sampling.batch import number_requests
 from diffmoe_scale.sampling.generate import generate_batches
 from diffmoe_scale.sampling.loading import load_pipeline
 from diffmoe_scale.sampling.loads import LoadByTime
-from diffmoe_scale.train import trainer
+from diffmoe_scale.train import run as training
+from diffmoe_scale.train import setup
 from diffmoe_scale.train.engine import Engine
 from tests.ranks import run_alone, run_on_ranks
 from tests.train.runs import RankRun, Run, assemble, copy_state, text_settings, tiny_config
@@ -35,8 +36,8 @@ def train_and_keep(context: ParallelContext, settings: list[str]) -> RankRun:
         return engines[0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "Engine", build_and_keep)
-        trainer.train(config, context, RunDirectory(Path(config.run.directory)))
+        patch.setattr(setup, "Engine", build_and_keep)
+        training.train(config, context, RunDirectory(Path(config.run.directory)))
     return RankRun(Run(losses=[0.0]), copy_state(engines[0]))
 
 

@@ -4,13 +4,8 @@ import math
 from pathlib import Path
 
 import pytest
-import torch
 
-from diffmoe_scale.parallel.context import ParallelContext
-from diffmoe_scale.telemetry.metrics import Meter, MetricsWriter, read_metrics
-from tests.ranks import run_on_ranks
-
-CPU = torch.device("cpu")
+from diffmoe_scale.telemetry.metrics import MetricsWriter, read_metrics
 
 
 def write_steps(path: Path, steps: list[int], *, resume_step: int = 0) -> None:
@@ -84,35 +79,3 @@ def test_a_full_disk_is_said_once_and_stops_nothing(caplog: pytest.LogCaptureFix
     assert [record.levelno for record in caplog.records] == [
         logging.WARNING
     ] and "No space left" in caplog.text
-
-
-def test_means_weigh_every_value_and_start_anew() -> None:
-    meter = Meter(CPU)
-    meter.add("loss", torch.tensor(1.0, requires_grad=True), 3)
-    meter.add("loss", 5.0)
-    meter.add("by_time", torch.tensor([1.0, 2.0, 0.0]), torch.tensor([1.0, 1.0, 0.0]))
-    meter.add("by_time", torch.tensor([4.0, 0.0, 0.0]), torch.tensor([2.0, 0.0, 0.0]))
-    means = meter.means()
-    assert means["loss"] == 2.0
-    assert means["by_time"] == pytest.approx([3.0, 2.0, math.nan], nan_ok=True)
-    assert meter.means() == {}
-
-
-def test_a_scalar_without_weight_has_no_mean() -> None:
-    meter = Meter(CPU)
-    meter.add("norm", 1.0, 0.0)
-    meter.add("loss", 1.0)
-    assert meter.means() == {"loss": 1.0}
-
-
-def means_on_rank(parallel: ParallelContext) -> dict[str, float | list[float]]:
-    meter = Meter(parallel.device)
-    for _ in range(2):
-        meter.add("loss", float(parallel.rank), weight=1 + parallel.rank)
-        meter.add("load", torch.tensor([1.0, 2.0]) * (1 + parallel.rank))
-    return meter.means(parallel.dp_group)
-
-
-def test_means_are_over_all_ranks() -> None:
-    # Rank 1 counts twice: (0 + 2 * 1) / 3.
-    assert run_on_ranks(means_on_rank, 2) == [{"loss": pytest.approx(2 / 3), "load": [1.5, 3.0]}] * 2

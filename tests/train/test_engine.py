@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from diffmoe_scale.parallel.context import ParallelContext
-from diffmoe_scale.train import engine as module
-from diffmoe_scale.train.engine import Engine, _ExpertEngine, accumulation_steps
+from diffmoe_scale.train import engine as engine_module
+from diffmoe_scale.train.engine import Engine, accumulation_steps
+from diffmoe_scale.train.zero import ZeroEngine
 from tests.moe.layers import alone
 from tests.ranks import run_on_ranks
 from tests.train.runs import (
@@ -177,14 +178,9 @@ def count_bytes(context: ParallelContext, settings: list[list[str]]) -> list[dic
         engine = Engine(pipeline.denoiser, config, context)
         engine.state()
         held = {"expert": 0, "dense": 0}
-        zero = engine._zero
-        for group, master, average in zip(
-            zero.optimizer.param_groups,
-            zero.single_partition_of_fp32_groups,
-            engine.average.averages,
-            strict=True,
-        ):
-            tensors = [master, average, *(zero.optimizer.state[master][family] for family in module.MOMENTS)]
+        for number, group in enumerate(engine.zero.groups):
+            moments = engine.zero.moments(number).values()
+            tensors = [engine.zero.masters[number], engine.average.averages[number], *moments]
             held["expert" if group.get("moe") else "dense"] += sum(
                 tensor.untyped_storage().nbytes() for tensor in tensors
             )
@@ -303,7 +299,7 @@ def move_to_another_engine(context: ParallelContext, counts_by_group: bool) -> b
     config = tiny_config(["parallel.expert_parallel=2"])
     with pytest.MonkeyPatch.context() as patch:
         if counts_by_group:
-            patch.setattr(module, "build_optimizer", build_group_counting)
+            patch.setattr(engine_module, "build_optimizer", build_group_counting)
         pipelines = [tiny_pipeline(config, context.megatron_groups) for _ in range(3)]
         whole, before, after = (Engine(pipeline.denoiser, config, context) for pipeline in pipelines)
     for step in (1, 2, 3, 4):
@@ -343,6 +339,6 @@ def test_global_batch_that_does_not_split_over_the_ranks_is_refused_with_the_rig
 
 
 def test_checkpoints_of_deepspeed_itself_are_refused() -> None:
-    for method in (_ExpertEngine.save_checkpoint, _ExpertEngine.load_checkpoint):
+    for method in (ZeroEngine.save_checkpoint, ZeroEngine.load_checkpoint):
         with pytest.raises(RuntimeError, match="rank 0's experts only"):
-            method(object.__new__(_ExpertEngine), "folder")
+            method(object.__new__(ZeroEngine), "folder")

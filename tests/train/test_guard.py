@@ -15,12 +15,14 @@ from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.data.reading.batch import Batch
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.telemetry.log import setup_logging
+from diffmoe_scale.train import run as module
 from diffmoe_scale.train import trainer
 from diffmoe_scale.train.loss import StepLoss, denoising_loss
-from diffmoe_scale.train.trainer import Training, train
+from diffmoe_scale.train.run import train
+from diffmoe_scale.train.trainer import Training
 from tests.ranks import run_on_ranks
 from tests.train.runs import text_settings, tiny_config
-from tests.train.test_trainer import SETTINGS, read_lines
+from tests.train.test_run import SETTINGS, read_lines
 
 GUARDED = [
     "run.steps=12",
@@ -97,12 +99,12 @@ def arranged(case: Case, keys: dict[int, str]) -> Iterator[None]:
         roll_back(run)
         raise RuntimeError("killed")
 
-    resume, roll_back = trainer.resume, trainer.roll_back
+    resume, roll_back = module.resume, module.roll_back
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "denoising_loss", loss)
-        patch.setattr(trainer, "resume", resume_later)
+        patch.setattr(module, "resume", resume_later)
         if case.is_killed:
-            patch.setattr(trainer, "roll_back", roll_back_and_die)
+            patch.setattr(module, "roll_back", roll_back_and_die)
         yield
 
 

@@ -11,13 +11,14 @@ import pytest
 from diffmoe_scale.checkpoint.manifest import complete_checkpoints
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.parallel.context import ParallelContext
-from diffmoe_scale.train import trainer
+from diffmoe_scale.train import run as module
 from diffmoe_scale.train.reporter import Reporter
+from diffmoe_scale.train.run import train
 from diffmoe_scale.train.stop import INTERRUPTED, REQUEUE, SIGNALS, Stopped, StopSignals, stop_at_once
-from diffmoe_scale.train.trainer import Training, train
+from diffmoe_scale.train.trainer import Training
 from tests.ranks import run_on_ranks
 from tests.train.runs import text_settings, tiny_config
-from tests.train.test_trainer import SETTINGS, read_lines
+from tests.train.test_run import SETTINGS, read_lines
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ for _name, _signum, _rank in (
 
 def train_starts(context: ParallelContext, folder: Path, common: list[str]) -> list[tuple[int, str]]:
     """Exit code and reason of each start."""
-    train_step = trainer.train_step
+    train_step = module.train_step
 
     def step_with_signal(start: Start, run: Training, reporter: Reporter) -> None:
         if run.step == 6 and start.signum is not None and start.rank == context.rank:
@@ -52,7 +53,7 @@ def train_starts(context: ParallelContext, folder: Path, common: list[str]) -> l
     for start in STARTS:
         config = tiny_config([*common, f"run.directory={folder / start.name}"])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(trainer, "train_step", partial(step_with_signal, start))
+            patch.setattr(module, "train_step", partial(step_with_signal, start))
             try:
                 train(config, context, RunDirectory(folder / start.name))
                 answers.append((0, ""))
@@ -95,7 +96,7 @@ def test_second_interrupt_ends_at_once() -> None:
     with pytest.raises(KeyError), StopSignals() as stop:
         for signum in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
             os.kill(os.getpid(), signum)
-        assert stop.is_requested and stop.is_interrupt
+        assert stop._is_noted and stop._is_interrupt_noted
         with pytest.raises(Stopped) as stopped:
             os.kill(os.getpid(), signal.SIGINT)
         assert stopped.value.exit_code == INTERRUPTED

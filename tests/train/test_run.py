@@ -22,10 +22,11 @@ from diffmoe_scale.parallel import context as context_module
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.pretrain import main, run
 from diffmoe_scale.telemetry.metrics import read_metrics
+from diffmoe_scale.train import run as module
 from diffmoe_scale.train import trainer
 from diffmoe_scale.train.loss import StepLoss, denoising_loss
+from diffmoe_scale.train.run import train
 from diffmoe_scale.train.stop import SIGNALS
-from diffmoe_scale.train.trainer import train
 from tests.data.samples import color, encode, write_shard
 from tests.encoders.autoencoder.test_diffusers import tiny_model
 from tests.ranks import run_alone, run_on_ranks
@@ -345,7 +346,7 @@ def test_only_a_failure_that_nobody_foresaw_is_told_with_its_traceback(
 
     monkeypatch.setattr(context_module, "adopt_launcher_variables", lambda: 0)
     monkeypatch.setattr(context_module, "initialize", lambda **_: None)
-    monkeypatch.setattr(trainer, "train", fail)
+    monkeypatch.setattr(module, "train", fail)
     handlers = [(signum, signal.getsignal(signum)) for signum in SIGNALS]
     try:
         assert run(tiny_config(settings)) == 1

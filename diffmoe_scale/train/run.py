@@ -1,0 +1,148 @@
+"""A run, read top to bottom: steps, what happens between them, going back, and the end."""
+
+import logging
+from dataclasses import replace
+
+from diffmoe_scale.checkpoint.manifest import Manifest
+from diffmoe_scale.config.check import RunError
+from diffmoe_scale.config.identity import model_settings
+from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.config.schema import Config
+from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.parallel.waiting import wait_for_ranks
+from diffmoe_scale.train.reporter import Reporter
+from diffmoe_scale.train.setup import resume, set_up
+from diffmoe_scale.train.stop import Stopped
+from diffmoe_scale.train.trainer import Training, train_step
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: Config, context: ParallelContext, directory: RunDirectory) -> None:
+    """Train to `run.steps` from the newest complete checkpoint of the directory, or from the start.
+    Collective over the world.
+
+    Raises: Stopped when a signal asked for the end; RuntimeError also when the last checkpoint was not
+    written.
+    """
+    run = set_up(config, context, directory)
+    if run.step >= config.run.steps:
+        logger.info(
+            "%s has its %d steps (run.steps) already; nothing to train", directory.path, config.run.steps
+        )
+    with run.stop, run.store:
+        try:
+            while run.step < config.run.steps:
+                train_on(run)
+                if run.guard.must_roll_back:
+                    roll_back(run)
+            if not run.store.finish():
+                # checkpoint.on_write_error lets training go on; here nothing is left that could.
+                raise RunError(
+                    f"the last checkpoint was not written (the log says why), so {directory.path} lacks "
+                    "the last steps"
+                )
+        finally:
+            if summary := run.guard.summary():
+                logger.warning("in this run %s", summary)
+
+
+def train_on(run: Training) -> None:
+    """Steps and what happens between them, to the end of the run or until it must be rolled back.
+
+    Raises: Stopped after a step whose end a signal asked for.
+    """
+    config, telemetry, is_save_due = run.config, run.config.telemetry, False
+    with Reporter(
+        config, run.context, run.directory, moe_layers=run.networks.denoiser.moe_layers(), start_step=run.step
+    ) as reporter:
+        reporter.add(run.reader.index_problems())
+        while run.step < config.run.steps:
+            run.step += 1
+            train_step(run, reporter)
+            run.position = run.plan.advance(run.position)
+            reporter.add(run.reader.dataset_counts(run.position))
+            if _is_due(run.step, telemetry.validate_every, config):
+                with run.engine.averaged_weights():
+                    reporter.add(run.validation.loss())
+            if _is_due(run.step, telemetry.sample_every, config):
+                with run.engine.averaged_weights():
+                    reporter.add_image(run.step, "samples", run.validation.draw(run.step))
+            reporter.end_step(run.step, run.position.samples)
+            if run.guard.must_roll_back:
+                return
+            run.stop.agree(run.context.control_group)
+            is_save_due |= _is_due(run.step, config.checkpoint.every, config) or run.stop.is_requested
+            # Never after a bad step: the newest checkpoint is the one to go back to.
+            if is_save_due and (run.guard.bad_in_a_row == 0 or run.step == config.run.steps):
+                save(run)
+                is_save_due = False
+            if run.stop.is_requested and run.step < config.run.steps:
+                stop(run, is_saved=not is_save_due)
+
+
+def stop(run: Training, *, is_saved: bool) -> None:
+    """End the run between two steps, once its checkpoint is written. Collective. Raises: Stopped."""
+    if not is_saved:
+        kept = "was bad and is not saved"
+    else:
+        kept = "is saved" if run.store.finish() else "could not be saved"
+    raise Stopped(f"a signal asked for it; step {run.step} {kept}", is_interrupt=run.stop.is_interrupt)
+
+
+def roll_back(run: Training) -> None:
+    """Back to the newest checkpoint; the data goes on where it is. Collective over the world.
+
+    The checkpoint is written anew with that place in the data: a run that is killed later on leaves out the
+    same samples.
+
+    Raises: RuntimeError if `defence.max_rollbacks` are used up or there is no checkpoint.
+    """
+    # The main rank may still be closing trackers.
+    wait_for_ranks(run.context.control_group)
+    told = f"the last {run.guard.bad_in_a_row} steps to step {run.step} were bad (defence.bad_steps)"
+    advice = "lower optimizer.learning_rate, or look at the samples that the log names"
+    max_rollbacks = run.config.defence.max_rollbacks
+    if run.guard.counts["rollbacks"] >= max_rollbacks:
+        raise RunError(f"{told} and {max_rollbacks} rollbacks (defence.max_rollbacks) are used up; {advice}")
+    start = resume(run.store, run.engine, run.config, run.directory, frozen=run.networks.frozen)
+    if start.step == 0:
+        raise RunError(f"{told} and there is no checkpoint to go back to; {advice}")
+    run.step, run.position = start.step, replace(run.position, step=start.step)
+    if len(run.plan.stages) > 1:
+        # The sizes of images go by the step, which went back.
+        group = run.context.dp_group
+        run.batches = run.reader.batches(run.plan, run.position, dp_rank=group.rank(), dp_size=group.size())
+    run.guard.rolled_back(start.guard)
+    samples = run.position.samples
+    logger.warning(
+        "%s; back to step %d, on behind sample %d: %d samples are left out",
+        told,
+        run.step,
+        samples,
+        samples - start.samples,
+    )
+    save(run)
+
+
+def save(run: Training) -> None:
+    """A checkpoint of where the run stands. Collective over the world."""
+    context, config = run.context, run.config
+    manifest = Manifest(
+        step=run.step,
+        samples=run.position.samples,
+        samples_by_bucket=run.plan.by_bucket(run.position),
+        optimizer_steps=run.engine.step_count,
+        settings=model_settings(config, tokenizer=run.directory.tokenizer, frozen=run.networks.frozen),
+        layout={
+            "world_size": context.world_size,
+            "expert_parallel": context.expert_parallel,
+            "zero_stage": config.parallel.zero_stage,
+        },
+        guard=run.guard.state(),
+    )
+    run.store.save(run.engine.state(), manifest)
+
+
+def _is_due(step: int, every: int, config: Config) -> bool:
+    return every > 0 and (step % every == 0 or step == config.run.steps)

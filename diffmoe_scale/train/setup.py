@@ -1,0 +1,171 @@
+"""From settings to a run that stands at its newest checkpoint or at its start."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from diffmoe_scale.checkpoint.manifest import Manifest
+from diffmoe_scale.checkpoint.store import CheckpointStore
+from diffmoe_scale.config.identity import model_settings
+from diffmoe_scale.config.load import changed_settings, dump_config
+from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.config.schema import Config
+from diffmoe_scale.data.features.check import check_features
+from diffmoe_scale.data.reading.build import build_reader
+from diffmoe_scale.data.reading.reader import Reader, iterate_captions
+from diffmoe_scale.encoders.text.encoder import TextEncoder
+from diffmoe_scale.encoders.text.tokenizer import train_tokenizer
+from diffmoe_scale.files import replace_file
+from diffmoe_scale.model.networks import Networks, build_networks
+from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.parallel.waiting import wait_for_ranks
+from diffmoe_scale.train.engine import Engine, accumulation_steps
+from diffmoe_scale.train.guard import Guard
+from diffmoe_scale.train.stop import StopSignals
+from diffmoe_scale.train.trainer import Training
+from diffmoe_scale.train.validation import Validation
+
+logger = logging.getLogger(__name__)
+
+TOKENIZER_CAPTIONS = 100_000
+JUDGED_CAPTIONS = 1000
+
+
+def set_up(config: Config, context: ParallelContext, directory: RunDirectory) -> Training:
+    """All that a run consists of, at its newest checkpoint or at the start. Collective over the world."""
+    torch.set_float32_matmul_precision(config.run.matmul_precision)
+    choose_kernels(is_deterministic=config.run.deterministic)
+    accumulation_steps(config, context)  # refuses a batch that does not split, before the slow work
+    reader = build_reader(
+        config.data, config.data.train, model=config.model, seed=config.run.seed, buckets=config.buckets
+    )
+    plan = reader.plan(global_batch=config.run.global_batch, micro_batch=config.run.micro_batch)
+    if context.is_main:
+        prepare_tokenizer(config, directory, reader)
+    # Files are read, perhaps over a network: longer than a collective may take. So are all that follow.
+    wait_for_ranks(context.control_group)
+    networks = build_networks(
+        config,
+        tokenizer_path=directory.tokenizer,
+        groups=context.megatron_groups,
+        device=context.device,
+        control_group=context.control_group,
+    )
+    wait_for_ranks(context.control_group)
+    engine = Engine(networks.denoiser, config, context)
+    if context.is_main and networks.text_encoder is not None:
+        warn_of_cut_captions(networks.text_encoder, reader)
+    wait_for_ranks(context.control_group)
+    store = CheckpointStore(directory.checkpoints, config.checkpoint, group=context.checkpoint_group)
+    start = resume(store, engine, config, directory, frozen=networks.frozen)
+    position = plan.position(step=start.step, samples=start.samples, by_bucket=start.samples_by_bucket)
+    if context.is_main:
+        record_config(config, directory)
+    guard = Guard(config.defence, context)
+    guard.restore(start.guard)
+    validation = Validation(config, context, directory, networks, reader)
+    refuse_other_features([reader, validation.reader], networks, config)
+    wait_for_ranks(context.control_group)
+    batches = reader.batches(plan, position, dp_rank=context.dp_group.rank(), dp_size=context.dp_group.size())
+    return Training(
+        config=config,
+        context=context,
+        directory=directory,
+        networks=networks,
+        engine=engine,
+        store=store,
+        validation=validation,
+        reader=reader,
+        plan=plan,
+        batches=batches,
+        guard=guard,
+        stop=StopSignals(),
+        step=start.step,
+        position=position,
+    )
+
+
+def choose_kernels(*, is_deterministic: bool) -> None:
+    """Deterministic kernels where torch has them, or the fastest."""
+    # cuBLAS reads it when CUDA starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(is_deterministic, warn_only=True)
+    # torch would fill every new tensor, to make reading uninitialised memory repeatable; nothing here reads
+    # any.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set through a property that stubs lack
+
+
+def resume(
+    store: CheckpointStore,
+    engine: Engine,
+    config: Config,
+    directory: RunDirectory,
+    *,
+    frozen: Mapping[str, str],
+) -> Manifest:
+    """Fill the engine from the newest checkpoint and say where it stood; step 0 without one. Collective over
+    the world."""
+    found = store.newest()
+    if found is None:
+        return Manifest(step=0, samples=0, optimizer_steps=0)
+    checkpoint, _ = found
+    loaded = store.load(
+        checkpoint,
+        engine.state(),
+        settings=model_settings(config, tokenizer=directory.tokenizer, frozen=frozen),
+    )
+    engine.restored(step_count=loaded.optimizer_steps)
+    logger.info("continues from %s (step %d, %d samples)", checkpoint, loaded.step, loaded.samples)
+    return loaded
+
+
+def prepare_tokenizer(config: Config, directory: RunDirectory, reader: Reader) -> None:
+    """Train the tokenizer of the run's captions, unless an earlier start did. For the main rank, before the
+    others read it."""
+    if (
+        config.model.conditioning == "text"
+        and config.text.kind == "sentencepiece"
+        and not directory.tokenizer.is_file()
+    ):
+        directory.path.mkdir(parents=True, exist_ok=True)
+        train_tokenizer(
+            iterate_captions(reader, TOKENIZER_CAPTIONS),
+            vocabulary=config.text.vocabulary,
+            path=directory.tokenizer,
+        )
+
+
+def warn_of_cut_captions(encoder: TextEncoder, reader: Reader) -> None:
+    """Say so if more than one caption in a hundred is longer than `text.max_tokens`, judged by a thousand of
+    them."""
+    encoder.tokenize(list(iterate_captions(reader, JUDGED_CAPTIONS)))
+    share = encoder.tokenizer.num_cut / encoder.tokenizer.num_captions
+    if share > 0.01:
+        logger.warning(
+            "%.0f %% of the captions are longer than text.max_tokens (%d) and cut; raise it",
+            100 * share,
+            encoder.tokenizer.max_tokens,
+        )
+
+
+def refuse_other_features(readers: Sequence[Reader | None], networks: Networks, config: Config) -> None:
+    """Raise ValueError if shards hold features that this run's autoencoder and text encoder would not give."""
+    for features in [reader.source.features for reader in readers if reader is not None]:
+        if features is not None:
+            check_features(features.source, **networks.frozen, is_flipped=config.data.horizontal_flip)
+
+
+def record_config(config: Config, directory: RunDirectory) -> None:
+    """Write RUN/config.yaml once it is known to fit the checkpoints there."""
+    text = dump_config(config)
+    if directory.config.is_file() and directory.config.read_text(encoding="utf-8") != text:
+        changed = "; ".join(changed_settings(directory.config, config)) or "none in meaning"
+        logger.info(
+            "settings that differ from those of the last start: %s; %s now holds the new ones",
+            changed,
+            directory.config,
+        )
+    directory.path.mkdir(parents=True, exist_ok=True)
+    replace_file(directory.config, text.encode())
