@@ -4,5 +4,5 @@ launcher.py       the launcher's environment variables, checked; imports no torc
 context.py        device, process groups and threads of this process
 expert_groups.py  which parameters are experts, for DeepSpeed
 slice.py          a part of a tensor that is spread over ranks
-waiting: waiting for ranks that have other work to do.
+waiting.py        waiting for ranks that have other work to do
 """
