@@ -51,7 +51,7 @@ def missing_files(text: str, folder: Path) -> set[str]:
     named = set(
         re.findall(r"\b((?:tools|configs|launch|tests|diffmoe_scale)/[\w./-]+\.(?:py|sh|yaml|sbatch))", text)
     )
-    return missing | {name for name in named if not (ROOT / name).exists()}
+    return missing | {name for name in named if not (ROOT / name).exists()} - {"tools/NAME.py"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
