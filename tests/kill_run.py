@@ -128,7 +128,8 @@ def main() -> int:
             if met != "done":
                 kills.append(met)
                 print(
-                    f"kill {len(kills)}: {'all' if rank is None else f'rank {rank}'}, {met}, complete to step {newest_step(run)}",
+                    f"kill {len(kills)}: {'all' if rank is None else f'rank {rank}'}, {met}, complete to "
+                    f"step {newest_step(run)}",
                     flush=True,
                 )
         if met != "done":
@@ -136,7 +137,8 @@ def main() -> int:
         assert outcome(run) == expected, f"{run} differs from a run that was let alone"
         runs += 1
     print(
-        f"{len(kills)} kills, {kills.count('in a save')} of them in a save: {runs} runs ended to the bit as one that was let alone"
+        f"{len(kills)} kills, {kills.count('in a save')} of them in a save: {runs} runs ended to the bit "
+        "as one that was let alone"
     )
     shutil.rmtree(folder)
     return 0

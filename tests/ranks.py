@@ -88,7 +88,8 @@ def run_on_ranks(
                     rank, is_good, answer = results.get(timeout=0.5)
                 except queue.Empty:
                     assert time.monotonic() < deadline, (
-                        f"ranks {sorted(set(range(world_size)) - set(answers))} gave no answer in {timeout_s} s"
+                        f"ranks {sorted(set(range(world_size)) - set(answers))} gave no answer in "
+                        f"{timeout_s} s"
                     )
                     dead = [
                         r

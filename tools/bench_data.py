@@ -122,7 +122,8 @@ def bench(parsed: argparse.Namespace, work: Path) -> dict[str, object]:
         for name, figure in figures.items():
             speed = figure.samples_per_cpu_s
             print(
-                f"{title:<12}{name:<14}{figure.samples_per_s:>12,.0f}{speed:>12,.0f}{1e6 / speed:>15,.1f}{figure.ratio['median']:>8.2f}"
+                f"{title:<12}{name:<14}{figure.samples_per_s:>12,.0f}{speed:>12,.0f}"
+                f"{1e6 / speed:>15,.1f}{figure.ratio['median']:>8.2f}"
             )
     print(f"ratio: CPU speed of {OURS} over that of the line")
     return report

@@ -286,7 +286,8 @@ def shape(text: str) -> tuple[int, int, int]:
         or width % 8
     ):
         raise argparse.ArgumentTypeError(
-            f"{text}: expected a width that 8 divides, and tokens in multiples of the experts, at least two an expert, "
+            f"{text}: expected a width that 8 divides, and tokens in multiples of the experts, at least "
+            "two an expert, "
             f"and of {SAMPLE_TOKENS} (a sample) where there are more"
         )
     return width, num_experts, num_tokens
@@ -352,7 +353,8 @@ def main(arguments: list[str] | None = None) -> int:
     for width, num_experts, num_tokens in shapes:
         bytes_SED = num_tokens * num_experts * width * DTYPES[parsed.dtype].itemsize
         print(
-            f"{width}x{num_experts}x{num_tokens}: a buffer of tokens x experts x width would be {bytes_SED / MIB:,.0f} MiB"
+            f"{width}x{num_experts}x{num_tokens}: a buffer of tokens x experts x width would be "
+            f"{bytes_SED / MIB:,.0f} MiB"
         )
     return 0
 

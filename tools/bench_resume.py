@@ -66,7 +66,10 @@ def main() -> int:
                 str(share),
             ]
             found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            steps = f"{found['open_s']:.2f} s to open the shards, {found['batch_s']:.2f} s to the first {GLOBAL_BATCH} samples"
+            steps = (
+                f"{found['open_s']:.2f} s to open the shards, {found['batch_s']:.2f} s to the "
+                f"first {GLOBAL_BATCH} samples"
+            )
             print(f"start at {100 * share:3.0f} % of an epoch: {steps}", flush=True)
             starts.append({"start_at": share, **found})
     if parsed.output is not None:

@@ -20,7 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = "shards: a path, glob or brace list; may be given several times"
     add("--input", action="append", required=True, help=text)
     text = (
-        "YAML file of a training: counts tokens by its tokenizer, autoencoder and patches, and takes captions "
+        "YAML file of a training: counts tokens by its tokenizer, autoencoder and patches, and takes "
+        "captions "
         "by its data.caption_weights (default: counts words)"
     )
     add("--config", type=user_path, help=text)

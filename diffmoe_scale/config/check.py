@@ -1,4 +1,4 @@
-"""One sentence for every wrong setting and every failure that was foreseen: what was got, what was expected."""
+"""One sentence for each wrong setting and each failure that was foreseen: what was got and expected."""
 
 from diffmoe_scale.config.section import show
 

@@ -10,8 +10,8 @@ def follow_others(tree: dict[str, Any], words: Mapping[str, Any]) -> None:
     """Complete a tree of settings in place. `words` are the sections of the command line alone: a router or
     process named there replaces the file's, so what the file chose for its own no longer counts.
 
-    Without a capacity predictor experts choose their top K in sampling, from the pool that the router has. DDPM
-    predicts noise, with its own loss and times.
+    Without a capacity predictor experts choose their top K in sampling, from the pool that the router has.
+    DDPM predicts noise, with its own loss and times.
     """
     router = _get(tree, "moe", "router")
     if router in ROUTERS_WITHOUT_PREDICTOR and _get(tree, "moe", "num_experts") != 0:

@@ -23,8 +23,9 @@ def identity_fields() -> dict[str, tuple[str, ...]]:
 def model_settings(config: Config, *, tokenizer: Path, frozen: Mapping[str, str]) -> dict[str, Any]:
     """The identity of a config's model, its tokenizer among them; kept in checkpoints, and compared.
 
-    `frozen` are the fingerprints of the networks that are not trained, by their section. A checkpoint is compared
-    by the settings that it holds: one that was written before a setting existed has what was the only way then.
+    `frozen` are the fingerprints of the networks that are not trained, by their section. A checkpoint is
+    compared by the settings that it holds: one that was written before a setting existed has what was the
+    only way then.
     """
     tree = config_tree(config)
     settings = {

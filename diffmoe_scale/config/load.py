@@ -20,7 +20,7 @@ SHOWN_ERRORS = 4
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The Config of a YAML file (None: all defaults) with `key.sub=value` overrides, values written as in YAML.
+    """The Config of a YAML file (None: all defaults) with `key.sub=value` overrides, values as in YAML.
 
     Raises: ValueError naming the dotted path, what was got and what was expected; an unknown key names the
     nearest right one.
@@ -96,7 +96,8 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
     check_keys({section: {key: value}} if key else {section: value})
     if not key:
         raise ValueError(
-            f"argument {show(override)} names no setting; expected section.key=value, for example run.steps=100"
+            f"argument {show(override)} names no setting; expected section.key=value, for example "
+            "run.steps=100"
         )
     return section, key, value
 

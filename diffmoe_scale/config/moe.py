@@ -43,7 +43,7 @@ class MoEConfig(Section, name="moe"):
     expert_width_ratio: Annotated[float, Range(0, 64, excludes_low=True)] = 4.0
     """Expert width over model width; below 4 gives fine-grained experts."""
     activation: Literal["gelu", "swiglu"] = "gelu"
-    """Of experts, and of the dense networks in the other blocks: GELU(tanh) with biases, or SwiGLU without."""
+    """Of experts and of the dense networks in other blocks: GELU(tanh) with biases, or SwiGLU without."""
     router_init_std: Annotated[float, Range(0, 100), FREE] = 0.006
     """Standard deviation of the router's initial weight."""
     predictor_weight: Annotated[float, Range(0, 1000), FREE] = 1.0
@@ -76,7 +76,8 @@ class MoEConfig(Section, name="moe"):
             0 < self.capacity_start <= self.num_experts if self.capacity_steps else self.capacity_start == 0,
             "moe.capacity_start",
             self.capacity_start,
-            f"above 0 and at most moe.num_experts ({self.num_experts}) exactly when moe.capacity_steps is set",
+            f"above 0 and at most moe.num_experts ({self.num_experts}) exactly when moe.capacity_steps is "
+            "set",
         )
         require(
             self.num_experts == 0 or 1 <= self.top_k <= self.num_experts,

@@ -26,5 +26,6 @@ class ParallelConfig(Section, name="parallel", is_free=True):
             self.zero_stage in (1, 2),
             "parallel.zero_stage",
             self.zero_stage,
-            "1 or 2 (DeepSpeed's stage 0 clips by a mean of the ranks' own norms, its stage 3 averages the gradients of different experts)",
+            "1 or 2 (DeepSpeed's stage 0 clips by a mean of the ranks' own norms, its stage 3 averages the "
+            "gradients of different experts)",
         )

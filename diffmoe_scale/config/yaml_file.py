@@ -1,4 +1,4 @@
-"""YAML text to a tree. YAML can hold far more than settings: what could not be meant is refused in a sentence."""
+"""YAML text to a tree. YAML can hold far more than settings: the rest is refused in a sentence."""
 
 from collections.abc import Hashable
 from pathlib import Path
@@ -8,7 +8,7 @@ import yaml
 
 LARGEST_FILE = 1 << 20
 MOST_NODES = 20_000
-"""After every alias is replaced by what it names: a few lines of YAML can stand for more than memory holds."""
+"""With every alias replaced by what it names: a few lines of YAML can stand for more than memory holds."""
 MERGE = "tag:yaml.org,2002:merge"
 ENCODING_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 

@@ -142,7 +142,8 @@ def initialize(*, expert_parallel: int, timeout_s: int) -> ParallelContext:
             if "EADDRINUSE" not in str(error):
                 raise
             raise ValueError(
-                f"port {os.environ['MASTER_PORT']} is in use, by another run perhaps; choose another with the launcher's --master_port, "
+                f"port {os.environ['MASTER_PORT']} is in use, by another run perhaps; choose another with "
+                "the launcher's --master_port, "
                 "DEEPSPEED_ARGS='--master_port PORT' of the bash form, or MASTER_PORT"
             ) from error
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)

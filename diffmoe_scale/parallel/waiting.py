@@ -11,8 +11,8 @@ LONGEST_WORK = timedelta(hours=6)
 def wait_for_ranks(group: dist.ProcessGroup) -> None:
     """Return when every rank is here. Collective over `group`, which is on gloo.
 
-    `parallel.timeout_s` is for ranks that compute. Call this after work that only some ranks have, or that takes
-    one of them longer than others: files, networks, a tokenizer. A rank that died is noticed at once.
+    `parallel.timeout_s` is for ranks that compute. Call this after work that only some ranks have, or that
+    takes one of them longer than others: files, networks, a tokenizer. A rank that died is noticed at once.
 
     Raises: RuntimeError if a rank died or is not here after LONGEST_WORK.
     """

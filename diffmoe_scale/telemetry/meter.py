@@ -8,8 +8,10 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Means:
-    """What a Meter was given since the last time, by name. A scalar whose weights sum to 0 has no mean and is left
-    out; such an element of a vector is NaN."""
+    """What a Meter was given since the last time, by name.
+
+    A scalar whose weights sum to 0 has no mean and is left out; such an element of a vector is NaN.
+    """
 
     scalars: dict[str, float] = field(default_factory=dict)
     vectors: dict[str, list[float]] = field(default_factory=dict)

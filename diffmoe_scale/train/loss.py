@@ -37,7 +37,7 @@ def latents_of(batch: Batch, autoencoder: Autoencoder, device: torch.device) -> 
 
 
 def condition_of(batch: Batch, networks: Networks) -> Condition:
-    """What the network is given with the batch: its captions, encoded here unless the shards hold features."""
+    """What the network gets with the batch: its captions, encoded here unless the shards hold features."""
     return networks.condition(batch.captions, batch.labels_B, sizes_BZ=batch.sizes_BZ, text=batch.text)
 
 

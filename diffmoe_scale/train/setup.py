@@ -151,7 +151,7 @@ def warn_of_cut_captions(encoder: TextEncoder, reader: Reader) -> None:
 
 
 def refuse_other_features(readers: Sequence[Reader | None], networks: Networks, config: Config) -> None:
-    """Raise ValueError if shards hold features that this run's autoencoder and text encoder would not give."""
+    """Raise ValueError if shards hold features of another autoencoder or text encoder than this run's."""
     for features in [reader.source.features for reader in readers if reader is not None]:
         if features is not None:
             check_features(features.source, **networks.frozen, is_flipped=config.data.horizontal_flip)

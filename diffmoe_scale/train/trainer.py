@@ -47,7 +47,7 @@ class Training:
 
 
 def train_step(run: Training, reporter: Reporter) -> None:
-    """One optimizer step over the global batch, then thresholds and weight average, then the judgement on it."""
+    """One optimizer step over the global batch, then thresholds and weight average, then its judgement."""
     engine, context, config = run.engine, run.context, run.config
     reporter.begin_step()
     kth_probabilities = []

@@ -1,5 +1,7 @@
-"""DeepSpeed's ZeRO optimizer behind names of our own: every private name of DeepSpeed that training needs is in
-this file, as of deepspeed 0.19.8."""
+"""DeepSpeed's ZeRO optimizer behind names of our own.
+
+Every private name of DeepSpeed that training needs is in this file, as of deepspeed 0.19.8.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -53,7 +55,7 @@ class Fragment:
 
 
 class Zero:
-    """A model whose fp32 weights ("masters") and moments are spread over the ranks that hold the same weights.
+    """A model whose fp32 weights ("masters") and moments are split over the ranks that hold its weights.
 
     A master is one flat fp32 tensor a parameter group: this rank's slice of all its parameters.
     """

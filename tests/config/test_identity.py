@@ -49,8 +49,8 @@ OTHER_VALUES = {
 
 
 def test_a_new_field_is_part_of_the_identity_until_it_is_marked_as_free() -> None:
-    """Fails for each new field of these sections. Mark it FREE if a trained model may change it; otherwise add it
-    here: checkpoints that were written before then go on with the field's default only."""
+    """Fails for each new field of these sections. Mark it FREE if a trained model may change it; otherwise
+    add it here: checkpoints that were written before then go on with the field's default only."""
     assert identity_fields() == IDENTITY
 
 

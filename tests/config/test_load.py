@@ -68,7 +68,8 @@ def test_command_line_wins_over_file_and_file_over_default(tmp_path: Path) -> No
         ("model.patch_size=5", "model.image_size is 32; expected a multiple of model.patch_size (5)"),
         (
             "parallel.zero_stage=0",
-            "parallel.zero_stage is 0; expected 1 or 2 (DeepSpeed's stage 0 clips by a mean of the ranks' own norms",
+            "parallel.zero_stage is 0; expected 1 or 2 (DeepSpeed's stage 0 clips by a mean of the ranks' "
+            "own norms",
         ),
         ("parallel.zero_stage=3", "stage 3 averages the gradients of different experts"),
         (

@@ -107,7 +107,10 @@ def test_a_port_in_use_is_named_with_the_ways_to_another(launcher: pytest.Monkey
             launcher.setenv(name, value)
         with pytest.raises(
             ValueError,
-            match=f"port {port} is in use, by another run perhaps; choose another with the launcher's --master_port",
+            match=(
+                f"port {port} is in use, by another run perhaps; choose another with the launcher's "
+                "--master_port"
+            ),
         ):
             initialize(expert_parallel=1, timeout_s=5)
 

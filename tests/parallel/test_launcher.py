@@ -52,5 +52,8 @@ def test_a_local_rank_alone_contradicts_a_world_of_one() -> None:
 
 
 def test_torch_is_not_needed() -> None:
-    code = "import sys, diffmoe_scale.parallel.launcher; sys.exit(any(m in sys.modules for m in ('torch', 'deepspeed')))"
+    code = (
+        "import sys, diffmoe_scale.parallel.launcher; sys.exit(any(m in sys.modules for m in "
+        "('torch', 'deepspeed')))"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -101,7 +101,7 @@ def test_survivor_says_once_that_another_rank_failed_and_exits_with_1(
     assert code == 1, printed
     assert len(errors) == 1, printed
     assert (
-        f"stopped (rank {survivor}): another rank died or hung; look for the first error in the ranks' output; the same command continues"
-        in errors[0]
+        f"stopped (rank {survivor}): another rank died or hung; look for the first error in the ranks' "
+        "output; the same command continues" in errors[0]
     )
     assert "Traceback" not in printed

@@ -141,6 +141,7 @@ def test_a_failing_tracker_is_said_once_and_stops_nothing(caplog: pytest.LogCapt
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
         (
             logging.WARNING,
-            "TensorBoard failed (ConnectionError: no route); training goes on, further failures are not logged",
+            "TensorBoard failed (ConnectionError: no route); training goes on, further failures are not "
+            "logged",
         )
     ]

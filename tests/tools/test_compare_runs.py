@@ -58,7 +58,8 @@ def compare(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
             changed(2, **{"loss/diffusion": 0.5000001}),
             ["--tolerance", "1e-6"],
             0,
-            "loss/diffusion: 1e-07 absolute, 2e-07 relative, within the tolerance\nthe runs are equal over 4 steps within 1e-06\n",
+            "loss/diffusion: 1e-07 absolute, 2e-07 relative, within the tolerance\nthe runs are equal over "
+            "4 steps within 1e-06\n",
         ),
         (
             changed(4, **{"moe/threshold/1": [0.5, 0.2]}),
@@ -132,7 +133,8 @@ def test_missing_run_and_empty_file_are_named(
     assert compare(monkeypatch, good, tmp_path / "nowhere") == 2
     assert (
         capsys.readouterr().err
-        == f"error: {tmp_path}/nowhere does not exist; expected a run directory with metrics.jsonl, or such a file\n"
+        == f"error: {tmp_path}/nowhere does not exist; expected a run directory with metrics.jsonl, or "
+        "such a file\n"
     )
     assert compare(monkeypatch, empty, good) == 2
     assert (

@@ -50,7 +50,7 @@ CPU = torch.device("cpu")
 
 
 def text_settings(folder: Path) -> list[str]:
-    """A run in FOLDER/run on captioned pictures, read in FOLDER; 40 samples for training, 10 for validation."""
+    """A run in FOLDER/run on captioned pictures in FOLDER; 40 samples for training, 10 for validation."""
     paths = write_shards(folder, [24, 16, 10])
     return [
         "model.conditioning=text",

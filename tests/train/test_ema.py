@@ -49,7 +49,7 @@ def test_two_swaps_restore_every_bit() -> None:
 
 
 def follow_averages(context: ParallelContext) -> dict[str, object]:
-    """Train, and average the whole weights that this rank computes with beside the engine's sharded average."""
+    """Train, and average this rank's whole weights beside the engine's sharded average."""
     config = tiny_config(
         ["parallel.expert_parallel=2", "run.micro_batch=2", "optimizer.learning_rate=1.0e-2"]
     )

@@ -271,7 +271,7 @@ def test_gradient_that_is_not_finite_on_one_rank_changes_nothing_on_any() -> Non
 
 
 class GroupCountingAdam(torch.optim.Optimizer):
-    """Adam that keeps its count of steps by group and begins to in its first step, as apex's FusedAdam does."""
+    """Adam that counts its steps by group and begins to in its first step, as apex's FusedAdam does."""
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # nobody gives a closure
@@ -334,7 +334,10 @@ def refuse_batches(context: ParallelContext) -> str:
 
 
 def test_global_batch_that_does_not_split_over_the_ranks_is_refused_with_the_right_multiple() -> None:
-    expected_message = "run.global_batch is 12 but 2 data-parallel ranks of run.micro_batch 4 take 8 samples at once; choose a multiple of 8"
+    expected_message = (
+        "run.global_batch is 12 but 2 data-parallel ranks of run.micro_batch 4 take 8 "
+        "samples at once; choose a multiple of 8"
+    )
     assert run_on_ranks(refuse_batches, 2) == [expected_message] * 2
 
 

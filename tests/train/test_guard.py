@@ -191,7 +191,8 @@ def test_log_tells_which_samples_a_rollback_is_for(outcome: Outcome, name: str, 
         )
     assert (
         back
-        == "the last 2 steps to step 8 were bad (defence.bad_steps); back to step 4, on behind sample 64: 32 samples are left out"
+        == "the last 2 steps to step 8 were bad (defence.bad_steps); back to step 4, on behind sample 64: "
+        "32 samples are left out"
     )
     assert last.startswith(f"in this run {counts} a loss spike; 1 rollbacks; samples named last: ")
     assert outcome.keys[50] in last and outcome.keys[57] in last
@@ -205,6 +206,7 @@ def test_run_that_is_bad_again_after_its_rollbacks_ends_with_an_error(outcome: O
     *good, hopeless = outcome.errors
     assert good == ["", "", "", "killed", "", "", "", "", "killed", ""]
     assert hopeless == (
-        "the last 2 steps to step 6 were bad (defence.bad_steps) and 1 rollbacks (defence.max_rollbacks) are used up; "
+        "the last 2 steps to step 6 were bad (defence.bad_steps) and 1 rollbacks (defence.max_rollbacks) "
+        "are used up; "
         "lower optimizer.learning_rate, or look at the samples that the log names"
     )

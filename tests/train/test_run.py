@@ -244,8 +244,8 @@ def test_run_of_another_model_is_refused_and_left_as_it_was(settings: list[str],
     )
     assert first == "" and "step_00000004 is of another model" in refusal
     assert (
-        "Settings that differ: model.width was 32, is 48; moe.num_experts was 4, is 2. Restore them, or choose another run.directory"
-        in refusal
+        "Settings that differ: model.width was 32, is 48; moe.num_experts was 4, is 2. Restore them, or "
+        "choose another run.directory" in refusal
     )
     assert load_config(tmp_path / "run" / "config.yaml").model.width == 32
 
@@ -267,7 +267,8 @@ def test_run_stops_when_steps_are_skipped_without_end(settings: list[str], tmp_p
         train_on_infinity, 2, [*settings, "run.steps=40", "defence.bad_steps=5"], expert_parallel=2
     ):
         assert answer == (
-            "the last 5 steps to step 5 were bad (defence.bad_steps) and there is no checkpoint to go back to; "
+            "the last 5 steps to step 5 were bad (defence.bad_steps) and there is no checkpoint to go back "
+            "to; "
             "lower optimizer.learning_rate, or look at the samples that the log names"
         )
     lines = read_lines(tmp_path / "run")
@@ -296,7 +297,8 @@ def test_a_run_that_goes_on_over_a_full_disk_does_not_end_as_if_all_were_saved(
     for (answer,) in run_on_ranks(train_on_a_full_disk, 2, run, expert_parallel=2):
         assert (
             answer
-            == f"the last checkpoint was not written (the log says why), so {tmp_path / 'run'} lacks the last steps"
+            == f"the last checkpoint was not written (the log says why), so {tmp_path / 'run'} lacks the "
+            "last steps"
         )
     assert list(read_lines(tmp_path / "run"))[-1] == 12
     assert [path.name for path in complete_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000004"]

@@ -53,6 +53,7 @@ def check_features(found: FeatureSource, *, autoencoder: str, text: str, is_flip
 def _refuse_other(found: FeatureSource, expected: FeatureSource, settings: str) -> None:
     if found != expected:
         raise ValueError(
-            f"the shards of data.train or data.validation hold features of other settings: {differences(found, expected)}; "
+            "the shards of data.train or data.validation hold features of other settings: "
+            f"{differences(found, expected)}; "
             f"set {settings} as they were, or make the features anew by tools/cache_features.py"
         )

@@ -136,7 +136,7 @@ def _header(data: bytes) -> bytes:
 
 @functools.lru_cache(maxsize=4096)
 def _places(header: bytes) -> dict[str, _Place]:
-    """Cached: those of most samples are the same. Raises: KeyError, TypeError or ValueError for other bytes."""
+    """Cached: most samples have the same. Raises: KeyError, TypeError or ValueError for other bytes."""
     return {
         name: _Place(
             NUMPY_TYPES[told["dtype"]],

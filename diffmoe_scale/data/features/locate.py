@@ -51,12 +51,14 @@ def load_feature_set(file: SetFile) -> FeatureSet:
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         kept = "" if file.name == str(file.place) else f", kept as {file.place} until that is removed,"
         raise ValueError(
-            f"{file.name}{kept} is missing or damaged ({error}); it belongs beside the shards that tools/cache_features.py wrote"
+            f"{file.name}{kept} is missing or damaged ({error}); it belongs beside the shards that "
+            "tools/cache_features.py wrote"
         ) from error
     expected = [field.name for field in fields(FeatureSource)]
     if told.keys() != set(expected):
         raise ValueError(
-            f"{file.name} tells {', '.join(told)}; expected {', '.join(expected)}: the features were made by another version of "
+            f"{file.name} tells {', '.join(told)}; expected {', '.join(expected)}: the features were made "
+            "by another version of "
             "tools/cache_features.py; make them anew"
         )
     return FeatureSet(FeatureSource(**told | {"aspects": tuple(told["aspects"])}), empty)
@@ -78,6 +80,7 @@ def find_feature_set(shards: Sequence[Path], remote: RemoteShards | None = None)
     for file, other in others:
         if other.source != found.source:
             raise ValueError(
-                f"the features of {first.name} and {file.name} cannot be mixed: {differences(found.source, other.source)}; cache them anew alike"
+                f"the features of {first.name} and {file.name} cannot be mixed: "
+                f"{differences(found.source, other.source)}; cache them anew alike"
             )
     return found

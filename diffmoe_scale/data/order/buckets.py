@@ -25,7 +25,8 @@ def bucket_size(aspect: float, *, resolution: int, step: int) -> Size:
     possible = [size for size in candidates if size.height > 0]
     if not possible:
         raise ValueError(
-            f"buckets.step is {step}: too coarse for the aspect ratio {aspect:g} at a resolution of {resolution}; take a divisor of {step}"
+            f"buckets.step is {step}: too coarse for the aspect ratio {aspect:g} at a resolution of "
+            f"{resolution}; take a divisor of {step}"
         )
     return min(possible, key=lambda size: abs(math.log(size.width / size.height / aspect)))
 

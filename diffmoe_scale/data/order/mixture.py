@@ -125,6 +125,7 @@ def shares(weights: Sequence[float]) -> list[int]:
     if 0 in turns:
         number = turns.index(0)
         raise ValueError(
-            f"data.train.{number}.weight is {weights[number]}; expected at least 1/{CYCLE} of the sum of the weights ({sum(weights):g})"
+            f"data.train.{number}.weight is {weights[number]}; expected at least 1/{CYCLE} of the sum of "
+            f"the weights ({sum(weights):g})"
         )
     return turns

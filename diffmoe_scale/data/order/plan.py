@@ -54,12 +54,13 @@ class BatchPlan:
     micro_batches: int
 
     def position(self, *, step: int, samples: int, by_bucket: Mapping[str, int]) -> Position:
-        """That of a checkpoint after `step` steps. Raises: ValueError if it was written with other buckets."""
+        """That of a checkpoint after `step` steps. Raises: ValueError if written with other buckets."""
         if len(self.names) == 1 and not by_bucket:
             return Position(step, (samples,))
         if samples > 0 and by_bucket.keys() != set(self.names):
             raise ValueError(
-                f"the checkpoint counts samples of the aspect ratios {', '.join(by_bucket) or 'none (one square size)'} but the run has "
+                "the checkpoint counts samples of the aspect ratios "
+                f"{', '.join(by_bucket) or 'none (one square size)'} but the run has "
                 f"{', '.join(self.names)}; restore the settings of buckets, or choose another run.directory"
             )
         return Position(step, tuple(by_bucket.get(name, 0) for name in self.names))

@@ -106,7 +106,8 @@ class ImageBuckets:
         if not is_written:
             self._kept[shard] = sizes_RZ
             logger.info(
-                "the image sizes of shard %s are kept in memory and read anew at each start; data.index_folder names a folder for them",
+                "the image sizes of shard %s are kept in memory and read anew at each start; "
+                "data.index_folder names a folder for them",
                 self.catalog.paths[shard],
             )
         return sizes_RZ

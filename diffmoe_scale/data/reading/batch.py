@@ -88,7 +88,7 @@ class Batch:
     weight_B: Tensor
     """float32: 1, or 0 for a slot that must not count."""
     indices_B: Tensor
-    """int64: number of the sample in the run, epoch * samples + position; the source of its random numbers."""
+    """int64: number of the sample in the run, epoch * samples + position; seeds its random numbers."""
     keys: list[str]
     """"shard file name/key"."""
     failures: list[Failure]

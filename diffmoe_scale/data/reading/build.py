@@ -68,7 +68,8 @@ def build_reader(
         num_samples + num_lost
     ):
         raise ValueError(
-            f"indexing the shards found {num_lost} problems ({dict(catalog.problems)}) beside {num_samples} good samples, "
+            f"indexing the shards found {num_lost} problems ({dict(catalog.problems)}) beside "
+            f"{num_samples} good samples, "
             f"more than data.max_bad_fraction ({config.max_bad_fraction}); "
             "the log of the first start names them; repair the shards or raise the limit"
         )
@@ -129,6 +130,7 @@ def _check_cache(config: DataConfig, catalog: ShardCatalog, group_sizes: Sequenc
     needed_gib = sum(sizes[:together]) / 2**30
     if needed_gib > config.cache_gib:
         raise ValueError(
-            f"data.cache_gib is {config.cache_gib:g}, but two blocks of data.shuffle_block ({config.shuffle_block}) remote shards take "
+            f"data.cache_gib is {config.cache_gib:g}, but two blocks of data.shuffle_block "
+            f"({config.shuffle_block}) remote shards take "
             f"{needed_gib:.3g} GiB; raise data.cache_gib or lower data.shuffle_block"
         )

@@ -46,7 +46,8 @@ def check_conditions(source: SampleSource, places: Sequence[tuple[int, int]]) ->
         raise ValueError(f"{looked} {expected}; members found: {dict(found)}")
     raise ValueError(
         f"{looked} a caption in {_describe(sorted(missing))}, which data.caption_weights names "
-        f"({dict(source.config.caption_weights)}); leave it out, or see tools/inspect_data.py for what there is"
+        f"({dict(source.config.caption_weights)}); leave it out, or see tools/inspect_data.py for what "
+        "there is"
     )
 
 

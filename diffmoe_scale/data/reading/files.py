@@ -26,7 +26,8 @@ class ShardFiles:
         data = os.pread(descriptor, span.size, span.offset)
         if len(data) < span.size:
             raise OSError(
-                f"{len(data)} of {span.size} bytes at {span.offset}: the shard was cut off after it was indexed"
+                f"{len(data)} of {span.size} bytes at {span.offset}: the shard was cut off after it was "
+                "indexed"
             )
         return data
 

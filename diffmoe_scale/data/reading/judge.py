@@ -65,7 +65,8 @@ class Judge:
         limit = self.config.max_bad_fraction
         if self.read_samples >= JUDGED_SAMPLES and self.bad_samples > limit * self.read_samples:
             raise RunError(
-                f"{self.bad_samples} of {self.read_samples} samples cannot be used ({dict(self.counts)}), more than "
+                f"{self.bad_samples} of {self.read_samples} samples cannot be used ({dict(self.counts)}), "
+                "more than "
                 f"data.max_bad_fraction ({limit}); the log names them; repair the shards or raise the limit"
             )
 

@@ -80,7 +80,7 @@ def decode_image(
 
 
 def stored_size(data: bytes) -> Size:
-    """Of an upright picture, from its header; the beginning of its bytes may do. Raises: as `decode_image`."""
+    """Of an upright picture, from its header; its first bytes can be enough. Raises: as `decode_image`."""
     image = identify(data)
     orientation = None
     # Pillow turns a TIFF itself, and would decode a PNG whole in search of an orientation behind the pixels.
@@ -127,7 +127,10 @@ def identify(data: bytes) -> Image.Image:
             message = f"{len(data)} bytes that begin as a {kind}, whose header is damaged or cut off"
             raise BadPicture("corrupt", message) from error
         # Pillow's message names the address of the buffer.
-        message = f"{len(data)} bytes that begin with {data[:8]!r} are no picture of a kind that is read ({', '.join(FORMATS)})"
+        message = (
+            f"{len(data)} bytes that begin with {data[:8]!r} are no picture of a kind that is "
+            f"read ({', '.join(FORMATS)})"
+        )
         raise BadPicture("no_picture", message) from error
     except Image.DecompressionBombError as error:
         # Pillow's own limit is twice ours; it raises before the size can be compared.

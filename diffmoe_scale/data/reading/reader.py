@@ -141,7 +141,8 @@ class Reader:
         """
         if plan.micro_batches % dp_size != 0:
             raise ValueError(
-                f"run.global_batch is {plan.micro_batches} times run.micro_batch; expected a multiple of {dp_size}, the data-parallel ranks"
+                f"run.global_batch is {plan.micro_batches} times run.micro_batch; expected a multiple of "
+                f"{dp_size}, the data-parallel ranks"
             )
         return self.judge.watch(self._load(plan.chunks(start, dp_rank=dp_rank, dp_size=dp_size)))
 

@@ -152,7 +152,7 @@ class ShardCatalog:
             os.close(descriptor)
 
     def _stamp(self, shard: int) -> dict[str, int]:
-        """What an index must say to belong to its shard; of a copy, the size is compared when it is opened."""
+        """What an index must say to belong to its shard; a copy's size is compared when it is opened."""
         return {"format": FORMAT} if self.is_remote(shard) else stamp_of(self.paths[shard])
 
     def _load(self, shard: int) -> ShardIndex:
@@ -165,7 +165,8 @@ class ShardCatalog:
         index = self._scan(shard)
         if len(index) != self.counts[shard]:
             raise RunError(
-                f"shard {self.paths[shard]} held {self.counts[shard]} samples when the run started and holds {len(index)} now; "
+                f"shard {self.paths[shard]} held {self.counts[shard]} samples when the run started and "
+                f"holds {len(index)} now; "
                 "shards must not change during a run"
             )
         return index

@@ -119,7 +119,8 @@ def _refuse_compressed(path: Path, beginning: bytes) -> None:
     for mark, name in COMPRESSED.items():
         if beginning.startswith(mark):
             raise ValueError(
-                f"shard {path} is compressed ({name}); samples are read by offset, so unpack it to a plain tar file"
+                f"shard {path} is compressed ({name}); samples are read by offset, so unpack it to a plain "
+                "tar file"
             )
 
 

@@ -25,7 +25,8 @@ def expand_patterns(patterns: Sequence[str], remote: RemoteShards | None = None)
     """
     if not patterns:
         raise ValueError(
-            "no shards are given; set data.train to tar files, for example [shards/train-*.tar] or ['shards/train-{000..099}.tar']"
+            "no shards are given; set data.train to tar files, for example [shards/train-*.tar] or "
+            "['shards/train-{000..099}.tar']"
         )
     paths: list[Path] = []
     for pattern in patterns:
@@ -34,7 +35,8 @@ def expand_patterns(patterns: Sequence[str], remote: RemoteShards | None = None)
             if is_url(name):
                 if remote is None:
                     raise ValueError(
-                        f"shard {name!r} is no local file; set data.cache_folder to a folder for copies (data.cache_gib limits it)"
+                        f"shard {name!r} is no local file; set data.cache_folder to a folder for copies "
+                        "(data.cache_gib limits it)"
                     )
                 paths.append(remote.add(name))
                 continue

@@ -75,7 +75,7 @@ class RemoteShards:
         return self.folder / blake2b(url.encode(), digest_size=8).hexdigest()
 
     def beside(self, path: Path, name: str) -> str:
-        """URL of the file `name` in the folder that a shard's URL is in; "" for a command, which names none."""
+        """URL of the file `name` in the folder of a shard's URL; "" for a command, which names none."""
         url = self.urls[path]
         if url.startswith("pipe:"):
             return ""

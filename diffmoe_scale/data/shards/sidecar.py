@@ -60,7 +60,8 @@ def write_index(index: ShardIndex, path: Path, places: Sequence[Path], stamp: di
         except OSError as error:
             reasons.append(str(error))
     logger.info(
-        "the index of shard %s is kept in memory and made anew at each start (%s); data.index_folder names a folder for it",
+        "the index of shard %s is kept in memory and made anew at each start (%s); data.index_folder names "
+        "a folder for it",
         path,
         "; ".join(reasons),
     )
@@ -70,7 +71,7 @@ def write_index(index: ShardIndex, path: Path, places: Sequence[Path], stamp: di
 def write_arrays(
     place: Path, **arrays: Any
 ) -> None:  # arrays; numpy's stub takes an unpacked one for its own flag
-    """numpy's archive of the arrays, which appears complete or not at all. Raises: OSError, leaving nothing."""
+    """numpy's archive of the arrays; it appears complete or not at all. Raises: OSError, leaving nothing."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -178,7 +178,10 @@ def test_a_set_made_before_features_had_original_sizes_is_refused(tmp_path: Path
     (tmp_path / SET_FILE).write_bytes(safetensors.torch.save({}, metadata=metadata))
     with pytest.raises(
         ValueError,
-        match=r"tells autoencoder, .*latent_shape; expected .*another version of tools/cache_features\.py; make them anew",
+        match=(
+            r"tells autoencoder, .*latent_shape; expected .*another version of "
+            r"tools/cache_features\.py; make them anew"
+        ),
     ):
         load_feature_set(set_file(tmp_path / "x.tar"))
 
@@ -249,6 +252,9 @@ def test_a_run_in_buckets_refuses_features_of_squares() -> None:
     check_shapes(SOURCE, image_size=12, buckets=BucketConfig())
     with pytest.raises(
         ValueError,
-        match=r"aspects 'none' instead of \(0\.5, 1\.0\), step 'none' instead of 4; set model\.image_size and buckets",
+        match=(
+            r"aspects 'none' instead of \(0\.5, 1\.0\), step 'none' instead of 4; set "
+            r"model\.image_size and buckets"
+        ),
     ):
         check_shapes(SOURCE, image_size=12, buckets=BUCKETS)

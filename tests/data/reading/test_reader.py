@@ -337,7 +337,10 @@ def test_samples_without_captions_are_not_bad(tmp_path: Path) -> None:
 def test_a_window_that_cannot_be_shared_evenly_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
-        match=r"run\.global_batch is 4 times run\.micro_batch; expected a multiple of 3, the data-parallel ranks",
+        match=(
+            r"run\.global_batch is 4 times run\.micro_batch; expected a multiple of 3, the "
+            r"data-parallel ranks"
+        ),
     ):
         _batches(_reader(tmp_path, [4]), 1, dp_size=3)
 

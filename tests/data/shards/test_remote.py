@@ -273,7 +273,8 @@ def _wait_until_gone(process: int) -> None:
 
 def test_s3_goes_through_the_command_of_its_vendor() -> None:
     assert remote_module._handled("s3://bucket/a b.tar") == (
-        """pipe:exec setsid bash -o pipefail -c 'aws s3 cp --only-show-errors '"'"'s3://bucket/a b.tar'"'"' -'"""
+        "pipe:exec setsid bash -o pipefail -c 'aws s3 cp --only-show-errors "
+        """'"'"'s3://bucket/a b.tar'"'"' -'"""
     )
 
 
@@ -418,7 +419,10 @@ def test_features_of_other_sources_are_not_mixed_behind_urls(tmp_path: Path, ser
     _write_features(tmp_path / "served" / "b", replace(SOURCE, autoencoder="b"))
     with pytest.raises(
         ValueError,
-        match=r"features of http.*/a/features\.safetensors and http.*/b/.*cannot be mixed: autoencoder 'a' instead of 'b'",
+        match=(
+            r"features of http.*/a/features\.safetensors and http.*/b/.*cannot be mixed: autoencoder "
+            r"'a' instead of 'b'"
+        ),
     ):
         _reader(tmp_path, f"{server.url}/{{a,b}}/shard-000.tar")
     (tmp_path / "served" / "c").mkdir()
@@ -434,7 +438,10 @@ def test_features_whose_server_has_not_what_made_them_are_an_error_until_it_has(
     pattern = f"{server.url}/shard-{{000..005}}.tar"
     with pytest.raises(
         ValueError,
-        match=r"http://.*/features\.safetensors, kept as .* is missing or damaged .*belongs beside the shards",
+        match=(
+            r"http://.*/features\.safetensors, kept as .* is missing or damaged .*belongs beside the "
+            r"shards"
+        ),
     ):
         _reader(tmp_path, pattern)
     (tmp_path / SET_FILE).rename(tmp_path / "served" / SET_FILE)
@@ -445,6 +452,9 @@ def test_features_out_of_a_command_are_refused(tmp_path: Path) -> None:
     _write_features(tmp_path / "served")
     with pytest.raises(
         ValueError,
-        match=r"pipe:cat .* gives features, but a command names no folder .*by URLs of http, s3 or gs, or copy them",
+        match=(
+            r"pipe:cat .* gives features, but a command names no folder .*by URLs of http, s3 or gs, "
+            r"or copy them"
+        ),
     ):
         _reader(tmp_path, f"pipe:cat {tmp_path}/served/shard-000.tar")
