@@ -90,23 +90,32 @@ def _drop_later_lines(path: Path, resume_step: int) -> None:
     if not path.is_file():
         return
     texts = path.read_bytes().splitlines(keepends=True)
+    records = [_parse(text) for text in texts]
+    pairs = zip(texts, records, strict=True)
     kept = [
-        text
-        for text in texts
-        if text.endswith(b"\n") and (record := _parse(text)) is not None and record["step"] <= resume_step
+        text.rstrip(b"\r\n") + b"\n"
+        for text, record in pairs
+        if record is not None and record["step"] <= resume_step
     ]
     if kept == texts:
         return
     replace_file(path, b"".join(kept))
-    logger.info("%s: %d lines after step %d were dropped", path, len(texts) - len(kept), resume_step)
+    num_damaged = records.count(None)
+    num_later = len(texts) - len(kept) - num_damaged
+    if num_later:
+        logger.info("%s: %d lines after step %d were dropped", path, num_later, resume_step)
+    if num_damaged:
+        logger.warning("%s: %d damaged lines were dropped", path, num_damaged)
 
 
 def _parse(text: bytes) -> dict[str, Any] | None:
+    """None for a line that is damaged: half of it is missing, or zeros stand in its place after a power
+    failure."""
     try:
         record = json.loads(text)
     except (ValueError, RecursionError):  # no JSON, no UTF-8, or nested too deep
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None
 
 
 def _to_json(
@@ -120,4 +129,4 @@ def _to_json(
 def _from_json(value: Any) -> Any:  # any JSON value
     if isinstance(value, list):
         return [_from_json(element) for element in value]
-    return float(value) if value in ("nan", "inf", "-inf") else value
+    return float(value) if isinstance(value, str) and value in ("nan", "inf", "-inf") else value

@@ -1,5 +1,6 @@
-"""Experiment trackers: TensorBoard and Weights & Biases. The only door of both packages."""
+"""Experiment trackers: TensorBoard and Weights & Biases. The only file that imports either package."""
 
+import json
 import logging
 import secrets
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from PIL import Image
 
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.telemetry import TelemetryConfig
+from diffmoe_scale.files import replace_file
 from diffmoe_scale.telemetry.metrics import MetricValue
 
 logger = logging.getLogger(__name__)
@@ -55,7 +57,11 @@ def build_trackers(
             else "run `wandb login`, or set telemetry.wandb=offline"
         )
         trackers.append(
-            _start("Weights & Biases", remedy, lambda: WandbTracker(config, run_directory, resolved_config))
+            _start(
+                "Weights & Biases",
+                remedy,
+                lambda: WandbTracker(config, run_directory, resolved_config, start_step=start_step),
+            )
         )
     return trackers
 
@@ -68,9 +74,8 @@ class TensorBoardTracker:
             SummaryWriter,  # imported here: takes a second, and only when asked for
         )
 
-        # Hides what a stopped run had logged after the checkpoint it is continued from.
-        purge_step = start_step + 1 if start_step else None
-        self._writer = SummaryWriter(str(run_directory / "tensorboard"), purge_step=purge_step)
+        # Hides what an earlier start had logged after the checkpoint that this one continues from.
+        self._writer = SummaryWriter(str(run_directory / "tensorboard"), purge_step=start_step + 1)
 
     def log(self, step: int, metrics: Mapping[str, MetricValue]) -> None:
         for name, value in _scalars(metrics).items():
@@ -87,39 +92,62 @@ class TensorBoardTracker:
 
 class WandbTracker:
     """One Weights & Biases run for one run directory: its id is kept in RUN/wandb_id.txt and taken up again
-    on resume."""
+    on resume, a run that begins at step 0 has a new one.
 
-    def __init__(self, config: TelemetryConfig, run_directory: Path, resolved_config: dict[str, Any]) -> None:
+    Weights & Biases cannot take back what it was given. So each step is sent once: of steps that are trained
+    again, the first figures stay. RUN/wandb_steps.json holds the last step that was sent, by kind.
+    """
+
+    def __init__(
+        self,
+        config: TelemetryConfig,
+        run_directory: Path,
+        resolved_config: dict[str, Any],
+        *,
+        start_step: int,
+    ) -> None:
         import wandb  # imported here: takes seconds, and only when asked for
 
         run_directory.mkdir(parents=True, exist_ok=True)
         id_file = run_directory / "wandb_id.txt"
-        if not id_file.is_file():
-            id_file.write_text(secrets.token_hex(4) + "\n")
+        self._steps_file = run_directory / "wandb_steps.json"
+        if start_step == 0 or not _read_text(id_file):
+            replace_file(id_file, f"{secrets.token_hex(4)}\n".encode())
+            self._steps_file.unlink(missing_ok=True)
+        self._steps = _read_steps(self._steps_file)
         self._wandb = wandb
         self._run = wandb.init(
             project=config.wandb_project,
             name=run_directory.resolve().name,
-            id=id_file.read_text().strip(),
+            id=_read_text(id_file),
             resume="allow",
             mode="online" if config.wandb == "online" else "offline",
             dir=str(run_directory),
             config=resolved_config,
             settings=wandb.Settings(silent=True, console="off"),
         )
-        # W&B's own step may only grow, so it would refuse the steps that a resumed run repeats; ours is an
-        # ordinary metric.
+        # W&B's own step counts calls; ours is an ordinary metric.
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
 
     def log(self, step: int, metrics: Mapping[str, MetricValue]) -> None:
-        self._run.log({"step": step, **_scalars(metrics)})
+        if self._is_new("metrics", step):
+            self._run.log({"step": step, **_scalars(metrics)})
 
     def images(self, step: int, name: str, path: Path) -> None:
-        self._run.log({"step": step, name: self._wandb.Image(str(path))})
+        if self._is_new(name, step):
+            self._run.log({"step": step, name: self._wandb.Image(str(path))})
 
     def close(self) -> None:
         self._run.finish()
+
+    def _is_new(self, kind: str, step: int) -> bool:
+        """Nothing of this kind was sent of this step or a later one. Notes that it is sent now."""
+        if step <= self._steps.get(kind, 0):
+            return False
+        self._steps[kind] = step
+        replace_file(self._steps_file, json.dumps(self._steps).encode())
+        return True
 
 
 class GuardedTracker:
@@ -160,6 +188,30 @@ def _start(name: str, remedy: str, make: Callable[[], Tracker]) -> Tracker:
         return GuardedTracker(name, make())
     except Exception as error:  # trackers raise their own classes for a missing account, network or disk
         raise RunError(f"{name} did not start: {type(error).__name__}: {error}; {remedy}") from error
+
+
+def _read_text(path: Path) -> str:
+    """Of a small file; "" without it or if it is damaged."""
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (FileNotFoundError, ValueError):
+        return ""
+    return text if text.isascii() and text.isalnum() else ""
+
+
+def _read_steps(path: Path) -> dict[str, int]:
+    """{} without the file; raises ValueError if it is damaged, and nothing tells what was sent."""
+    if not path.exists():
+        return {}
+    try:
+        steps = json.loads(path.read_bytes())
+        if not isinstance(steps, dict) or any(type(step) is not int for step in steps.values()):
+            raise ValueError("expected steps by kind")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); remove it and wandb_id.txt beside it to begin a new run there"
+        ) from error
+    return steps
 
 
 def _scalars(metrics: Mapping[str, MetricValue]) -> dict[str, float]:

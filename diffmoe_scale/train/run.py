@@ -56,6 +56,8 @@ def train_on(run: Training) -> None:
     with Reporter(
         config, run.context, run.directory, moe_layers=run.networks.denoiser.moe_layers(), start_step=run.step
     ) as reporter:
+        # The main rank started trackers, perhaps over a network.
+        wait_for_ranks(run.context.control_group)
         reporter.add(run.reader.index_problems())
         while run.step < config.run.steps:
             run.step += 1

@@ -1,6 +1,7 @@
 """What the main rank does in a run directory before anything else: no run begins anew over an older one by
 mistake."""
 
+import itertools
 import logging
 
 from diffmoe_scale.checkpoint.folders import read_saved, write_saved
@@ -16,7 +17,8 @@ def check_start(directory: RunDirectory) -> None:
     """Compare the checkpoints of a run directory with what else it holds. For the main rank, which holds the
     lock.
 
-    A tokenizer that no checkpoint needs is removed: it was made from other captions or settings perhaps.
+    A run without a checkpoint begins anew. Its earlier metrics are kept under another name; its tokenizer is
+    removed, which was made from other captions or settings perhaps.
 
     Raises: ValueError if the checkpoints are gone that the directory had; OSError if it cannot be read.
     """
@@ -38,6 +40,7 @@ def check_start(directory: RunDirectory) -> None:
         write_saved(directory.saved, 0)
     else:
         refuse_lost_checkpoints(directory, saved)
+    keep_old_metrics(directory)
     if directory.tokenizer.exists():
         logger.info("%s is made anew: no checkpoint was saved with it", directory.tokenizer)
         directory.tokenizer.unlink()
@@ -51,6 +54,23 @@ def refuse_lost_checkpoints(directory: RunDirectory, step: int) -> None:
             "holds no checkpoint: put its step_* folders back or mount their disk; to begin anew, choose "
             f"another run.directory or remove {directory.path}"
         )
+
+
+def keep_old_metrics(directory: RunDirectory) -> None:
+    """Rename metrics.jsonl of a start that ended before its first checkpoint. Raises: OSError."""
+    try:
+        if directory.metrics.stat().st_size == 0:
+            return
+    except FileNotFoundError:
+        return
+    numbers = (directory.path / f"metrics_of_start_{number}.jsonl" for number in itertools.count(1))
+    kept = next(path for path in numbers if not path.exists())
+    directory.metrics.rename(kept)
+    logger.warning(
+        "%s has no checkpoint and begins anew at step 1; the metrics of the earlier start are kept in %s",
+        directory.path,
+        kept.name,
+    )
 
 
 def _steps_of_older_version(directory: RunDirectory) -> int:

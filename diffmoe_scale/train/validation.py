@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any  # gathered Python objects
@@ -11,11 +12,13 @@ import torch.distributed as dist
 
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
+from diffmoe_scale.data.reading.batch import Failure
 from diffmoe_scale.data.reading.build import build_reader
 from diffmoe_scale.data.reading.reader import Reader, iterate_captions
 from diffmoe_scale.model.networks import Networks
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.parallel.waiting import wait_for_ranks
 from diffmoe_scale.sampling.batch import generate_batch, number_requests
 from diffmoe_scale.telemetry.picture_grid import save_image_grid
 from diffmoe_scale.train.loss import condition_of, denoising_loss, latents_of
@@ -25,6 +28,7 @@ logger = logging.getLogger(__name__)
 NUM_DRAWN = 16
 SEARCHED_CAPTIONS = 1000
 GRID_COLUMNS = 8
+NAMED = 3
 
 
 class Validation:
@@ -39,6 +43,7 @@ class Validation:
         train_reader: Reader,
     ) -> None:
         self.config, self.context, self.directory, self.networks = config, context, directory, networks
+        self._has_warned = False
         self.reader: Reader | None = None
         if config.data.validation:
             self.reader = build_reader(
@@ -58,16 +63,20 @@ class Validation:
     @torch.no_grad()
     def loss(self) -> dict[str, float]:
         """`loss/validation`: the diffusion loss on the first `telemetry.validation_samples` held-out samples,
-        with noise and times that never change. Collective over the world."""
+        with noise and times that never change. Samples that cannot be used are left out and counted in a
+        warning; {} if there is no other. Collective over the world."""
         assert self.reader is not None, "checked with the config"
+        limit = min(self.config.telemetry.validation_samples, self.reader.num_samples)
         batches = self.reader.validation_batches(
-            limit=self.config.telemetry.validation_samples,
+            limit=limit,
             dp_rank=self.context.dp_group.rank(),
             dp_size=self.context.dp_group.size(),
             micro_batch=self.config.run.micro_batch,
         )
         total = torch.zeros(2, device=self.context.device)
+        failures: dict[str, Failure] = {}
         for batch in batches:
+            failures |= {failure.key: failure for failure in batch.failures}
             latents_BCHW = latents_of(batch, self.networks.autoencoder, self.context.device)
             loss = denoising_loss(
                 self.networks.denoiser,
@@ -82,20 +91,46 @@ class Validation:
             total += torch.stack(
                 [loss.parts["loss/diffusion"] * len(batch.keys), batch.weight_B.sum().to(total)]
             )
+        # A rank may have read for longer than parallel.timeout_s.
+        wait_for_ranks(self.context.control_group)
         dist.all_reduce(total, group=self.context.dp_group)
-        return {"loss/validation": float(total[0] / total[1].clamp(min=1))}
+        num_usable = round(float(total[1]))
+        self._report_unusable(limit - num_usable, limit, failures)
+        return {"loss/validation": float(total[0] / total[1])} if num_usable else {}
+
+    def _report_unusable(self, count: int, limit: int, failures: Mapping[str, Failure]) -> None:
+        """Warn of `count` samples; once, unless all are unusable. `failures` are this rank's, by key."""
+        if not self.context.is_main or not count or (self._has_warned and count < limit):
+            return
+        self._has_warned = True
+        effect = "loss/validation is the mean over the others"
+        if count == limit:
+            effect = "there is no loss/validation"
+        named = "; ".join(f"{key}: {failure.reason}" for key, failure in list(failures.items())[:NAMED])
+        logger.warning(
+            "%d of %d validation samples cannot be used, so %s%s; repair the shards of data.validation",
+            count,
+            limit,
+            effect,
+            f" ({named})" if named else "",
+        )
 
     def draw(self, step: int) -> Path:
         """Pictures of the run's captions as `samples/step_N.png`, each rank a share of them. Collective over
         the world."""
         ranks = self.context.dp_group.size()
-        share = math.ceil(len(self.prompts) / ranks)
+        prompts = self.prompts
+        # A rank may have searched for captions, and then drawn and written, for longer than
+        # parallel.timeout_s.
+        wait_for_ranks(self.context.control_group)
+        share = math.ceil(len(prompts) / ranks)
         # Expert-parallel ranks step together, so each draws equally many; the repeated last ones are dropped.
-        padded = (self.prompts * ranks)[: share * ranks]
+        padded = (prompts * ranks)[: share * ranks]
         first = share * self.context.dp_group.rank()
         mine = padded[first : first + share]
         requests = number_requests(mine, seed=self.config.run.seed, first_index=first)
         generated = generate_batch(self.networks, requests, self.config.sampling)
+        wait_for_ranks(self.context.control_group)
         parts: list[Any] = [None] * ranks
         dist.all_gather_object(parts, generated.images_BCHW.cpu(), group=self.context.control_group)
         path = self.directory.samples / f"step_{step:08d}.png"
@@ -103,13 +138,14 @@ class Validation:
             try:
                 path.parent.mkdir(exist_ok=True)
                 save_image_grid(
-                    torch.cat(parts)[: len(self.prompts)],
-                    [str(prompt) for prompt in self.prompts],
+                    torch.cat(parts)[: len(prompts)],
+                    [str(prompt) for prompt in prompts],
                     path,
                     columns=GRID_COLUMNS,
                 )
             except OSError as error:  # a full disk must not end the run for a picture's sake
                 logger.warning("%s was not written: %s", path, error)
+        wait_for_ranks(self.context.control_group)
         return path
 
 

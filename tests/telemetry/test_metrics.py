@@ -2,6 +2,7 @@ import json
 import logging
 import math
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -67,6 +68,47 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path: Path, caplog: pytest.Log
     path.write_text('{"step": 1}\n[2]\n{"step": 3}\n')
     assert read_steps(path) == [1, 3]
     assert f"{path} line 2 is no JSON object with a step" in caplog.text
+
+
+def test_a_last_line_without_its_end_is_kept_if_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\r\n{"step": 2}')
+    write_steps(path, [3], resume_step=2)
+    assert read_steps(path) == [1, 2, 3] and path.read_bytes().count(b"\n") == 3
+
+
+def damage(lines: list[bytes], random: Random) -> tuple[bytes, set[int]]:
+    """A file with damage in some lines, and the steps of the others."""
+    good, parts = set(), []
+    for step, line in enumerate(lines, start=1):
+        match random.randrange(8):
+            case 0:
+                parts.append(line[: random.randrange(len(line))] + b"\n")
+            case 1:
+                parts.append(b"\0" * random.randrange(1, 50) + b"\n")
+            case 2:
+                parts.append(bytes(random.choices([0, 128, 255, 237], k=9)) + b"\n")
+            case 3:
+                wrong = [b"[" * 5000, b"true", b'{"step": true}', b'{"step": 1.5}', b"{}", b"9" * 5000]
+                parts.append(random.choice(wrong) + b"\n")
+            case _:
+                parts.append(line + b"\n")
+                good.add(step)
+    tails = [b"", b"\0" * 4096, lines[0][:-1], b"\xff\xfe"]
+    return b"".join(parts) + random.choice(tails), good
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(300))
+def test_damage_costs_only_the_damaged_lines(tmp_path: Path, seed: int) -> None:
+    random, path = Random(seed), tmp_path / "metrics.jsonl"
+    write_steps(path, list(range(1, 13)))
+    data, good = damage(path.read_bytes().splitlines(), random)
+    path.write_bytes(data)
+    assert set(read_steps(path)) == good
+    resume_step = random.randrange(13)
+    write_steps(path, [resume_step + 1], resume_step=resume_step)
+    assert read_steps(path) == [*sorted(step for step in good if step <= resume_step), resume_step + 1]
 
 
 def test_no_file_is_no_line(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import json
 import logging
 import struct
+import sys
 from pathlib import Path
 from typing import Any  # what the two packages read back is untyped
 
@@ -9,6 +10,7 @@ import pytest
 import wandb
 from PIL import Image
 
+from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.telemetry import TelemetryConfig
 from diffmoe_scale.telemetry.metrics import MetricValue
 from diffmoe_scale.telemetry.trackers import GuardedTracker, Tracker, build_trackers
@@ -61,6 +63,74 @@ def test_tensorboard_shows_a_step_once_after_a_resume(tmp_path: Path) -> None:
     log_steps(tmp_path, [1, 2, 3, 4])
     log_steps(tmp_path, [3, 4, 5], start_step=2)
     assert [event.step for event in read_tensorboard(tmp_path).Scalars("loss/diffusion")] == [1, 2, 3, 4, 5]
+
+
+def test_tensorboard_shows_a_step_once_after_a_new_beginning_and_several_restarts(tmp_path: Path) -> None:
+    log_steps(tmp_path, [1, 2, 3])
+    log_steps(tmp_path, [1, 2, 3, 4])
+    log_steps(tmp_path, [3, 4, 5, 6], start_step=2)
+    log_steps(tmp_path, [3], start_step=2)
+    assert [event.step for event in read_tensorboard(tmp_path).Scalars("loss/diffusion")] == [1, 2, 3]
+
+
+class FakeWandb:
+    """What WandbTracker uses of the package; `runs` are what was sent to each id."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, list[dict[str, Any]]] = {}
+
+    def Settings(self, **settings: Any) -> None:
+        pass
+
+    def Image(self, path: str) -> str:
+        return path
+
+    def init(self, *, id: str, **settings: Any) -> "FakeWandb":
+        self.id = id
+        self.runs.setdefault(id, [])
+        return self
+
+    def define_metric(self, *names: str, **settings: Any) -> None:
+        pass
+
+    def log(self, values: dict[str, Any]) -> None:
+        self.runs[self.id].append(values)
+
+    def finish(self) -> None:
+        pass
+
+
+def log_to_wandb(run_directory: Path, steps: list[int], *, start_step: int) -> None:
+    config = TelemetryConfig(tensorboard=False, wandb="offline")
+    (tracker,) = build_trackers(config, run_directory, {}, start_step=start_step)
+    for step in steps:
+        tracker.images(step, "samples", Path("grid.png"))
+        tracker.log(step, {"loss/diffusion": 0.5})
+    tracker.close()
+
+
+def test_wandb_is_sent_a_step_once_after_any_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    log_to_wandb(tmp_path, [1, 2], start_step=0)
+    log_to_wandb(tmp_path, [1, 2, 3, 4], start_step=0)  # killed before its first checkpoint: a new run
+    log_to_wandb(tmp_path, [3], start_step=2)
+    log_to_wandb(tmp_path, [3, 4, 5], start_step=2)
+    first, second = fake.runs.values()
+    for values, last in ((first, 2), (second, 5)):
+        assert [line["step"] for line in values if "loss/diffusion" in line] == list(range(1, last + 1))
+        assert [line["step"] for line in values if "samples" in line] == list(range(1, last + 1))
+
+
+@pytest.mark.parametrize("damage", [b"", b"[1]", b'{"metrics": "3"}', b"\xff", b"[" * 10**5])
+def test_damaged_record_of_what_wandb_was_sent_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb())
+    log_to_wandb(tmp_path, [1], start_step=0)
+    (tmp_path / "wandb_steps.json").write_bytes(damage)
+    with pytest.raises(RunError, match=r"wandb_steps\.json is damaged .*; remove it and wandb_id"):
+        log_to_wandb(tmp_path, [2], start_step=1)
 
 
 def read_wandb(file: Path) -> list[Any]:

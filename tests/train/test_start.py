@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.telemetry.metrics import read_metrics
 from diffmoe_scale.train.start import check_start
 
 
@@ -30,6 +31,32 @@ def test_new_directory_begins_and_may_begin_again_before_its_first_checkpoint(
     assert json.loads(directory.saved.read_bytes()) == {"step": 0}
     log_steps(directory, 1000)  # killed while its first checkpoint was written
     check_start(directory)
+
+
+def test_metrics_of_a_start_without_a_checkpoint_are_kept_aside(
+    directory: RunDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in (1, 2):
+        check_start(directory)
+        log_steps(directory, number)
+    check_start(directory)
+    directory.metrics.write_bytes(b"damaged")
+    check_start(directory)
+    assert not directory.metrics.exists()
+    kept = {path.name: len(read_metrics(path)) for path in directory.path.glob("metrics*")}
+    assert kept == {
+        "metrics_of_start_1.jsonl": 1,
+        "metrics_of_start_2.jsonl": 2,
+        "metrics_of_start_3.jsonl": 0,
+    }
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert (
+        "begins anew at step 1; the metrics of the earlier start are kept in metrics_of_start_1"
+        in warnings[0]
+    )
+    directory.metrics.write_bytes(b"")
+    check_start(directory)
+    assert len(list(directory.path.glob("metrics*"))) == 4, "nothing was logged, nothing is kept"
 
 
 @pytest.mark.parametrize("loss", ["emptied", "removed", "dead link"])

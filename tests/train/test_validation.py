@@ -1,3 +1,4 @@
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,42 @@ def test_loss_is_the_mean_over_good_samples_whoever_shares_them(settings: list[s
     # Sums in another order.
     np.testing.assert_allclose([alone, *pairs], expected, rtol=1e-6)
     assert alone[0] == alone[1], "noise and times never change"
+
+
+def losses_and_warnings(
+    context: ParallelContext, settings: list[str]
+) -> tuple[list[dict[str, float]], list[str]]:
+    validation, _ = make_validation(context, settings)
+    records: list[str] = []
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record.getMessage())
+
+    logging.getLogger("diffmoe_scale.train.validation").addHandler(Kept())
+    return [validation.loss() for _ in range(2)], records
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_validation_that_read_no_sample_is_no_loss(
+    settings: list[str], tmp_path: Path, world_size: int
+) -> None:
+    samples = {f"2_{row}": make_sample(2, row) | {"png": b"no picture"} for row in range(10)}
+    write_shard(tmp_path / "shard-002.tar", samples)
+    main, *others = run_on_ranks(losses_and_warnings, world_size, settings)
+    assert main[0] == [{}, {}]
+    assert len(main[1]) == 2 and main[1][0].startswith(
+        "10 of 10 validation samples cannot be used, so there is no loss/validation (shard-002.tar/2_0: "
+    )
+    assert others == [([{}, {}], [])] * (world_size - 1)
+
+
+def test_unusable_validation_samples_are_counted_once(settings: list[str]) -> None:
+    ((losses, warnings),) = run_on_ranks(losses_and_warnings, 1, settings)
+    assert losses[0] == losses[1] and losses[0]["loss/validation"] > 0
+    (warning,) = warnings
+    assert warning.startswith("1 of 10 validation samples cannot be used, so loss/validation is the mean")
+    assert "shard-002.tar/2_3: " in warning
 
 
 def draw(context: ParallelContext, settings: list[str]) -> tuple[str, bytes]:
