@@ -7,7 +7,6 @@ Of cached features, those of the pictures that they were made from. B buckets, R
 
 import logging
 import random
-import zipfile
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -22,7 +21,7 @@ from diffmoe_scale.data.reading.pictures import Size, stored_size
 from diffmoe_scale.data.reading.source import chosen_suffix
 from diffmoe_scale.data.shards.catalog import ShardCatalog
 from diffmoe_scale.data.shards.index import ShardIndex, Span
-from diffmoe_scale.data.shards.sidecar import write_arrays
+from diffmoe_scale.data.shards.sidecar import read_arrays, write_arrays
 from diffmoe_scale.recent import RecentlyUsed
 
 logger = logging.getLogger(__name__)
@@ -119,13 +118,13 @@ def find_sizes(catalog: ShardCatalog, shard: int, *, has_features: bool) -> tupl
     Raises: OSError if a URL cannot be read.
     """
     index = catalog.index(shard)
-    digest = _digest(index)
-    found = catalog.find_sidecar(shard, lambda place: _read(place, digest), kind=SIDECAR)
+    stamp = catalog.stamp(shard) | {"index": _digest(index)}
+    found = catalog.find_sidecar(shard, lambda place: _read(place, stamp, len(index)), kind=SIDECAR)
     if found is not None:
         return found, True
     # Files of its own, closed with it: an open copy takes its disk space even when it has left.
     sizes_RZ = scan_sizes(index, shard, ShardFiles(catalog), has_features=has_features)
-    return sizes_RZ, any(_write(place, sizes_RZ, digest) for place in catalog.sidecar_places(shard, SIDECAR))
+    return sizes_RZ, any(_write(place, sizes_RZ, stamp) for place in catalog.sidecar_places(shard, SIDECAR))
 
 
 def scan_sizes(index: ShardIndex, shard: int, files: ShardFiles, *, has_features: bool) -> np.ndarray:
@@ -160,25 +159,24 @@ def _read_size(files: ShardFiles, shard: int, span: Span, stored: Callable[[byte
     return UNKNOWN
 
 
-def _digest(index: ShardIndex) -> np.ndarray:
+def _digest(index: ShardIndex) -> str:
     """What the sizes are compared with to find out that they are of another shard."""
     content = index.keys.tobytes() + index.offset.tobytes() + index.size.tobytes()
-    return np.frombuffer(blake2b(content, digest_size=16).digest(), np.uint8)
+    return blake2b(content, digest_size=16).hexdigest()
 
 
-def _read(place: Path, digest: np.ndarray) -> np.ndarray | None:
-    try:
-        archive = np.load(place, allow_pickle=False)
-        return np.asarray(archive["sizes"]) if np.array_equal(archive["digest"], digest) else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        # Absent or damaged: read from the images anew.
-        return None
+def _read(place: Path, stamp: dict[str, int | str], num_images: int) -> np.ndarray | None:
+    """The sizes in a file, or None for one that is absent, damaged or another shard's."""
+    found = read_arrays(place, stamp)
+    sizes_RZ = None if found is None else found[1].get("sizes")
+    is_sound = sizes_RZ is not None and sizes_RZ.dtype == np.uint32 and sizes_RZ.shape == (num_images, 2)
+    return sizes_RZ if is_sound else None
 
 
-def _write(place: Path, sizes_RZ: np.ndarray, digest: np.ndarray) -> bool:
+def _write(place: Path, sizes_RZ: np.ndarray, stamp: dict[str, int | str]) -> bool:
     """Whether the file could be written."""
     try:
-        write_arrays(place, sizes=sizes_RZ, digest=digest)
+        write_arrays(place, stamp, {"sizes": sizes_RZ})
     except OSError:
         return False
     return True

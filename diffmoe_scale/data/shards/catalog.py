@@ -6,16 +6,14 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar  # Any: JSON headers and numpy's open archives
+from typing import TypeVar
 
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.data.shards.index import ShardIndex, scan_descriptor, scan_shard
 from diffmoe_scale.data.shards.remote import RemoteShards
 from diffmoe_scale.data.shards.sidecar import (
-    FORMAT,
     INDEX_SUFFIX,
     index_places,
-    read_header,
     read_index,
     stamp_of,
     write_index,
@@ -111,11 +109,16 @@ class ShardCatalog:
             else index_places(named, self.index_folder)
         )
 
+    def stamp(self, shard: int) -> dict[str, int | str]:
+        """What a sidecar must say to belong to its shard; of a copy, the size is compared when it is
+        opened."""
+        return stamp_of(self.paths[shard], is_copy=self.is_remote(shard))
+
     def _register(self, shard: int, on_fetch: "Callable[[ShardCatalog, int], object] | None") -> None:
-        header = self.find_sidecar(shard, lambda place: read_header(place, self._stamp(shard)))
-        if header is not None:
-            self.counts[shard], self.sizes[shard] = header["samples"], header["shard_size"]
-            self.problems.update(problem["kind"] for problem in header["problems"])
+        found = self.find_sidecar(shard, lambda place: read_index(place, self.stamp(shard)))
+        if found is not None:
+            index, self.sizes[shard] = found
+            self._count(shard, index)
             return
         try:
             index = self._scan(shard)
@@ -123,20 +126,16 @@ class ShardCatalog:
             raise ValueError(
                 f"{error}; see data.train and data.validation for the names that are asked for"
             ) from error
-        self.counts[shard] = len(index)
-        self.problems.update(problem.kind for problem in index.problems)
-        if (
-            write_index(
-                index,
-                self.paths[shard],
-                self.sidecar_places(shard),
-                self._stamp(shard) | {"shard_size": self.sizes[shard]},
-            )
-            is None
-        ):
+        self._count(shard, index)
+        stamp = self.stamp(shard) | {"shard_size": self.sizes[shard]}
+        if write_index(index, self.paths[shard], self.sidecar_places(shard), stamp) is None:
             self._kept[shard] = index
         if on_fetch is not None and self.is_remote(shard):
             on_fetch(self, shard)
+
+    def _count(self, shard: int, index: ShardIndex) -> None:
+        self.counts[shard] = len(index)
+        self.problems.update(problem.kind for problem in index.problems)
 
     def _scan(self, shard: int) -> ShardIndex:
         """Scan a shard, and note its size."""
@@ -151,22 +150,17 @@ class ShardCatalog:
         finally:
             os.close(descriptor)
 
-    def _stamp(self, shard: int) -> dict[str, int]:
-        """What an index must say to belong to its shard; a copy's size is compared when it is opened."""
-        return {"format": FORMAT} if self.is_remote(shard) else stamp_of(self.paths[shard])
-
     def _load(self, shard: int) -> ShardIndex:
         for place in self.sidecar_places(shard):
-            index = read_index(place, self._stamp(shard))
-            if index is not None and len(index) == self.counts[shard]:
-                return index
+            found = read_index(place, self.stamp(shard))
+            if found is not None and len(found[0]) == self.counts[shard]:
+                return found[0]
         # Its index was removed or the shard was touched since the start: look again, but never go on with
         # other samples.
         index = self._scan(shard)
         if len(index) != self.counts[shard]:
             raise RunError(
-                f"shard {self.paths[shard]} held {self.counts[shard]} samples when the run started and "
-                f"holds {len(index)} now; "
-                "shards must not change during a run"
+                f"shard {self.paths[shard]} held {self.counts[shard]} samples when the run started and holds "
+                f"{len(index)} now; shards must not change during a run"
             )
         return index
