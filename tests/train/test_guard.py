@@ -16,7 +16,7 @@ from diffmoe_scale.data.reading.batch import Batch
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.telemetry.log import setup_logging
 from diffmoe_scale.train import run as module
-from diffmoe_scale.train import trainer
+from diffmoe_scale.train import setup, trainer
 from diffmoe_scale.train.loss import StepLoss, denoising_loss
 from diffmoe_scale.train.run import train
 from diffmoe_scale.train.trainer import Training
@@ -99,10 +99,10 @@ def arranged(case: Case, keys: dict[int, str]) -> Iterator[None]:
         roll_back(run)
         raise RuntimeError("killed")
 
-    resume, roll_back = module.resume, module.roll_back
+    resume, roll_back = setup.resume, module.roll_back
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "denoising_loss", loss)
-        patch.setattr(module, "resume", resume_later)
+        patch.setattr(setup, "resume", resume_later)
         if case.is_killed:
             patch.setattr(module, "roll_back", roll_back_and_die)
         yield
