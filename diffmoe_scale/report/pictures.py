@@ -43,7 +43,7 @@ def picture(path: Path) -> Markup:
 
 
 def _smaller(path: Path) -> bytes:
-    with Image.open(path) as image:
+    with Image.open(path, formats=["PNG"]) as image:
         smaller = image.convert("RGB")
     smaller.thumbnail((MAX_IMAGE_WIDTH, 10 * MAX_IMAGE_WIDTH), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

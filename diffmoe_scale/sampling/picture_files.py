@@ -53,7 +53,7 @@ def read_metadata(path: Path) -> dict[str, str | int]:
 
     Raises: OSError if the file is no picture.
     """
-    with Image.open(path) as picture:
+    with Image.open(path, formats=[kind.upper() for kind in FORMATS]) as picture:
         if picture.format == "PNG":
             picture.load()
             return {str(name): value for name, value in picture.info.items() if isinstance(value, str)}

@@ -83,7 +83,7 @@ class TensorBoardTracker:
         self._writer.flush()
 
     def images(self, step: int, name: str, path: Path) -> None:
-        with Image.open(path) as image:
+        with Image.open(path, formats=["PNG"]) as image:
             self._writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def close(self) -> None:
