@@ -57,7 +57,7 @@ USERS = {
         "data/shards/patterns",
         "prepare/publish",
         "data/shards/remote",
-        "tools/bench_data",
+        "bench/data_contenders",
     },
     "pyarrow": {"prepare/parquet"},
     "imagehash": {"prepare/duplicates"},

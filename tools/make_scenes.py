@@ -12,7 +12,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from diffmoe_scale.cli.command import command_parser, run_command, user_path
-from diffmoe_scale.prepare.publish import begin, publish, write_shard
 from diffmoe_scale.prepare.resumable import resumable
 from diffmoe_scale.scenes.scenes import Level, Split, draw_scene
 from diffmoe_scale.scenes.shapes import render
@@ -27,26 +26,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "Write pictures of coloured shapes with captions to OUTPUT/train-*.tar and OUTPUT/validation-*.tar.\n"
         "Same arguments, same bytes.",
     )
-    parser.add_argument("--output", type=user_path, required=True, help="folder to make")
-    parser.add_argument("--train", type=int, default=40_000, help="training samples (default: 40000)")
-    parser.add_argument("--validation", type=int, default=1_000, help="validation samples (default: 1000)")
-    parser.add_argument(
-        "--level",
-        choices=("easy", "full"),
-        default="easy",
-        help="easy: large objects; full: small ones too, anywhere (default: easy)",
-    )
-    parser.add_argument(
-        "--resolution", type=int, default=32, help="width and height in pixels, at least 32 (default: 32)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="source of all random numbers (default: 0)")
-    parser.add_argument("--overwrite", action="store_true", help="replace scenes made with other arguments")
+    add = parser.add_argument
+    add("--output", type=user_path, required=True, help="folder to make")
+    add("--train", type=int, default=40_000, help="training samples (default: 40000)")
+    add("--validation", type=int, default=1_000, help="validation samples (default: 1000)")
+    text = "easy: large objects; full: small ones too, anywhere (default: easy)"
+    add("--level", choices=("easy", "full"), default="easy", help=text)
+    text = "width and height in pixels, at least 32 (default: 32)"
+    add("--resolution", type=int, default=32, help=text)
+    add("--seed", type=int, default=0, help="source of all random numbers (default: 0)")
+    add("--overwrite", action="store_true", help="replace scenes made with other arguments")
     return run_command(parser, resumable(make_scenes), arguments)
 
 
 def make_scenes(parsed: argparse.Namespace) -> None:
     """Write the set unless it is there. The folder appears only when complete; the same call again goes on
     where it was stopped."""
+    from diffmoe_scale.prepare.publish import begin, publish  # loads torch, as webdataset does
+
     made_with = {
         name: getattr(parsed, name) for name in ("train", "validation", "level", "resolution", "seed")
     }
@@ -66,6 +63,8 @@ def make_scenes(parsed: argparse.Namespace) -> None:
 
 def write_split(folder: Path, split: Split, *, count: int, level: Level, resolution: int, seed: int) -> None:
     """The shards of one split that are not there yet, SHARD_SAMPLES a shard; no shard for no samples."""
+    from diffmoe_scale.prepare.publish import write_shard
+
     with tqdm(total=count, desc=split, unit="sample", disable=None) as progress:
         for number, first in enumerate(range(0, count, SHARD_SAMPLES)):
             indices = range(first, min(first + SHARD_SAMPLES, count))

@@ -1,4 +1,14 @@
-"""What the benchmarks in tools/ share.
+"""The library behind tools/bench_*.py.
 
-timing.py  contenders in turns, medians and ratios, the JSON file of a result
+options.py          arguments of the benchmarks; imports nothing slow
+timing.py           contenders in turns, medians and ratios, the JSON file of a result
+contenders.py       what an MoE layer and a step are measured against
+layer.py            the MoE layer against the dense network and its expert GEMMs
+pool.py             the selection of experts in a pool over several ranks
+step.py             a training step of a whole model
+data.py             samples a second and CPU time a sample of reading
+data_contenders.py  readers of the same files: this one, webdataset, torchvision
+data_files.py       shards of pictures and of features, made to be read
+checkpoint.py       how long a checkpoint stops training
+resume.py           the start of reading deep in an epoch
 """

@@ -132,6 +132,15 @@ def format_table(rows: list[dict[str, object]]) -> str:
     )
 
 
+def report(
+    table: list[dict[str, object]], device: torch.device, output: Path | None, **result: object
+) -> None:
+    """Print the table, and write it with `result` to `output` if there is one."""
+    print(format_table(table))
+    if output is not None:
+        write_result(output, device, **result, table=table)
+
+
 def write_result(path: Path, device: torch.device, **result: object) -> None:
     """One JSON file: the run's description, then `result`."""
     path.parent.mkdir(parents=True, exist_ok=True)

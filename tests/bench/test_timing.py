@@ -1,4 +1,5 @@
 import time
+from functools import partial
 
 import torch
 
@@ -9,9 +10,8 @@ CPU = torch.device("cpu")
 
 def test_rounds_interleave_and_begin_with_another_contender_each():
     calls: list[str] = []
-    seconds = time_interleaved(
-        {name: (lambda name=name: calls.append(name)) for name in "abc"}, rounds=3, device=CPU
-    )
+    contenders = {name: partial(calls.append, name) for name in "abc"}
+    seconds = time_interleaved(contenders, rounds=3, device=CPU)
     assert "".join(calls) == "cab" + "abc" + "bca" + "cab"
     assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3, "c": 3}
 

@@ -1,10 +1,20 @@
+import json
 from pathlib import Path
+
+import pytest
 
 from tools import bench_resume
 
 
-def test_a_start_deep_in_the_epoch_reads_the_samples_of_that_place(tmp_path: Path) -> None:
-    bench_resume.make_data_set(tmp_path, shards=3, samples=200)
-    for share in (0.0, 0.5):
-        found = bench_resume.time_start(tmp_path, share, shuffle_block=64)  # checks the first index itself
-        assert found["open_s"] > 0 and found["batch_s"] > 0
+def test_every_start_is_in_text_and_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffmoe_scale.bench.resume.STARTS", (0.0, 0.5))
+    output = tmp_path / "resume.json"
+    assert bench_resume.main(["--shards", "2", "--samples", "200", "--output", str(output)]) == 0
+    result = json.loads(output.read_text(encoding="utf-8"))
+    assert result["num_samples"] == 400
+    assert [start["start_at"] for start in result["starts"]] == [0.0, 0.5]
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == "400 samples in 2 shards" and len(lines) == 2
+    assert lines[1].startswith("start at  50 % of an epoch: ")

@@ -1,0 +1,155 @@
+"""Arguments of the benchmarks. Imports nothing slow, so that `--help` answers at once."""
+
+import argparse
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from diffmoe_scale.config.check import require
+
+SAMPLE_TOKENS = 256
+"""Tokens of a picture in the layer's benchmark."""
+DataType = Literal["fp32", "bf16"]
+Device = Literal["", "cpu", "cuda"]
+"""The empty word: cuda if there is one."""
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Sizes of one MoE layer and its input."""
+
+    width: int
+    num_experts: int
+    num_tokens: int
+    """Of one rank."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`WIDTHxEXPERTSxTOKENS`. Raises: argparse.ArgumentTypeError if this cannot be measured."""
+        try:
+            width, num_experts, num_tokens = (int(part) for part in text.split("x"))
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(
+                f"{text}: expected WIDTHxEXPERTSxTOKENS, such as 384x16x8192"
+            ) from error
+        if (
+            min(width, num_experts, num_tokens) < 1
+            or num_tokens % num_experts
+            or num_tokens < 2 * num_experts
+            or (num_tokens > SAMPLE_TOKENS and num_tokens % SAMPLE_TOKENS)
+            or width % 8
+        ):
+            raise argparse.ArgumentTypeError(
+                f"{text}: expected a width that 8 divides, and tokens in multiples of the experts, at least "
+                f"two an expert, and of {SAMPLE_TOKENS} (a sample) where there are more"
+            )
+        return cls(width, num_experts, num_tokens)
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.num_experts}x{self.num_tokens}"
+
+
+USUAL_SHAPES = (LayerShape(384, 16, 8192), LayerShape(1024, 8, 4096))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerOptions:
+    """What bench_layer measures. Raises: ValueError that names the option, as all classes below do."""
+
+    shapes: tuple[LayerShape, ...] = USUAL_SHAPES
+    rounds: int = 10
+    threads: int = 2
+    """Of a process."""
+    dtype: DataType = "fp32"
+    device: Device = ""
+    ranks: int = 1
+    """Above 1: the selection in a pool over this many processes is measured instead."""
+
+    def __post_init__(self) -> None:
+        _require_counts(self, "rounds", "threads", "ranks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """What bench_step measures."""
+
+    width: int = 384
+    depth: int = 4
+    experts: int = 16
+    every: int = 2
+    """An MoE layer in every n-th block."""
+    batch: int = 16
+    latent_size: int = 32
+    """Height and width."""
+    rounds: int = 8
+    threads: int = 2
+    dtype: DataType = "fp32"
+    device: Device = ""
+
+    def __post_init__(self) -> None:
+        _require_counts(
+            self, "width", "depth", "experts", "every", "batch", "latent_size", "rounds", "threads"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """What bench_data reads."""
+
+    pictures: str = ""
+    """Shards: a path, glob or brace list; "" makes some."""
+    features: str = ""
+    """Shards of tools/cache_features.py; "" makes some."""
+    image_size: int = 256
+    """Width and height of decoded pictures."""
+    samples: int = 1024
+    """Of a round."""
+    batch: int = 64
+    rounds: int = 7
+
+    def __post_init__(self) -> None:
+        _require_counts(self, "image_size", "samples", "batch", "rounds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOptions:
+    """What bench_checkpoint saves."""
+
+    parameters: float = 300e6
+    """Size of the model, met by its number of experts."""
+    width: int = 512
+    saves: int = 3
+    """Of each kind."""
+    steps: int = 2
+    """Between saves."""
+    threads: int = 2
+    folder: Path | None = None
+    """Where checkpoints are written and removed again; None is the machine's temporary folder."""
+
+    def __post_init__(self) -> None:
+        is_size = math.isfinite(self.parameters) and self.parameters >= 1
+        require(is_size, "--parameters", self.parameters, "a finite number of at least 1")
+        _require_counts(self, "width", "saves", "steps", "threads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeOptions:
+    """The data set of bench_resume."""
+
+    shards: int = 200
+    samples: int = 10_000
+    """Of each shard."""
+    shuffle_block: int = 64
+    """data.shuffle_block"""
+    folder: Path | None = None
+    """Where to make the data set, and leave it; None is a temporary folder."""
+
+    def __post_init__(self) -> None:
+        _require_counts(self, "shards", "samples", "shuffle_block")
+
+
+def _require_counts(options: object, *names: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        require(value >= 1, f"--{name.replace('_', '-')}", value, "at least 1")
