@@ -15,6 +15,7 @@ from diffmoe_scale.data.reading.files import ShardFiles
 from diffmoe_scale.data.reading.pictures import BadPicture, Size, decode_image
 from diffmoe_scale.data.shards.catalog import ShardCatalog
 from diffmoe_scale.data.shards.index import IMAGE_SUFFIXES, Span
+from diffmoe_scale.unicode import clean_name
 
 LONGEST_CAPTION = 10_000
 
@@ -59,13 +60,13 @@ class SampleSource:
             shard, row = self.order.locate(index)
         except OSError as error:
             return self._failed(index, f"sample {index}", "read", error)
-        name = self.catalog.paths[shard].name
+        name = clean_name(self.catalog.paths[shard].name)
         try:
             shard_index = self.catalog.index(shard)
         except OSError as error:
             return self._failed(index, f"{name}/row {row}", "read", error)
         members = shard_index.members(row)
-        key = f"{name}/{shard_index.key(row)}"
+        key = clean_name(f"{name}/{shard_index.key(row)}")
         draws = sample_draws(self.seed, index)
         is_dropped = self.is_augmented and draws.dropout < self.config.caption_dropout
         is_flipped = self.is_augmented and self.config.horizontal_flip and draws.flip < 0.5
@@ -142,7 +143,7 @@ class SampleSource:
         return int(text)
 
     def _failed(self, index: int, key: str, kind: str, error: Exception) -> Sample:
-        failure = Failure(kind=kind, key=key, reason=f"{type(error).__name__}: {error}")
+        failure = Failure(kind=kind, key=key, reason=f"{type(error).__name__}: {clean_name(str(error))}")
         return Sample(
             index,
             key,

@@ -11,6 +11,9 @@ MAGIC = b"ustar"
 MAGIC_OFFSET = 257
 LONGEST_EXTENSION = 1 << 20
 SEARCH_CHUNK = 1 << 20
+RECORDS = (BLOCK, 20 * BLOCK)
+"""Sizes that archives are filled up to a multiple of: by Go, Rust and libarchive, by GNU tar and Python."""
+LARGEST_SIZE = 1 << 62
 # Links, folders and devices may state a size all the same.
 STORES_NOTHING = (
     tarfile.LNKTYPE,
@@ -22,7 +25,10 @@ STORES_NOTHING = (
 )
 
 # Headers that say something about the next one.
-EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+PAX_TYPES = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
+EXTENSIONS = (*PAX_TYPES, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+# Directories of incremental backups and the name of a volume.
+NO_FILES = (tarfile.DIRTYPE, b"D", b"V")
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,10 @@ class Problem:
 def iterate_members(descriptor: int) -> Iterator[Member | Problem]:
     """Regular files of an open tar file in order, and between them what could not be read.
 
-    Behind a broken header or a zeroed region the next valid header is searched at any byte; tar files from
-    before 1988 (no `ustar` mark) cannot be searched, they end there.
+    Behind a broken header, a zeroed region or an end mark the next valid header is searched at any byte, so
+    concatenated files are read on, with a Problem; tar files from before 1988 (no `ustar` mark) cannot be
+    searched, they end there. Members that were zeroed from a header on to the end cannot be told from the
+    filling of an archive if that is 10 KiB or less.
     """
     end = os.fstat(descriptor).st_size
     if end == 0:
@@ -59,12 +67,9 @@ def iterate_members(descriptor: int) -> Iterator[Member | Problem]:
         header = _parse_header(block, extension)
         if header is None:
             following = _find_header(descriptor, position + 1, end)
-            if following is None and not block.strip(b"\0"):
-                return
-            yield Problem(
-                "broken header" if position > 0 or following is not None else "not a tar file",
-                _describe(block, position),
-            )
+            problem = _describe_gap(descriptor, block, position, following, end)
+            if problem is not None:
+                yield problem
             if following is None:
                 return
             position, extension = following, {}
@@ -77,16 +82,14 @@ def iterate_members(descriptor: int) -> Iterator[Member | Problem]:
                 return
             position, extension = following, {}
             continue
-        if header.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
-            extension |= _read_extension(
-                os.pread(descriptor, min(header.size, LONGEST_EXTENSION), data), header.type
-            )
+        if header.type in (*PAX_TYPES, tarfile.GNUTYPE_LONGNAME):
+            payload = os.pread(descriptor, min(header.size, LONGEST_EXTENSION), data)
+            found, is_whole = _read_extension(payload, header.type)
+            if not is_whole or header.size > LONGEST_EXTENSION:
+                yield Problem("broken extension", f"{header.name}: the next member may have another name")
+            extension |= found
         else:
-            loss = _loss(header, extension)
-            if loss:
-                yield Problem(loss, header.name)
-            elif header.type in tarfile.REGULAR_TYPES:
-                yield Member(name=header.name, offset=data, size=header.size)
+            yield from _read_member(header, data, extension)
             # Global headers and long link names stand before the file that an extension belongs to as well.
             if header.type not in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK):
                 extension = {}
@@ -94,8 +97,45 @@ def iterate_members(descriptor: int) -> Iterator[Member | Problem]:
     yield Problem("no end mark", f"byte {position}: the file may have been cut off")
 
 
+def _read_member(header: tarfile.TarInfo, data: int, extension: dict[str, str]) -> Iterator[Member | Problem]:
+    """The file behind a header, or why there is none; nothing for folders."""
+    loss = _loss(header, extension)
+    if loss:
+        yield Problem(loss, header.name)
+    elif header.type in tarfile.REGULAR_TYPES:
+        yield Member(name=header.name, offset=data, size=header.size)
+
+
+def _describe_gap(
+    descriptor: int, block: bytes, position: int, following: int | None, end: int
+) -> Problem | None:
+    """What is lost where no header is; None for the end mark and zeros up to a full record."""
+    if block.strip(b"\0") or following is not None:
+        is_archive = position > 0 or following is not None
+        return Problem("broken header" if is_archive else "not a tar file", _describe(block, position))
+    behind = _find_content(descriptor, position, end)
+    if behind is not None:
+        return Problem("bytes behind the end mark", f"byte {behind} of {end}")
+    # Where bytes were lost, the end is anywhere.
+    records = [record for record in RECORDS if end % record == 0 or end % BLOCK != 0]
+    if end - position <= 2 * BLOCK or any(end - position - 2 * BLOCK < record for record in records):
+        return None
+    return Problem("zeros to the end", f"byte {position} of {end}: perhaps an interrupted copy")
+
+
+def _find_content(descriptor: int, start: int, end: int) -> int | None:
+    """The first byte from `start` on that is not zero."""
+    for position in range(start, end, SEARCH_CHUNK):
+        chunk = os.pread(descriptor, SEARCH_CHUNK, position)
+        content = chunk.lstrip(b"\0")
+        if content:
+            return position + len(chunk) - len(content)
+    return None
+
+
 def _parse_header(block: bytes, extension: dict[str, str]) -> tarfile.TarInfo | None:
-    """The header of a block, or None if it is not a valid one. `extension` replaces name and size."""
+    """The header of a block, or None if it is not a valid one. `extension` replaces name and size; one that
+    no file can have becomes LARGEST_SIZE."""
     try:
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")  # type: ignore[arg-type]  # typeshed wants bytearray
     except (tarfile.HeaderError, ValueError):
@@ -103,8 +143,11 @@ def _parse_header(block: bytes, extension: dict[str, str]) -> tarfile.TarInfo | 
     if header.type not in EXTENSIONS:
         header.name = extension.get("GNU.sparse.name", extension.get("path", header.name))
     if header.type in tarfile.REGULAR_TYPES:
-        size = extension.get("size", "")
-        header.size = int(size) if size.isdecimal() else header.size
+        digits = re.fullmatch(r"0*([0-9]+)", extension.get("size", str(header.size)))
+        if digits is None:
+            return None
+        # Python refuses to read numbers of thousands of digits.
+        header.size = int(digits[1]) if len(digits[1]) < 19 else LARGEST_SIZE
     return header if header.size >= 0 else None
 
 
@@ -114,7 +157,10 @@ def _loss(header: tarfile.TarInfo, extension: dict[str, str]) -> str:
         return "sparse member"
     if header.type in (tarfile.LNKTYPE, tarfile.SYMTYPE):
         return "link"
-    return "device" if header.type in (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE) else ""
+    if header.type in (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE):
+        return "device"
+    is_known = header.type in (*tarfile.REGULAR_TYPES, *EXTENSIONS, *NO_FILES)
+    return "" if is_known else "member of unknown type"
 
 
 def _sparse_map_size(descriptor: int, block: bytes, position: int, kind: bytes) -> int:
@@ -131,24 +177,26 @@ def _stored_size(header: tarfile.TarInfo) -> int:
     return 0 if header.type in STORES_NOTHING else header.size
 
 
-def _read_extension(payload: bytes, kind: bytes) -> dict[str, str]:
+def _read_extension(payload: bytes, kind: bytes) -> tuple[dict[str, str], bool]:
     """Name and size of the next member: a GNU long name, or the records "LENGTH KEY=VALUE\\n" of a pax
-    header."""
+    header; and whether all of it could be read."""
     if kind == tarfile.GNUTYPE_LONGNAME:
-        return {"path": payload.rstrip(b"\0").decode("utf-8", "surrogateescape")}
+        path = payload.split(b"\0")[0]
+        return {"path": path.decode("utf-8", "surrogateescape")} if path else {}, bool(path)
     records = {}
     while found := re.match(rb"(\d{1,9}) ([^=\n]+)=", payload):
         length = int(found[1])
-        if length <= found.end():
+        if length <= found.end() or payload[length - 1 : length] != b"\n":
             break
         name = found[2].decode("utf-8", "surrogateescape")
         records[name] = payload[found.end() : length - 1].decode("utf-8", "surrogateescape")
         payload = payload[length:]
-    return {
+    used = {
         name: value
         for name, value in records.items()
         if name in ("path", "size") or name.startswith("GNU.sparse.")
     }
+    return used, not payload.strip(b"\0")
 
 
 def _find_header(descriptor: int, start: int, end: int) -> int | None:

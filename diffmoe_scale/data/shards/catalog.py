@@ -19,6 +19,7 @@ from diffmoe_scale.data.shards.sidecar import (
     write_index,
 )
 from diffmoe_scale.recent import RecentlyUsed
+from diffmoe_scale.unicode import clean_name
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class ShardCatalog:
             self._register(shard, on_fetch)
         for path, count in zip(self.paths, self.counts, strict=True):
             if count == 0:
-                logger.warning("shard %s holds no sample", path)
+                logger.warning("shard %s holds no sample", clean_name(str(path)))
         if sum(self.counts) == 0:
             raise ValueError(
                 f"no sample in {len(self.paths)} shards, the first is {self.paths[0]}; "

@@ -6,13 +6,14 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple  # Any: JSON headers and numpy's open archives
+from typing import NamedTuple
 
 import numpy as np
 from webdataset.tariterators import base_plus_ext
 
 from diffmoe_scale.data.features.source import FEATURE_SUFFIX
 from diffmoe_scale.data.shards.archive import Problem, iterate_members
+from diffmoe_scale.unicode import clean_name
 
 logger = logging.getLogger(__name__)
 
@@ -99,11 +100,11 @@ def scan_descriptor(descriptor: int, path: Path) -> ShardIndex:
         if not has_image(members)
     ]
     for problem in problems[:NAMED_PROBLEMS]:
-        logger.warning("shard %s: %s: %s", path, problem.kind, problem.name)
+        logger.warning("shard %s: %s: %s", clean_name(str(path)), problem.kind, clean_name(problem.name))
     if len(problems) > NAMED_PROBLEMS:
         logger.warning(
             "shard %s: %d more problems, in all %s",
-            path,
+            clean_name(str(path)),
             len(problems) - NAMED_PROBLEMS,
             dict(Counter(problem.kind for problem in problems)),
         )

@@ -1,4 +1,4 @@
-"""What was found in a shard, in files beside it: a cache that is made anew whenever anything about it is wrong.
+"""What was found in a shard, in files beside it: a cache that is made anew if anything about it is wrong.
 
 Such a file is numpy's archive of a header (JSON, as bytes) and arrays, and behind it the checksum of both.
 """

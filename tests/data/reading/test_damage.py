@@ -17,7 +17,7 @@ from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.data.reading.batch import FAILURES, NOTES, Batch
 from diffmoe_scale.data.reading.build import build_reader
 from diffmoe_scale.data.reading.reader import Reader
-from tests.data.samples import Members, encode, header_offset, read_batches, write_shards
+from tests.data.samples import Members, encode, header_offset, read_batches, write_shard, write_shards
 
 COUNT = 30
 PHOTO = Image.fromarray((np.random.default_rng(0).random((32, 32, 3)) * 255).astype(np.uint8))
@@ -141,3 +141,32 @@ def test_a_misnamed_picture_is_read_by_its_contents(folder: Path) -> None:
     _, batches = _read(folder)
     (batch,) = [batch for batch in batches if batch.keys == ["shard-000.tar/0_20"]]
     assert batch.weight_B.item() == 1 and not batch.notes
+
+
+def test_names_that_would_change_a_terminal_are_shown_cleaned_everywhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = "../\x1b[31mred\n/etc\u202e"
+    samples = {
+        f"{odd}0": {"jpg": b"no picture", "txt": b"a"},
+        f"{odd}1": {"png": PNG, "txt": b"\xff"},
+        f"{odd}2": {"txt": b"alone"},
+        f"{odd}3": {"png": PNG, "txt": b"a"},
+        f"{odd}4": {"png": PNG, "\x1b]0;x": b"a"},
+    }
+    write_shard(tmp_path / "shard-\x1b[1m.tar", samples)
+    _, batches = _read(tmp_path)
+    shown = [key for batch in batches for key in batch.keys]
+    shown += [text for batch in batches for bad in batch.failures for text in (bad.key, bad.reason)]
+    shown += [note.text for batch in batches for note in batch.notes]
+    shown += [message for record in caplog.records for message in [record.getMessage()]]
+    assert any("\\x1b[31mred\\n/etc\\u202e0" in text for text in shown)
+    assert "no image" in caplog.text and all(text.isprintable() for text in shown)
+
+
+def test_an_interrupted_copy_is_counted_among_what_was_lost(tmp_path: Path) -> None:
+    (path,) = write_shards(tmp_path, [COUNT])
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+    reader, _ = _read(tmp_path)
+    assert reader.index_problems()["data/lost/zeros_to_the_end"] == 1.0
