@@ -118,7 +118,8 @@ def main() -> int:
         train_on, WORLD_SIZE, [*common, f"run.directory={folder / 'whole'}"], expert_parallel=WORLD_SIZE
     )
     expected = outcome(folder / "whole")
-    kills, runs = [], 0
+    kills: list[str] = []
+    runs = 0
     while len(kills) < parsed.kills:
         run, met = folder / f"killed_{runs}", ""
         settings = [*common, f"run.directory={run}"]

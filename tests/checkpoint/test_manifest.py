@@ -1,5 +1,6 @@
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -62,7 +63,7 @@ def test_manifest_without_a_check_sum_is_refused(tmp_path: Path) -> None:
         read_manifest(path)
 
 
-def sign(tree: dict[str, object]) -> str:
+def sign(tree: Mapping[str, object]) -> str:
     """The manifest with a check sum that fits, as whoever makes one up would give it."""
     others = {name: value for name, value in tree.items() if name != "checksum"}
     digest = sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()

@@ -28,7 +28,7 @@ from diffmoe_scale.parallel.slice import Slice
 from tests.ranks import run_on_ranks
 
 ELEMENTS = 12
-SETTINGS = {"moe": {"num_experts": 4, "capacity": 1.0}, "model": {"width": 32}}
+SETTINGS: dict[str, dict[str, Any]] = {"moe": {"num_experts": 4, "capacity": 1.0}, "model": {"width": 32}}
 Cuts = Sequence[int]
 """Where rank 0's slice begins, rank 1's, ..., and where the last ends."""
 

@@ -98,6 +98,7 @@ def describe(section):
 def test_help_tells_of_all_settings_or_of_one_section(words, code, shown, hidden, capsys):
     parser = command_parser("x", "y", describe_settings=describe)
     parser.add_argument("--config", required=True)
+    found: object
     try:
         found = run_command(parser, lambda parsed: None, words)
     except SystemExit as end:

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from diffmoe_scale.config.identity import identity_fields, model_settings
@@ -64,7 +66,7 @@ def test_each_field_of_the_identity_tells_two_models_apart(name: str, tmp_path: 
     assert settings[0][section][key] != settings[1][section][key]
 
 
-def test_what_may_change_while_training_is_no_part_of_it(tmp_path: object) -> None:
+def test_what_may_change_while_training_is_no_part_of_it(tmp_path: Path) -> None:
     changed = [
         "moe.capacity=2.0",
         "run.steps=9",

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
+from torch import Tensor
 
 from diffmoe_scale.data.reading.batch import Batch
 from diffmoe_scale.data.reading.reader import Reader
@@ -71,6 +72,12 @@ def overwrite(path: Path, offset: int, data: bytes) -> None:
 def header_offset(path: Path, name: str) -> int:
     with tarfile.open(path) as archive:
         return archive.getmember(name).offset
+
+
+def pixels_of(batch: Batch) -> Tensor:
+    """uint8 [B, H, W, 3] of a batch that was made from pictures."""
+    assert batch.pixels_BHWC is not None
+    return batch.pixels_BHWC
 
 
 def read_batches(

@@ -23,7 +23,7 @@ from diffmoe_scale.nn.generator import named_generator
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.train.engine import Engine
 from diffmoe_scale.train.loss import StepLoss, condition_of, denoising_loss
-from tests.data.samples import write_shards
+from tests.data.samples import pixels_of, write_shards
 from tests.moe.layers import alone
 
 STEPS = 20
@@ -130,7 +130,7 @@ def compute_loss(
         predict,
         pipeline.objective,
         batch,
-        to_unit_range(batch.pixels_BHWC),
+        to_unit_range(pixels_of(batch)),
         condition_of(batch, pipeline),
         seed=seed,
         selection=Selection(),
@@ -143,7 +143,7 @@ def predict_once(pipeline: Networks, config: Config) -> np.ndarray:
     with torch.no_grad():
         time_B = torch.full((4,), 500.0)
         prediction = pipeline.denoiser(
-            to_unit_range(batch.pixels_BHWC),
+            to_unit_range(pixels_of(batch)),
             time_B,
             Condition(batch.labels_B),
             Selection("static"),

@@ -154,6 +154,7 @@ def sum_in_fp32() -> dict[str, np.ndarray]:
     for number in range(config.run.global_batch):
         compute_loss(pipeline.denoiser, pipeline, tiny_batch(number, 1, config=config)).total.backward()
         for name, parameter in parameters.items():
+            assert parameter.grad is not None
             sums[name] += parameter.grad.flatten().float() / config.run.global_batch
             parameter.grad = None
     return {name: values.numpy() for name, values in sums.items()}
@@ -165,7 +166,9 @@ def test_bf16_gradients_of_micro_batches_and_ranks_are_added_up_in_fp32(stage: i
     got = assemble([answer[0] for answer in answers]).state
     for name, gradient in sum_in_fp32().items():
         # The first moment after one step is a tenth of the gradient. A sum of 16 in bf16 is off by 1e-2.
-        error = np.linalg.norm(got[f"exp_avg/{name}"] / 0.1 - gradient) / max(np.linalg.norm(gradient), 1e-9)
+        error = np.linalg.norm(got[f"exp_avg/{name}"] / 0.1 - gradient) / max(
+            float(np.linalg.norm(gradient)), 1e-9
+        )
         assert error < 1e-4, (name, error)
 
 

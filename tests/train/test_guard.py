@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any  # arguments that are passed on
 
 import pytest
 import torch
@@ -77,12 +78,12 @@ CASES = [
 @contextmanager
 def arranged(case: Case, keys: dict[int, str]) -> Iterator[None]:
     def loss(
-        predict: object,
-        objective: object,
+        predict: Any,
+        objective: Any,
         batch: Batch,
         latents_BCHW: Tensor,
-        *rest: object,
-        **options: object,
+        *rest: Any,
+        **options: Any,
     ) -> StepLoss:
         is_hit_B = torch.isin(batch.indices_B, torch.tensor(case.planted, dtype=torch.int64))
         keys.update(zip(batch.indices_B.tolist(), batch.keys, strict=True))

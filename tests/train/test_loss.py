@@ -13,6 +13,7 @@ from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.transformer import Prediction
 from diffmoe_scale.moe.routing import Routing, Selection
 from diffmoe_scale.train.loss import StepLoss, denoising_loss
+from tests.data.samples import pixels_of
 from tests.train.runs import tiny_batch, tiny_config
 
 COUNT = 6
@@ -38,7 +39,7 @@ def loss_of(batch: Batch, routings: list[Routing] | None = None) -> StepLoss:
         predict,
         OBJECTIVE,
         batch,
-        to_unit_range(batch.pixels_BHWC),
+        to_unit_range(pixels_of(batch)),
         Condition(),
         seed=3,
         selection=Selection(),
@@ -47,7 +48,7 @@ def loss_of(batch: Batch, routings: list[Routing] | None = None) -> StepLoss:
 
 def sample_losses(batch: Batch) -> tuple[list[float], list[float]]:
     """Each sample's mean square of the velocity noise - data, and its time."""
-    images_BCHW = to_unit_range(batch.pixels_BHWC)
+    images_BCHW = to_unit_range(pixels_of(batch))
     time_B, noise_BCHW = sample_noise(3, batch.indices_B.tolist(), images_BCHW.shape[1:], torch.device("cpu"))
     losses = [
         float((noise - image).square().mean()) for noise, image in zip(noise_BCHW, images_BCHW, strict=True)
@@ -98,7 +99,7 @@ def test_tenths_of_the_time_hold_the_sums_and_counts_of_usable_samples() -> None
 
 def test_sample_that_is_not_finite_makes_the_loss_so_and_does_not_reach_the_network() -> None:
     batch = tiny_batch(0, COUNT, config=tiny_config([]))
-    images_BCHW = to_unit_range(batch.pixels_BHWC)
+    images_BCHW = to_unit_range(pixels_of(batch))
     images_BCHW[1, 2, 3, 4], images_BCHW[4, 0, 0, 0] = float("nan"), float("inf")
     scale = torch.ones((), requires_grad=True)
 
@@ -123,10 +124,11 @@ def test_a_loss_that_overflows_has_no_finite_gradient_to_step_by(scale: float, i
         predict,
         OBJECTIVE,
         batch,
-        to_unit_range(batch.pixels_BHWC),
+        to_unit_range(pixels_of(batch)),
         Condition(),
         seed=3,
         selection=Selection(),
     )
     loss.total.backward()
+    assert weight.grad is not None
     assert bool(loss.total.isnan()) == is_skipped and bool(weight.grad.isnan()) == is_skipped

@@ -5,6 +5,7 @@ import pytest
 from diffmoe_scale.config.encoders import TextConfig
 from diffmoe_scale.encoders.text.build import build_text_encoder
 from diffmoe_scale.encoders.text.tokenizer import train_tokenizer
+from diffmoe_scale.encoders.text.trained import TrainedTextEncoder
 from diffmoe_scale.model.denoiser import Denoiser
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.parallel.expert_groups import register_expert_groups
@@ -65,6 +66,7 @@ def test_embeddings_of_words_and_their_places_are_not_decayed(tmp_path: Path) ->
     encoder = build_text_encoder(
         TextConfig(vocabulary=300, width=12, depth=1), tokenizer_path=tmp_path / "tokenizer.model"
     )
+    assert isinstance(encoder, TrainedTextEncoder)
     groups = group_of(Denoiser(make_transformer("text"), encoder), "optimizer.weight_decay=0.1")
     decayed = {
         name.removeprefix("text_encoder.")

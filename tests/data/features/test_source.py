@@ -2,6 +2,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any  # settings of any type
 
 import numpy as np
 import pytest
@@ -213,8 +214,8 @@ def test_sets_of_other_sources_cannot_be_mixed(tmp_path: Path) -> None:
         ({"text": ""}, "text 't' instead of 'none'"),
     ],
 )
-def test_a_run_with_other_encoders_is_told_which(changed: dict[str, object], message: str) -> None:
-    right = {"autoencoder": "a", "text": "t", "is_flipped": False}
+def test_a_run_with_other_encoders_is_told_which(changed: dict[str, Any], message: str) -> None:
+    right: dict[str, Any] = {"autoencoder": "a", "text": "t", "is_flipped": False}
     check_features(SOURCE, **right)
     with pytest.raises(ValueError, match=message):
         check_features(SOURCE, **right | changed)
@@ -238,9 +239,7 @@ def test_a_frozen_encoder_may_read_the_captions_of_a_set_without_text() -> None:
         ),
     ],
 )
-def test_a_run_in_other_shapes_is_told_which(
-    image_size: int, changed: dict[str, object], message: str
-) -> None:
+def test_a_run_in_other_shapes_is_told_which(image_size: int, changed: dict[str, Any], message: str) -> None:
     source = replace(SOURCE, aspects=BUCKETS.aspects, step=BUCKETS.step)
     check_shapes(source, image_size=12, buckets=BUCKETS)
     check_shapes(source, image_size=12, buckets=replace(BUCKETS, resolutions=((1, 12),)))

@@ -163,10 +163,10 @@ def test_a_mixture_is_the_same_for_all_ranks_and_after_a_stop(tmp_path: Path) ->
 
     unstopped = read(0, 0, 1, 40)
     assert sorted(read(24, 0, 2, 8) + read(24, 1, 2, 8)) == unstopped[24:56]
-    counts = reader.dataset_counts(Position(20, (80,)))
-    assert counts.keys() == {"data/samples/0", "data/samples/1"} and sum(counts.values()) == 80
+    drawn = reader.dataset_counts(Position(20, (80,)))
+    assert drawn.keys() == {"data/samples/0", "data/samples/1"} and sum(drawn.values()) == 80
     # Hypergeometric, nearly binomial: 60 +- 3.9; five standard deviations.
-    assert abs(counts["data/samples/0"] - 60) < 20
+    assert abs(drawn["data/samples/0"] - 60) < 20
 
 
 def test_one_data_set_reports_no_shares(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import itertools
 import pickle
 from collections import Counter
 from pathlib import Path
+from typing import Any  # settings of any type
 
 import numpy as np
 import pytest
@@ -18,12 +19,14 @@ from diffmoe_scale.data.order.plan import Position
 from diffmoe_scale.data.order.size import SIDECAR, ImageBuckets
 from diffmoe_scale.data.reading.batch import Batch, to_unit_range
 from diffmoe_scale.data.reading.build import build_reader
+from diffmoe_scale.data.reading.files import ShardFiles
 from diffmoe_scale.data.reading.pictures import Size, decode_image, stored_size
 from diffmoe_scale.data.reading.reader import Reader
 from diffmoe_scale.data.shards.catalog import ShardCatalog
+from diffmoe_scale.data.shards.index import ShardIndex
 from diffmoe_scale.data.shards.patterns import expand_patterns
 from diffmoe_scale.data.shards.sidecar import INDEX_SUFFIX
-from tests.data.samples import Members, all_keys, encode, write_shards
+from tests.data.samples import Members, all_keys, encode, pixels_of, write_shards
 
 ASPECTS = (0.5, 0.5625, 0.6667, 0.75, 0.8, 0.9, 1.0, 1.25, 1.3333, 1.5, 1.7778, 2.0)
 COUNTS = [11, 3, 17, 29]
@@ -66,7 +69,7 @@ def _feature_shards(folder: Path, *, wrong: str = "") -> list[Path]:
     return write_shards(folder, COUNTS, replaced=replaced)
 
 
-def _reader(folder: Path, **data: object) -> Reader:
+def _reader(folder: Path, **data: Any) -> Reader:
     buckets = BucketConfig(enabled=True, aspects=ASPECTS, step=2)
     return build_reader(
         DataConfig(**({"shuffle_block": 2} | data)),
@@ -102,7 +105,7 @@ def _content(steps: list[list[Batch]]) -> list[list[tuple[int, str, str, bytes]]
                 batch.indices_B.tolist(),
                 batch.keys,
                 batch.captions,
-                to_unit_range(batch.pixels_BHWC),
+                to_unit_range(pixels_of(batch)),
                 strict=True,
             )
         ]
@@ -122,8 +125,8 @@ def test_an_epoch_of_twelve_ratios_has_batches_of_one_shape_and_each_key_once(
         and min(map(sum, reader.images.counts)) >= 4
     )
     steps = _steps(reader, 24)
-    assert all(len({batch.pixels_BHWC.shape for batch in step}) == 1 for step in steps)
-    assert len({step[0].pixels_BHWC.shape for step in steps}) > 6 and all(
+    assert all(len({pixels_of(batch).shape for batch in step}) == 1 for step in steps)
+    assert len({pixels_of(step[0]).shape for step in steps}) > 6 and all(
         (batch.weight_B == 1).all() for step in steps for batch in step
     )
     # A bucket's epochs follow each other in its own stream.
@@ -174,7 +177,7 @@ def test_validation_weighs_each_sample_once_in_batches_of_one_shape(tmp_path: Pa
             list(reader.validation_batches(limit=40, dp_rank=rank, dp_size=dp_size, micro_batch=3))
             for rank in range(dp_size)
         ]
-        weights = Counter()
+        weights: Counter[str] = Counter()
         for batches in ranks:
             for batch in batches:
                 weights.update(
@@ -185,8 +188,8 @@ def test_validation_weighs_each_sample_once_in_batches_of_one_shape(tmp_path: Pa
                     }
                 )
         assert weights.total() == 40 == len(weights)
-        assert [[batch.pixels_BHWC.shape for batch in batches] for batches in ranks] == [
-            [batch.pixels_BHWC.shape for batch in ranks[0]]
+        assert [[pixels_of(batch).shape for batch in batches] for batches in ranks] == [
+            [pixels_of(batch).shape for batch in ranks[0]]
         ] * dp_size
 
 
@@ -224,7 +227,7 @@ def test_data_sets_by_weight_in_buckets_are_the_same_for_any_ranks_and_from_any_
         position = plan.advance(position)
         assert reader.dataset_counts(position) == read
     assert (
-        len({step[0].pixels_BHWC.shape for step in unstopped}) > 6
+        len({pixels_of(step[0]).shape for step in unstopped}) > 6
         and abs(read["data/samples/0"] / position.samples - 0.75) < 0.05
     )
     position = plan.position(step=0, samples=0, by_bucket={})
@@ -270,7 +273,7 @@ def test_features_come_in_the_order_batches_and_shapes_of_their_pictures(tmp_pat
         assert ours.keys == plain.keys and ours.captions == plain.captions and ours.failures == []
         assert torch.equal(ours.indices_B, plain.indices_B) and torch.equal(ours.weight_B, plain.weight_B)
         assert torch.equal(ours.sizes_BZ, plain.sizes_BZ) and (ours.sizes_BZ[:, :2] > 0).all()
-        count, height, width, _ = plain.pixels_BHWC.shape
+        count, height, width, _ = pixels_of(plain).shape
         assert ours.latents_BCHW.shape == (count, 1, height // 2, width // 2)
 
 
@@ -329,10 +332,15 @@ def test_headers_are_read_once_and_again_for_another_shard(
     paths = _mixed_shards(tmp_path)
     first = _buckets(tmp_path)
     scanned: list[int] = []
+
+    def scan(index: ShardIndex, shard: int, files: ShardFiles, **options: bool) -> np.ndarray:
+        scanned.append(shard)
+        return np.ones((len(index), 2), np.uint32)
+
     monkeypatch.setattr(
         sizes_module,
         "scan_sizes",
-        lambda index, shard, files, **options: scanned.append(shard) or np.ones((len(index), 2), np.uint32),
+        scan,
     )
     assert _buckets(tmp_path).counts == first.counts and scanned == []
     write_shards(tmp_path, [1, *COUNTS[1:]])

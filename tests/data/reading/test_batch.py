@@ -6,6 +6,7 @@ from diffmoe_scale.data.features.format import Latents
 from diffmoe_scale.data.features.source import FeatureSet, FeatureSource
 from diffmoe_scale.data.reading.batch import Failure, Sample, collate, to_unit_range
 from diffmoe_scale.data.reading.pictures import Picture, Size
+from tests.data.samples import pixels_of
 
 PIXELS = np.array([[[0, 51, 255], [102, 153, 204]], [[1, 2, 3], [4, 5, 6]]], dtype=np.uint8)
 PICTURE = Picture(PIXELS, original=Size(8, 6), crop=(1, 0))
@@ -21,7 +22,7 @@ BAD = Sample(8, "a.tar/1", None, is_dropped=True, failure=Failure("image", "a.ta
 
 def test_pixels_go_from_bytes_to_minus_one_to_one() -> None:
     batch = collate([GOOD], size=Size(2, 2))
-    images_BCHW = to_unit_range(batch.pixels_BHWC)
+    images_BCHW = to_unit_range(pixels_of(batch))
     assert (
         images_BCHW.shape == (1, 3, 2, 2)
         and images_BCHW.dtype == torch.float32
@@ -38,8 +39,8 @@ def test_a_failed_sample_keeps_its_row_without_weight() -> None:
     batch = collate([GOOD, BAD, GOOD], size=Size(2, 2))
     assert batch.weight_B.tolist() == [1, 0, 1]
     assert (
-        batch.pixels_BHWC.dtype == torch.uint8
-        and (batch.pixels_BHWC[1] == 128).all()
+        pixels_of(batch).dtype == torch.uint8
+        and (pixels_of(batch)[1] == 128).all()
         and batch.captions == ["a red circle", "", "a red circle"]
     )
     assert (

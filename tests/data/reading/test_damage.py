@@ -7,6 +7,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any  # settings of any type
 
 import numpy as np
 import pytest
@@ -79,7 +80,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _read(folder: Path, **settings: object) -> tuple[Reader, list[Batch]]:
+def _read(folder: Path, **settings: Any) -> tuple[Reader, list[Batch]]:
     config = DataConfig(**({"max_bad_fraction": 0.5} | settings))
     reader = build_reader(config, [f"{folder}/*.tar"], model=ModelConfig(image_size=4), seed=0)
     batches = read_batches(reader, global_batch=1, micro_batch=1)

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any  # settings of any type
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from tests.data.samples import (
     header_offset,
     make_sample,
     overwrite,
+    pixels_of,
     read_batches,
     write_shards,
 )
@@ -39,7 +41,7 @@ def _reader(
     *,
     replaced: dict[str, Members] | None = None,
     num_classes: int = 0,
-    **options: object,
+    **options: Any,
 ) -> Reader:
     if counts is not None:
         write_shards(folder, counts, replaced=replaced)
@@ -70,7 +72,7 @@ def _samples(batches: list[Batch]) -> list[tuple[int, str, str, bytes]]:
         (int(index), key, caption, image_CHW.numpy().tobytes())
         for batch in batches
         for index, key, caption, image_CHW in zip(
-            batch.indices_B, batch.keys, batch.captions, to_unit_range(batch.pixels_BHWC), strict=True
+            batch.indices_B, batch.keys, batch.captions, to_unit_range(pixels_of(batch)), strict=True
         )
     ]
 
@@ -149,7 +151,7 @@ def test_the_order_depends_on_the_seed_alone(tmp_path: Path) -> None:
     write_shards(tmp_path, COUNTS)
     model, patterns = ModelConfig(image_size=4), [f"{tmp_path}/*.tar"]
     state = torch.random.get_rng_state()
-    orders = []
+    orders: list[object] = []
     for seed in (1, 1, 2):
         torch.manual_seed(len(orders))
         orders.append(

@@ -16,7 +16,7 @@ from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.data.reading.batch import Batch, to_unit_range
 from diffmoe_scale.data.reading.build import build_reader
 from diffmoe_scale.data.reading.reader import Reader
-from tests.data.samples import all_keys, read_batches, write_shards
+from tests.data.samples import all_keys, pixels_of, read_batches, write_shards
 
 # 56 shards of 0 to 12 samples.
 COUNTS = [(7 * number + number * number) % 13 for number in range(56)]
@@ -39,7 +39,7 @@ def _reader(folder: Path, workers: int = 0) -> Reader:
 
 
 def _samples(batch: Batch) -> list[Read]:
-    columns = zip(batch.indices_B, batch.keys, batch.captions, to_unit_range(batch.pixels_BHWC), strict=True)
+    columns = zip(batch.indices_B, batch.keys, batch.captions, to_unit_range(pixels_of(batch)), strict=True)
     return [
         (int(index), key, caption, image_CHW.numpy().tobytes()) for index, key, caption, image_CHW in columns
     ]

@@ -4,6 +4,7 @@ import pickle
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any  # settings of any type
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def _source(
     replaced: dict[str, Members] | None = None,
     is_augmented: bool = False,
     num_classes: int = 0,
-    **settings: object,
+    **settings: Any,
 ) -> SampleSource:
     catalog = ShardCatalog(write_shards(folder, counts, replaced=replaced))
     model = ModelConfig(

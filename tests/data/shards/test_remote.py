@@ -10,6 +10,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
 from shutil import rmtree
+from typing import Any  # settings of any type
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ from diffmoe_scale.data.shards.catalog import ShardCatalog
 from diffmoe_scale.data.shards.patterns import expand_patterns
 from diffmoe_scale.data.shards.remote import RemoteShards
 from diffmoe_scale.data.shards.sidecar import INDEX_SUFFIX
-from tests.data.samples import all_keys, encode, read_batches, write_shards
+from tests.data.samples import all_keys, encode, pixels_of, read_batches, write_shards
 
 COUNTS = [5, 2, 7, 3, 4, 6]
 
@@ -85,14 +86,18 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         thread.join()
 
 
-def _remote(folder: Path, **settings: object) -> RemoteShards:
+def _remote(folder: Path, **settings: Any) -> RemoteShards:
     return RemoteShards(
         folder / "cache", **({"limit_bytes": 1 << 30, "attempts": 4, "stall_timeout_s": 20.0} | settings)
     )
 
 
-def _reader(folder: Path, pattern: str, buckets: BucketConfig | None = None, **settings: object) -> Reader:
-    options = {"cache_folder": str(folder / "cache"), "shuffle_block": 2, "stall_timeout_s": 20.0} | settings
+def _reader(folder: Path, pattern: str, buckets: BucketConfig | None = None, **settings: Any) -> Reader:
+    options: dict[str, Any] = {
+        "cache_folder": str(folder / "cache"),
+        "shuffle_block": 2,
+        "stall_timeout_s": 20.0,
+    } | settings
     return build_reader(
         DataConfig(**options), [pattern], model=ModelConfig(image_size=4), seed=3, buckets=buckets
     )
@@ -308,7 +313,7 @@ def _write_wide_ones(folder: Path) -> None:
 def _bucket_steps(reader: Reader, number: int = 12) -> list[tuple[list[str], tuple[int, ...]]]:
     plan = reader.plan(global_batch=4, micro_batch=2)
     batches = reader.batches(plan, plan.position(step=0, samples=0, by_bucket={}), dp_rank=0, dp_size=1)
-    return [(batch.keys, tuple(batch.pixels_BHWC.shape)) for batch in islice(batches, 2 * number)]
+    return [(batch.keys, tuple(pixels_of(batch).shape)) for batch in islice(batches, 2 * number)]
 
 
 def _requests(server: Server, suffix: str) -> list[int]:
@@ -394,6 +399,7 @@ def _latents(reader: Reader) -> list[float]:
     return [
         value
         for batch in islice(read_batches(reader, global_batch=3, micro_batch=3), 12)
+        if batch.latents_BCHW is not None
         for value in batch.latents_BCHW[:, 0, 0, 0].tolist()
     ]
 
