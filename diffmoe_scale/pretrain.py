@@ -5,12 +5,13 @@ import argparse
 import logging
 import multiprocessing
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
 from diffmoe_scale.cli.command import command_parser, run_command, user_path
 from diffmoe_scale.config.check import RunError
@@ -38,6 +39,9 @@ def work(parsed: argparse.Namespace) -> int:
     if parsed.check:
         print(config.run.directory)
         return 0
+    if parsed.dry_run:
+        dry_run(config)
+        return 0
     return run(config, start_id=parsed.start_id)
 
 
@@ -59,6 +63,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument(
         "--check", action="store_true", help="check the settings, print the run directory and do nothing else"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="read the data, print the size of the network, the data and the memory, and train nothing",
     )
     # Of launch/pretrain_t2i.sh: the main rank writes it into RUN/ended after training to the end.
     parser.add_argument("--start-id", default="", help=argparse.SUPPRESS)
@@ -84,20 +93,12 @@ def run(config: Config, *, start_id: str = "") -> int:
     """Train as one rank of the job that the launcher's environment describes. The exit code."""
     silence_packages()
     # Imported here: `--help` and wrong settings answer at once.
-    from diffmoe_scale.parallel.context import finalize, initialize, is_peer_failure
     from diffmoe_scale.parallel.launcher import adopt_launcher_variables
-    from diffmoe_scale.train.run import train
-    from diffmoe_scale.train.start import check_start
 
     directory = RunDirectory(Path(config.run.directory))
     rank = adopt_launcher_variables()
-    lock = None
     try:
-        if rank == 0:
-            lock = hold_lock(directory)
-        setup_logging(directory.path, rank=rank)
-        if rank == 0:
-            check_start(directory)
+        lock = enter(directory, rank=rank)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -109,43 +110,106 @@ def run(config: Config, *, start_id: str = "") -> int:
         )
         return 2
     try:
-        for signum in SIGNALS:
-            signal.signal(signum, stop_at_once)
-        context = initialize(
-            expert_parallel=config.parallel.expert_parallel, timeout_s=config.parallel.timeout_s
-        )
-        train(config, context, directory)
-        finalize()
-        if rank == 0 and start_id:
-            replace_file(directory.ended, start_id.encode())
-    except ValueError as error:
-        logger.error("stopped (rank %d): %s", rank, error)
-        return 2
-    except Stopped as stop:
-        logger.warning("stopped (rank %d): %s; %s", rank, stop, HOW_TO_CONTINUE)
-        return stop.exit_code
-    except Exception as error:  # whatever it is, the others learn of it only when this process ends
-        if is_peer_failure(error):
-            told = "another rank died or hung; look for the first error in the ranks' output"
-            logger.error(
-                "stopped (rank %d): %s; %s (what this rank saw: %s)", rank, told, HOW_TO_CONTINUE, error
-            )
-        elif isinstance(error, (RunError, OSError)):
-            logger.error("stopped (rank %d): %s; without the cause, %s", rank, error, HOW_TO_CONTINUE)
-        else:
-            logger.error(
-                "stopped (rank %d): %s: %s; without the cause, %s",
-                rank,
-                type(error).__name__,
-                error,
-                HOW_TO_CONTINUE,
-                exc_info=True,
-            )
-        return 1
+        train_to_end(config, directory)
+        if rank == 0:
+            if start_id:
+                replace_file(directory.ended, start_id.encode())
+            report_end(config, directory)
+    except (Exception, Stopped) as error:  # the others learn of it only when this process ends
+        return explain(error, rank=rank)
     finally:
         if lock is not None:
             lock.close()
     return 0
+
+
+def enter(directory: RunDirectory, *, rank: int) -> IO[str] | None:
+    """Begin to log; on the main rank, lock the directory and check what it holds. The lock.
+
+    Raises: ValueError if it is in use or its checkpoints are gone; OSError if it cannot be written to.
+    """
+    if rank != 0:
+        setup_logging(directory.path, rank=rank)
+        return None
+    from diffmoe_scale.train.start import check_start
+
+    lock = hold_lock(directory)
+    try:
+        setup_logging(directory.path, rank=rank)
+        check_start(directory)
+    except (ValueError, OSError):
+        if lock is not None:
+            lock.close()
+        raise
+    return lock
+
+
+def train_to_end(config: Config, directory: RunDirectory) -> None:
+    """Collective over the job. Raises: Stopped when a signal asked for the end; whatever failed."""
+    from diffmoe_scale.parallel.context import finalize, initialize
+    from diffmoe_scale.train.run import train
+
+    for signum in SIGNALS:
+        signal.signal(signum, stop_at_once)
+    context = initialize(expert_parallel=config.parallel.expert_parallel, timeout_s=config.parallel.timeout_s)
+    train(config, context, directory)
+    finalize()
+
+
+def report_end(config: Config, directory: RunDirectory) -> None:
+    """Write RUN/report.html, and say where the run lies and what comes next. For the main rank."""
+    from diffmoe_scale.report.report import write_report
+
+    try:
+        report = f"its report is {write_report(directory.path)}"
+    except (OSError, ValueError) as error:
+        logger.warning("the report was not written: %s", error)
+        report = "it has no new report"
+    path = shlex.quote(str(directory.path))
+    wanted = '--prompt "..."' if config.model.conditioning == "text" else "--label 0"
+    logger.info("%s has its %d steps; %s", directory.path, config.run.steps, report)
+    logger.info("next: python -m diffmoe_scale.sample --checkpoint %s %s", path, wanted)
+
+
+def explain(error: BaseException, *, rank: int) -> int:
+    """Log why this rank stopped. The exit code."""
+    from diffmoe_scale.parallel.context import is_peer_failure
+
+    if isinstance(error, Stopped):
+        logger.warning("stopped (rank %d): %s; %s", rank, error, HOW_TO_CONTINUE)
+        return error.exit_code
+    if isinstance(error, ValueError):
+        logger.error("stopped (rank %d): %s", rank, error)
+        return 2
+    if isinstance(error, Exception) and is_peer_failure(error):
+        cause = "another rank died or hung; look for the first error in the ranks' output"
+        logger.error(
+            "stopped (rank %d): %s; %s (what this rank saw: %s)", rank, cause, HOW_TO_CONTINUE, error
+        )
+    elif isinstance(error, (RunError, OSError)):
+        logger.error("stopped (rank %d): %s; without the cause, %s", rank, error, HOW_TO_CONTINUE)
+    else:
+        logger.error(
+            "stopped (rank %d): %s: %s; without the cause, %s",
+            rank,
+            type(error).__name__,
+            error,
+            HOW_TO_CONTINUE,
+            exc_info=error,
+        )
+    return 1
+
+
+def dry_run(config: Config) -> None:
+    """Print what a run would say at its start; by the main rank. Raises: as `describe_planned_run`."""
+    silence_packages()
+    from diffmoe_scale.parallel.launcher import adopt_launcher_variables
+    from diffmoe_scale.train.overview import describe_planned_run
+
+    if adopt_launcher_variables() == 0:
+        ranks = max(int(os.environ["WORLD_SIZE"]), config.parallel.expert_parallel)
+        for line in describe_planned_run(config, RunDirectory(Path(config.run.directory)), ranks=ranks):
+            print(line)
 
 
 def leave(code: int) -> NoReturn:

@@ -27,7 +27,7 @@ elif ! command -v deepspeed >/dev/null; then
 fi
 python=$(command -v python || command -v python3)
 for word in "$@"; do
-    case $word in -h | --help | --version) exec "$python" "$script" "$@" ;; esac
+    case $word in -h | --help | --version | --dry-run) exec "$python" "$script" "$@" ;; esac
 done
 # Wrong settings are answered here, in a second and before the launcher's own lines.
 directory=$("$python" "$script" --check "$@") || exit

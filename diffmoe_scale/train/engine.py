@@ -37,7 +37,7 @@ class Engine:
     def __init__(self, denoiser: Denoiser, config: Config, context: ParallelContext) -> None:
         """Collective over the world. Raises ValueError if the global batch does not split over the ranks."""
         self.denoiser = denoiser
-        self.accumulation = accumulation_steps(config, context)
+        self.accumulation = accumulation_steps(config, ranks=context.dp_group.size())
         self.step_count = 0
         """Optimizer steps that changed the weights."""
         self._pending = 0
@@ -133,10 +133,9 @@ class Engine:
         self.zero.publish_weights()
 
 
-def accumulation_steps(config: Config, context: ParallelContext) -> int:
-    """Micro-batches of a rank in one optimizer step. Raises ValueError if the global batch does not split
-    evenly."""
-    ranks = context.dp_group.size()
+def accumulation_steps(config: Config, *, ranks: int) -> int:
+    """Micro-batches of each of `ranks` data-parallel ranks in one optimizer step. Raises ValueError if the
+    global batch does not split evenly."""
     at_once = config.run.micro_batch * ranks
     if config.run.global_batch % at_once != 0:
         raise ValueError(

@@ -42,7 +42,7 @@ class Reporter:
         start_step: int,
     ) -> None:
         self.config, self.context, self.moe_layers = config, context, moe_layers
-        self._accumulation = accumulation_steps(config, context)
+        self._accumulation = accumulation_steps(config, ranks=context.dp_group.size())
         self._meter, self._tallies = Meter(context.device), Meter(context.device)
         """Figures that a line holds as they are, and those that it is computed from."""
         self._extra: dict[str, MetricValue] = {}

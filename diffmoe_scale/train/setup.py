@@ -23,6 +23,7 @@ from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.parallel.waiting import wait_for_ranks
 from diffmoe_scale.train.engine import Engine, accumulation_steps
 from diffmoe_scale.train.guard import Guard
+from diffmoe_scale.train.overview import describe_run
 from diffmoe_scale.train.stop import StopSignals
 from diffmoe_scale.train.trainer import Training
 from diffmoe_scale.train.validation import Validation
@@ -37,12 +38,14 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
     """All that a run consists of, at its newest checkpoint or at the start. Collective over the world."""
     torch.set_float32_matmul_precision(config.run.matmul_precision)
     choose_kernels(is_deterministic=config.run.deterministic)
-    accumulation_steps(config, context)  # refuses a batch that does not split, before the slow work
+    # Refuses a batch that does not split, before the slow work.
+    accumulation_steps(config, ranks=context.dp_group.size())
     reader = build_reader(
         config.data, config.data.train, model=config.model, seed=config.run.seed, buckets=config.buckets
     )
     plan = reader.plan(global_batch=config.run.global_batch, micro_batch=config.run.micro_batch)
     if context.is_main:
+        say_overview(config, context, directory, reader)
         prepare_tokenizer(config, directory, reader)
     # Files are read, perhaps over a network: longer than a collective may take. So are all that follow.
     wait_for_ranks(context.control_group)
@@ -85,6 +88,13 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
         step=start.step,
         position=position,
     )
+
+
+def say_overview(config: Config, context: ParallelContext, directory: RunDirectory, reader: Reader) -> None:
+    """One log line for each thing to know before the first step."""
+    ranks = context.world_size
+    for line in describe_run(config, directory, num_samples=reader.num_samples, ranks=ranks):
+        logger.info("%s", line)
 
 
 def choose_kernels(*, is_deterministic: bool) -> None:

@@ -20,30 +20,38 @@ def check_start(directory: RunDirectory) -> None:
     A run without a checkpoint begins anew. Its earlier metrics are kept under another name; its tokenizer is
     removed, which was made from other captions or settings perhaps.
 
-    Raises: ValueError if the checkpoints are gone that the directory had; OSError if it cannot be read.
+    Raises: as `find_newest`.
     """
-    folders = checkpoint_folders(directory.checkpoints)
-    saved = read_saved(directory.saved)
-    if folders:
-        newest = step_of(folders[-1])
-        if saved is not None and newest < saved:
-            logger.warning(
-                "the checkpoint of step %d is gone from %s; the newest one left is of step %d",
-                saved,
-                directory.checkpoints,
-                newest,
-            )
+    if find_newest(directory) is not None:
         return
-    if saved is None:  # a new directory, or one of an older version
-        refuse_lost_checkpoints(directory, _steps_of_older_version(directory))
+    if read_saved(directory.saved) is None:  # a new directory, or one of an older version
         directory.path.mkdir(parents=True, exist_ok=True)
         write_saved(directory.saved, 0)
-    else:
-        refuse_lost_checkpoints(directory, saved)
     keep_old_metrics(directory)
     if directory.tokenizer.exists():
         logger.info("%s is made anew: no checkpoint was saved with it", directory.tokenizer)
         directory.tokenizer.unlink()
+
+
+def find_newest(directory: RunDirectory) -> int | None:
+    """The step of the newest checkpoint's folder; None if the run is to begin. Changes nothing.
+
+    Raises: ValueError if the checkpoints are gone that the directory had; OSError if it cannot be read.
+    """
+    folders = checkpoint_folders(directory.checkpoints)
+    saved = read_saved(directory.saved)
+    if not folders:
+        refuse_lost_checkpoints(directory, _steps_of_older_version(directory) if saved is None else saved)
+        return None
+    newest = step_of(folders[-1])
+    if saved is not None and newest < saved:
+        logger.warning(
+            "the checkpoint of step %d is gone from %s; the newest one left is of step %d",
+            saved,
+            directory.checkpoints,
+            newest,
+        )
+    return newest
 
 
 def refuse_lost_checkpoints(directory: RunDirectory, step: int) -> None:

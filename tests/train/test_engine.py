@@ -332,7 +332,8 @@ def test_model_with_an_odd_number_of_parameters_trains() -> None:
 
 def refuse_batches(context: ParallelContext) -> str:
     with pytest.raises(ValueError) as refusal:
-        accumulation_steps(tiny_config(["run.global_batch=12", "run.micro_batch=4"]), context)
+        config = tiny_config(["run.global_batch=12", "run.micro_batch=4"])
+        accumulation_steps(config, ranks=context.dp_group.size())
     return str(refusal.value)
 
 

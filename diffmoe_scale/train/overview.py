@@ -1,0 +1,107 @@
+"""What is said before the first step: the size of the network, the data, the memory, where files go."""
+
+from dataclasses import dataclass
+
+from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.config.schema import Config
+from diffmoe_scale.data.reading.build import build_reader
+from diffmoe_scale.model.size import ModelSize, count_parameters
+from diffmoe_scale.train.engine import accumulation_steps
+from diffmoe_scale.train.start import find_newest
+
+FP32_BYTES = 4
+NUM_STATES = 4
+"""Kept in fp32 for each parameter: the weights, two moments of AdamW, the moving average."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a rank for weights, gradients and optimizer state; activations and frozen networks come on
+    top. `host` is the part that parallel.offload_optimizer keeps in the memory of the machine."""
+
+    device: int
+    host: int
+
+
+def describe_run(config: Config, directory: RunDirectory, *, num_samples: int, ranks: int) -> list[str]:
+    """Lines about a run on `ranks` ranks with `num_samples` training samples an epoch.
+
+    Raises: ValueError if image, autoencoder, patches and channels do not fit each other.
+    """
+    size = count_parameters(config)
+    return [
+        _describe_network(size),
+        _describe_data(config, num_samples),
+        _describe_memory(estimate_memory(config, size, ranks=ranks), ranks),
+        f"writes to {directory.path.resolve()}: a checkpoint every {config.checkpoint.every} steps, of which "
+        f"the newest {config.checkpoint.keep_last} stay",
+        *_describe_warmup(config),
+    ]
+
+
+def describe_planned_run(config: Config, directory: RunDirectory, *, ranks: int) -> list[str]:
+    """The same of a run that is not started, and where it would begin. Reads the data; writes nothing but
+    missing indexes of shards, as any reader.
+
+    Raises: ValueError for what would keep the run from its start.
+    """
+    newest = find_newest(directory)
+    accumulation_steps(config, ranks=ranks)
+    readers = [
+        build_reader(config.data, patterns, model=config.model, seed=config.run.seed, buckets=config.buckets)
+        for patterns in (config.data.train, config.data.validation)
+        if patterns
+    ]
+    beginning = "begins at step 1" if newest is None else f"continues from the checkpoint of step {newest}"
+    return [
+        *describe_run(config, directory, num_samples=readers[0].num_samples, ranks=ranks),
+        f"{beginning}; nothing was trained (--dry-run)",
+    ]
+
+
+def estimate_memory(config: Config, size: ModelSize, *, ranks: int) -> Memory:
+    """Of each rank, as ZeRO spreads it: states over all ranks, experts over the ranks of expert parallelism,
+    gradients as states from stage 2 on."""
+    num_experts = size.by_part.get("experts", 0)
+    dense = size.total - num_experts
+    held = dense + num_experts / config.parallel.expert_parallel
+    owned = size.total / ranks
+    weight_bytes = 2 if config.model.precision == "bf16" else FP32_BYTES
+    gradients = FP32_BYTES * (held if config.parallel.zero_stage == 1 else owned)
+    states = round(NUM_STATES * FP32_BYTES * owned)
+    is_offloaded = config.parallel.offload_optimizer
+    return Memory(
+        device=round(weight_bytes * held + gradients) + (0 if is_offloaded else states),
+        host=states if is_offloaded else 0,
+    )
+
+
+def _describe_network(size: ModelSize) -> str:
+    experts = f"{size.experts} experts in each MoE layer" if size.experts else "no experts"
+    return (
+        f"network: {size.total:,} parameters, of which a token activates {size.activated:,} on average; "
+        f"{experts}; {size.tokens_per_picture:,} tokens a picture"
+    )
+
+
+def _describe_data(config: Config, num_samples: int) -> str:
+    batch, steps = config.run.global_batch, config.run.steps
+    return (
+        f"data: {num_samples:,} samples, so an epoch is {num_samples / batch:,.1f} steps of {batch:,} "
+        f"(run.global_batch); {steps:,} steps (run.steps) are {steps * batch / num_samples:,.2f} epochs"
+    )
+
+
+def _describe_memory(memory: Memory, ranks: int) -> str:
+    host = f", and {memory.host / 2**30:.2f} GiB of host memory" if memory.host else ""
+    return (
+        f"memory of each of {ranks} ranks: {memory.device / 2**30:.2f} GiB{host} for weights, gradients and "
+        "optimizer state; activations and frozen networks come on top"
+    )
+
+
+def _describe_warmup(config: Config) -> list[str]:
+    warmup, steps = config.optimizer.warmup_steps, config.run.steps
+    if warmup <= steps:
+        return []
+    return [f"optimizer.warmup_steps is {warmup} but run.steps is {steps}: the warm-up takes {steps} steps"]
