@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.model.size import count_parameters
@@ -55,6 +56,12 @@ def test_lines_name_size_data_memory_and_place(tmp_path: Path) -> None:
     assert "100 samples, so an epoch is 12.5 steps of 8" in data and "are 2.40 epochs" in data
     assert memory.startswith("memory of each of 2 ranks: 0.00 GiB for weights")
     assert str(tmp_path / "run") in place and "every 7 steps" in place
+
+
+def test_counting_draws_no_random_number(tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    describe_run(tiny_config([]), RunDirectory(tmp_path), num_samples=100, ranks=1)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_warmup_that_is_longer_than_the_run_is_said(tmp_path: Path) -> None:
