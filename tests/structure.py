@@ -66,7 +66,7 @@ USERS = {
     "diffusers": {"encoders/autoencoder/diffusers"},
     "wandb": {"telemetry/trackers"},
     "matplotlib": {"report/plots", "telemetry/picture_grid"},
-    "pydantic": {"config/load", "checkpoint/manifest"},
+    "pydantic": {"config/load", "checkpoint/manifest", "data/shards/record"},
     "yaml": {"config/load", "config/help", "config/yaml_file"},
 }
 """Third-party packages and the only files that may import them."""

@@ -39,6 +39,11 @@ class RunDirectory:
         return self.path / "config.yaml"
 
     @property
+    def shards(self) -> Path:
+        """The training shards of the last start: what they held."""
+        return self.path / "shards.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object a logged step."""
         return self.path / "metrics.jsonl"

@@ -15,6 +15,7 @@ from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.features.check import check_features
 from diffmoe_scale.data.reading.build import build_reader
 from diffmoe_scale.data.reading.reader import Reader, iterate_captions
+from diffmoe_scale.data.shards.record import record_shards
 from diffmoe_scale.encoders.text.encoder import TextEncoder
 from diffmoe_scale.encoders.text.tokenizer import train_tokenizer
 from diffmoe_scale.files import replace_file
@@ -66,6 +67,7 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
     position = plan.position(step=start.step, samples=start.samples, by_bucket=start.samples_by_bucket)
     if context.is_main:
         record_config(config, directory)
+        record_shards(reader.catalog, directory.shards)
     guard = Guard(config.defence, context)
     guard.restore(start.guard)
     validation = Validation(config, context, directory, networks, reader)
