@@ -152,7 +152,7 @@ def test_unfinished_checkpoint_is_left_out_and_refused_by_name(copy: Path) -> No
     newest.rename(newest.with_suffix(".tmp"))
     assert run_alone(step_of, copy) == 3
     (copy / "checkpoints" / "step_00000003" / "manifest.json").unlink()
-    assert "step_00000003 is no complete checkpoint: manifest.json cannot be read" in refusal(
+    assert "step_00000003 is no complete checkpoint: it has no file manifest.json" in refusal(
         copy / "checkpoints" / "step_00000003"
     )
 

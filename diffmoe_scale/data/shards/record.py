@@ -1,4 +1,4 @@
-"""The shards of a run's last start: what changed since then is named, since an epoch then means something else."""
+"""The shards of a run's last start: what changed is named, since an epoch then means something else."""
 
 import json
 import logging
@@ -58,7 +58,7 @@ def describe_shards(catalog: ShardCatalog) -> list[ShardRecord]:
 
 
 def log_changes(before: Sequence[ShardRecord], now: Sequence[ShardRecord]) -> None:
-    """A warning that names shards with other samples or bytes, and says what the position in the data means."""
+    """A warning that names shards with other samples or bytes, and says what the position in the data is."""
     old, new = {record.name: record for record in before}, {record.name: record for record in now}
     changes = [f"{_short(name)} is gone ({old[name].samples} samples)" for name in old if name not in new]
     changes += [f"{_short(name)} is new ({new[name].samples} samples)" for name in new if name not in old]
@@ -73,27 +73,28 @@ def log_changes(before: Sequence[ShardRecord], now: Sequence[ShardRecord]) -> No
             touched.append(_short(name))
     if changes:
         logger.warning(
-            "%d shards changed since the last start: %s. The run goes on behind as many samples as before; which "
-            "samples an epoch holds, and their order, are those of the shards as they are now: some may come again "
-            "or not at all in this epoch",
+            "%d shards changed since the last start: %s. The run goes on behind as many samples as before; "
+            "which samples an epoch holds, and their order, are those of the shards as they are now: some may "
+            "come again or not at all in this epoch",
             len(changes),
             _listed(changes),
         )
     if touched:
         logger.info(
-            "%d shards were written again since the last start, with the same size: %s; their contents may differ",
+            "%d shards were written again since the last start, with the same size: %s; "
+            "their contents may differ",
             len(touched),
             _listed(touched),
         )
     if not changes and [record.name for record in before] != [record.name for record in now]:
         logger.warning(
-            "the shards changed their order since the last start: which samples the rest of this epoch holds is "
-            "that of the new order"
+            "the shards changed their order since the last start: the rest of this epoch holds the samples of "
+            "the new order"
         )
 
 
 def _read(path: Path) -> list[ShardRecord] | None:
-    """The shards of the last start; None without a record, or for one that cannot be read (which is logged)."""
+    """The shards of the last start; None without a record, or for one that cannot be read (logged)."""
     if not path.exists():
         return None
     try:

@@ -8,6 +8,8 @@ from diffmoe_scale.data.shards.catalog import ShardCatalog
 from diffmoe_scale.data.shards.record import record_shards
 from tests.data.samples import make_sample, write_shard
 
+Log = pytest.LogCaptureFixture
+
 
 @pytest.fixture
 def messages(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
@@ -33,18 +35,14 @@ def told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
     return found
 
 
-def test_first_start_and_unchanged_shards_say_nothing(
-    tmp_path: Path, messages: pytest.LogCaptureFixture
-) -> None:
+def test_first_start_and_unchanged_shards_say_nothing(tmp_path: Path, messages: Log) -> None:
     write(tmp_path / "a.tar", 3)
     start(tmp_path)
     start(tmp_path)
     assert told(messages) == []
 
 
-def test_other_samples_new_and_missing_shards_are_named(
-    tmp_path: Path, messages: pytest.LogCaptureFixture
-) -> None:
+def test_other_samples_new_and_missing_shards_are_named(tmp_path: Path, messages: Log) -> None:
     for name, count in (("a.tar", 12), ("b.tar", 3), ("c.tar", 2)):
         write(tmp_path / name, count)
     start(tmp_path)
@@ -61,9 +59,7 @@ def test_other_samples_new_and_missing_shards_are_named(
     assert told(messages) == []
 
 
-def test_a_shard_that_was_only_written_again_is_an_information(
-    tmp_path: Path, messages: pytest.LogCaptureFixture
-) -> None:
+def test_a_shard_that_was_only_written_again_is_an_information(tmp_path: Path, messages: Log) -> None:
     write(tmp_path / "a.tar", 3)
     start(tmp_path)
     os.utime(tmp_path / "a.tar", ns=(1, 1))
@@ -75,9 +71,7 @@ def test_a_shard_that_was_only_written_again_is_an_information(
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"schema": 1, "shards": [{"name": 3}]}', '{"schema": 9}', "[" * 9999]
 )
-def test_a_damaged_record_is_unknown_and_made_anew(
-    tmp_path: Path, messages: pytest.LogCaptureFixture, text: str
-) -> None:
+def test_a_damaged_record_is_unknown_and_made_anew(tmp_path: Path, messages: Log, text: str) -> None:
     write(tmp_path / "a.tar", 3)
     (tmp_path / "shards.json").write_text(text, encoding="utf-8")
     start(tmp_path)
@@ -87,9 +81,7 @@ def test_a_damaged_record_is_unknown_and_made_anew(
     assert told(messages) == []
 
 
-def test_many_changed_shards_are_counted_and_some_named(
-    tmp_path: Path, messages: pytest.LogCaptureFixture
-) -> None:
+def test_many_changed_shards_are_counted_and_some_named(tmp_path: Path, messages: Log) -> None:
     for number in range(15):
         write(tmp_path / f"{number:02}.tar", 2)
     start(tmp_path)
