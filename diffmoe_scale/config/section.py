@@ -130,4 +130,5 @@ def show(value: object) -> str:
 
 def _plain(number: float) -> str:
     """Whole numbers as they are typed."""
-    return str(int(number)) if float(number).is_integer() and abs(number) < 1e15 else f"{number:g}"
+    is_whole = isinstance(number, int) or (number.is_integer() and abs(number) < 1e15)
+    return str(int(number)) if is_whole else f"{number:g}"

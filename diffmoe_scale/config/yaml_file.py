@@ -10,18 +10,28 @@ LARGEST_FILE = 1 << 20
 MOST_NODES = 20_000
 """With every alias replaced by what it names: a few lines of YAML can stand for more than memory holds."""
 MERGE = "tag:yaml.org,2002:merge"
+UNREADABLE = (ValueError, KeyError, OverflowError, TypeError, AttributeError)
+"""What yaml 6.0.3 raises for dates beyond the calendar and for tags on values of another kind."""
 ENCODING_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe types alone, and no key twice."""
+    """Only safe types, and no key twice. What cannot be read is a yaml.MarkedYAMLError with its line."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # a YAML tree
+        try:
+            return super().construct_object(node, deep)  # type: ignore[no-untyped-call]  # of yaml's stubs
+        except UNREADABLE as error:
+            text = f"{str(node.value)[:80]!r} cannot be read as a value ({error})"
+            raise yaml.constructor.ConstructorError(None, None, text, node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
-        for key_node, _ in node.value:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else ()  # `!!set [1]`: refused below
+        for key_node, _ in pairs:
             if key_node.tag == MERGE:
                 continue
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]  # of yaml's stubs
+            key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str | int | float):
                 raise yaml.constructor.ConstructorError(
                     None, None, "a key is no plain word", key_node.start_mark
@@ -80,18 +90,10 @@ def parse_yaml(text: str) -> Any:  # a YAML tree
         raise ValueError("it is nested too deeply for settings") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        place = (
-            f"line {mark.line + 1}, column {mark.column + 1}: " if mark and mark.buffer is not text else ""
-        )
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise ValueError(f"{place}{(error.problem or 'it cannot be read')[:200]}") from error
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())[:200]) from error
-    except (
-        OverflowError,
-        TypeError,
-        AttributeError,
-    ) as error:  # dates beyond the calendar, tags on other kinds
-        raise ValueError(f"a value cannot be read ({error})"[:200]) from error
 
 
 def _count_nodes(node: yaml.Node, counted: dict[int, int], open_nodes: set[int]) -> int:

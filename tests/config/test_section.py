@@ -133,3 +133,8 @@ def test_paths_that_cannot_be_are_refused(word: str, sentence: str) -> None:
 def test_sections_are_frozen_dataclasses_with_a_docstring_each() -> None:
     for kind in sections().values():
         assert dataclasses.is_dataclass(kind) and kind.__doc__
+
+
+def test_a_bound_is_shown_to_its_last_digit() -> None:
+    with pytest.raises(ValueError, match="expected 0 to 9223372036854775807$"):
+        load_config(None, ["run.seed=-1"])

@@ -28,7 +28,12 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for 
         (b"run: {steps: 1}\n---\nrun: {}", "another document"),
         (b"run: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
         (b"run: {? [a] : 1}", "a key is no plain word"),
-        (b"run: {seed: 2020-13-45}", "month must be"),
+        (
+            b"run:\n  seed: 2020-13-45",
+            "line 2, column 9: '2020-13-45' cannot be read as a value (month must be",
+        ),
+        (b"run:\n  seed: !!bool maybe", "line 2, column 9: 'maybe' cannot be read as a value"),
+        (b"run:\n  seed: !!set [1]", "line 2, column 9: expected a mapping node"),
         (b"run: [", "line 1"),
         (b"x" * (1 << 21), "bytes; expected settings"),
     ],
