@@ -23,8 +23,9 @@ from diffmoe_scale import __version__
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.telemetry.log import setup_tool_logging
 
-OK, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes. Training adds 75: a signal asked for a checkpoint and the end (start again later)."""
+OK, FAILED, WRONG_USE, TRY_AGAIN, INTERRUPTED = 0, 1, 2, 75, 130
+"""Exit codes. TRY_AGAIN (sysexits.h's EX_TEMPFAIL) is of training: a signal asked for a checkpoint and the
+end, and the same command continues."""
 WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 """Errors of the operating system that another argument mends."""
 

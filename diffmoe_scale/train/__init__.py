@@ -14,5 +14,5 @@ guard.py         which steps were bad, what was in them, when to go back
 loss_history.py  how unusual a step's loss is among those before it
 validation.py    the loss on held-out samples, and pictures of fixed captions
 reporter.py      what a run says of itself: metrics.jsonl, trackers, progress
-stop.py          signals that ask a run to end, and exit codes
+stop.py          signals that ask a run to end
 """

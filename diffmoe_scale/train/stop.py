@@ -1,15 +1,13 @@
-"""Signals that ask a run to end, and the exit codes that answer them."""
+"""Signals that ask a run to end."""
 
 import signal
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self
 
+from diffmoe_scale.cli.command import INTERRUPTED, TRY_AGAIN
+
 if TYPE_CHECKING:  # torch takes seconds, and `pretrain --help` reads this file
     import torch.distributed as dist
-
-REQUEUE = 75
-"""sysexits.h's EX_TEMPFAIL: nothing is wrong, start again later."""
-INTERRUPTED = 130
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
@@ -20,7 +18,7 @@ class Stopped(BaseException):
 
     def __init__(self, reason: str, *, is_interrupt: bool) -> None:
         super().__init__(reason)
-        self.exit_code = INTERRUPTED if is_interrupt else REQUEUE
+        self.exit_code = INTERRUPTED if is_interrupt else TRY_AGAIN
 
 
 class StopSignals:

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from diffmoe_scale.checkpoint.manifest import complete_checkpoints
+from diffmoe_scale.cli.command import INTERRUPTED, TRY_AGAIN
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.train import run as module
 from diffmoe_scale.train.reporter import Reporter
 from diffmoe_scale.train.run import train
-from diffmoe_scale.train.stop import INTERRUPTED, REQUEUE, SIGNALS, Stopped, StopSignals, stop_at_once
+from diffmoe_scale.train.stop import SIGNALS, Stopped, StopSignals, stop_at_once
 from diffmoe_scale.train.trainer import Training
 from tests.ranks import run_on_ranks
 from tests.train.runs import text_settings, tiny_config
@@ -72,11 +73,11 @@ def test_signal_to_one_rank_ends_all_with_a_checkpoint_from_which_they_go_on_to_
     told = "a signal asked for it; step 6 is saved"
     assert first == [
         (0, ""),
-        (REQUEUE, told),
+        (TRY_AGAIN, told),
         (0, ""),
-        (REQUEUE, told),
+        (TRY_AGAIN, told),
         (0, ""),
-        (REQUEUE, told),
+        (TRY_AGAIN, told),
         (0, ""),
         (INTERRUPTED, told),
         (0, ""),
@@ -108,4 +109,4 @@ def test_second_interrupt_ends_at_once() -> None:
 def test_signal_before_the_first_step_ends_at_once(signum: signal.Signals) -> None:
     with pytest.raises(Stopped, match=signum.name) as stopped:
         stop_at_once(signum, None)
-    assert stopped.value.exit_code == (INTERRUPTED if signum == signal.SIGINT else REQUEUE)
+    assert stopped.value.exit_code == (INTERRUPTED if signum == signal.SIGINT else TRY_AGAIN)
