@@ -22,7 +22,7 @@ from diffmoe_scale.model.denoiser import Denoiser
 from diffmoe_scale.model.initialization import initialize_weights
 from diffmoe_scale.model.transformer import DiffusionTransformer
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+NUMBER_FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ def build_networks(
     tokenizer_path: Path,
     groups: ProcessGroupCollection,
     device: torch.device,
-    control_group: dist.ProcessGroup | None = None,
+    waiting_group: dist.ProcessGroup | None = None,
 ) -> Networks:
     """The untrained network of a config, its weights in the format `model.precision`, with all that surrounds
-    it. Collective over `control_group` (None: this process alone), whose first rank finds the fingerprints.
+    it. Collective over `waiting_group` (None: this process alone), whose first rank finds the fingerprints.
 
     Raises: ValueError if image, autoencoder, patches and channels do not fit each other.
     """
@@ -101,7 +101,7 @@ def build_networks(
     )
     denoiser = Denoiser(transformer, text_encoder if isinstance(text_encoder, TrainedTextEncoder) else None)
     initialize_weights(denoiser, config.run.seed)
-    denoiser.to(device, PRECISIONS[config.model.precision])
+    denoiser.to(device, NUMBER_FORMATS[config.model.precision])
     return Networks(
         denoiser=denoiser,
         objective=objective,
@@ -110,7 +110,7 @@ def build_networks(
         latent_shape=(autoencoder.channels, latent_size, latent_size),
         num_classes=config.model.num_classes,
         device=device,
-        frozen=find_fingerprints(autoencoder, text_encoder, control_group),
+        frozen=find_fingerprints(autoencoder, text_encoder, waiting_group),
     )
 
 
@@ -165,7 +165,7 @@ def find_fingerprints(
     autoencoder: Autoencoder, text_encoder: TextEncoder | None, group: dist.ProcessGroup | None
 ) -> dict[str, str]:
     """Fingerprints of the frozen networks by their section of settings, "" where there is none. Collective
-    over `group`: its first rank reads the weights."""
+    over `group`: its first rank reads the weights, perhaps gigabytes, while the others wait."""
     found: list[dict[str, str]] = [{}]
     if group is None or group.rank() == 0:
         found = [

@@ -16,14 +16,13 @@ from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from diffmoe_scale.parallel.launcher import adopt_launcher_variables, local_size
+from diffmoe_scale.parallel.waiting import LONGEST_WORK
 
 logger = logging.getLogger(__name__)
 
 # malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST_INT = 2**31 - 1
-LONGEST_WRITE = timedelta(hours=6)
-"""Of one rank's share of a checkpoint, or of its check at a start."""
 OLD_MMAP_LIMIT = 32 * 2**20
 """Old releases of glibc refuse a larger threshold."""
 
@@ -32,7 +31,8 @@ OLD_MMAP_LIMIT = 32 * 2**20
 class ParallelContext:
     """The place of this process. Dense parameters are replicated over `dp_group`; an expert lives on one rank
     of each `ep_group` and is replicated over `expert_dp_group`. `control_group` is all ranks on gloo, for
-    Python objects and files; `checkpoint_group` is the same for the thread that writes checkpoints."""
+    Python objects. Two more of that kind are patient with slow disks (LONGEST_WORK): `waiting_group`, and
+    `checkpoint_group` for the thread that writes checkpoints."""
 
     rank: int
     world_size: int
@@ -42,6 +42,7 @@ class ParallelContext:
     ep_group: dist.ProcessGroup
     expert_dp_group: dist.ProcessGroup
     control_group: dist.ProcessGroup
+    waiting_group: dist.ProcessGroup
     checkpoint_group: dist.ProcessGroup
     megatron_groups: ProcessGroupCollection
 
@@ -124,44 +125,25 @@ def initialize(*, expert_parallel: int, timeout_s: int) -> ParallelContext:
             f"parallel.expert_parallel is {expert_parallel} but {world_size} ranks were started; "
             f"choose one of {divisors} or start a multiple of {expert_parallel} ranks"
         )
-    share_cores(local_rank)
-    device = choose_device(local_rank)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    else:
-        keep_freed_memory()
-        # deepspeed 0.19.8 compiles its shared-memory collectives at the first start (minutes); only its
-        # inference engine uses them.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    device = prepare_device(local_rank)
+    timeout = timedelta(seconds=timeout_s)
     if not dist.is_initialized():
-        try:
-            dist.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s)
-            )
-        except dist.DistNetworkError as error:
-            if "EADDRINUSE" not in str(error):
-                raise
-            raise ValueError(
-                f"port {os.environ['MASTER_PORT']} is in use, by another run perhaps; choose another with "
-                "the launcher's --master_port, "
-                "DEEPSPEED_ARGS='--master_port PORT' of the bash form, or MASTER_PORT"
-            ) from error
-    deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
-    # Megatron makes a timedelta of these minutes, which takes fractions of one.
-    parallel_state.initialize_model_parallel(
-        expert_model_parallel_size=expert_parallel, distributed_timeout_minutes=timeout_s / 60
-    )
-    # DeepSpeed would clone the world with torch's own time-out, 10 to 30 minutes, and reduce gradients over
-    # the clone.
-    groups._WORLD_GROUP = parallel_state.get_data_parallel_group()
+        meet("nccl" if device.type == "cuda" else "gloo", timeout)
+    split_world(expert_parallel, timeout)
     collection = ProcessGroupCollection.use_mpu_process_groups()
-    control_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
-    # A rank whose disk is slow ends nothing: a dead rank is noticed at once, a hung one by the other groups.
-    checkpoint_group = dist.new_group(
-        backend="gloo", timeout=max(LONGEST_WRITE, timedelta(seconds=timeout_s))
-    )
-    assert isinstance(control_group, dist.ProcessGroup) and isinstance(checkpoint_group, dist.ProcessGroup), (
-        "every rank is a member"
+    context = ParallelContext(
+        rank=rank,
+        world_size=world_size,
+        local_rank=local_rank,
+        device=device,
+        dp_group=parallel_state.get_data_parallel_group(),
+        ep_group=collection.ep,
+        expert_dp_group=collection.expt_dp,
+        control_group=_gloo_group(timeout),
+        # A rank whose disk is slow ends nothing: a dead rank is noticed at once, a hung one by the others.
+        waiting_group=_gloo_group(max(LONGEST_WORK, timeout)),
+        checkpoint_group=_gloo_group(max(LONGEST_WORK, timeout)),
+        megatron_groups=collection,
     )
     logger.info(
         "%d ranks, expert parallel %d, rank %d on %s with %d threads",
@@ -171,18 +153,58 @@ def initialize(*, expert_parallel: int, timeout_s: int) -> ParallelContext:
         device,
         torch.get_num_threads(),
     )
-    return ParallelContext(
-        rank=rank,
-        world_size=world_size,
-        local_rank=local_rank,
-        device=device,
-        dp_group=parallel_state.get_data_parallel_group(),
-        ep_group=collection.ep,
-        expert_dp_group=collection.expt_dp,
-        control_group=control_group,
-        checkpoint_group=checkpoint_group,
-        megatron_groups=collection,
+    return context
+
+
+def prepare_device(local_rank: int) -> torch.device:
+    """Choose this rank's device and set up the process for it. Raises: ValueError, as `choose_device`."""
+    share_cores(local_rank)
+    device = choose_device(local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
+        # deepspeed 0.19.8 compiles its shared-memory collectives at the first start (minutes); only its
+        # inference engine uses them.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return device
+
+
+def meet(backend: str, timeout: timedelta) -> None:
+    """Join the process group of the world. Collective over the world.
+
+    Raises: ValueError if the port is taken, RuntimeError if the ranks do not meet within `timeout`.
+    """
+    try:
+        dist.init_process_group(backend, timeout=timeout)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise ValueError(
+            f"port {os.environ['MASTER_PORT']} is in use, by another run perhaps; choose another with "
+            "the launcher's --master_port, DEEPSPEED_ARGS='--master_port PORT' of the bash form, or "
+            "MASTER_PORT"
+        ) from error
+
+
+def split_world(expert_parallel: int, timeout: timedelta) -> None:
+    """Make Megatron-Core's groups, and have DeepSpeed use them. Collective over the world."""
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
+    # Megatron makes a timedelta of these minutes, which takes fractions of one.
+    parallel_state.initialize_model_parallel(
+        expert_model_parallel_size=expert_parallel,
+        distributed_timeout_minutes=timeout.total_seconds() / 60,
     )
+    # DeepSpeed would clone the world with torch's own time-out, 10 to 30 minutes, and reduce gradients over
+    # the clone.
+    groups._WORLD_GROUP = parallel_state.get_data_parallel_group()
+
+
+def _gloo_group(timeout: timedelta) -> dist.ProcessGroup:
+    """All ranks on gloo. Collective over the world."""
+    group = dist.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(group, dist.ProcessGroup), "every rank is a member"
+    return group
 
 
 def finalize() -> None:

@@ -9,12 +9,13 @@ LONGEST_WORK = timedelta(hours=6)
 
 
 def wait_for_ranks(group: dist.ProcessGroup) -> None:
-    """Return when every rank is here. Collective over `group`, which is on gloo.
+    """Return when every rank is here. Collective over `group`, the context's `waiting_group`.
 
     `parallel.timeout_s` is for ranks that compute. Call this after work that only some ranks have, or that
     takes one of them longer than others: files, networks, a tokenizer. A rank that died is noticed at once.
 
     Raises: RuntimeError if a rank died or is not here after LONGEST_WORK.
     """
-    if group.size() > 1:
-        dist.monitored_barrier(group=group, timeout=LONGEST_WORK)
+    # monitored_barrier(timeout=) would not do: torch 2.14 gives that time to the first rank alone, and the
+    # others wait for it no longer than the group's own.
+    dist.barrier(group=group)

@@ -57,7 +57,7 @@ def train_on(run: Training) -> None:
         config, run.context, run.directory, moe_layers=run.networks.denoiser.moe_layers(), start_step=run.step
     ) as reporter:
         # The main rank started trackers, perhaps over a network.
-        wait_for_ranks(run.context.control_group)
+        wait_for_ranks(run.context.waiting_group)
         reporter.add(run.reader.index_problems())
         while run.step < config.run.steps:
             run.step += 1
@@ -101,7 +101,7 @@ def roll_back(run: Training) -> None:
     Raises: RuntimeError if `defence.max_rollbacks` are used up or there is no checkpoint.
     """
     # The main rank may still be closing trackers.
-    wait_for_ranks(run.context.control_group)
+    wait_for_ranks(run.context.waiting_group)
     told = f"the last {run.guard.bad_in_a_row} steps to step {run.step} were bad (defence.bad_steps)"
     advice = "lower optimizer.learning_rate, or look at the samples that the log names"
     max_rollbacks = run.config.defence.max_rollbacks

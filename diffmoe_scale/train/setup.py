@@ -49,19 +49,19 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
         say_overview(config, context, directory, reader)
         prepare_tokenizer(config, directory, reader)
     # Files are read, perhaps over a network: longer than a collective may take. So are all that follow.
-    wait_for_ranks(context.control_group)
+    wait_for_ranks(context.waiting_group)
     networks = build_networks(
         config,
         tokenizer_path=directory.tokenizer,
         groups=context.megatron_groups,
         device=context.device,
-        control_group=context.control_group,
+        waiting_group=context.waiting_group,
     )
-    wait_for_ranks(context.control_group)
+    wait_for_ranks(context.waiting_group)
     engine = Engine(networks.denoiser, config, context)
     if context.is_main and networks.text_encoder is not None:
         warn_of_cut_captions(networks.text_encoder, reader)
-    wait_for_ranks(context.control_group)
+    wait_for_ranks(context.waiting_group)
     store = CheckpointStore(directory.checkpoints, config.checkpoint, group=context.checkpoint_group)
     start = resume(store, engine, config, directory, frozen=networks.frozen)
     position = plan.position(step=start.step, samples=start.samples, by_bucket=start.samples_by_bucket)
@@ -72,7 +72,7 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
     guard.restore(start.guard)
     validation = Validation(config, context, directory, networks, reader)
     refuse_other_features([reader, validation.reader], networks, config)
-    wait_for_ranks(context.control_group)
+    wait_for_ranks(context.waiting_group)
     batches = reader.batches(plan, position, dp_rank=context.dp_group.rank(), dp_size=context.dp_group.size())
     return Training(
         config=config,

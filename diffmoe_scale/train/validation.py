@@ -92,7 +92,7 @@ class Validation:
                 [loss.parts["loss/diffusion"] * len(batch.keys), batch.weight_B.sum().to(total)]
             )
         # A rank may have read for longer than parallel.timeout_s.
-        wait_for_ranks(self.context.control_group)
+        wait_for_ranks(self.context.waiting_group)
         dist.all_reduce(total, group=self.context.dp_group)
         num_usable = round(float(total[1]))
         self._report_unusable(limit - num_usable, limit, failures)
@@ -122,7 +122,7 @@ class Validation:
         prompts = self.prompts
         # A rank may have searched for captions, and then drawn and written, for longer than
         # parallel.timeout_s.
-        wait_for_ranks(self.context.control_group)
+        wait_for_ranks(self.context.waiting_group)
         share = math.ceil(len(prompts) / ranks)
         # Expert-parallel ranks step together, so each draws equally many; the repeated last ones are dropped.
         padded = (prompts * ranks)[: share * ranks]
@@ -130,7 +130,7 @@ class Validation:
         mine = padded[first : first + share]
         requests = number_requests(mine, seed=self.config.run.seed, first_index=first)
         generated = generate_batch(self.networks, requests, self.config.sampling)
-        wait_for_ranks(self.context.control_group)
+        wait_for_ranks(self.context.waiting_group)
         parts: list[Any] = [None] * ranks
         dist.all_gather_object(parts, generated.images_BCHW.cpu(), group=self.context.control_group)
         path = self.directory.samples / f"step_{step:08d}.png"
@@ -145,7 +145,7 @@ class Validation:
                 )
             except OSError as error:  # a full disk must not end the run for a picture's sake
                 logger.warning("%s was not written: %s", path, error)
-        wait_for_ranks(self.context.control_group)
+        wait_for_ranks(self.context.waiting_group)
         return path
 
 

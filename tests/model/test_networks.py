@@ -75,8 +75,8 @@ def test_channels_that_the_autoencoder_does_not_give_are_named(tmp_path: Path) -
         check_sizes(config(), channels=4, factor=1)
 
 
-class SlowEncoder(FrozenEncoder):
-    """Stands for gigabytes of weights: only one rank may read them."""
+class LargeEncoder(FrozenEncoder):
+    """Stands for gigabytes of weights: one rank alone may read them."""
 
     def __init__(self, rank: int) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class SlowEncoder(FrozenEncoder):
 
 
 def fingerprints_on_rank(parallel: ParallelContext) -> dict[str, str]:
-    return find_fingerprints(Pixels(), SlowEncoder(parallel.rank), parallel.control_group)
+    return find_fingerprints(Pixels(), LargeEncoder(parallel.rank), parallel.waiting_group)
 
 
 def test_one_rank_hashes_the_weights_and_all_know_the_fingerprints() -> None:

@@ -208,8 +208,17 @@ def list_timeouts_s(context: ParallelContext) -> list[float]:
 
 
 def test_no_group_waits_longer_for_a_stuck_rank_than_the_run_allows() -> None:
-    # 60 s is what run_on_ranks asks for; torch's own default is 1800. Checkpoints alone may take longer.
+    # 60 s is what run_on_ranks asks for; torch's own default is 1800. Files alone may take longer.
     assert run_on_ranks(list_timeouts_s, 2, expert_parallel=2) == [[60.0] * 5] * 2
+
+
+def list_patience_s(context: ParallelContext) -> list[float]:
+    used = (context.waiting_group, context.checkpoint_group)
+    return [group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in used]
+
+
+def test_ranks_wait_hours_for_files() -> None:
+    assert run_on_ranks(list_patience_s, 2) == [[6 * 3600.0] * 2] * 2
 
 
 def test_errors_of_gloo_are_told_from_our_own() -> None:
