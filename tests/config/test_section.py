@@ -136,5 +136,5 @@ def test_sections_are_frozen_dataclasses_with_a_docstring_each() -> None:
 
 
 def test_a_bound_is_shown_to_its_last_digit() -> None:
-    with pytest.raises(ValueError, match="expected 0 to 9223372036854775807$"):
+    with pytest.raises(ValueError, match=r"expected 0 to 9223372036854775807$"):
         load_config(None, ["run.seed=-1"])
