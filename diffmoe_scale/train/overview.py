@@ -93,11 +93,15 @@ def _describe_data(config: Config, num_samples: int) -> str:
 
 
 def _describe_memory(memory: Memory, ranks: int) -> str:
-    host = f", and {memory.host / 2**30:.2f} GiB of host memory" if memory.host else ""
+    host = f" and {_readable(memory.host)} of host memory" if memory.host else ""
     return (
-        f"memory of each of {ranks} ranks: {memory.device / 2**30:.2f} GiB{host} for weights, gradients and "
+        f"memory of a rank ({ranks} in all): {_readable(memory.device)}{host} for weights, gradients and "
         "optimizer state; activations and frozen networks come on top"
     )
+
+
+def _readable(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
 
 
 def _describe_warmup(config: Config) -> list[str]:
