@@ -65,7 +65,7 @@ def _cross(x: Array, y: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Shape:
+class Outline:
     """A shape of radius 1 with its centroid at the origin: signed distance (exact at the edges) and area."""
 
     distance: Callable[[Array, Array], Array]
@@ -73,11 +73,11 @@ class Shape:
 
 
 SHAPES = {
-    "circle": Shape(_circle, math.pi),
-    "square": Shape(_square, 4 * SQUARE_HALF_SIDE**2),
-    "triangle": Shape(_triangle, 3 * math.sqrt(3) / 4 * TRIANGLE_CIRCUMRADIUS**2),
-    "star": Shape(_star, 5 * STAR_OUTER * STAR_INNER * math.sin(math.pi / 5)),
-    "cross": Shape(_cross, 8 * CROSS_LENGTH * CROSS_WIDTH - 4 * CROSS_WIDTH**2),
+    "circle": Outline(_circle, math.pi),
+    "square": Outline(_square, 4 * SQUARE_HALF_SIDE**2),
+    "triangle": Outline(_triangle, 3 * math.sqrt(3) / 4 * TRIANGLE_CIRCUMRADIUS**2),
+    "star": Outline(_star, 5 * STAR_OUTER * STAR_INNER * math.sin(math.pi / 5)),
+    "cross": Outline(_cross, 8 * CROSS_LENGTH * CROSS_WIDTH - 4 * CROSS_WIDTH**2),
 }
 
 EXTENT = 1.25
