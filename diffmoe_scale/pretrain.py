@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, NoReturn
 
-from diffmoe_scale.cli.command import command_parser, run_command, user_path
+from diffmoe_scale.cli.command import FAILED, WRONG_USE, command_parser, run_command, user_path
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.help import describe_config
 from diffmoe_scale.config.load import load_config
@@ -101,14 +101,14 @@ def run(config: Config, *, start_id: str = "") -> int:
         lock = enter(directory, rank=rank)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return WRONG_USE
     except OSError as error:
         print(
             f"error: run.directory is {config.run.directory!r}, which cannot be written to ({error}); "
             "choose another",
             file=sys.stderr,
         )
-        return 2
+        return WRONG_USE
     try:
         train_to_end(config, directory)
         if rank == 0:
@@ -180,7 +180,7 @@ def explain(error: BaseException, *, rank: int) -> int:
         return error.exit_code
     if isinstance(error, ValueError):
         logger.error("stopped (rank %d): %s", rank, error)
-        return 2
+        return WRONG_USE
     if isinstance(error, Exception) and is_peer_failure(error):
         cause = "another rank died or hung; look for the first error in the ranks' output"
         logger.error(
@@ -197,7 +197,7 @@ def explain(error: BaseException, *, rank: int) -> int:
             HOW_TO_CONTINUE,
             exc_info=error,
         )
-    return 1
+    return FAILED
 
 
 def dry_run(config: Config) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any  # YAML trees before validation
 
+from diffmoe_scale.config.schema import Config
+
 ROUTERS_WITHOUT_PREDICTOR = ("expert_choice", "token_choice")
 
 
@@ -22,6 +24,23 @@ def follow_others(tree: dict[str, Any], words: Mapping[str, Any]) -> None:
         is_changed = _get(words, "diffusion", "kind") is not None
         for key, value in (("prediction", "velocity"), ("loss", "velocity"), ("time_sampling", "uniform")):
             _choose(tree, words, "diffusion", key, value, is_forced=is_changed)
+
+
+def describe_choices(config: Config) -> list[str]:
+    """A sentence for each setting that is another than by default because of the router or the process."""
+    lines = []
+    if config.moe.num_experts and config.moe.router in ROUTERS_WITHOUT_PREDICTOR:
+        lines.append(
+            f"sampling.selection={config.sampling.selection}, moe.pool={config.moe.pool}: "
+            f"moe.router {config.moe.router} has no capacity predictor"
+        )
+    diffusion = config.diffusion
+    if diffusion.kind == "ddpm":
+        lines.append(
+            f"diffusion.prediction={diffusion.prediction}, diffusion.loss={diffusion.loss}, "
+            f"diffusion.time_sampling={diffusion.time_sampling}: diffusion.kind is ddpm"
+        )
+    return lines
 
 
 def _choose(

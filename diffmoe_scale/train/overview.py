@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from diffmoe_scale.config.choices import describe_choices
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.reading.build import build_reader
@@ -36,6 +37,7 @@ def describe_run(config: Config, directory: RunDirectory, *, num_samples: int, r
         f"writes to {directory.path.resolve()}: a checkpoint every {config.checkpoint.every} steps, of which "
         f"the newest {config.checkpoint.keep_last} stay",
         *_describe_warmup(config),
+        *describe_choices(config),
     ]
 
 

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from diffmoe_scale.config.choices import describe_choices
 from diffmoe_scale.config.load import dump_config, load_config
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
@@ -53,3 +54,25 @@ def test_a_file_that_names_both_is_not_changed(tmp_path: Path) -> None:
 
 def test_a_short_first_try_of_a_shipped_config_loads() -> None:
     assert load_config(DEMO, ["run.steps=50"]).optimizer.warmup_steps == 200
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        ([], []),
+        (
+            ["moe.router=expert_choice"],
+            ["sampling.selection=static, moe.pool=rank: moe.router expert_choice has no capacity predictor"],
+        ),
+        (
+            ["diffusion.kind=ddpm"],
+            [
+                "diffusion.prediction=velocity, diffusion.loss=velocity, diffusion.time_sampling=uniform: "
+                "diffusion.kind is ddpm"
+            ],
+        ),
+    ],
+    ids=str,
+)
+def test_what_follows_from_other_settings_is_said(words: list[str], lines: list[str]) -> None:
+    assert describe_choices(load_config(DEMO, words)) == lines
