@@ -1,5 +1,5 @@
 """Kill a small run with SIGKILL at random moments until it is done, and compare it to the bit with one that
-was let alone.
+was not interrupted.
 
     PYTHONPATH=. python -m tests.kill_run --kills 30 --folder /tmp/kills
 
@@ -135,11 +135,11 @@ def main() -> int:
                 )
         if met != "done":
             run_on_ranks(train_on, WORLD_SIZE, settings, expert_parallel=WORLD_SIZE)
-        assert outcome(run) == expected, f"{run} differs from a run that was let alone"
+        assert outcome(run) == expected, f"{run} differs from an uninterrupted run"
         runs += 1
     print(
         f"{len(kills)} kills, {kills.count('in a save')} of them in a save: {runs} runs ended to the bit "
-        "as one that was let alone"
+        "as an uninterrupted one"
     )
     shutil.rmtree(folder)
     return 0

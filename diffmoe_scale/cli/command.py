@@ -105,7 +105,7 @@ def _tell(error: object, code: int) -> int:
 
 
 def _reader_left() -> int:
-    """Whoever read our output stopped reading (`| head`): nothing more can be said there."""
+    """The reader of our output has ended (`| head`): nothing more can be written there."""
     # The interpreter flushes it at its end.
     sys.stdout = open("/dev/null", "w", encoding="utf-8")  # noqa: SIM115
     return FAILED

@@ -4,7 +4,7 @@ from diffmoe_scale.config.section import show
 
 
 class RunError(RuntimeError):
-    """A failure while running whose sentence says all, what to do among it: told without a traceback."""
+    """A failure while running whose sentence says all, what to do among it: shown without a traceback."""
 
 
 def require(condition: bool, path: str, got: object, expected: str) -> None:

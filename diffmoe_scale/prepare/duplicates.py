@@ -1,4 +1,4 @@
-"""Pictures that look the same. imagehash's door."""
+"""Pictures that look the same. The only file that imports imagehash."""
 
 from collections.abc import Iterable
 from itertools import pairwise

@@ -63,10 +63,10 @@ def look_at_images(
     return looks
 
 
-def _restore(told: dict[str, Any]) -> Look:
-    red, green, blue = told["color"]
-    notes = [(kind, detail) for kind, detail in told["notes"]]
-    return Look(**told | {"color": (red, green, blue), "notes": notes})
+def _restore(stored: dict[str, Any]) -> Look:
+    red, green, blue = stored["color"]
+    notes = [(kind, detail) for kind, detail in stored["notes"]]
+    return Look(**stored | {"color": (red, green, blue), "notes": notes})
 
 
 def look(entry: Entry, *, options: ShardOptions) -> Look:

@@ -73,13 +73,13 @@ class Prepared:
 
 def read_prepared(output: Path) -> Prepared:
     """What a finished set says of itself."""
-    told = read_manifest(output, MANIFEST) or {}
+    manifest = read_manifest(output, MANIFEST) or {}
     return Prepared(
         output,
         is_new=False,
-        images=int(told.get("images", 0)),
-        counts={name: int(told["samples"][name]) for name in ("train", "validation", "uncaptioned")},
-        left_out=Losses.from_json(told.get("left_out_names")),
-        unused=Losses.from_json(told.get("unused")),
-        notes=Losses.from_json(told.get("notes")),
+        images=int(manifest.get("images", 0)),
+        counts={name: int(manifest["samples"][name]) for name in ("train", "validation", "uncaptioned")},
+        left_out=Losses.from_json(manifest.get("left_out_names")),
+        unused=Losses.from_json(manifest.get("unused")),
+        notes=Losses.from_json(manifest.get("notes")),
     )

@@ -104,10 +104,10 @@ def _read_left_out(folders: Collection[Path]) -> dict[str, Losses]:
     found = {}
     for folder in sorted(folders):
         for name in ("shards.json", "features.json"):
-            told = read_manifest(folder, name) or {}
+            manifest = read_manifest(folder, name) or {}
             losses = Losses()
             for part in ("left_out_names", "unused", "left_out"):
-                losses.extend(Losses.from_json(told.get(part)))
+                losses.extend(Losses.from_json(manifest.get(part)))
             if losses.counts:
                 found[name if len(folders) == 1 else str(folder / name)] = losses
     return found

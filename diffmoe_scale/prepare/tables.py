@@ -98,7 +98,7 @@ def _delimited_rows(table: Path) -> list[Row]:
 
 
 def _parse_quoted(table: Path, lines: Sequence[str], delimiter: str) -> list[tuple[int, list[str]]]:
-    """Rows with the number of their last line. Raises: ValueError naming the line of a stray quote."""
+    """Rows with the number of their last line. Raises: ValueError naming the line of a misplaced quote."""
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(iter(lines), delimiter=delimiter, strict=True)
     rows: list[tuple[int, list[str]]] = []
@@ -114,7 +114,7 @@ def _parse_quoted(table: Path, lines: Sequence[str], delimiter: str) -> list[tup
                 f"{clean_name(lines[started - 1])}"
             ) from error
         raise ValueError(
-            f"{table} cannot be read: line {reader.line_num} has a stray quote: "
+            f"{table} cannot be read: line {reader.line_num} has a quote in the wrong place: "
             f"{clean_name(lines[reader.line_num - 1])}; "
             'a quote within a quoted value is written twice ("")'
         ) from error

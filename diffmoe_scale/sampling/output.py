@@ -105,7 +105,7 @@ def _write_one(pipeline: Pipeline, request: Request, output: Output) -> str:
 
 
 class _Shown:
-    """The first pictures, as many as a grid has room for, but at least a row."""
+    """The first pictures, as many as fit in a grid, but at least a row."""
 
     def __init__(self, columns: int) -> None:
         self.columns = columns
@@ -114,9 +114,9 @@ class _Shown:
 
     def add(self, images_BCHW: Tensor) -> None:
         pixels = images_BCHW.shape[2] * images_BCHW.shape[3]
-        room = max(self.columns, MAX_GRID_PIXELS // pixels) - self.count
-        if room > 0:
-            self.images.append(images_BCHW[:room].float().cpu())
+        free = max(self.columns, MAX_GRID_PIXELS // pixels) - self.count
+        if free > 0:
+            self.images.append(images_BCHW[:free].float().cpu())
             self.count += len(self.images[-1])
 
 

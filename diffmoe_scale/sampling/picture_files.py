@@ -20,7 +20,7 @@ SUFFIXES: dict[str, PictureFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "j
 """The formats that are written, by the suffixes of their files."""
 QUALITY = 95
 MAX_TEXT, MAX_TEXT_OF_JPEG = 10_000, 2_000
-"""Letters of a prompt that are kept: JPEG has room for 65,000 bytes, a letter takes up to 12 as JSON."""
+"""Letters of a prompt that are kept: JPEG holds 65,000 bytes, a letter takes up to 12 as JSON."""
 MAX_STEM = 60
 EXIF_FOLDER, EXIF_COMMENT, ASCII = 0x8769, 0x9286, b"ASCII\0\0\0"
 

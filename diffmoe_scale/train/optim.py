@@ -1,4 +1,4 @@
-"""AdamW, its parameter groups and its learning rate. The door to NVIDIA's apex."""
+"""AdamW, its parameter groups and its learning rate. The only file that imports NVIDIA's apex."""
 
 import importlib.util
 import logging

@@ -102,14 +102,14 @@ def roll_back(run: Training) -> None:
     """
     # The main rank may still be closing trackers.
     wait_for_ranks(run.context.waiting_group)
-    told = f"the last {run.guard.bad_in_a_row} steps to step {run.step} were bad (defence.bad_steps)"
+    cause = f"the last {run.guard.bad_in_a_row} steps to step {run.step} were bad (defence.bad_steps)"
     advice = "lower optimizer.learning_rate, or look at the samples that the log names"
     max_rollbacks = run.config.defence.max_rollbacks
     if run.guard.counts["rollbacks"] >= max_rollbacks:
-        raise RunError(f"{told} and {max_rollbacks} rollbacks (defence.max_rollbacks) are used up; {advice}")
+        raise RunError(f"{cause} and {max_rollbacks} rollbacks (defence.max_rollbacks) are used up; {advice}")
     start = resume(run.store, run.engine, run.config, run.directory, frozen=run.networks.frozen)
     if start.step == 0:
-        raise RunError(f"{told} and there is no checkpoint to go back to; {advice}")
+        raise RunError(f"{cause} and there is no checkpoint to go back to; {advice}")
     run.step, run.position = start.step, replace(run.position, step=start.step)
     if len(run.plan.stages) > 1:
         # The sizes of images go by the step, which went back.
@@ -119,7 +119,7 @@ def roll_back(run: Training) -> None:
     samples = run.position.samples
     logger.warning(
         "%s; back to step %d, on behind sample %d: %d samples are left out",
-        told,
+        cause,
         run.step,
         samples,
         samples - start.samples,

@@ -127,7 +127,7 @@ def _wrong_tables() -> Iterator[tuple[str, bytes, str]]:
     yield "comma.csv", b"image,caption\na.png,red, round\n", "comma.csv, line 2, has 3 values"
     yield "comma.csv", b"image,caption\na.png,red, round\n", "captions with commas need quotes"
     yield "short.csv", b"image,caption\na.png\n", "more or fewer values than the header"
-    yield "stray.csv", b'image,caption\n0.png,"a "big" cat"\n', "line 2 has a stray quote: 0.png"
+    yield "stray.csv", b'image,caption\n0.png,"a "big" cat"\n', "line 2 has a quote in the wrong place: 0.png"
     yield "open.csv", b'image,caption\nb.png,x\na.png,"red\n', "a quote opens in line 3 and is never closed"
     yield "binary.csv", b"\x89PNG\r\n\xff\xfe", "expected a table in UTF-8"
     yield "broken.jsonl", b'{"image"\n', "broken.jsonl, line 1: '{\"image\"'"

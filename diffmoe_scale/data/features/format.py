@@ -139,12 +139,12 @@ def _places(header: bytes) -> dict[str, _Place]:
     """Cached: most samples have the same. Raises: KeyError, TypeError or ValueError for other bytes."""
     return {
         name: _Place(
-            NUMPY_TYPES[told["dtype"]],
-            tuple(told["shape"]),
-            math.prod(told["shape"]),
-            len(header) + told["data_offsets"][0],
+            NUMPY_TYPES[entry["dtype"]],
+            tuple(entry["shape"]),
+            math.prod(entry["shape"]),
+            len(header) + entry["data_offsets"][0],
         )
-        for name, told in json.loads(header[8:]).items()
+        for name, entry in json.loads(header[8:]).items()
     }
 
 

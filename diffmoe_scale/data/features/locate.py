@@ -33,7 +33,7 @@ def set_file(shard: Path, remote: RemoteShards | None = None) -> SetFile:
         place = shard.with_name(SET_FILE)
         return SetFile(str(place), place)
     url = remote.beside(shard, SET_FILE)
-    return SetFile(url, remote.room(url) / SET_FILE) if url else SetFile(remote.urls[shard], None)
+    return SetFile(url, remote.folder_of(url) / SET_FILE) if url else SetFile(remote.urls[shard], None)
 
 
 def load_feature_set(file: SetFile) -> FeatureSet:
@@ -45,7 +45,7 @@ def load_feature_set(file: SetFile) -> FeatureSet:
         )
     try:
         with safetensors.safe_open(file.place, "pt") as archive:
-            told = dict(json.loads(archive.metadata()["source"]))
+            stated = dict(json.loads(archive.metadata()["source"]))
             tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118  # no dictionary
         empty = CaptionFeatures(**tensors) if tensors else None
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
@@ -55,17 +55,17 @@ def load_feature_set(file: SetFile) -> FeatureSet:
             "tools/cache_features.py wrote"
         ) from error
     expected = [field.name for field in fields(FeatureSource)]
-    if told.keys() != set(expected):
+    if stated.keys() != set(expected):
         raise ValueError(
-            f"{file.name} tells {', '.join(told)}; expected {', '.join(expected)}: the features were made "
+            f"{file.name} has {', '.join(stated)}; expected {', '.join(expected)}: the features were made "
             "by another version of "
             "tools/cache_features.py; make them anew"
         )
-    return FeatureSet(FeatureSource(**told | {"aspects": tuple(told["aspects"])}), empty)
+    return FeatureSet(FeatureSource(**stated | {"aspects": tuple(stated["aspects"])}), empty)
 
 
 def find_feature_set(shards: Sequence[Path], remote: RemoteShards | None = None) -> FeatureSet | None:
-    """What made the features in some shards, told by a file of each folder; None for shards of pictures. A
+    """What made the features in some shards, from a file in each folder; None for shards of pictures. A
     URL's is fetched once and kept.
 
     Raises: ValueError where not all come from the same source.

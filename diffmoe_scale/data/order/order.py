@@ -111,7 +111,7 @@ class Draws(NamedTuple):
 
 
 def sample_draws(seed: int, index: int) -> Draws:
-    """The same for a sample number whoever reads it. A hash, because seeding a generator costs ten times as
+    """The same for a sample number on every rank. A hash, because seeding a generator costs ten times as
     much."""
     words = struct.unpack("<3Q", blake2b(struct.pack("<QQ", seed % 2**64, index), digest_size=24).digest())
     # 53 bits, so that the division is exact and never reaches 1.

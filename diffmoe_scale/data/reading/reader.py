@@ -33,7 +33,7 @@ LOOKED_AT_REMOTE_SHARDS = 4
 
 
 class Reader:
-    """Global batches of shards: window g of G samples is the same set of samples whoever shares it."""
+    """Global batches of shards: window g of G samples is the same set of samples for any number of ranks."""
 
     def __init__(
         self,

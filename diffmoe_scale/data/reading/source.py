@@ -22,7 +22,7 @@ LONGEST_CAPTION = 10_000
 
 def chosen_suffix(members: Collection[str], *, has_features: bool) -> str:
     """The member of a sample that is read: of several pictures the first in the list of suffixes; in a set of
-    pictures a sample may have stray features alone."""
+    pictures a sample may have features and no picture."""
     return (
         FEATURE_SUFFIX
         if has_features

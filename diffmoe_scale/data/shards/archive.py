@@ -53,8 +53,8 @@ def iterate_members(descriptor: int) -> Iterator[Member | Problem]:
 
     Behind a broken header, a zeroed region or an end mark the next valid header is searched at any byte, so
     concatenated files are read on, with a Problem; tar files from before 1988 (no `ustar` mark) cannot be
-    searched, they end there. Members that were zeroed from a header on to the end cannot be told from the
-    filling of an archive if that is 10 KiB or less.
+    searched, they end there. Members that were zeroed from a header on to the end cannot be
+    distinguished from the filling of an archive if that is 10 KiB or less.
     """
     end = os.fstat(descriptor).st_size
     if end == 0:

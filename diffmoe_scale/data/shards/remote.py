@@ -66,11 +66,11 @@ class RemoteShards:
             name = found[-1] if found else "pipe.tar"
         else:
             name = Path(urlsplit(url).path).name or "shard.tar"
-        path = self.room(url) / COPY / name
+        path = self.folder_of(url) / COPY / name
         self.urls[path] = url
         return path
 
-    def room(self, url: str) -> Path:
+    def folder_of(self, url: str) -> Path:
         """The folder of all that is kept of a URL."""
         return self.folder / blake2b(url.encode(), digest_size=8).hexdigest()
 
@@ -93,7 +93,7 @@ class RemoteShards:
                 self._fetch_once(path, size)
                 descriptor = self._open_copy(path, size)
                 assert descriptor is not None, path
-                self._make_room(path)
+                self._remove_oldest(path)
             return descriptor
 
     def fetch_file(self, url: str, place: Path, *, otherwise: str) -> bool:
@@ -135,7 +135,7 @@ class RemoteShards:
         """Raises: FileNotFoundError at once when a server says that there is no such file; OSError after the
         last attempt."""
         # One name, so that what a killed process left is written over. The caller holds the lock.
-        temporary = self._room_of(place) / "unfinished"
+        temporary = self._folder_of_copy(place) / "unfinished"
         for attempt in range(attempts):
             try:
                 return copy_url(
@@ -154,7 +154,7 @@ class RemoteShards:
                 logger.info("%s", self.retried[-1])
                 time.sleep(pause_s)
 
-    def _make_room(self, kept: Path) -> None:
+    def _remove_oldest(self, kept: Path) -> None:
         """Remove copies, the one opened least recently first, down to the limit; never `kept`."""
         copies = []
         for path in self.folder.glob(f"*/{COPY}/*"):
@@ -169,14 +169,14 @@ class RemoteShards:
                 path.unlink(missing_ok=True)
                 excess -= size
 
-    def _room_of(self, place: Path) -> Path:
+    def _folder_of_copy(self, place: Path) -> Path:
         return self.folder / place.relative_to(self.folder).parts[0]
 
     @contextlib.contextmanager
     def _locked(self, place: Path) -> Iterator[None]:
-        """With the room of a file to itself."""
+        """While no other process writes in the folder of a file."""
         place.parent.mkdir(parents=True, exist_ok=True)
-        with (self._room_of(place) / "lock").open("w") as file:
+        with (self._folder_of_copy(place) / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

@@ -180,7 +180,7 @@ def test_a_set_made_before_features_had_original_sizes_is_refused(tmp_path: Path
     with pytest.raises(
         ValueError,
         match=(
-            r"tells autoencoder, .*latent_shape; expected .*another version of "
+            r"has autoencoder, .*latent_shape; expected .*another version of "
             r"tools/cache_features\.py; make them anew"
         ),
     ):
