@@ -67,11 +67,12 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
     position = plan.position(step=start.step, samples=start.samples, by_bucket=start.samples_by_bucket)
     if context.is_main:
         record_config(config, directory)
-        record_shards(reader.catalog, directory.shards)
     guard = Guard(config.defence, context)
     guard.restore(start.guard)
     validation = Validation(config, context, directory, networks, reader)
     refuse_other_features([reader, validation.reader], networks, config)
+    if context.is_main:
+        record_shards(reader.catalog, directory.shards)
     wait_for_ranks(context.waiting_group)
     batches = reader.batches(plan, position, dp_rank=context.dp_group.rank(), dp_size=context.dp_group.size())
     return Training(

@@ -42,7 +42,7 @@ def record_shards(catalog: ShardCatalog, path: Path) -> None:
     if before is not None:
         log_changes(before, now)
     tree = {"schema": SCHEMA, "shards": _RECORDS.dump_python(now, mode="json")}
-    replace_file(path, json.dumps(tree, ensure_ascii=False, indent=0).encode("utf-8", "replace"))
+    replace_file(path, json.dumps(tree, ensure_ascii=False, indent=0).encode())
 
 
 def describe_shards(catalog: ShardCatalog) -> list[ShardRecord]:
@@ -53,6 +53,8 @@ def describe_shards(catalog: ShardCatalog) -> list[ShardRecord]:
         name = catalog.remote.urls[path] if catalog.remote is not None and is_remote else str(path.absolute())
         mtime_ns = 0 if is_remote else path.stat().st_mtime_ns
         size = catalog.sizes[shard] if is_remote else path.stat().st_size
+        # A file's name may be no UTF-8, which neither pydantic nor JSON takes.
+        name = name.encode("utf-8", "backslashreplace").decode()
         found.append(ShardRecord(name, catalog.counts[shard], size, mtime_ns))
     return found
 

@@ -90,3 +90,10 @@ def test_many_changed_shards_are_counted_and_some_named(tmp_path: Path, messages
     start(tmp_path)
     ((_, text),) = told(messages)
     assert text.startswith("15 shards changed") and "and 5 more" in text
+
+
+def test_a_file_name_that_is_no_utf8_is_the_same_shard_at_each_start(tmp_path: Path, messages: Log) -> None:
+    write(tmp_path / os.fsdecode(b"\xff.tar"), 2)
+    start(tmp_path)
+    start(tmp_path)
+    assert told(messages) == []
