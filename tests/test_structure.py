@@ -17,7 +17,6 @@ NOT_YET: dict[str, set[str]] = {
         "tests/data/reading/test_pictures",
         "tests/data/reading/test_reader",
         "tests/data/reading/test_source",
-        "tests/data/shards/test_index",
         "tests/data/shards/test_remote",
         "tests/launch/test_pretrain_script",
         "tests/train/runs",
