@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any  # JSON
 
 import numpy as np
 import safetensors.torch
@@ -22,6 +23,10 @@ NUMPY_TYPES = {
     "F32": np.dtype(np.float32),
 }
 """safetensors' types in numpy; of those that it has not, the bits."""
+NOT_FINITE = {BITS["bf16"]: 0x7F80, BITS["fp8"]: 0x7F}
+"""Bits without the sign from which on a number is inf or NaN: bf16 has both, fp8 (e4m3fn) one NaN."""
+LARGEST_SIDE = 1 << 20
+"""Of the pictures that features are made from."""
 
 
 def pack_sample(
@@ -82,13 +87,20 @@ class SampleFeatures:
     weights_K: np.ndarray | None = None
 
     def latents(self, view: int) -> Latents:
-        """Raises: ValueError, IndexError where they are not stored."""
+        """Raises: ValueError, IndexError where they are not stored, or no numbers to train on."""
         height, width, top, left = self.origin_Z.tolist()
-        return Latents(self.latents_VCHW[view], Size(height, width), (top, left))
+        original = _checked_original(height, width)
+        if not (0 <= top <= LARGEST_SIDE and 0 <= left <= LARGEST_SIDE):
+            raise ValueError(
+                f"cut {top} rows and {left} columns from the corner; expected 0 to {LARGEST_SIDE}"
+            )
+        bits_CHW = self.latents_VCHW[view]
+        _require_finite("latents_VCHW", bits_CHW)
+        return Latents(bits_CHW, original, (top, left))
 
     def caption_weights(self) -> list[float]:
         """By which a caption is drawn; empty where there is none. Raises: ValueError where the tensors do not
-        fit each other."""
+        fit each other, or weights are none."""
         number = 0 if self.lengths_K is None else len(self.lengths_K)
         weights = [1.0] * number if self.weights_K is None else self.weights_K.tolist()
         rows = (
@@ -96,7 +108,12 @@ class SampleFeatures:
             if self.tokens_LT is None or self.pooled_KP is None
             else (len(self.tokens_LT), len(self.pooled_KP))
         )
-        expected = (0 if self.lengths_K is None else sum(self.lengths_K.tolist()), number)
+        lengths = [] if self.lengths_K is None else self.lengths_K.tolist()
+        if any(length < 1 for length in lengths):
+            raise ValueError(f"captions of {lengths} tokens; expected at least 1 each")
+        if not all(0 <= weight < math.inf for weight in weights) or (weights and not sum(weights) > 0):
+            raise ValueError(f"captions are drawn by the weights {weights}; expected 0 or more, one above 0")
+        expected = (sum(lengths), number)
         if rows != expected or len(weights) != number:
             raise ValueError(
                 f"{rows[0]} tokens and {rows[1]} pooled features of {number} captions; expected {expected}"
@@ -104,11 +121,31 @@ class SampleFeatures:
         return weights
 
     def caption(self, number: int) -> StoredCaption:
-        """Features of caption `number` of those that have weights."""
+        """Features of caption `number` of those that have weights. Raises: ValueError for numbers that are
+        not finite."""
         assert self.tokens_LT is not None and self.lengths_K is not None and self.pooled_KP is not None
         lengths = self.lengths_K.tolist()
         first = sum(lengths[:number])
-        return StoredCaption(self.tokens_LT[first : first + lengths[number]], self.pooled_KP[number])
+        found = StoredCaption(self.tokens_LT[first : first + lengths[number]], self.pooled_KP[number])
+        _require_finite("tokens_LT", found.tokens_LT)
+        _require_finite("pooled_KP", found.pooled_P)
+        return found
+
+
+def _require_finite(name: str, bits: np.ndarray) -> None:
+    """Raises: ValueError if bf16 or fp8 numbers, given as their bits, are not all finite."""
+    limit = NOT_FINITE[bits.dtype]
+    # Two passes over integers: a tenth of the time that a conversion to float takes.
+    without_sign = bits & bits.dtype.type((1 << 8 * bits.itemsize - 1) - 1)
+    if without_sign.size and without_sign.max() >= limit:
+        number = int((without_sign >= limit).sum())
+        raise ValueError(f"{number} of {bits.size} numbers of {name} are inf or NaN")
+
+
+def _checked_original(height: int, width: int) -> Size:
+    if not (1 <= height <= LARGEST_SIDE and 1 <= width <= LARGEST_SIDE):
+        raise ValueError(f"made from a picture of {height} x {width}; expected sides of 1 to {LARGEST_SIDE}")
+    return Size(height, width)
 
 
 def stored_original(data: bytes) -> Size:
@@ -116,7 +153,7 @@ def stored_original(data: bytes) -> Size:
     TypeError or ValueError for other bytes."""
     place = _places(_header(data))["origin_Z"]
     height, width = np.frombuffer(data, place.dtype, count=2, offset=place.offset).tolist()
-    return Size(height, width)
+    return _checked_original(height, width)
 
 
 @dataclass(frozen=True)
@@ -137,15 +174,16 @@ def _header(data: bytes) -> bytes:
 @functools.lru_cache(maxsize=4096)
 def _places(header: bytes) -> dict[str, _Place]:
     """Cached: most samples have the same. Raises: KeyError, TypeError or ValueError for other bytes."""
-    return {
-        name: _Place(
-            NUMPY_TYPES[entry["dtype"]],
-            tuple(entry["shape"]),
-            math.prod(entry["shape"]),
-            len(header) + entry["data_offsets"][0],
-        )
-        for name, entry in json.loads(header[8:]).items()
-    }
+    return {name: _place(entry, len(header)) for name, entry in json.loads(header[8:]).items()}
+
+
+def _place(entry: dict[str, Any], start: int) -> _Place:
+    dtype, shape = NUMPY_TYPES[entry["dtype"]], tuple(entry["shape"])
+    first, last = entry["data_offsets"]
+    count = math.prod(shape)
+    if any(size < 0 for size in shape) or first < 0 or last - first != count * dtype.itemsize:
+        raise ValueError(f"bytes {first} to {last} for {entry['dtype']} of shape {shape}")
+    return _Place(dtype, shape, count, start + first)
 
 
 def unpack_sample(data: bytes, source: FeatureSource, size: Size) -> SampleFeatures:
@@ -165,6 +203,8 @@ def unpack_sample(data: bytes, source: FeatureSource, size: Size) -> SampleFeatu
     }
     if kinds != {BITS[source.precision]}:
         raise ValueError(f"numbers of {kinds}; expected {source.precision}")
+    if any(array is not None and array.ndim != 2 for array in (found.tokens_LT, found.pooled_KP)):
+        raise ValueError("features of captions that are no [tokens, width] or [captions, width]")
     expected = (source.num_views, *source.latent_shape(size))
     if found.latents_VCHW.shape != expected:
         raise ValueError(f"latents of shape {tuple(found.latents_VCHW.shape)}; expected {expected}")

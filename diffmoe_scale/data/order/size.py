@@ -16,9 +16,9 @@ import numpy as np
 from diffmoe_scale.data.features.format import stored_original
 from diffmoe_scale.data.features.source import FEATURE_SUFFIX
 from diffmoe_scale.data.order.buckets import cropped_share, nearest_bucket
+from diffmoe_scale.data.reading.decoder import chosen_suffix
 from diffmoe_scale.data.reading.files import ShardFiles
 from diffmoe_scale.data.reading.pictures import Size, stored_size
-from diffmoe_scale.data.reading.source import chosen_suffix
 from diffmoe_scale.data.shards.catalog import ShardCatalog
 from diffmoe_scale.data.shards.index import ShardIndex, Span
 from diffmoe_scale.data.shards.sidecar import read_arrays, write_arrays

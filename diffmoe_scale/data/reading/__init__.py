@@ -4,6 +4,7 @@ build.py       a reader from the config
 reader.py      batches of one rank from any position on
 conditions.py  whether the data has captions or labels at all
 source.py      a sample by its number
+decoder.py     the content of its member: a picture, or cached features
 files.py       bytes and captions of shards by offset
 captions.py    which captions a sample has
 pictures.py    decoding, cutting and scaling of pictures

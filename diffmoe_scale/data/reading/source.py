@@ -1,33 +1,32 @@
 """From a sample's number to the sample: find it, read its members, decode."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from diffmoe_scale.config.data import DataConfig
 from diffmoe_scale.config.model import ModelConfig
-from diffmoe_scale.data.features.format import unpack_sample
-from diffmoe_scale.data.features.source import FEATURE_SUFFIX, FeatureSet
-from diffmoe_scale.data.order.order import Order, sample_draws
+from diffmoe_scale.data.features.source import FeatureSet
+from diffmoe_scale.data.order.order import Draws, Order, sample_draws
 from diffmoe_scale.data.reading.batch import Failure, Note, Sample
 from diffmoe_scale.data.reading.captions import choose
+from diffmoe_scale.data.reading.decoder import (
+    Decoded,
+    Decoder,
+    FeatureDecoder,
+    PictureDecoder,
+    chosen_suffix,
+)
 from diffmoe_scale.data.reading.files import ShardFiles
-from diffmoe_scale.data.reading.pictures import BadPicture, Size, decode_image
+from diffmoe_scale.data.reading.pictures import BadPicture, Size
 from diffmoe_scale.data.shards.catalog import ShardCatalog
-from diffmoe_scale.data.shards.index import IMAGE_SUFFIXES, Span
+from diffmoe_scale.data.shards.index import Span
 from diffmoe_scale.unicode import clean_name
 
 LONGEST_CAPTION = 10_000
 
 
-def chosen_suffix(members: Collection[str], *, has_features: bool) -> str:
-    """The member of a sample that is read: of several pictures the first in the list of suffixes; in a set of
-    pictures a sample may have features and no picture."""
-    return (
-        FEATURE_SUFFIX
-        if has_features
-        else next((suffix for suffix in IMAGE_SUFFIXES if suffix in members), FEATURE_SUFFIX)
-    )
+class _NoFeatures(ValueError):
+    """A sample of a set of features without its own."""
 
 
 @dataclass(frozen=True)
@@ -50,79 +49,91 @@ class SampleSource:
         """Captions come as features from the shards, and no text is read."""
         return self.features is not None and self.features.empty is not None
 
+    @cached_property
+    def decoder(self) -> Decoder:
+        if self.features is None:
+            return PictureDecoder(self.config.background)
+        return FeatureDecoder(self.features)
+
     def load(self, index: int, size: Size | None = None) -> Sample:
         """Sample number `index` in a size (None: the square of `model.image_size`); one that cannot be used
         comes back with its failure.
 
         Raises: RuntimeError if a shard was replaced by another during the run.
         """
+        key = f"sample {index}"
         try:
             shard, row = self.order.locate(index)
-        except OSError as error:
-            return self._failed(index, f"sample {index}", "read", error)
-        name = clean_name(self.catalog.paths[shard].name)
-        try:
+            name = clean_name(self.catalog.paths[shard].name)
+            key = f"{name}/row {row}"
             shard_index = self.catalog.index(shard)
         except OSError as error:
-            return self._failed(index, f"{name}/row {row}", "read", error)
-        members = shard_index.members(row)
+            return self._failed(index, key, "read", error)
         key = clean_name(f"{name}/{shard_index.key(row)}")
-        draws = sample_draws(self.seed, index)
-        is_dropped = self.is_augmented and draws.dropout < self.config.caption_dropout
-        is_flipped = self.is_augmented and self.config.horizontal_flip and draws.flip < 0.5
-        suffix = chosen_suffix(members, has_features=self.features is not None)
-        if suffix not in members:
-            missing = ValueError(f"no member .{suffix}; the sample has {', '.join(sorted(members))}")
-            return self._failed(index, key, "features", missing)
         oddities: set[str] = set()
         try:
-            data = self.files.read(shard, members[suffix])
-            is_read = self.model.conditioning == "text" and not self.has_text_features
-            read = partial(self.files.captions, shard, members, self.config.caption_weights)
-            captions = read(notes=oddities) if is_read else []
-            label = self._label(shard, members) if self.model.conditioning == "class" else -1
+            data, captions, label = self._read(shard, shard_index.members(row), oddities)
         except OSError as error:
             return self._failed(index, key, "read", error)
+        except _NoFeatures as error:
+            return self._failed(index, key, "features", ValueError(str(error)))
         except ValueError as error:
             return self._failed(index, key, "label", error)
-        picture = latents = None
+        draws = sample_draws(self.seed, index)
+        is_flipped = self.is_augmented and self.config.horizontal_flip and draws.flip < 0.5
         wanted = size or Size(self.model.image_size, self.model.image_size)
-        weights, stored = [weight for _, weight in captions], None
         try:
-            if self.features is None:
-                picture = decode_image(
-                    data,
-                    size=wanted,
-                    background=self.config.background,
-                    is_flipped=is_flipped,
-                    oddities=oddities,
-                )
-            else:
-                found = unpack_sample(data, self.features.source, wanted)
-                latents = found.latents(int(is_flipped))
-                if self.has_text_features:
-                    weights, stored = found.caption_weights(), found
+            decoded = self.decoder.decode(data, wanted, is_flipped=is_flipped, oddities=oddities)
+            sample = Sample(index, key, decoded.picture, latents=decoded.latents)
+            sample = self._with_condition(sample, decoded, captions, label, draws)
         except BadPicture as error:
             return self._failed(index, key, error.kind, error)
         except Exception as error:
-            # Pillow raises a dozen types for broken data, among them SyntaxError and struct.error; features
-            # KeyError and two more.
-            return self._failed(index, key, "corrupt" if self.features is None else "features", error)
-        notes = tuple(Note(kind, key) for kind in sorted(oddities))
-        slot = partial(Sample, index, key, picture, latents=latents)
+            return self._failed(index, key, self.decoder.failure, error)
+        return replace(sample, notes=tuple(Note(kind, key) for kind in sorted(oddities)) + sample.notes)
+
+    def _read(
+        self, shard: int, members: dict[str, Span], oddities: set[str]
+    ) -> tuple[bytes, list[tuple[str, float]], int]:
+        """Bytes of the picture or its features, captions with weights, label. Raises: OSError; _NoFeatures;
+        ValueError without a label."""
+        suffix = chosen_suffix(members, has_features=self.decoder.has_features)
+        if suffix not in members:
+            raise _NoFeatures(f"no member .{suffix}; the sample has {', '.join(sorted(members))}")
+        data = self.files.read(shard, members[suffix])
         if self.model.conditioning == "class":
-            return slot(
-                notes=notes, label=self.model.num_classes if is_dropped else label, is_dropped=is_dropped
-            )
+            return data, [], self._label(shard, members)
+        if self.has_text_features:
+            return data, [], -1
+        weights = self.config.caption_weights
+        return data, self.files.captions(shard, members, weights, notes=oddities), -1
+
+    def _with_condition(
+        self,
+        sample: Sample,
+        decoded: Decoded,
+        captions: list[tuple[str, float]],
+        label: int,
+        draws: Draws,
+    ) -> Sample:
+        """With its label, or with the caption that was drawn. Raises: ValueError for features that are not
+        finite."""
+        is_dropped = self.is_augmented and draws.dropout < self.config.caption_dropout
+        if self.model.conditioning == "class":
+            label = self.model.num_classes if is_dropped else label
+            return replace(sample, label=label, is_dropped=is_dropped)
+        weights = decoded.weights if self.has_text_features else [weight for _, weight in captions]
         if is_dropped or not weights:
-            return slot(notes=notes, is_dropped=True, is_uncaptioned=not weights)
+            return replace(sample, is_dropped=True, is_uncaptioned=not weights)
         choice = choose(weights, draws.caption) if self.is_augmented else 0
-        if stored is not None:
-            return slot(notes=notes, text=stored.caption(choice))
+        if self.has_text_features:
+            return replace(sample, text=decoded.caption(choice))
         caption = captions[choice][0]
+        notes: tuple[Note, ...] = ()
         if len(caption) > LONGEST_CAPTION:
-            notes += (Note("long_caption", f"{key}: {len(caption)} characters, cut to {LONGEST_CAPTION}"),)
-        return slot(notes=notes, caption=caption[:LONGEST_CAPTION])
+            text = f"{sample.key}: {len(caption)} characters, cut to {LONGEST_CAPTION}"
+            notes = (Note("long_caption", text),)
+        return replace(sample, notes=notes, caption=caption[:LONGEST_CAPTION])
 
     def take_retries(self) -> list[str]:
         """What was tried again since the last call, in this process."""

@@ -8,14 +8,18 @@ from typing import Any  # settings of any type
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 from PIL import Image
 
 from diffmoe_scale.config.data import DataConfig
 from diffmoe_scale.config.model import ModelConfig
-from diffmoe_scale.data.features.source import FeatureSet, FeatureSource
+from diffmoe_scale.data.features.format import pack_sample
+from diffmoe_scale.data.features.source import CaptionFeatures, FeatureSet, FeatureSource
 from diffmoe_scale.data.order.order import FixedOrder
 from diffmoe_scale.data.reading.captions import choose
 from diffmoe_scale.data.reading.files import ShardFiles
+from diffmoe_scale.data.reading.pictures import Size
 from diffmoe_scale.data.reading.source import LONGEST_CAPTION, SampleSource
 from diffmoe_scale.data.shards.catalog import ShardCatalog
 from tests.data.samples import Members, color, encode, header_offset, make_sample, overwrite, write_shards
@@ -307,3 +311,25 @@ def test_odd_captions_are_read_cleaned_and_noted(tmp_path: Path) -> None:
         "0_3": ("ab", ["nuls"]),
         "0_4": ("an emoji cut in half \ufffd", ["half_pair"]),
     }
+
+
+@pytest.mark.parametrize("name", ["latents_VCHW", "tokens_LT", "pooled_KP"])
+def test_features_that_are_not_finite_are_a_failure_and_named(tmp_path: Path, name: str) -> None:
+    made = FeatureSource(
+        "a", "t", channels=1, factor=2, image_size=4, aspects=(), step=0, num_views=1, precision="bf16"
+    )
+    text = CaptionFeatures(torch.ones(3, 4).bfloat16(), torch.ones(5).bfloat16())
+    data = pack_sample(
+        torch.ones(1, 1, 2, 2), [text], [1.0], original=Size(4, 4), crop=(0, 0), precision="bf16"
+    )
+    tensors = safetensors.torch.load(data)
+    tensors[name].view(-1)[-1] = float("nan")
+    members = {"safetensors": data}, {"safetensors": safetensors.torch.save(tensors)}
+    source = _source(tmp_path, [2], replaced={"0_0": members[0], "0_1": members[1]})
+    source = replace(source, features=FeatureSet(made, text), is_augmented=False)
+    found = {sample.key: sample for sample in (source.load(0), source.load(1))}
+    assert found["shard-000.tar/0_0"].failure is None and found["shard-000.tar/0_0"].text is not None
+    failure = found["shard-000.tar/0_1"].failure
+    assert (
+        failure is not None and failure.kind == "features" and f"of {name} are inf or NaN" in failure.reason
+    )
