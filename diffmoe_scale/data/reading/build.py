@@ -40,15 +40,7 @@ def build_reader(
     labels), features of images of other sizes; OSError for a URL that cannot be read and has no index (or
     sizes, with buckets).
     """
-    remote = None
-    if config.cache_folder:
-        limit_bytes = int(config.cache_gib * 2**30)
-        remote = RemoteShards(
-            Path(config.cache_folder),
-            limit_bytes=limit_bytes,
-            attempts=config.fetch_attempts,
-            stall_timeout_s=config.stall_timeout_s,
-        )
+    remote = _remote(config)
     datasets = [entry for entry in patterns if isinstance(entry, DatasetConfig)]
     shard_groups = [entry.shards for entry in datasets] or [
         tuple(entry for entry in patterns if isinstance(entry, str))
@@ -63,48 +55,17 @@ def build_reader(
     on_fetch = partial(find_sizes, has_features=features is not None) if buckets.enabled else None
     catalog = ShardCatalog(paths, index_folder=index_folder, remote=remote, on_fetch=on_fetch)
     _check_cache(config, catalog, [len(group) for group in groups])
-    num_samples, num_lost = sum(catalog.counts), catalog.problems.total()
-    if num_samples + num_lost >= JUDGED_SAMPLES and num_lost > config.max_bad_fraction * (
-        num_samples + num_lost
-    ):
-        raise ValueError(
-            f"indexing the shards found {num_lost} problems ({dict(catalog.problems)}) beside "
-            f"{num_samples} good samples, "
-            f"more than data.max_bad_fraction ({config.max_bad_fraction}); "
-            "the log of the first start names them; repair the shards or raise the limit"
-        )
-    lost = f"; problems: {dict(catalog.problems)}" if catalog.problems else ""
-    logger.info("%d samples in %d shards%s", sum(catalog.counts), len(catalog.paths), lost)
+    _check_losses(config, catalog)
     images = None
     if buckets.enabled:
         ratios = [size.width / size.height for size in full_sizes(buckets, model.image_size)]
         images = ImageBuckets(catalog, buckets.aspects, ratios=ratios, has_features=features is not None)
-    counts_by_bucket = [catalog.counts] if images is None else images.counts
-    orders: Sequence[Order]
-    if datasets:
-        for number, (entry, counts) in enumerate(zip(datasets, _split(catalog.counts, groups), strict=True)):
-            logger.info(
-                "data set %d: %d samples an epoch, weight %g, %s",
-                number,
-                sum(counts),
-                entry.weight,
-                ", ".join(entry.shards),
-            )
-            require(sum(counts) > 0, f"data.train.{number}.shards", entry.shards, "shards with samples")
-        split = [_split(counts, groups) for counts in counts_by_bucket]
-        orders, totals = mix(
-            split, [entry.weight for entry in datasets], seed=seed, block=config.shuffle_block
-        )
-    else:
-        orders = [ShuffledOrder(counts, seed=seed, block=config.shuffle_block) for counts in counts_by_bucket]
-        totals = [sum(counts) for counts in counts_by_bucket]
-    order = orders[0] if images is None else BucketOrder(orders, images.rows, shares=totals)
     reader = Reader(
         config,
         catalog,
         model=model,
         seed=seed,
-        order=order,
+        order=_build_order(config, catalog, images, datasets=datasets, groups=groups, seed=seed),
         buckets=buckets,
         images=images,
         features=features,
@@ -112,6 +73,69 @@ def build_reader(
     check_conditions(reader.source, reader.places(CHECKED_SAMPLES))
     reader.count_retries()
     return reader
+
+
+def _remote(config: DataConfig) -> RemoteShards | None:
+    """Copies of URLs; None without a folder for them."""
+    if not config.cache_folder:
+        return None
+    return RemoteShards(
+        Path(config.cache_folder),
+        limit_bytes=int(config.cache_gib * 2**30),
+        attempts=config.fetch_attempts,
+        stall_timeout_s=config.stall_timeout_s,
+    )
+
+
+def _check_losses(config: DataConfig, catalog: ShardCatalog) -> None:
+    """Log what the shards hold. Raises: ValueError where too much of it is lost."""
+    num_samples, num_lost = sum(catalog.counts), catalog.problems.total()
+    num_all = num_samples + num_lost
+    if num_all >= JUDGED_SAMPLES and num_lost > config.max_bad_fraction * num_all:
+        raise ValueError(
+            f"indexing the shards found {num_lost} problems ({dict(catalog.problems)}) beside "
+            f"{num_samples} good samples, more than data.max_bad_fraction ({config.max_bad_fraction}); "
+            "the log of the first start names them; repair the shards or raise the limit"
+        )
+    lost = f"; problems: {dict(catalog.problems)}" if catalog.problems else ""
+    logger.info("%d samples in %d shards%s", num_samples, len(catalog.paths), lost)
+
+
+def _build_order(
+    config: DataConfig,
+    catalog: ShardCatalog,
+    images: ImageBuckets | None,
+    *,
+    datasets: Sequence[DatasetConfig],
+    groups: Sequence[Sequence[Path]],
+    seed: int,
+) -> Order:
+    """Of all shards, or of data sets (each with its group of shards) by weight; bucket by bucket where there
+    are buckets."""
+    counts_by_bucket = [catalog.counts] if images is None else images.counts
+    orders: Sequence[Order]
+    if datasets:
+        _describe_datasets(datasets, _split(catalog.counts, groups))
+        split = [_split(counts, groups) for counts in counts_by_bucket]
+        weights = [entry.weight for entry in datasets]
+        orders, totals = mix(split, weights, seed=seed, block=config.shuffle_block)
+    else:
+        orders = [ShuffledOrder(counts, seed=seed, block=config.shuffle_block) for counts in counts_by_bucket]
+        totals = [sum(counts) for counts in counts_by_bucket]
+    return orders[0] if images is None else BucketOrder(orders, images.rows, shares=totals)
+
+
+def _describe_datasets(datasets: Sequence[DatasetConfig], counts_by_set: Sequence[Sequence[int]]) -> None:
+    """Log each. Raises: ValueError for one without samples."""
+    for number, (entry, counts) in enumerate(zip(datasets, counts_by_set, strict=True)):
+        logger.info(
+            "data set %d: %d samples an epoch, weight %g, %s",
+            number,
+            sum(counts),
+            entry.weight,
+            ", ".join(entry.shards),
+        )
+        require(sum(counts) > 0, f"data.train.{number}.shards", entry.shards, "shards with samples")
 
 
 def _split(counts: Sequence[int], groups: Sequence[Sequence[Path]]) -> list[Sequence[int]]:
