@@ -12,7 +12,6 @@ ROOT = Path(__file__).parents[1]
 NOT_YET: dict[str, set[str]] = {
     "long_files": {
         "tests/checkpoint/test_store",
-        "tests/data/features/test_source",
         "tests/data/order/test_size",
         "tests/data/reading/test_pictures",
         "tests/data/reading/test_reader",

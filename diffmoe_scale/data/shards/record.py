@@ -76,7 +76,8 @@ def log_changes(before: Sequence[ShardRecord], now: Sequence[ShardRecord]) -> No
     if changes:
         logger.warning(
             "%d shards changed since the last start: %s. The run goes on behind as many samples as before; "
-            "which samples an epoch holds, and their order, are those of the shards as they are now: some "
+            "which samples an epoch holds, and their order, are those of the shards as they are "
+            "now: some "
             "may come again or not at all in this epoch",
             len(changes),
             _listed(changes),
@@ -90,7 +91,8 @@ def log_changes(before: Sequence[ShardRecord], now: Sequence[ShardRecord]) -> No
         )
     if not changes and [record.name for record in before] != [record.name for record in now]:
         logger.warning(
-            "the shards changed their order since the last start: the rest of this epoch holds the samples "
+            "the shards changed their order since the last start: the rest of this epoch holds the "
+            "samples "
             "of the new order"
         )
 
