@@ -5,16 +5,29 @@ import re
 
 BYTE_ORDER_MARK = "byte_order_mark"
 NOT_UTF8 = "not_utf8"
+CUT = "cut_text"
 NULS = "nuls"
+CONTROL = "control_characters"
 HALF_PAIR = "half_pair"
 TEXT_NOTES = {
     BYTE_ORDER_MARK: "text with a byte-order mark, which was left out",
     NOT_UTF8: "text that is no UTF-8, read as Windows-1252",
+    CUT: "text in UTF-16 or UTF-32 with bytes that are no character, which were replaced",
+    CONTROL: "text with control characters, which were left out",
     NULS: "text with NULs, which were left out",
     HALF_PAIR: "text with half a surrogate pair, which was replaced",
 }
 """Kinds of what is noted about a text, with their meaning."""
-MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""In this order: UTF-32's first mark begins with UTF-16's."""
+CONTROLS = re.compile("[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
+"""All but tab, line breaks and NUL; no text means them, and they steer terminals."""
 LONGEST_NAME = 300
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -22,18 +35,36 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 def decode_text(data: bytes) -> tuple[str, tuple[str, ...]]:
     """The text of some bytes, and kinds of TEXT_NOTES. Never raises.
 
-    UTF-8, or UTF-16 with its mark; anything else is read as Windows-1252, in which every byte is a character.
+    UTF-8, or UTF-16 and UTF-32 with their mark, or UTF-16 without one where most of every second byte is NUL
+    (Latin text); anything else is read as Windows-1252, in which every byte is a character.
     """
     found = []
     encoding = next((name for mark, name in MARKS.items() if data.startswith(mark)), "")
+    found += [BYTE_ORDER_MARK] if encoding else []
+    if not encoding and (encoding := _unmarked_utf16(data)):
+        found.append(NOT_UTF8)
     try:
         text = data.decode(encoding or "utf-8")
-        found += [BYTE_ORDER_MARK] if encoding else []
     except UnicodeDecodeError:
-        text = data.decode("cp1252", "replace")
-        found.append(NOT_UTF8)
+        if encoding in ("utf-16", "utf-32", "utf-16-le", "utf-16-be"):
+            text = data.decode(encoding, "replace")
+            found.append(CUT)
+        else:
+            text = data.decode("cp1252", "replace")
+            found.append(NOT_UTF8)
     text, notes = clean_text(text)
     return text, (*found, *notes)
+
+
+def _unmarked_utf16(data: bytes) -> str:
+    """The name of UTF-16 without its mark, told by NULs in most of the even or of the odd places; else ""."""
+    half = len(data) // 2
+    if half < 2:
+        return ""
+    even, odd = data[::2].count(0), data[1::2].count(0)
+    if odd > 0.6 * half and even == 0:
+        return "utf-16-le"
+    return "utf-16-be" if even > 0.6 * half and odd == 0 else ""
 
 
 def clean_text(text: str) -> tuple[str, tuple[str, ...]]:
@@ -47,6 +78,9 @@ def clean_text(text: str) -> tuple[str, tuple[str, ...]]:
         # Two halves that belong together become one sign.
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
         found.append(HALF_PAIR)
+    if CONTROLS.search(text):
+        text = CONTROLS.sub("", text)
+        found.append(CONTROL)
     return text, tuple(found)
 
 

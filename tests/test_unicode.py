@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from diffmoe_scale.unicode import (
     BYTE_ORDER_MARK,
+    CUT,
     HALF_PAIR,
     LONGEST_NAME,
     NOT_UTF8,
@@ -24,7 +25,7 @@ from diffmoe_scale.unicode import (
         ("hello there".encode("utf-16"), "hello there", (BYTE_ORDER_MARK,)),
         ("café noir".encode("cp1252"), "café noir", (NOT_UTF8,)),
         (b"a\0b", "ab", (NULS,)),
-        (b"\xff\xfe\xff", "ÿþÿ", (NOT_UTF8,)),
+        (b"\xff\xfe\xff", "\ufffd", (BYTE_ORDER_MARK, CUT)),
         (b"", "", ()),
     ],
 )
@@ -51,3 +52,21 @@ def test_names_are_safe_to_print(text: str) -> None:
 def test_names_are_one_line_of_bounded_length() -> None:
     assert clean_name("a\x1b[31m\n\udce9‮") == "a\\x1b[31m\\n\\udce9\\u202e"
     assert len(clean_name("x" * 1000)) == LONGEST_NAME + 3
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-le", "utf-16-be"])
+def test_wide_encodings_are_read_with_and_most_without_their_mark(encoding):
+    latin = "a red circle beside a café"
+    assert decode_text(latin.encode(encoding))[0] == latin
+    if encoding in ("utf-16", "utf-32"):
+        text, notes = decode_text("a café, \u6f22 \U0001f408".encode(encoding))
+        assert (text, notes) == ("a café, \u6f22 \U0001f408", ("byte_order_mark",))
+
+
+def test_cut_utf16_keeps_what_is_whole():
+    text, notes = decode_text("\u6f22\u5b57".encode("utf-16")[:-1])
+    assert text == "\u6f22\ufffd" and notes == ("byte_order_mark", "cut_text")
+
+
+def test_control_characters_are_left_out_and_noted():
+    assert decode_text(b"a \x1b[31mred\x07 cat\nsits") == ("a [31mred cat\nsits", ("control_characters",))
