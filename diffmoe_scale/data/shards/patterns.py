@@ -3,6 +3,7 @@
 import glob
 import logging
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,11 @@ from webdataset.shardlists import expand_urls
 
 from diffmoe_scale.data.shards.remote import RemoteShards, is_url
 from diffmoe_scale.data.shards.sidecar import INDEX_SUFFIX
+from diffmoe_scale.unicode import clean_name
 
 logger = logging.getLogger(__name__)
+
+MOST_SHARDS = 1_000_000
 
 
 def expand_patterns(patterns: Sequence[str], remote: RemoteShards | None = None) -> list[Path]:
@@ -31,7 +35,7 @@ def expand_patterns(patterns: Sequence[str], remote: RemoteShards | None = None)
     paths: list[Path] = []
     for pattern in patterns:
         # Braces, too, may be those of a file's own name.
-        for name in [pattern] if _is_file(pattern) else expand_urls(pattern):
+        for name in [pattern] if _is_file(pattern) else _expand(pattern):
             if is_url(name):
                 if remote is None:
                     raise ValueError(
@@ -64,6 +68,33 @@ def expand_patterns(patterns: Sequence[str], remote: RemoteShards | None = None)
     if len(unique) < len(paths):
         logger.info("%d shards are matched by more than one pattern and read once", len(paths) - len(unique))
     return unique
+
+
+def _expand(pattern: str) -> list[str]:
+    """The names that the braces of a pattern stand for. Raises: ValueError for too many, or for braces and
+    variables that nothing can be read from."""
+    shown = clean_name(pattern)
+    if "$" in pattern and not pattern.startswith("pipe:") and (found := re.search(r"\$\{?\w+\}?", pattern)):
+        raise ValueError(
+            f"shard pattern {shown!r} holds {found[0]!r}, which no shell has replaced; write the folder"
+        )
+    number = 1
+    for inner in re.findall(r"\{([^{}]*)\}", pattern):
+        ends = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})(?:\.\.(\d{1,18}))?", inner)
+        step = max(1, int(ends[3] or 1)) if ends else 1
+        number *= abs(int(ends[2]) - int(ends[1])) // step + 1 if ends else inner.count(",") + 1
+    if number > MOST_SHARDS:
+        raise ValueError(
+            f"shard pattern {shown!r} stands for {number} shards; expected at most {MOST_SHARDS}: "
+            "see the numbers in its braces"
+        )
+    try:
+        names: list[str] = expand_urls(pattern)
+    except ValueError as error:  # braces that are not closed
+        raise ValueError(
+            f"shard pattern {shown!r} cannot be read ({error}); braces are written {{000..099}} or {{a,b}}"
+        ) from error
+    return names
 
 
 def _is_file(name: str) -> bool:
