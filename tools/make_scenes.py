@@ -16,7 +16,7 @@ from diffmoe_scale.prepare.resumable import resumable
 from diffmoe_scale.scenes.scenes import Level, Split, draw_scene
 from diffmoe_scale.scenes.shapes import render
 
-MANIFEST = "scenes.json"
+SCENES_FILE = "scenes.json"
 SHARD_SAMPLES = 2000
 
 
@@ -48,7 +48,7 @@ def make_scenes(parsed: argparse.Namespace) -> None:
         name: getattr(parsed, name) for name in ("train", "validation", "level", "resolution", "seed")
     }
     _check(made_with)
-    folder = begin(parsed.output, manifest=MANIFEST, made_with=made_with, is_overwritten=parsed.overwrite)
+    folder = begin(parsed.output, manifest=SCENES_FILE, made_with=made_with, is_overwritten=parsed.overwrite)
     if folder is None:
         print(f"{parsed.output}: these scenes are there already")
         return

@@ -28,7 +28,7 @@ from diffmoe_scale.prepare.publish import begin, publish, read_manifest, to_json
 from diffmoe_scale.prepare.sources import Sources, state_of
 from diffmoe_scale.prepare.space import parse_size, show_size, size_of
 
-MANIFEST = "features.json"
+FEATURES_FILE = "features.json"
 FORMAT = 2
 """Of what is written; sets of another one are not gone on with."""
 
@@ -74,7 +74,7 @@ def cache_features(options: FeatureOptions, config: Config, share: Share, *, tel
         return
     folder = begin(
         options.output,
-        manifest=MANIFEST,
+        manifest=FEATURES_FILE,
         made_with=_made_with(config, feature_set.source),
         sources=sources_of_shards(reader.catalog),
         is_overwritten=options.overwrite,
@@ -150,8 +150,8 @@ def _finish(folder: Path, reader: Reader, options: FeatureOptions, *, tell: Tell
     try:
         for file in sorted((folder / LEFT_OUT).glob("*.json")):
             left_out.extend(Losses.from_json(json.loads(file.read_text(encoding="utf-8"))))
-        begun = read_manifest(folder, MANIFEST) or {}
-        replace_file(folder / MANIFEST, to_json(begun | {"left_out": left_out.to_json()}))
+        begun = read_manifest(folder, FEATURES_FILE) or {}
+        replace_file(folder / FEATURES_FILE, to_json(begun | {"left_out": left_out.to_json()}))
         shutil.rmtree(folder / LEFT_OUT, ignore_errors=True)
     except FileNotFoundError:
         return  # another rank was faster

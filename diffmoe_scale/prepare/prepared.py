@@ -8,7 +8,7 @@ from pathlib import Path
 from diffmoe_scale.prepare.losses import Losses
 from diffmoe_scale.prepare.publish import read_manifest
 
-MANIFEST = "shards.json"
+SHARDS_FILE = "shards.json"
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Prepared:
     """What was dealt with in samples that are there."""
 
     def manifest(self) -> dict[str, object]:
-        """Its part of MANIFEST."""
+        """Its part of SHARDS_FILE."""
         return {
             "images": self.images,
             "samples": dict(self.counts),
@@ -61,7 +61,7 @@ class Prepared:
             yield f"in these shards, and worth a look ({self.notes.counts.total():,}):"
             yield from self.notes.lines()
         if self.left_out.counts or self.unused.counts or self.notes.counts:
-            yield f"all of it: {self.output / MANIFEST}"
+            yield f"all of it: {self.output / SHARDS_FILE}"
         folder = glob.escape(str(self.output))
         yield f"look at them:  python tools/inspect_data.py --input '{folder}/*.tar'"
         held_out = f" 'data.validation=[{folder}/validation-*.tar]'" if counts["validation"] else ""
@@ -73,7 +73,7 @@ class Prepared:
 
 def read_prepared(output: Path) -> Prepared:
     """What a finished set says of itself."""
-    manifest = read_manifest(output, MANIFEST) or {}
+    manifest = read_manifest(output, SHARDS_FILE) or {}
     return Prepared(
         output,
         is_new=False,

@@ -18,7 +18,7 @@ from diffmoe_scale.prepare.keys import Keys, fraction, key_stem
 from diffmoe_scale.prepare.losses import Losses
 from diffmoe_scale.prepare.options import ShardOptions, Tell
 from diffmoe_scale.prepare.place import Columns, Entry
-from diffmoe_scale.prepare.prepared import MANIFEST, Prepared, read_prepared
+from diffmoe_scale.prepare.prepared import SHARDS_FILE, Prepared, read_prepared
 from diffmoe_scale.prepare.publish import begin, publish, read_manifest, to_json, write_shard
 from diffmoe_scale.prepare.tables import json_text
 from diffmoe_scale.prepare.texts import read_known
@@ -46,7 +46,7 @@ def prepare_shards(options: ShardOptions, *, tell: Tell = print) -> Prepared:
         made_with["versions"] = {name: version(name) for name in ("pillow", "imagehash")}
     folder = begin(
         options.output,
-        manifest=MANIFEST,
+        manifest=SHARDS_FILE,
         made_with=made_with,
         sources=listing.sources(),
         is_overwritten=options.overwrite,
@@ -60,8 +60,8 @@ def prepare_shards(options: ShardOptions, *, tell: Tell = print) -> Prepared:
         prepared = _describe(options, listing, pairs, splits)
         _check_splits(prepared, folder, options)
         _write_shards(folder, splits, options, pool)
-    begun = read_manifest(folder, MANIFEST) or {}
-    replace_file(folder / MANIFEST, to_json(begun | {"input": str(options.input)} | prepared.manifest()))
+    begun = read_manifest(folder, SHARDS_FILE) or {}
+    replace_file(folder / SHARDS_FILE, to_json(begun | {"input": str(options.input)} | prepared.manifest()))
     shutil.rmtree(folder / "looks")
     publish(options.output)
     return prepared

@@ -11,7 +11,7 @@ from diffmoe_scale.files import replace_file
 from diffmoe_scale.unicode import clean_name
 
 FILE = "sources.json.gz"
-NAMED = 3
+NAMED_FILES = 3
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Sources:
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(clean_name(name) for name in sorted(names)[:NAMED])
-    return shown + (", ..." if len(names) > NAMED else "")
+    shown = ", ".join(clean_name(name) for name in sorted(names)[:NAMED_FILES])
+    return shown + (", ..." if len(names) > NAMED_FILES else "")
 
 
 def state_of(path: Path) -> str:

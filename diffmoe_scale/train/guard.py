@@ -18,7 +18,7 @@ from diffmoe_scale.train.loss_history import LossHistory
 
 logger = logging.getLogger(__name__)
 
-NAMED = 5
+NAMED_SAMPLES = 5
 REMEMBERED = 20
 # A sample is named beside the worst one if its own loss is so near.
 SUSPICIOUS_SHARE = 0.1
@@ -87,10 +87,12 @@ class Guard:
     def _report(self, step: int, verdict: Verdict) -> None:
         """Count and name what was bad. Collective over `control_group`."""
         found = self._suspicious_samples(verdict)
-        self.suspects = [*dict.fromkeys([*self.suspects, *(key for key, _ in found[:NAMED])])][-REMEMBERED:]
+        self.suspects = [*dict.fromkeys([*self.suspects, *(key for key, _ in found[:NAMED_SAMPLES])])][
+            -REMEMBERED:
+        ]
         if verdict.is_finite:
             self.counts["spikes"] += 1
-            named = ", ".join(f"{key} ({ratio:.3g} times the usual)" for key, ratio in found[:NAMED])
+            named = ", ".join(f"{key} ({ratio:.3g} times the usual)" for key, ratio in found[:NAMED_SAMPLES])
             logger.warning(
                 "step %d: the loss is %.1f robust standard deviations above those before; "
                 "largest losses for their time: %s",
@@ -100,8 +102,8 @@ class Guard:
             )
         else:
             self.counts["nonfinite"] += 1
-            more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
-            named = ", ".join(key for key, _ in found[:NAMED]) + more
+            more = f" and {len(found) - NAMED_SAMPLES} more" if len(found) > NAMED_SAMPLES else ""
+            named = ", ".join(key for key, _ in found[:NAMED_SAMPLES]) + more
             logger.warning(
                 "step %d is not finite; samples whose own loss is not: %s",
                 step,
@@ -118,7 +120,7 @@ class Guard:
             )
         ]
         mine = (
-            sorted(mine, key=lambda pair: -pair[1])[:NAMED]
+            sorted(mine, key=lambda pair: -pair[1])[:NAMED_SAMPLES]
             if verdict.is_finite
             else [pair for pair in mine if math.isinf(pair[1])]
         )

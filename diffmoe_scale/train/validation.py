@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 NUM_DRAWN = 16
 SEARCHED_CAPTIONS = 1000
 GRID_COLUMNS = 8
-NAMED = 3
+NAMED_SAMPLES = 3
 
 
 class Validation:
@@ -106,7 +106,9 @@ class Validation:
         effect = "loss/validation is the mean over the others"
         if count == limit:
             effect = "there is no loss/validation"
-        named = "; ".join(f"{key}: {failure.reason}" for key, failure in list(failures.items())[:NAMED])
+        named = "; ".join(
+            f"{key}: {failure.reason}" for key, failure in list(failures.items())[:NAMED_SAMPLES]
+        )
         logger.warning(
             "%d of %d validation samples cannot be used, so %s%s; repair the shards of data.validation",
             count,

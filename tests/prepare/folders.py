@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from diffmoe_scale.prepare.options import ShardOptions
-from diffmoe_scale.prepare.prepared import MANIFEST, Prepared
+from diffmoe_scale.prepare.prepared import SHARDS_FILE, Prepared
 from diffmoe_scale.prepare.shards import prepare_shards
 from tests.data.samples import encode
 
@@ -58,7 +58,7 @@ def read_captions(output: Path) -> dict[str, str]:
 
 
 def read_manifest(output: Path) -> dict[str, dict[str, dict[str, object]]]:
-    return json.loads((output / MANIFEST).read_text(encoding="utf-8"))
+    return json.loads((output / SHARDS_FILE).read_text(encoding="utf-8"))
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, object]], *, delimiter: str = ",") -> Path:

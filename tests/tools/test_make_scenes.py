@@ -82,7 +82,7 @@ def test_training_reads_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_no_samples_make_no_shard(tmp_path: Path) -> None:
     assert _make(tmp_path / "out", validation=0) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        make_scenes.MANIFEST,
+        make_scenes.SCENES_FILE,
         "train-000000.tar",
         "train-000000.tar.index.npz",
     ]
