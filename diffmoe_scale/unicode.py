@@ -89,3 +89,9 @@ def clean_name(text: str) -> str:
     characters and "...", control characters and halves of surrogate pairs as escapes."""
     cleaned = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text[: LONGEST_NAME + 1])
     return cleaned if len(cleaned) <= LONGEST_NAME else cleaned[:LONGEST_NAME] + "..."
+
+
+def safe_member_name(name: str) -> str:
+    """A name within an archive that unpacks below its folder: no root, no `..`, no control characters."""
+    parts = [part for part in clean_name(name).split("/") if part not in ("", ".", "..")]
+    return "/".join(parts) or "unnamed"

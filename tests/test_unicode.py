@@ -13,6 +13,7 @@ from diffmoe_scale.unicode import (
     clean_name,
     clean_text,
     decode_text,
+    safe_member_name,
 )
 
 
@@ -70,3 +71,18 @@ def test_cut_utf16_keeps_what_is_whole():
 
 def test_control_characters_are_left_out_and_noted():
     assert decode_text(b"a \x1b[31mred\x07 cat\nsits") == ("a [31mred cat\nsits", ("control_characters",))
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        ("a/b", "a/b"),
+        ("/etc/passwd", "etc/passwd"),
+        ("../../x", "x"),
+        ("a/./../b", "a/b"),
+        ("..", "unnamed"),
+        ("a\x1bb", "a\\x1bb"),
+    ],
+)
+def test_names_in_archives_stay_below_their_folder(name: str, safe: str) -> None:
+    assert safe_member_name(name) == safe

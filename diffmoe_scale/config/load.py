@@ -17,6 +17,8 @@ from diffmoe_scale.config.yaml_file import parse_yaml, read_yaml
 UNION_MEMBERS = ("str", "DatasetConfig")
 """pydantic puts the kinds that a value could have had into its path."""
 SHOWN_ERRORS = 4
+PLAIN_WORDS = {"int_": "a whole number", "float_": "a number", "bool_": "true or false"}
+"""By the beginning of pydantic's kinds of errors."""
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -114,6 +116,10 @@ def _sentence(error: Any) -> str:  # pydantic's ErrorDetails
         return message  # our own sentences name their path
     if error["type"] == "missing":
         return f"{path} is missing"
-    if error["type"] == "tuple_type":
+    if plain := next((plain for kind, plain in PLAIN_WORDS.items() if error["type"].startswith(kind)), ""):
+        return f"{path} is {show(error['input'])}; expected {plain}"
+    if error["type"] == "tuple_type" and not error["input"]:
+        message = "expected a list, for example [a.tar]"
+    elif error["type"] == "tuple_type":
         message = f"expected a list, for example [{show(error['input']).strip(chr(39))}]"
     return f"{path} is {show(error['input'])}; {message[0].lower()}{message[1:]}"

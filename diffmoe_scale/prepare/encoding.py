@@ -27,6 +27,7 @@ from diffmoe_scale.encoders.text.encoder import TextEncoder
 from diffmoe_scale.files import replace_file
 from diffmoe_scale.prepare.losses import Losses
 from diffmoe_scale.prepare.publish import write_shard
+from diffmoe_scale.unicode import safe_member_name
 
 KEPT_SUFFIXES = ("txt", "json", "cls")
 LEFT_OUT = "left_out"
@@ -201,7 +202,7 @@ class FeatureWriter:
             yield (
                 number,
                 {
-                    "__key__": reader.catalog.index(shard).key(row),
+                    "__key__": safe_member_name(reader.catalog.index(shard).key(row)),
                     FEATURE_SUFFIX: data,
                     **self._kept(shard, spans),
                 },
