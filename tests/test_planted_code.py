@@ -8,6 +8,7 @@ import json
 import pickle
 import re
 from collections.abc import Callable
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any  # settings of any type
 
@@ -28,10 +29,9 @@ from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.data.features.format import unpack_sample
 from diffmoe_scale.data.features.locate import load_feature_set, set_file
 from diffmoe_scale.data.features.source import FeatureSource
-from diffmoe_scale.data.order.size import SIDECAR
 from diffmoe_scale.data.reading.build import build_reader
 from diffmoe_scale.data.reading.pictures import Size, open_image
-from diffmoe_scale.data.shards.sidecar import INDEX_SUFFIX, stamp_of
+from diffmoe_scale.data.shards.sidecar import CHECKSUM_BYTES, INDEX_SUFFIX
 from diffmoe_scale.encoders.autoencoder.build import build_autoencoder
 from diffmoe_scale.encoders.text.build import build_text_encoder
 from diffmoe_scale.encoders.text.tokenizer import load_tokenizer
@@ -150,20 +150,29 @@ def test_sidecars_with_code_are_made_anew(tmp_path: Path, marker: Path) -> None:
     assert read_shard(path) == expected
     sidecars = sorted(tmp_path.glob(f"*{INDEX_SUFFIX}"))
     assert len(sidecars) == 2
-    with np.load(next(file for file in sidecars if SIDECAR in file.name)) as archive:
-        digest = archive["digest"]
-    stamp = stamp_of(path) | {"samples": 2, "suffixes": ["png", "txt"], "problems": []}
-    header = np.frombuffer(json.dumps(stamp).encode(), np.uint8)
-    for data in (
-        plain_pickle(marker),
-        torch_archive(marker),
-        numpy_archive(marker),
-        numpy_archive(marker, header=header, digest=digest),
-    ):
+    headers = {sidecar: header_of(sidecar) for sidecar in sidecars}
+    for data in (plain_pickle(marker), torch_archive(marker), numpy_archive(marker)):
         for sidecar in sidecars:
             sidecar.write_bytes(data)
         assert read_shard(path) == expected
+        for sidecar in sidecars:  # as whoever plants it would: with a check sum that fits
+            sidecar.write_bytes(data + checksum(data))
+        assert read_shard(path) == expected
+    for sidecar, header in headers.items():
+        data = numpy_archive(marker, header=header)
+        sidecar.write_bytes(data + checksum(data))
+    assert read_shard(path) == expected
     assert not marker.exists()
+
+
+def header_of(sidecar: Path) -> np.ndarray:
+    """What says that a sidecar belongs to its shard."""
+    with np.load(io.BytesIO(sidecar.read_bytes()[:-CHECKSUM_BYTES])) as archive:
+        return np.asarray(archive["header"])
+
+
+def checksum(data: bytes) -> bytes:
+    return blake2b(data, digest_size=CHECKSUM_BYTES).digest()
 
 
 def test_members_of_a_shard_that_other_readers_unpickle_are_not_read(tmp_path: Path, marker: Path) -> None:

@@ -58,6 +58,8 @@ def load_pipeline(path: Path | str, *, weights: str = "ema", settings: Sequence[
             f"{path} is no run: {directory.config} does not exist; give a run directory or one of its "
             "checkpoints/step_N folders"
         )
+    if not directory.config.read_bytes().strip():
+        raise ValueError(f"{directory.config} is empty; restore it: it says what the weights are of")
     config = load_config(directory.config, [*settings, "parallel.expert_parallel=1"])
     named = path if is_checkpoint else None
     if named is None:

@@ -142,6 +142,11 @@ def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     )
 
 
+def test_an_empty_config_of_a_run_is_named(copy: Path) -> None:
+    (copy / "config.yaml").write_text("\n", encoding="utf-8")
+    assert refusal(copy) == f"{copy / 'config.yaml'} is empty; restore it: it says what the weights are of"
+
+
 def test_run_without_a_checkpoint_is_refused(copy: Path) -> None:
     shutil.rmtree(copy / "checkpoints")
     assert refusal(copy) == f"{copy / 'checkpoints'} holds no complete checkpoint; train first"
