@@ -14,7 +14,7 @@ def caption_texts(found: object) -> list[str]:
     return [stripped for text in texts if isinstance(text, str) and (stripped := text.strip())]
 
 
-def _clean_captions(found: object, kinds: set[str]) -> list[str]:
+def clean_captions(found: object, kinds: set[str]) -> list[str]:
     """The captions in a field as text that every tokenizer takes; `kinds` is filled with what was odd."""
     cleaned = [clean_text(text) for text in caption_texts(found)]
     kinds |= {kind for _, notes in cleaned for kind in notes}

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 
-from diffmoe_scale.data.reading.captions import _clean_captions
+from diffmoe_scale.data.reading.captions import clean_captions
 from diffmoe_scale.data.shards.catalog import ShardCatalog
 from diffmoe_scale.data.shards.index import Span
 from diffmoe_scale.recent import RecentlyUsed
@@ -77,7 +77,7 @@ class ShardFiles:
             data = self.read(shard, members["txt"]) if "txt" in members else b""
             found["txt"], odd = decode_text(data)
             kinds |= set(odd)
-        return {name: texts for name, value in found.items() if (texts := _clean_captions(value, kinds))}
+        return {name: texts for name, value in found.items() if (texts := clean_captions(value, kinds))}
 
     def _open(self, shard: int) -> int:
         if self.catalog.is_remote(shard):

@@ -5,19 +5,8 @@ import pytest
 
 from diffmoe_scale.config.data import BucketConfig
 from diffmoe_scale.data.features.check import check_features, check_shapes
-from diffmoe_scale.data.features.source import FeatureSource
+from tests.data.features.test_source import SOURCE
 
-SOURCE = FeatureSource(
-    autoencoder="a",
-    text="t",
-    channels=2,
-    factor=4,
-    image_size=12,
-    aspects=(),
-    step=0,
-    num_views=1,
-    precision="bf16",
-)
 BUCKETS = BucketConfig(enabled=True, aspects=(0.5, 1.0), step=4)
 
 
