@@ -11,7 +11,6 @@ from tests.structure import RULES
 ROOT = Path(__file__).parents[1]
 NOT_YET: dict[str, set[str]] = {
     "long_files": {
-        "tests/checkpoint/test_store",
         "tests/data/order/test_size",
         "tests/data/reading/test_pictures",
         "tests/data/reading/test_reader",

@@ -22,7 +22,7 @@ from diffmoe_scale.checkpoint.weights import fill_tensors
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.run import CheckpointConfig
 from diffmoe_scale.parallel.context import ParallelContext
-from tests.checkpoint.test_store import SETTINGS, empty_state, even_cuts, expected_state, save
+from tests.checkpoint.states import SETTINGS, empty_state, even_cuts, expected_state, save
 from tests.ranks import run_on_ranks
 
 FUZZ_CASES = 240
