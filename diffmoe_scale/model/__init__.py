@@ -5,6 +5,5 @@ condition: what the network sees beside noisy image and time.
 denoiser: what is trained: the transformer and, where it learns along, the text encoder.
 initialization: the first weights, from the seed alone.
 networks: what is trained and what surrounds it.
-size: how many parameters a config gives, counted on meta.
 transformer: the DiffMoE transformer.
 """

@@ -6,7 +6,7 @@ from diffmoe_scale.config.choices import describe_choices
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.reading.build import build_reader
-from diffmoe_scale.model.size import ModelSize, count_parameters
+from diffmoe_scale.plan.parameters import ModelSize, count_parameters
 from diffmoe_scale.train.engine import accumulation_steps
 from diffmoe_scale.train.start import find_newest
 

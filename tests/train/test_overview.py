@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffmoe_scale.config.run_directory import RunDirectory
-from diffmoe_scale.model.size import count_parameters
+from diffmoe_scale.plan.parameters import count_parameters
 from diffmoe_scale.pretrain import main, report_end
 from diffmoe_scale.train.overview import describe_planned_run, describe_run, estimate_memory
 from tests.moe.layers import alone

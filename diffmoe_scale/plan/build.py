@@ -1,0 +1,118 @@
+"""What is trained, on `meta`: names and shapes of any size without memory or weights."""
+
+from dataclasses import replace
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import Tensor, nn
+
+from diffmoe_scale.config.schema import Config
+from diffmoe_scale.diffusion.objective import build_objective
+from diffmoe_scale.encoders.autoencoder.build import latent_format
+from diffmoe_scale.encoders.text.build import feature_widths
+from diffmoe_scale.encoders.text.features import TextFeatures
+from diffmoe_scale.encoders.text.tokenizer import END, Tokenizer
+from diffmoe_scale.encoders.text.trained import TrainedTextEncoder
+from diffmoe_scale.model.condition import NUM_SIZE_CONDITIONS, Condition
+from diffmoe_scale.model.denoiser import Denoiser
+from diffmoe_scale.model.networks import build_transformer, check_sizes
+from diffmoe_scale.moe.layer import single_rank_groups
+
+META = torch.device("meta")
+
+
+def build_denoiser(config: Config, groups: ProcessGroupCollection | None = None) -> Denoiser:
+    """The denoiser of a config on `meta`, in fp32; with `groups`, the experts of its first rank.
+
+    A vocabulary counts whole (`text.vocabulary`): the tokenizer of a run may find fewer pieces.
+
+    Raises: ValueError if image, autoencoder, patches and channels do not fit each other, or files of frozen
+    networks are missing.
+    """
+    channels, factor = latent_format(config.autoencoder)
+    check_sizes(config, channels=channels, factor=factor)
+    transformer = build_transformer(
+        config,
+        latent_size=config.model.image_size // factor,
+        output_channels=build_objective(config.diffusion).output_channels(channels),
+        text_widths=feature_widths(config.text) if config.model.conditioning == "text" else (0, 0),
+        groups=groups or single_rank_groups(),
+    )
+    return Denoiser(transformer, _trained_encoder(config))
+
+
+def _trained_encoder(config: Config) -> TrainedTextEncoder | None:
+    if config.model.conditioning != "text" or config.text.kind != "sentencepiece":
+        return None
+    no_tokenizer = Tokenizer(lambda captions: [], start=[], end=END, max_tokens=config.text.max_tokens)
+    with META:
+        return TrainedTextEncoder(config.text, no_tokenizer, vocabulary=config.text.vocabulary)
+
+
+def plain_experts(config: Config) -> Config:
+    """The config with expert GEMMs as a plain loop, which needs no GPU and has the parameters and products of
+    every other backend."""
+    return replace(config, moe=replace(config.moe, backend="loop", precision="model"))
+
+
+def even_routing(config: Config) -> Config:
+    """The config with a router whose experts take equally many tokens of each rank: what the others give on
+    average. Of token choice, expert choice at capacity `moe.top_k`."""
+    moe = config.moe
+    if moe.num_experts and moe.router == "token_choice":
+        moe = replace(moe, router="expert_choice", capacity=float(moe.top_k))
+    if moe.pool in ("expert_parallel", "data_parallel"):
+        moe = replace(moe, pool="rank")
+    return replace(config, moe=moe)
+
+
+def keep_distinct_blocks(network: Denoiser) -> list[int]:
+    """Leave out the blocks that are built as an earlier one is. How many there were of each that is left."""
+    kinds: dict[object, list[nn.Module]] = {}
+    for block in network.transformer.blocks:
+        kind = tuple((name, type(module)) for name, module in block.named_modules())
+        shapes = tuple((name, parameter.shape) for name, parameter in block.named_parameters())
+        kinds.setdefault((kind, shapes), []).append(block)
+    network.transformer.blocks = nn.ModuleList(blocks[0] for blocks in kinds.values())
+    return [len(blocks) for blocks in kinds.values()]
+
+
+def latent_shape(config: Config) -> tuple[int, int, int]:
+    """[C, H, W] of the latents of an image of `model.image_size`."""
+    channels, factor = latent_format(config.autoencoder)
+    size = config.model.image_size // factor
+    return channels, size, size
+
+
+def tokens_per_picture(config: Config) -> int:
+    """Of an image of `model.image_size`."""
+    _, height, width = latent_shape(config)
+    return height // config.model.patch_size * (width // config.model.patch_size)
+
+
+def step_inputs(config: Config, num_samples: int) -> tuple[Tensor, Tensor, Condition]:
+    """Noisy latents, times and condition of a micro-batch, on `meta`; captions of full length."""
+    shape = latent_shape(config)
+    is_text = config.model.conditioning == "text"
+    with META:
+        x_BCHW, time_B = torch.empty(num_samples, *shape), torch.empty(num_samples)
+        condition = Condition(
+            labels_B=None if is_text else torch.empty(num_samples, dtype=torch.int64),
+            sizes_BZ=torch.empty(num_samples, NUM_SIZE_CONDITIONS),
+        )
+        if is_text and config.text.kind == "sentencepiece":
+            tokens_BL = torch.empty(num_samples, config.text.max_tokens, dtype=torch.int64)
+            condition = replace(condition, tokens_BL=tokens_BL)
+        elif is_text:
+            condition = replace(condition, text=_frozen_features(config, num_samples))
+    return x_BCHW, time_B, condition
+
+
+def _frozen_features(config: Config, num_samples: int) -> TextFeatures:
+    token_width, pooled_width = feature_widths(config.text)
+    max_tokens = config.text.max_tokens
+    return TextFeatures(
+        tokens_BLT=torch.empty(num_samples, max_tokens, token_width),
+        mask_BL=torch.empty(num_samples, max_tokens, dtype=torch.bool),
+        pooled_BV=torch.empty(num_samples, pooled_width),
+    )

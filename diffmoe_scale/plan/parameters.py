@@ -1,0 +1,58 @@
+"""How large the network of a config is: counted on `meta`, without its memory or its weights."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from torch import nn
+
+from diffmoe_scale.config.schema import Config
+from diffmoe_scale.plan.build import build_denoiser, plain_experts, tokens_per_picture
+from diffmoe_scale.plan.parts import part_of
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Parameters of a network over all ranks, the text encoder that is trained along among them."""
+
+    total: int
+    activated: int
+    """What an average token passes through: all but experts, and of those `moe.capacity` (or `moe.top_k`) of
+    each layer (DiffMoE eq. 40)."""
+    experts: int
+    """Experts of each MoE layer; 0 for a dense network."""
+    tokens_per_picture: int
+    by_part: dict[str, int]
+    """Parameters by part (`parts.PARTS`)."""
+
+
+def count_parameters(config: Config) -> ModelSize:
+    """The size of a config's network, in a second whatever the size.
+
+    A vocabulary counts whole (`text.vocabulary`): the tokenizer of a run may find fewer pieces.
+
+    Raises: ValueError if image, autoencoder, patches and channels do not fit each other, or files of frozen
+    networks are missing.
+    """
+    parts = count_parts(build_denoiser(plain_experts(config)))
+    total, num_experts = parts.total(), config.moe.num_experts
+    unused_share = 1 - experts_a_token(config) / num_experts if num_experts else 0.0
+    return ModelSize(
+        total=total,
+        activated=total - round(unused_share * parts["experts"]),
+        experts=num_experts,
+        tokens_per_picture=tokens_per_picture(config),
+        by_part=dict(parts),
+    )
+
+
+def experts_a_token(config: Config) -> float:
+    """Experts that an average token passes through in training."""
+    return config.moe.top_k if config.moe.router == "token_choice" else config.moe.capacity
+
+
+def count_parts(network: nn.Module) -> Counter[str]:
+    """Parameters of a Denoiser by part (`parts.PARTS`)."""
+    parts: Counter[str] = Counter()
+    for name, parameter in network.named_parameters():
+        parts[part_of(name)] += parameter.numel()
+    return parts

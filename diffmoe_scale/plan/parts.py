@@ -1,0 +1,22 @@
+"""The parts of a network that counts are told for."""
+
+PARTS = {
+    "experts": ".experts.linear_",
+    "shared experts": ".shared_experts.",
+    "capacity predictors": ".predictor.",
+    "routers": ".router.",
+    "dense feed-forward": ".feed_forward.",
+    "cross-attention": ".cross_attention.",
+    "attention": "attention.",
+    "modulation": ".modulation.",
+    "text encoder": ".text_encoder.",
+}
+"""Names of parts, and what the names of their modules hold; the first that fits counts."""
+REST = "embeddings and output"
+
+
+def part_of(name: str) -> str:
+    """The part that a module or parameter of `Denoiser` belongs to, by its dotted name."""
+    if name.startswith("text_encoder"):
+        return "text encoder"
+    return next((part for part, pattern in PARTS.items() if pattern in f".{name}."), REST)
