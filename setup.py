@@ -23,6 +23,7 @@ setup(
         "deepspeed==0.19.8",
         "megatron-core==0.16.1",
         "webdataset>=1.0.2",
+        "braceexpand",
         "sentencepiece",
         "open-clip-torch",
         "diffusers",

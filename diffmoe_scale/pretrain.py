@@ -19,7 +19,8 @@ from diffmoe_scale.config.help import describe_config
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.run_directory import RunDirectory, hold_lock, run_of_config
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.files import replace_file
+from diffmoe_scale.data.shards.patterns import check_patterns
+from diffmoe_scale.files import find_obstacle, replace_file
 from diffmoe_scale.telemetry.log import setup_logging, silence_packages
 from diffmoe_scale.train.stop import SIGNALS, Stopped, stop_at_once
 
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def work(parsed: argparse.Namespace) -> int:
     config = read_config(parsed.config, parsed.settings)
     if parsed.check:
+        check_places(config)
         print(config.run.directory)
         return 0
     if parsed.dry_run:
@@ -62,7 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
     # LOCAL_RANK.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument(
-        "--check", action="store_true", help="check the settings, print the run directory and do nothing else"
+        "--check",
+        action="store_true",
+        help="check the settings, and that shards and run directory can be used; print the run directory",
     )
     parser.add_argument(
         "--dry-run",
@@ -89,26 +93,39 @@ def read_config(file: Path, settings: Sequence[str]) -> Config:
     return replace(config, run=replace(config.run, directory=str(directory.path)))
 
 
+def check_places(config: Config) -> None:
+    """Look whether there are shards to read and a place to write. Leaves nothing behind, and loads no torch.
+
+    Raises: ValueError that names the setting.
+    """
+    check_patterns(config.data)
+    obstacle = find_obstacle(Path(config.run.directory), is_folder=True)
+    if obstacle:
+        raise ValueError(
+            f"run.directory is {config.run.directory!r}, but {obstacle}; choose another folder or make this "
+            "one writable"
+        )
+
+
 def run(config: Config, *, start_id: str = "") -> int:
-    """Train as one rank of the job that the launcher's environment describes. The exit code."""
+    """Train as one rank of the job that the launcher's environment describes. The exit code.
+
+    Raises: ValueError if there are no shards or no place for the run; then nothing was begun.
+    """
     silence_packages()
     # Imported here: `--help` and wrong settings answer at once.
     from diffmoe_scale.parallel.launcher import adopt_launcher_variables
 
     directory = RunDirectory(Path(config.run.directory))
     rank = adopt_launcher_variables()
+    if rank == 0:
+        check_places(config)
     try:
         lock = enter(directory, rank=rank)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return WRONG_USE
     except OSError as error:
-        print(
-            f"error: run.directory is {config.run.directory!r}, which cannot be written to ({error}); "
-            "choose another",
-            file=sys.stderr,
-        )
-        return WRONG_USE
+        raise ValueError(
+            f"run.directory is {config.run.directory!r}, which cannot be written to ({error}); choose another"
+        ) from error
     try:
         train_to_end(config, directory)
         if rank == 0:
@@ -207,6 +224,7 @@ def dry_run(config: Config) -> None:
     from diffmoe_scale.train.overview import describe_planned_run
 
     if adopt_launcher_variables() == 0:
+        check_places(config)
         ranks = max(int(os.environ["WORLD_SIZE"]), config.parallel.expert_parallel)
         for line in describe_planned_run(config, RunDirectory(Path(config.run.directory)), ranks=ranks):
             print(line)

@@ -56,11 +56,11 @@ USERS = {
     "apex": {"train/optim"},
     "webdataset": {
         "data/shards/index",
-        "data/shards/patterns",
         "prepare/publish",
         "data/shards/remote",
         "bench/data_contenders",
     },
+    "braceexpand": {"data/shards/patterns"},
     "pyarrow": {"prepare/parquet"},
     "imagehash": {"prepare/duplicates"},
     "sentencepiece": {"encoders/text/tokenizer"},

@@ -31,7 +31,8 @@ from diffmoe_scale.data.features.locate import load_feature_set, set_file
 from diffmoe_scale.data.features.source import FeatureSource
 from diffmoe_scale.data.reading.build import build_reader
 from diffmoe_scale.data.reading.pictures import Size, open_image
-from diffmoe_scale.data.shards.sidecar import CHECKSUM_BYTES, INDEX_SUFFIX
+from diffmoe_scale.data.shards.patterns import INDEX_SUFFIX
+from diffmoe_scale.data.shards.sidecar import CHECKSUM_BYTES
 from diffmoe_scale.encoders.autoencoder.build import build_autoencoder
 from diffmoe_scale.encoders.text.build import build_text_encoder
 from diffmoe_scale.encoders.text.tokenizer import load_tokenizer

@@ -17,7 +17,7 @@ from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.data.reading.build import build_reader
 from diffmoe_scale.data.reading.reader import Reader
 from diffmoe_scale.data.shards.catalog import ShardCatalog
-from diffmoe_scale.data.shards.sidecar import INDEX_SUFFIX
+from diffmoe_scale.data.shards.patterns import INDEX_SUFFIX
 
 GLOBAL_BATCH = 256
 STARTS = (0.0, 0.9, 0.0, 0.9)

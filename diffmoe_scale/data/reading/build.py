@@ -19,8 +19,7 @@ from diffmoe_scale.data.reading.conditions import CHECKED_SAMPLES, check_conditi
 from diffmoe_scale.data.reading.judge import JUDGED_SAMPLES
 from diffmoe_scale.data.reading.reader import Reader
 from diffmoe_scale.data.shards.catalog import ShardCatalog
-from diffmoe_scale.data.shards.patterns import expand_patterns
-from diffmoe_scale.data.shards.remote import RemoteShards
+from diffmoe_scale.data.shards.patterns import expand_patterns, pattern_groups, remote_shards
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +39,9 @@ def build_reader(
     labels), features of images of other sizes; OSError for a URL that cannot be read and has no index (or
     sizes, with buckets).
     """
-    remote = _remote(config)
+    remote = remote_shards(config)
     datasets = [entry for entry in patterns if isinstance(entry, DatasetConfig)]
-    shard_groups = [entry.shards for entry in datasets] or [
-        tuple(entry for entry in patterns if isinstance(entry, str))
-    ]
-    groups = [expand_patterns(group, remote) for group in shard_groups]
+    groups = [expand_patterns(group, remote) for group in pattern_groups(patterns)]
     paths = [path for group in groups for path in group]
     buckets = buckets or BucketConfig()
     features = find_feature_set(paths, remote)
@@ -73,18 +69,6 @@ def build_reader(
     check_conditions(reader.source, reader.places(CHECKED_SAMPLES))
     reader.count_retries()
     return reader
-
-
-def _remote(config: DataConfig) -> RemoteShards | None:
-    """Copies of URLs; None without a folder for them."""
-    if not config.cache_folder:
-        return None
-    return RemoteShards(
-        Path(config.cache_folder),
-        limit_bytes=int(config.cache_gib * 2**30),
-        attempts=config.fetch_attempts,
-        stall_timeout_s=config.stall_timeout_s,
-    )
 
 
 def _check_losses(config: DataConfig, catalog: ShardCatalog) -> None:

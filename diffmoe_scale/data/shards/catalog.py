@@ -10,9 +10,9 @@ from typing import TypeVar
 
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.data.shards.index import ShardIndex, scan_descriptor, scan_shard
+from diffmoe_scale.data.shards.patterns import INDEX_SUFFIX
 from diffmoe_scale.data.shards.remote import RemoteShards
 from diffmoe_scale.data.shards.sidecar import (
-    INDEX_SUFFIX,
     index_places,
     read_index,
     stamp_of,

@@ -1,4 +1,4 @@
-"""Shard files of paths, globs, brace lists and URLs."""
+"""Shard files of paths, globs, brace lists and URLs. Loads no torch: wrong patterns are answered at once."""
 
 import glob
 import logging
@@ -7,29 +7,61 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from webdataset.shardlists import expand_urls
+from braceexpand import braceexpand
 
+from diffmoe_scale.config.data import DataConfig, DatasetConfig
 from diffmoe_scale.data.shards.remote import RemoteShards, is_url
-from diffmoe_scale.data.shards.sidecar import INDEX_SUFFIX
 from diffmoe_scale.unicode import clean_name
 
 logger = logging.getLogger(__name__)
 
 MOST_SHARDS = 1_000_000
+INDEX_SUFFIX = ".index.npz"
+"""Of what was found in a shard, in a file beside it: no shard itself."""
+
+
+def pattern_groups(patterns: Sequence[str | DatasetConfig]) -> list[tuple[str, ...]]:
+    """The patterns of each of several data sets, or those of the only one."""
+    groups = [entry.shards for entry in patterns if isinstance(entry, DatasetConfig)]
+    return groups or [tuple(entry for entry in patterns if isinstance(entry, str))]
+
+
+def check_patterns(config: DataConfig) -> None:
+    """Look whether there are shards to train on; nothing is read or fetched. Raises: ValueError that names the
+    setting."""
+    groups = [("data.train", group) for group in pattern_groups(config.train)]
+    groups += [("data.validation", config.validation)] if config.validation else []
+    for setting, patterns in groups:
+        try:
+            expand_patterns(patterns, remote_shards(config))
+        except ValueError as error:
+            raise ValueError(f"{setting}: {error}") from error
+
+
+def remote_shards(config: DataConfig) -> RemoteShards | None:
+    """Copies of URLs; None without a folder for them."""
+    if not config.cache_folder:
+        return None
+    return RemoteShards(
+        Path(config.cache_folder),
+        limit_bytes=int(config.cache_gib * 2**30),
+        attempts=config.fetch_attempts,
+        stall_timeout_s=config.stall_timeout_s,
+    )
 
 
 def expand_patterns(patterns: Sequence[str], remote: RemoteShards | None = None) -> list[Path]:
-    """Shard files of paths, globs and brace lists (webdataset's notation), in the order given and sorted
+    """Shard files of paths, globs and brace lists (the shell's notation), in the order given and sorted
     within a glob.
 
     URLs are registered with `remote`, and stand as the places of their copies. The braces of a `pipe:`
-    command are webdataset's, too.
+    command are expanded, too; its variables are the shell's.
 
     Raises: ValueError for a pattern without a file, and for a URL where there is no `remote`.
     """
     if not patterns:
         raise ValueError(
-            "no shards are given; set data.train to tar files, for example [shards/train-*.tar] or "
+            "no shards are given; expected tar files, for example [shards/train-*.tar] or "
             "['shards/train-{000..099}.tar']"
         )
     paths: list[Path] = []
@@ -89,7 +121,8 @@ def _expand(pattern: str) -> list[str]:
             "see the numbers in its braces"
         )
     try:
-        names: list[str] = expand_urls(pattern)
+        # As webdataset.shardlists.expand_urls: several patterns may be joined by ::
+        names: list[str] = [name for part in pattern.split("::") for name in braceexpand(part)]
     except ValueError as error:  # braces that are not closed
         raise ValueError(
             f"shard pattern {shown!r} cannot be read ({error}); braces are written {{000..099}} or {{a,b}}"

@@ -21,9 +21,11 @@ import time
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from webdataset.gopen import Pipe, gopen
+if TYPE_CHECKING:
+    from webdataset.gopen import Pipe
 
 logger = logging.getLogger(__name__)
 
@@ -187,6 +189,9 @@ def copy_url(url: str, place: Path, *, temporary: Path, size: int | None, stall_
     Raises: FileNotFoundError if a server says so; TimeoutError if no byte came for `stall_timeout_s`; OSError
     if the handler failed, or the file is not `size` bytes long.
     """
+    # Imported here: it loads torch, and patterns are checked without.
+    from webdataset.gopen import Pipe, gopen
+
     stream = gopen(_handled(url), "rb")
     assert isinstance(stream, Pipe), url
     try:
@@ -220,7 +225,7 @@ def _handled(url: str) -> str:
     return url
 
 
-def _copy(stream: Pipe, write: Callable[[bytes], object], *, url: str, stall_timeout_s: float) -> None:
+def _copy(stream: "Pipe", write: Callable[[bytes], object], *, url: str, stall_timeout_s: float) -> None:
     descriptor = stream.stream.fileno()
     waiting = select.poll()
     waiting.register(descriptor, select.POLLIN)
@@ -233,7 +238,7 @@ def _copy(stream: Pipe, write: Callable[[bytes], object], *, url: str, stall_tim
         write(chunk)
 
 
-def _end(stream: Pipe) -> None:
+def _end(stream: "Pipe") -> None:
     """Close, and kill what still runs: a stalled command would wait for ever."""
     if stream.proc.poll() is None:
         with contextlib.suppress(ProcessLookupError):

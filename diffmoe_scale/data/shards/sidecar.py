@@ -19,15 +19,13 @@ import numpy as np
 
 from diffmoe_scale.data.shards.archive import Problem
 from diffmoe_scale.data.shards.index import ShardIndex
+from diffmoe_scale.data.shards.patterns import INDEX_SUFFIX
 from diffmoe_scale.files import replace_file
 
 logger = logging.getLogger(__name__)
 
 
 FORMAT = 3
-
-
-INDEX_SUFFIX = ".index.npz"
 
 
 CHECKSUM_BYTES = 32

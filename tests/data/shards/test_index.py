@@ -12,7 +12,8 @@ from diffmoe_scale.data.shards import index as index_module
 from diffmoe_scale.data.shards.archive import Problem
 from diffmoe_scale.data.shards.catalog import ShardCatalog
 from diffmoe_scale.data.shards.index import scan_shard
-from diffmoe_scale.data.shards.sidecar import INDEX_SUFFIX, read_index, stamp_of
+from diffmoe_scale.data.shards.patterns import INDEX_SUFFIX
+from diffmoe_scale.data.shards.sidecar import read_index, stamp_of
 from tests.data.samples import header_offset, make_sample, overwrite, write_shard, write_shards
 
 

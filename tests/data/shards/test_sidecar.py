@@ -14,8 +14,8 @@ from PIL import Image
 from diffmoe_scale.data.order.size import SIDECAR, find_sizes
 from diffmoe_scale.data.shards.catalog import ShardCatalog
 from diffmoe_scale.data.shards.index import scan_shard
+from diffmoe_scale.data.shards.patterns import INDEX_SUFFIX
 from diffmoe_scale.data.shards.sidecar import (
-    INDEX_SUFFIX,
     read_arrays,
     read_index,
     stamp_of,

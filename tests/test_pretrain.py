@@ -1,0 +1,72 @@
+"""What `pretrain` answers before it loads torch, and that nothing is left behind then."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffmoe_scale.pretrain import main
+
+
+def start(tmp_path: Path, *words: str) -> tuple[str, ...]:
+    """Arguments of a run on one shard, with further words."""
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "a.tar").touch()
+    return (
+        *("--config", str(tmp_path / "config.yaml"), f"data.train=[{tmp_path}/a.tar]"),
+        *(f"run.directory={tmp_path}/run", *words),
+    )
+
+
+WRONG = {
+    "no shard": (["data.train=[]"], "data.train: no shards are given"),
+    "no match": (["data.train=[nowhere/*.tar]"], "data.train: shard pattern 'nowhere/*.tar' matches no file"),
+    "second data set": (
+        ["data.train=[{shards: [b.tar], weight: 1}]"],
+        "data.train: 1 of 1 shards do not exist or are no files: b.tar",
+    ),
+    "validation": (["data.validation=[b.tar]"], "data.validation: 1 of 1 shards do not exist"),
+    "URL without a folder": (["data.train=['http://host/a.tar']"], "set data.cache_folder"),
+    "file as folder": (["run.directory=a file"], "run.directory is 'a file', but a file is a file; choose"),
+    "file above": (["run.directory=a file/run"], "run.directory is 'a file/run', but a file is a file"),
+    "no disk": (["run.directory=/proc/run"], "run.directory is '/proc/run', but /proc cannot be written to"),
+    "dead link": (["run.directory=dead/run"], "but dead is a link that leads nowhere"),
+    "long name": ([f"run.directory={'x' * 300}"], "File name too long"),
+}
+
+
+@pytest.mark.parametrize("option", ["--check", "--dry-run", ""])
+@pytest.mark.parametrize("words, sentence", WRONG.values(), ids=WRONG)
+def test_what_keeps_a_run_from_its_start_is_answered_before_anything_is_made(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    words: list[str],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "LOCAL_RANK", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")  # and restored: a process that trains sets them
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    Path("a file").touch()
+    Path("dead").symlink_to("nowhere")
+    arguments = start(tmp_path, *words, *[option][: len(option)])
+    before = sorted(tmp_path.iterdir())
+    assert main(arguments) == 2
+    told = capsys.readouterr()
+    assert sentence in told.err and told.err.startswith("error: ") and told.err.count("\n") == 1
+    assert told.out == "" and sorted(tmp_path.iterdir()) == before
+
+
+def test_check_names_the_run_directory_makes_nothing_and_loads_no_torch(tmp_path: Path) -> None:
+    arguments = start(tmp_path, "--check")
+    code = (
+        "import sys; from diffmoe_scale.pretrain import main\n"
+        f"code = main({arguments!r}); sys.exit(code or 'torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{tmp_path}/run\n", "")
+    assert not (tmp_path / "run").exists()
