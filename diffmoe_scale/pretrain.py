@@ -19,9 +19,9 @@ from diffmoe_scale.config.help import describe_config
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.run_directory import RunDirectory, hold_lock, run_of_config
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.data.shards.patterns import check_patterns
-from diffmoe_scale.files import find_obstacle, replace_file
+from diffmoe_scale.files import replace_file
 from diffmoe_scale.telemetry.log import setup_logging, silence_packages
+from diffmoe_scale.train.places import check_places
 from diffmoe_scale.train.stop import SIGNALS, Stopped, stop_at_once
 
 logger = logging.getLogger(__name__)
@@ -91,20 +91,6 @@ def read_config(file: Path, settings: Sequence[str]) -> Config:
     if directory.path.resolve() == Path(config.run.directory).resolve():
         return config
     return replace(config, run=replace(config.run, directory=str(directory.path)))
-
-
-def check_places(config: Config) -> None:
-    """Look whether there are shards to read and a place to write. Leaves nothing behind, and loads no torch.
-
-    Raises: ValueError that names the setting.
-    """
-    check_patterns(config.data)
-    obstacle = find_obstacle(Path(config.run.directory), is_folder=True)
-    if obstacle:
-        raise ValueError(
-            f"run.directory is {config.run.directory!r}, but {obstacle}; choose another folder or make this "
-            "one writable"
-        )
 
 
 def run(config: Config, *, start_id: str = "") -> int:

@@ -2,6 +2,7 @@
 
 run.py           the run: steps, what happens between them, going back, the end
 start.py         what the main rank does in a run directory before anything else
+places.py        where a run reads and writes, looked at before anything is made
 overview.py      what is said before the first step: network, data, memory, places
 setup.py         from settings to a run at its newest checkpoint or at its start
 trainer.py       one training step, and what it works on

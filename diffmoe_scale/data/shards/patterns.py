@@ -27,8 +27,10 @@ def pattern_groups(patterns: Sequence[str | DatasetConfig]) -> list[tuple[str, .
 
 
 def check_patterns(config: DataConfig) -> None:
-    """Look whether there are shards to train on; nothing is read or fetched. Raises: ValueError that names the
-    setting."""
+    """Look whether there are shards to train on; nothing is read or fetched.
+
+    Raises: ValueError that names the setting.
+    """
     groups = [("data.train", group) for group in pattern_groups(config.train)]
     groups += [("data.validation", config.validation)] if config.validation else []
     for setting, patterns in groups:

@@ -24,8 +24,7 @@ from diffmoe_scale.data.reading.pictures import Size, decode_image, stored_size
 from diffmoe_scale.data.reading.reader import Reader
 from diffmoe_scale.data.shards.catalog import ShardCatalog
 from diffmoe_scale.data.shards.index import ShardIndex
-from diffmoe_scale.data.shards.patterns import expand_patterns
-from diffmoe_scale.data.shards.patterns import INDEX_SUFFIX
+from diffmoe_scale.data.shards.patterns import INDEX_SUFFIX, expand_patterns
 from tests.data.samples import Members, all_keys, encode, pixels_of, write_shards
 
 ASPECTS = (0.5, 0.5625, 0.6667, 0.75, 0.8, 0.9, 1.0, 1.25, 1.3333, 1.5, 1.7778, 2.0)

@@ -27,9 +27,8 @@ from diffmoe_scale.data.reading.pictures import Size
 from diffmoe_scale.data.reading.reader import LOOKED_AT_REMOTE_SHARDS, Reader
 from diffmoe_scale.data.shards import remote as remote_module
 from diffmoe_scale.data.shards.catalog import ShardCatalog
-from diffmoe_scale.data.shards.patterns import expand_patterns
+from diffmoe_scale.data.shards.patterns import INDEX_SUFFIX, expand_patterns
 from diffmoe_scale.data.shards.remote import RemoteShards
-from diffmoe_scale.data.shards.patterns import INDEX_SUFFIX
 from tests.data.samples import all_keys, encode, pixels_of, read_batches, write_shards
 
 COUNTS = [5, 2, 7, 3, 4, 6]
