@@ -21,9 +21,10 @@ import yaml
 from diffmoe_scale.checkpoint.files import read_metadata
 from diffmoe_scale.checkpoint.manifest import Manifest, describe_file, read_manifest, write_manifest
 from diffmoe_scale.checkpoint.weights import fill_tensors
+from diffmoe_scale.config.autoencoder import AutoencoderConfig
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.data import BucketConfig, DataConfig
-from diffmoe_scale.config.encoders import AutoencoderConfig, TextConfig
+from diffmoe_scale.config.encoders import TextConfig
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.data.features.format import unpack_sample
@@ -44,7 +45,7 @@ from diffmoe_scale.prepare.sources import Sources
 from diffmoe_scale.sampling.prompts import read_prompt_file
 from diffmoe_scale.telemetry.metrics import MetricsWriter, read_metrics
 from tests.data.samples import make_sample, read_batches, write_shard, write_shards
-from tests.encoders.autoencoder.test_diffusers import tiny_model
+from tests.encoders.autoencoder.models import tiny_model
 from tests.encoders.text.texts import TOWER
 from tests.planted import BINARY, file_of, numpy_archive, plain_pickle, script, torch_archive, yaml_tag
 

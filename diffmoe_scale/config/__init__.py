@@ -4,7 +4,8 @@ schema.py         the root of the sections and the checks that cross them
 section.py        base of the sections: ranges of numbers, paths, what a model's identity is free of
 run.py            length and seed of a run, checkpoints, bad steps
 data.py           shards, captions, aspect-ratio buckets
-encoders.py       text encoder and autoencoder
+autoencoder.py    pictures to latents
+encoders.py       captions to features
 model.py          the transformer
 moe.py            the mixture-of-experts layers
 diffusion.py      path, prediction, loss, times

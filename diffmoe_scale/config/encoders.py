@@ -1,29 +1,10 @@
-"""Settings of what encodes before the network: captions to features, pictures to latents."""
+"""Settings of what makes features of captions."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from diffmoe_scale.config.check import require
 from diffmoe_scale.config.section import FREE, PATH, Range, Section
-
-
-@dataclass(frozen=True, kw_only=True)
-class AutoencoderConfig(Section, name="autoencoder"):
-    """Where the network's input lives: pixels, or the latents of a pretrained autoencoder."""
-
-    kind: Literal["pixels", "kl"] = "pixels"
-    """`pixels`: images in [-1, 1] as they are; `kl`: diffusers' AutoencoderKL."""
-    path: Annotated[str, PATH, FREE] = ""
-    """Folder with `config.json` and safetensors weights; for `kl` only."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            (self.kind == "kl") == bool(self.path),
-            "autoencoder.path",
-            self.path,
-            "a folder exactly when autoencoder.kind is 'kl'",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

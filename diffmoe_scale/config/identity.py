@@ -34,6 +34,9 @@ def model_settings(config: Config, *, tokenizer: Path, frozen: Mapping[str, str]
     settings["text"]["tokenizer_sha256"] = (
         sha256(tokenizer.read_bytes()).hexdigest() if tokenizer.is_file() else ""
     )
+    if settings["autoencoder"]["kind"] == "diffusers":
+        # As the first checkpoints have it; the fingerprint tells autoencoders apart.
+        settings["autoencoder"]["kind"] = "kl"
     for section, fingerprint in frozen.items():
         settings[section]["fingerprint"] = fingerprint
     return settings

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from diffmoe_scale.config.autoencoder import AutoencoderConfig
 from diffmoe_scale.config.check import require
 from diffmoe_scale.config.data import BucketConfig, DataConfig
 from diffmoe_scale.config.diffusion import DiffusionConfig
-from diffmoe_scale.config.encoders import AutoencoderConfig, TextConfig
+from diffmoe_scale.config.encoders import TextConfig
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.config.optimizer import OptimizerConfig

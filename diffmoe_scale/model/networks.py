@@ -9,10 +9,9 @@ import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
-from diffmoe_scale.config.check import require
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.diffusion.objective import Objective, build_objective
-from diffmoe_scale.encoders.autoencoder.build import Autoencoder, build_autoencoder
+from diffmoe_scale.encoders.autoencoder.build import Autoencoder, build_autoencoder, check_picture_sizes
 from diffmoe_scale.encoders.text.build import build_text_encoder
 from diffmoe_scale.encoders.text.encoder import TextEncoder
 from diffmoe_scale.encoders.text.features import TextFeatures
@@ -117,20 +116,7 @@ def build_networks(
 def check_sizes(config: Config, *, channels: int, factor: int) -> None:
     """Raise ValueError unless the config fits an autoencoder with latents of `channels`, smaller by
     `factor`."""
-    size = config.model.image_size
-    require(
-        size % factor == 0,
-        "model.image_size",
-        size,
-        f"a multiple of {factor}, by which the autoencoder of autoencoder.path shrinks images",
-    )
-    multiple = factor * config.model.patch_size
-    require(
-        not config.buckets.enabled or config.buckets.step % multiple == 0,
-        "buckets.step",
-        config.buckets.step,
-        f"a multiple of {multiple} (model.patch_size times the autoencoder's factor)",
-    )
+    check_picture_sizes(config, factor=factor)
     if config.model.channels != channels:
         raise ValueError(
             f"model.channels is {config.model.channels} but the autoencoder gives {channels}; "

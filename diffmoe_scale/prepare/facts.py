@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.features.source import FeatureSource
-from diffmoe_scale.encoders.autoencoder.build import build_autoencoder
+from diffmoe_scale.encoders.autoencoder.build import latent_format
 from diffmoe_scale.encoders.text.build import build_text_encoder
 from diffmoe_scale.prepare.options import Tell
 from diffmoe_scale.prepare.survey import Survey
@@ -72,7 +71,7 @@ def list_facts(survey: Survey, lengths: Lengths, config: Config | None) -> Facts
     if survey.features is not None:
         facts.append(("features", _describe_features(survey.features.source)))
     if config is not None:
-        factor = build_autoencoder(config.autoencoder, device=torch.device("cpu")).factor
+        _, factor = latent_format(config.autoencoder)
         images = survey.samples * (config.model.image_size // factor // config.model.patch_size) ** 2
         facts.append(("image tokens an epoch", f"{images:,}"))
     if lengths.values:

@@ -18,7 +18,7 @@ from diffmoe_scale.data.features.source import FeatureSet, FeatureSource
 from diffmoe_scale.data.reading.build import build_reader
 from diffmoe_scale.data.reading.reader import Reader
 from diffmoe_scale.data.shards.catalog import ShardCatalog
-from diffmoe_scale.encoders.autoencoder.build import build_autoencoder
+from diffmoe_scale.encoders.autoencoder.build import build_autoencoder, check_picture_sizes
 from diffmoe_scale.encoders.text.build import build_text_encoder
 from diffmoe_scale.files import replace_file
 from diffmoe_scale.prepare.encoding import LEFT_OUT, Encoders, FeatureWriter
@@ -53,7 +53,7 @@ def cache_features(options: FeatureOptions, config: Config, share: Share, *, tel
         config.autoencoder.kind != "pixels",
         "autoencoder.kind",
         "pixels",
-        "'kl': pixels need no cache; to shrink them, see prepare_shards --resize",
+        "'diffusers': pixels need no cache; to shrink them, see prepare_shards --resize",
     )
     budget = parse_size(options.budget) if options.budget else math.inf
     reader = _read_pictures(options, config)
@@ -206,12 +206,7 @@ def build_encoders(config: Config, *, device: torch.device, tell: Tell) -> Encod
 
 def describe_features(config: Config, encoders: Encoders, *, precision: str) -> FeatureSet:
     size, buckets, factor = config.model.image_size, config.buckets, encoders.autoencoder.factor
-    expected = f"a multiple of {factor}, by which the autoencoder shrinks images"
-    require(size % factor == 0, "model.image_size", size, expected)
-    multiple = factor * config.model.patch_size
-    is_whole = not buckets.enabled or buckets.step % multiple == 0
-    expected = f"a multiple of {multiple} (model.patch_size times the autoencoder's factor)"
-    require(is_whole, "buckets.step", buckets.step, expected)
+    check_picture_sizes(config, factor=factor)
     aspects, step = bucket_fields(buckets)
     source = FeatureSource(
         autoencoder=encoders.autoencoder.fingerprint(),

@@ -78,3 +78,17 @@ def test_what_may_change_while_training_is_no_part_of_it(tmp_path: Path) -> None
         model_settings(load_config(None, words), tokenizer=tmp_path, frozen={}) for words in ([], changed)
     ]  # type: ignore[arg-type]  # no file there
     assert settings[0] == settings[1]
+
+
+def test_both_names_of_an_autoencoder_of_diffusers_are_one_model(tmp_path: Path) -> None:
+    """Checkpoints of the time when `kl` was the only name hold it."""
+    settings = [
+        model_settings(
+            load_config(None, [f"autoencoder.kind={kind}", "autoencoder.path=x"]),
+            tokenizer=tmp_path,
+            frozen={"autoencoder": "0123"},
+        )
+        for kind in ("kl", "diffusers")
+    ]
+    assert settings[0] == settings[1]
+    assert settings[0]["autoencoder"] == {"kind": "kl", "fingerprint": "0123"}

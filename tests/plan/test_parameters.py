@@ -9,7 +9,8 @@ from typing import Any, Literal  # Any: settings of any type are passed on to th
 import pytest
 import torch
 
-from diffmoe_scale.config.encoders import AutoencoderConfig, TextConfig
+from diffmoe_scale.config.autoencoder import AutoencoderConfig
+from diffmoe_scale.config.encoders import TextConfig
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.config.sampling import SamplingConfig

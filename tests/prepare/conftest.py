@@ -11,7 +11,7 @@ from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.model.networks import Networks, build_networks
 from tests.data.samples import color, encode, write_shards
-from tests.encoders.autoencoder.test_diffusers import tiny_model
+from tests.encoders.autoencoder.models import tiny_model
 from tests.encoders.text.texts import TOWER
 from tests.moe.layers import alone
 from tests.prepare.folders import add_picture

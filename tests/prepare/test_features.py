@@ -154,7 +154,7 @@ def test_a_shard_without_a_good_picture_is_an_empty_one(
         (["model.image_size=18"], "a multiple of 4"),
         (
             [*BUCKETS, "buckets.step=4"],
-            "buckets.step is 4; expected a multiple of 8 (model.patch_size times the autoencoder's factor)",
+            "buckets.step is 4; expected a multiple of 8: the autoencoder's factor 4 times",
         ),
         ([*BUCKETS, "buckets.resolutions=[[1,8],[4,16]]"], "expected none but model.image_size (16)"),
     ],

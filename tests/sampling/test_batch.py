@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffmoe_scale.config.autoencoder import AutoencoderConfig
 from diffmoe_scale.config.data import BucketConfig
 from diffmoe_scale.config.diffusion import DiffusionConfig
-from diffmoe_scale.config.encoders import AutoencoderConfig, TextConfig
+from diffmoe_scale.config.encoders import TextConfig
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.sampling import SamplingConfig
 from diffmoe_scale.diffusion.noise import sample_noise
@@ -165,7 +166,7 @@ def test_the_network_works_on_latents_and_pictures_are_decoded(latents: Autoenco
 
 
 def test_an_image_size_that_the_autoencoder_does_not_divide_is_named(latents: AutoencoderConfig) -> None:
-    with pytest.raises(ValueError, match=r"model.image_size is 72; expected a multiple of 16"):
+    with pytest.raises(ValueError, match=r"model.image_size is 72; expected a multiple of 32"):
         build(config(image_size=72, autoencoder=latents))
 
 

@@ -9,7 +9,7 @@ from tools import cache_features
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "autoencoder.kind is 'pixels'; expected 'kl': pixels need no cache"),
+        ([], "autoencoder.kind is 'pixels'; expected 'diffusers': pixels need no cache"),
         (["--batch", "0"], "--batch is 0"),
         (["--budget", "much"], "--budget is 'much'; expected bytes, such as 500G"),
         (["autoencoder.kin=kl"], "autoencoder.kin"),

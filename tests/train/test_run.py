@@ -28,7 +28,7 @@ from diffmoe_scale.train.loss import StepLoss, denoising_loss
 from diffmoe_scale.train.run import train
 from diffmoe_scale.train.stop import SIGNALS
 from tests.data.samples import color, encode, write_shard
-from tests.encoders.autoencoder.test_diffusers import tiny_model
+from tests.encoders.autoencoder.models import tiny_model
 from tests.ranks import run_alone, run_on_ranks
 from tests.train.runs import TINY, text_settings, tiny_config
 

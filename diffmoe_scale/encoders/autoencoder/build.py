@@ -3,15 +3,17 @@
 B images, C H W channels, height, width of an image (3 channels in [-1, 1]) or of latents.
 """
 
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from diffmoe_scale.config.encoders import AutoencoderConfig
-from diffmoe_scale.encoders.autoencoder.diffusers import kl_latent_format, load_kl
+from diffmoe_scale.config.autoencoder import AutoencoderConfig
+from diffmoe_scale.config.check import require
+from diffmoe_scale.config.schema import Config
+from diffmoe_scale.encoders.autoencoder.diffusers import folder_convention, load_autoencoder
 from diffmoe_scale.encoders.autoencoder.pixels import Pixels
+from diffmoe_scale.encoders.autoencoder.tiles import OVERLAP
 
 
 class Autoencoder(Protocol):
@@ -33,19 +35,27 @@ class Autoencoder(Protocol):
 def latent_format(config: AutoencoderConfig) -> tuple[int, int]:
     """Channels of latents and the factor by which they are smaller than images, without reading weights.
 
-    Raises: ValueError for a folder that does not hold an AutoencoderKL.
+    Raises: ValueError for a folder that does not hold an autoencoder.
     """
-    match config.kind:
-        case "pixels":
-            return Pixels.channels, Pixels.factor
-        case "kl":
-            return kl_latent_format(Path(config.path))
+    if config.kind == "pixels":
+        return Pixels.channels, Pixels.factor
+    convention = folder_convention(config)
+    return convention.channels, convention.factor
 
 
 def build_autoencoder(config: AutoencoderConfig, *, device: torch.device) -> Autoencoder:
-    """The autoencoder of a config. Raises: ValueError for a folder that does not hold an AutoencoderKL."""
-    match config.kind:
-        case "pixels":
-            return Pixels()
-        case "kl":
-            return load_kl(Path(config.path), device=device)
+    """The autoencoder of a config. Raises: ValueError for a folder that does not hold one."""
+    return Pixels() if config.kind == "pixels" else load_autoencoder(config, device=device)
+
+
+def check_picture_sizes(config: Config, *, factor: int) -> None:
+    """Raises: ValueError unless the sizes of pictures fit latents that are smaller by `factor` and patches of
+    `model.patch_size`, and tiles fit `factor`."""
+    patch, size, step = config.model.patch_size, config.model.image_size, config.buckets.step
+    multiple = factor * patch
+    expected = f"a multiple of {multiple}: the autoencoder's factor {factor} times model.patch_size {patch}"
+    require(size % multiple == 0, "model.image_size", size, expected)
+    require(not config.buckets.enabled or step % multiple == 0, "buckets.step", step, expected)
+    tile, least = config.autoencoder.tile, factor * OVERLAP
+    expected = f"0 (off) or a multiple of {least}: {OVERLAP} times the autoencoder's factor {factor}"
+    require(tile % least == 0, "autoencoder.tile", tile, expected)

@@ -3,122 +3,156 @@
 B images, C H W channels, height, width of an image (3 channels in [-1, 1]) or of latents.
 """
 
-import json
+import logging
 from pathlib import Path
 from typing import Any  # diffusers' models carry no useful types
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from diffmoe_scale.config.check import require
+from diffmoe_scale.config.autoencoder import AutoencoderConfig
+from diffmoe_scale.encoders.autoencoder.convention import Convention, convention_of
+from diffmoe_scale.encoders.autoencoder.folder import misfit, read_folder
+from diffmoe_scale.encoders.autoencoder.tiles import decode_in_tiles
 from diffmoe_scale.encoders.fingerprint import WeightFiles
 
+logger = logging.getLogger(__name__)
+NUMBER_FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-class KL:
-    """diffusers' AutoencoderKL in fp32; latents are (z - shift) * scale, with what its config says about
-    both.
 
-    z is the mean of the encoder's distribution, not a draw: its standard deviation is tiny beside the
-    latents', and a run that is resumed sees the latents that it would have seen.
-    """
+class DiffusersAutoencoder:
+    """A network of diffusers; latents are (z - shift) * scale, computed in fp32 whatever the format of the
+    network."""
 
     # diffusers' models carry no useful types.
-    def __init__(self, model: Any, files: WeightFiles) -> None:
-        self.model = model.requires_grad_(False).eval()
-        self.files = files
-        self.channels: int = model.config.latent_channels
-        self.factor: int = 2 ** (len(model.config.block_out_channels) - 1)
-        mean, std = model.config.latents_mean, model.config.latents_std
-        # Numbers for all channels (SD3, Flux), or one for each (diffusers' pipelines: latents * std /
-        # scaling_factor + mean).
-        shift_C = torch.tensor(
-            mean if mean is not None else [model.config.shift_factor or 0.0], device=model.device
-        )
-        std_C = torch.tensor(std if std is not None else [1.0], device=model.device)
-        self._shift_C11 = self._checked("shift", shift_C)[:, None, None]
-        self._scale_C11 = self._checked("scale", model.config.scaling_factor / std_C)[:, None, None]
+    def __init__(
+        self,
+        model: Any,
+        convention: Convention,
+        files: WeightFiles,
+        *,
+        precision: str,
+        device: torch.device,
+        tile: int,
+    ) -> None:
+        """`precision` is a key of NUMBER_FORMATS, `tile` are pixels, a multiple of 4 * factor, or 0.
+
+        Raises: ValueError if shift or scale have no sense.
+        """
+        self.channels, self.factor, self.tile = convention.channels, convention.factor, tile
+        # Before the network is cast: it may hold them.
+        shift_C, scale_C = convention.statistics(model)
+        self._shift_C11 = self._checked("shift", shift_C).to(device)[:, None, None]
+        self._scale_C11 = self._checked("scale", scale_C).to(device)[:, None, None]
+        self.precision, self.dtype = precision, NUMBER_FORMATS[precision]
+        # Not by the model's own `to`, which warns of each cast (diffusers 0.42.1).
+        self.model = nn.Module.to(model.requires_grad_(False).eval(), device, self.dtype)
+        self.convention, self.files = convention, files
 
     def _checked(self, name: str, values_C: Tensor) -> Tensor:
         """Raises: ValueError unless there is one finite number, or one for each channel."""
-        is_good = len(values_C) in (1, self.channels) and bool(values_C.isfinite().all())
+        is_good = values_C.shape in ((1,), (self.channels,)) and bool(values_C.isfinite().all())
         if not is_good or (name == "scale" and not values_C.all()):
-            raise ValueError(f"config.json gives {self.channels} channels the {name} {values_C.tolist()}")
-        return values_C
+            raise ValueError(f"it gives {self.channels} channels the {name} {values_C.tolist()}")
+        return values_C.float()
 
     @torch.no_grad()
     def encode(self, images_BCHW: Tensor) -> Tensor:
-        z_BCHW: Tensor = self.model.encode(images_BCHW).latent_dist.mode()
+        z_BCHW = self.convention.encode(self.model, images_BCHW.to(self.dtype)).float()
         return (z_BCHW - self._shift_C11) * self._scale_C11
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        images_BCHW: Tensor = self.model.decode(latents_BCHW / self._scale_C11 + self._shift_C11).sample
-        return images_BCHW
+        z_BCHW = latents_BCHW / self._scale_C11 + self._shift_C11
+        if not self.tile:
+            return self._decode(z_BCHW)
+        return decode_in_tiles(self._decode, z_BCHW, tile=self.tile // self.factor, factor=self.factor)
+
+    def _decode(self, z_BCHW: Tensor) -> Tensor:
+        return self.convention.decode(self.model, z_BCHW.to(self.dtype)).float()
 
     def fingerprint(self) -> str:
-        return self.files.fingerprint(self.model, self._shift_C11.tolist(), self._scale_C11.tolist())
+        # The first version had fp32 alone: its fingerprints stay valid.
+        settings: list[object] = [self._shift_C11.tolist(), self._scale_C11.tolist()]
+        if self.precision != "fp32":
+            settings.append(self.precision)
+        return self.files.fingerprint(self.model, *settings)
+
+    def __str__(self) -> str:
+        shift, scale = (_range(values) for values in (self._shift_C11, self._scale_C11))
+        return (
+            f"{type(self.model).__name__}, {self.channels} channels at 1/{self.factor} of the pixels, "
+            f"{self.precision}; "
+            f"latents are (z - shift) * scale, shift {shift}, scale {scale}"
+        )
 
 
-MOST_BLOCKS = 16
-EXPECTED = "a folder with the config.json of an AutoencoderKL and diffusion_pytorch_model.safetensors"
+def _range(values: Tensor) -> str:
+    low, high = float(values.min()), float(values.max())
+    return f"{low:.5g}" if low == high else f"{low:.5g} to {high:.5g}"
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of an AutoencoderKL. Raises: ValueError if there is none."""
-    file = folder / "config.json"
-    require(file.is_file(), "autoencoder.path", str(folder), f"{EXPECTED}; it has no config.json")
+def folder_convention(config: AutoencoderConfig) -> Convention:
+    """How the folder of a config is used, from its config.json alone. Raises: ValueError."""
+    folder = Path(config.path)
+    settings = read_folder(folder)
     try:
-        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        name = config.get("_class_name")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise _misfit(folder, f"its config.json does not parse: {error}") from error
-    if name != "AutoencoderKL":
-        raise _misfit(folder, f"its config.json is of {name}")
-    return config
+        return convention_of(settings, normalization=config.normalization)
+    except ValueError as error:
+        raise misfit(folder, str(error)) from error
 
 
-def _misfit(folder: Path, reason: str) -> ValueError:
-    return ValueError(f"autoencoder.path is {str(folder)!r}; expected {EXPECTED}; {reason}")
-
-
-def kl_latent_format(folder: Path) -> tuple[int, int]:
-    """Channels of latents and the factor by which they are smaller than images, from config.json alone.
-
-    Raises: ValueError for a folder that does not hold an AutoencoderKL.
-    """
-    config = _read_config(folder)
-    # What is left out has the default of diffusers' class.
-    channels, blocks = config.get("latent_channels", 4), config.get("block_out_channels", [64])
-    if not isinstance(channels, int) or channels < 1:
-        raise _misfit(folder, f"its config.json has {channels!r} latent_channels")
-    if not isinstance(blocks, list) or not 1 <= len(blocks) <= MOST_BLOCKS:
-        raise _misfit(folder, f"its config.json has {blocks!r} for block_out_channels")
-    return channels, 2 ** (len(blocks) - 1)
-
-
-def load_kl(folder: Path, *, device: torch.device) -> KL:
+def load_autoencoder(config: AutoencoderConfig, *, device: torch.device) -> DiffusersAutoencoder:
     """Only from the folder: diffusers takes anything else for the name of a repository on the network.
 
-    Raises: ValueError for a folder that does not hold an AutoencoderKL and all its weights.
+    Raises: ValueError for a folder that does not hold an autoencoder and all its weights.
     """
-    kl_latent_format(folder)
-    from diffusers import AutoencoderKL  # seconds, and needed by few
-
+    folder, convention = Path(config.path), folder_convention(config)
     files = WeightFiles(
         [folder / "config.json", *folder.glob("*.safetensors")], record=folder / "fingerprint.json"
     )
     try:
-        model, report = AutoencoderKL.from_pretrained(
+        model, report = _class_of(read_folder(folder)["_class_name"]).from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,
             low_cpu_mem_usage=False,
             output_loading_info=True,
         )
-        autoencoder = KL(model.to(device), files)
+        _refuse_other_weights(report)
+        autoencoder = DiffusersAutoencoder(
+            model, convention, files, precision=config.precision, device=device, tile=config.tile
+        )
     except Exception as error:  # torch, safetensors and diffusers each raise their own
-        raise _misfit(folder, f"loading says: {error}") from error
-    if missing := report["missing_keys"]:
-        # diffusers leaves random numbers in their place.
-        raise _misfit(folder, f"{len(missing)} weights are missing, the first is {missing[0]}")
+        raise misfit(folder, f"loading says: {error}") from error
+    logger.info("autoencoder: %s", autoencoder)
     return autoencoder
+
+
+def _class_of(name: str) -> Any:
+    """One of diffusers' classes; each import takes seconds."""
+    import diffusers
+
+    match name:
+        case "AutoencoderKL":
+            return diffusers.AutoencoderKL
+        case "AutoencoderTiny":
+            return diffusers.AutoencoderTiny
+        case "AutoencoderKLFlux2":
+            return diffusers.AutoencoderKLFlux2
+        case "AutoencoderDC":
+            return diffusers.AutoencoderDC
+        case "AutoencoderKLQwenImage":
+            return diffusers.AutoencoderKLQwenImage
+
+
+def _refuse_other_weights(report: dict[str, list[str]]) -> None:
+    """Raises: ValueError for weights of another network. diffusers warns only: it leaves random numbers in
+    the place of missing weights, and passes over those that it has no place for."""
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{len(missing)} weights are missing, the first is {missing[0]}")
+    if unexpected := sorted(report["unexpected_keys"]):
+        raise ValueError(
+            f"{len(unexpected)} weights have no place in the network of config.json, "
+            f"the first is {unexpected[0]}"
+        )

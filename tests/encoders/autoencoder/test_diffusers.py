@@ -2,168 +2,150 @@ import json
 import os
 import shutil
 import time
-from typing import Any  # diffusers' models carry no useful types
+from pathlib import Path
+from typing import Any  # values of any type in a config.json
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from diffmoe_scale.config.encoders import AutoencoderConfig
-from diffmoe_scale.encoders.autoencoder.build import build_autoencoder
-from diffmoe_scale.encoders.autoencoder.diffusers import kl_latent_format
+from diffmoe_scale.config.autoencoder import AutoencoderConfig
+from diffmoe_scale.encoders.autoencoder.diffusers import DiffusersAutoencoder, load_autoencoder
 from diffmoe_scale.encoders.fingerprint import fingerprint
+from tests.encoders.autoencoder.models import (
+    CPU,
+    FORMATS,
+    config_of,
+    images,
+    load_kind,
+    model_of_kind,
+    tiny_model,
+)
 
-CPU = torch.device("cpu")
-
-
-def tiny_model(**settings: Any) -> Any:
-    torch.manual_seed(0)
-    model: Any = AutoencoderKL(
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        norm_num_groups=4,
-        latent_channels=16,
-        **settings,
-    )
-    return model.eval()
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def build(folder):
-    return build_autoencoder(AutoencoderConfig(kind="kl", path=str(folder)), device=CPU)
+def build(folder: Path, **settings: Any) -> DiffusersAutoencoder:
+    return load_autoencoder(AutoencoderConfig(kind="diffusers", path=str(folder), **settings), device=CPU)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("kl")
     tiny_model(scaling_factor=1.5, shift_factor=0.25).save_pretrained(path)
     return path
 
 
-@pytest.fixture(params=["pixels", "kl"])
-def any_autoencoder(request):
-    path = str(request.getfixturevalue("folder")) if request.param == "kl" else ""
-    return build_autoencoder(AutoencoderConfig(kind=request.param, path=path), device=CPU)
+def change_config(folder: Path, changes: dict[str, Any]) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
-def images() -> torch.Tensor:
-    return torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(1)) * 2 - 1
-
-
-def test_latents_have_the_promised_shape_and_decode_to_the_images_shape(any_autoencoder):
-    latents_BCHW = any_autoencoder.encode(images())
-    assert latents_BCHW.shape == (
-        2,
-        any_autoencoder.channels,
-        16 // any_autoencoder.factor,
-        24 // any_autoencoder.factor,
-    )
-    assert any_autoencoder.decode(latents_BCHW).shape == images().shape
-
-
-def test_encoding_draws_nothing(any_autoencoder):
-    state = torch.get_rng_state()
-    assert torch.equal(any_autoencoder.encode(images()), any_autoencoder.encode(images()))
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_encoding_builds_no_graph(any_autoencoder):
-    latents_BCHW = any_autoencoder.encode(images())
-    assert not latents_BCHW.requires_grad and not any_autoencoder.decode(latents_BCHW).requires_grad
-
-
-def test_pixels_are_the_images_themselves():
-    autoencoder = build_autoencoder(AutoencoderConfig(), device=CPU)
-    assert torch.equal(autoencoder.encode(images()), images())
-    assert torch.equal(autoencoder.decode(images()), images())
-
-
-def test_latents_are_the_shifted_and_scaled_mean(folder):
-    with torch.no_grad():
-        mean_BCHW = tiny_model().encode(images()).latent_dist.mean
-    torch.testing.assert_close(build(folder).encode(images()), (mean_BCHW - 0.25) * 1.5)
-
-
-def test_decoding_undoes_shift_and_scale(folder):
-    autoencoder = build(folder)
-    with torch.no_grad():
-        model = tiny_model()
-        expected = model.decode(model.encode(images()).latent_dist.mean).sample
-    # (z - shift) * scale and back rounds each latent twice.
-    torch.testing.assert_close(
-        autoencoder.decode(autoencoder.encode(images())), expected, rtol=1e-4, atol=1e-5
-    )
-
-
-def test_statistics_of_each_channel_replace_the_shift(tmp_path):
-    mean, std = [0.1 * channel for channel in range(16)], [1.0 + channel for channel in range(16)]
-    tiny_model(scaling_factor=0.5, latents_mean=mean, latents_std=std).save_pretrained(tmp_path)
-    with torch.no_grad():
-        z_BCHW = tiny_model().encode(images()).latent_dist.mean
-    latents_BCHW = build(tmp_path).encode(images())
-    expected = torch.stack(
-        [(z_BCHW[:, channel] - mean[channel]) * 0.5 / std[channel] for channel in range(16)], dim=1
-    )
-    torch.testing.assert_close(latents_BCHW, expected)
-
-
-def test_config_without_a_shift_means_no_shift(tmp_path):
+def test_config_without_a_shift_means_no_shift(tmp_path: Path) -> None:
     tiny_model(scaling_factor=2.0).save_pretrained(tmp_path)
     with torch.no_grad():
         z_BCHW = tiny_model().encode(images()).latent_dist.mean
     torch.testing.assert_close(build(tmp_path).encode(images()), 2 * z_BCHW)
 
 
-def test_missing_folder_is_an_error_that_names_the_setting(tmp_path):
+def test_statistics_and_a_scaling_factor_together_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    statistics = {"latents_mean": [0.0] * 16, "latents_std": [2.0] * 16}
+    tiny_model(scaling_factor=0.5, **statistics).save_pretrained(tmp_path)
+    build(tmp_path, normalization="statistics")
+    assert "REPA-E" not in caplog.text
+    build(tmp_path)
+    assert "REPA-E's folders are meant without scaling_factor" in caplog.text
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_bf16_is_near_fp32_and_has_another_fingerprint(kind: str, tmp_path: Path) -> None:
+    exact = load_kind(kind, tmp_path)
+    coarse = load_autoencoder(config_of(kind, tmp_path, precision="bf16"), device=CPU)
+    latents_BCHW, near_BCHW = exact.encode(images()), coarse.encode(images())
+    assert near_BCHW.dtype == torch.float32 and not torch.equal(near_BCHW, latents_BCHW)
+    # A bf16 number has 8 bits, and each layer rounds: a tenth of the deviation at most in these networks.
+    assert float((near_BCHW - latents_BCHW).abs().max() / latents_BCHW.std()) < 0.2
+    decoded_BCHW, expected_BCHW = coarse.decode(latents_BCHW), exact.decode(latents_BCHW)
+    assert decoded_BCHW.dtype == torch.float32 and not torch.equal(decoded_BCHW, expected_BCHW)
+    assert float((decoded_BCHW - expected_BCHW).abs().max()) < 0.2
+    time.sleep(0.1)  # a step of the file system's clock
+    assert exact.fingerprint() != coarse.fingerprint()
+    # Both are kept in one record.
+    again = [
+        load_autoencoder(config_of(kind, tmp_path, precision=one), device=CPU) for one in ("fp32", "bf16")
+    ]
+    assert [one.fingerprint() for one in again] == [exact.fingerprint(), coarse.fingerprint()]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_tiles_give_a_picture_of_the_same_size_and_other_pixels(kind: str, tmp_path: Path) -> None:
+    whole = load_kind(kind, tmp_path)
+    side = 8 * whole.factor
+    tiled = load_autoencoder(config_of(kind, tmp_path, tile=side), device=CPU)
+    small_BCHW, large_BCHW = images(side, side), images(2 * side, 3 * side)
+    latents_BCHW = whole.encode(large_BCHW)
+    assert torch.equal(tiled.encode(large_BCHW), latents_BCHW)
+    assert torch.equal(tiled.decode(whole.encode(small_BCHW)), whole.decode(whole.encode(small_BCHW)))
+    decoded_BCHW, expected_BCHW = tiled.decode(latents_BCHW), whole.decode(latents_BCHW)
+    assert decoded_BCHW.shape == expected_BCHW.shape == large_BCHW.shape
+    assert not torch.equal(decoded_BCHW, expected_BCHW)
+    assert tiled.fingerprint() == whole.fingerprint()
+
+
+def test_missing_folder_is_an_error_that_names_the_setting(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"autoencoder\.path is .*absent.*config\.json"):
         build(tmp_path / "absent")
 
 
-def test_folder_without_weights_is_an_error_that_names_the_file(tmp_path, folder):
-    (tmp_path / "config.json").write_text((folder / "config.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("kind", FORMATS)
+def test_folder_without_weights_is_an_error_that_names_the_file(kind: str, tmp_path: Path) -> None:
+    model_of_kind(kind).save_config(tmp_path)
     with pytest.raises(ValueError, match=r"autoencoder\.path is .*diffusion_pytorch_model\.safetensors"):
+        load_autoencoder(config_of(kind, tmp_path), device=CPU)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_weights_of_another_architecture_are_an_error(kind: str, tmp_path: Path) -> None:
+    other = "flux" if kind != "flux" else "dc"
+    model_of_kind(kind).save_pretrained(tmp_path / "one")
+    model_of_kind(other).save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / WEIGHTS, tmp_path / "one" / WEIGHTS)
+    with pytest.raises(ValueError, match=r"autoencoder\.path is .*; loading says: "):
+        load_autoencoder(config_of(kind, tmp_path / "one"), device=CPU)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_missing_weights_are_an_error_that_counts_them(kind: str, tmp_path: Path) -> None:
+    model_of_kind(kind).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / WEIGHTS)
+    names = [name for name in weights if name.startswith("decoder.")][-2:]
+    save_file({name: weight for name, weight in weights.items() if name not in names}, tmp_path / WEIGHTS)
+    with pytest.raises(
+        ValueError, match=r"autoencoder\.path is .*; .*2 weights are missing, the first is dec"
+    ):
+        load_autoencoder(config_of(kind, tmp_path), device=CPU)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_weights_without_a_place_are_an_error_that_counts_them(kind: str, tmp_path: Path) -> None:
+    model_of_kind(kind).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / WEIGHTS) | {"decoder.odd.weight": torch.zeros(2)}
+    save_file(weights, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match=r"1 weights have no place .*, the first is decoder\.odd\.weight"):
+        load_autoencoder(config_of(kind, tmp_path), device=CPU)
+
+
+def test_a_damaged_weight_file_is_an_error(tmp_path: Path, folder: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    data = (folder / WEIGHTS).read_bytes()
+    (tmp_path / WEIGHTS).write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"autoencoder\.path is .*; loading says: "):
         build(tmp_path)
 
 
-def test_weights_of_another_shape_are_an_error(tmp_path):
-    tiny_model().save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
-    (tmp_path / "config.json").write_text(json.dumps(config | {"latent_channels": 4}), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"autoencoder\.path is"):
-        build(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"_class_name": "AutoencoderDC"}', "is of AutoencoderDC"),
-        ("{", "does not parse"),
-        ("[]", "does not parse"),
-    ],
-)
-def test_config_of_something_else_is_an_error(text, message, tmp_path):
-    (tmp_path / "config.json").write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=rf"autoencoder\.path is .*{message}"):
-        build(tmp_path)
-
-
-def test_missing_weights_are_an_error_that_counts_them(tmp_path):
-    tiny_model().save_pretrained(tmp_path)
-    file = tmp_path / "diffusion_pytorch_model.safetensors"
-    weights = load_file(file)
-    names = sorted(name for name in weights if name.startswith("decoder.conv_in"))
-    save_file({name: weight for name, weight in weights.items() if name not in names}, file)
-    with pytest.raises(ValueError, match=r"autoencoder\.path is .*; 2 weights are missing, the first is dec"):
-        build(tmp_path)
-
-
-def test_the_format_of_latents_is_known_without_reading_weights(folder):
-    autoencoder = build(folder)
-    assert kl_latent_format(folder) == (autoencoder.channels, autoencoder.factor) == (16, 4)
-
-
-def test_the_fingerprint_is_that_of_the_weights_and_is_kept_beside_them(tmp_path):
+def test_the_fingerprint_is_that_of_the_weights_and_is_kept_beside_them(tmp_path: Path) -> None:
     tiny_model(scaling_factor=1.5).save_pretrained(tmp_path)
     time.sleep(0.1)  # a step of the file system's clock
     first = build(tmp_path)
@@ -172,7 +154,7 @@ def test_the_fingerprint_is_that_of_the_weights_and_is_kept_beside_them(tmp_path
     assert expected in (tmp_path / "fingerprint.json").read_text(encoding="utf-8")
 
 
-def test_a_weight_file_that_would_run_code_is_not_read(tmp_path, folder):
+def test_a_weight_file_that_would_run_code_is_not_read(tmp_path: Path, folder: Path) -> None:
     class Planted:
         def __reduce__(self) -> tuple[Any, ...]:
             return os.mkdir, (f"{tmp_path}/planted",)
@@ -188,29 +170,70 @@ def test_a_weight_file_that_would_run_code_is_not_read(tmp_path, folder):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"latent_channels": "4"},
-        {"latent_channels": -1},
+        {"_class_name": "AutoencoderDC"},
+        {"_class_name": "UNet2DModel"},
+        {"latent_channels": 4},
         {"latent_channels": float("inf")},
         {"latent_channels": None},
-        {"block_out_channels": 8},
-        {"block_out_channels": []},
-        {"block_out_channels": [8] * 1000},
         {"block_out_channels": [8, "8", 8]},
         {"scaling_factor": None},
         {"scaling_factor": 0.0},
         {"scaling_factor": float("nan")},
         {"scaling_factor": "1"},
         {"shift_factor": float("inf")},
-        {"latents_mean": [0.0, 1.0]},
-        {"latents_std": [0.0] * 16},
+        {"latents_mean": [0.0, 1.0], "latents_std": [1.0, 1.0]},
+        {"latents_mean": [0.0] * 16},
+        {"latents_mean": [0.0] * 16, "latents_std": [0.0] * 16},
+        {"latents_mean": [0.0] * 16, "latents_std": [float("inf")] * 16},
+        {"latents_mean": [float("nan")] * 16, "latents_std": [1.0] * 16},
+        {"latents_mean": [[0.0]] * 16, "latents_std": [[1.0]] * 16},
+        {"latents_mean": "x", "latents_std": "x"},
         {"latents_std": "x"},
         {"norm_num_groups": 0},
         {"down_block_types": ["NoSuchBlock"] * 3},
     ],
 )
-def test_a_config_of_strange_values_is_an_error_that_names_the_setting(folder, tmp_path, changes):
+def test_a_config_of_strange_values_is_an_error_that_names_the_setting(
+    folder: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    (tmp_path / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
+    change_config(tmp_path, changes)
     with pytest.raises(ValueError, match=r"autoencoder\.path is"):
         build(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("dc", {"scaling_factor": 0}),
+        ("dc", {"scaling_factor": None}),
+        ("dc", {"scaling_factor": float("inf")}),
+        ("qwen-image", {"latents_mean": [0.0] * 3}),
+        ("qwen-image", {"latents_mean": None}),
+        ("qwen-image", {"latents_std": [0.0] * 4}),
+        ("qwen-image", {"latents_std": [float("nan")] * 4}),
+        ("repa-e", {"latents_mean": None, "latents_std": None}),
+        ("repa-e", {"latents_std": None}),
+        ("flux2", {"batch_norm_eps": float("nan")}),
+        ("flux2", {"batch_norm_eps": "x"}),
+        ("tiny", {"scaling_factor": 0.0}),
+        ("tiny", {"shift_factor": "x"}),
+    ],
+)
+def test_scaling_numbers_without_sense_are_an_error_in_each_class(
+    kind: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    model_of_kind(kind).save_pretrained(tmp_path)
+    change_config(tmp_path, changes)
+    with pytest.raises(ValueError, match=r"autoencoder\.path is .*; loading says: "):
+        load_autoencoder(config_of(kind, tmp_path), device=CPU)
+
+
+@pytest.mark.parametrize("variance", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_variance_without_sense_is_an_error(variance: float, tmp_path: Path) -> None:
+    model = model_of_kind("flux2")
+    model.bn.running_var.fill_(variance)
+    model.save_pretrained(tmp_path)
+    change_config(tmp_path, {"batch_norm_eps": 0.0})
+    with pytest.raises(ValueError, match="it gives 16 channels the scale"):
+        load_autoencoder(config_of("flux2", tmp_path), device=CPU)
