@@ -42,8 +42,7 @@ def build_model(options: StepOptions, device: torch.device, moe: MoEConfig) -> D
         moe,
         latent_size=options.latent_size,
         output_channels=CHANNELS,
-        text_width=0,
-        pooled_width=0,
+        text_streams=(),
         groups=single_rank_groups(),
     )
     initialize_transformer(model, 0)

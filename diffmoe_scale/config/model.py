@@ -30,6 +30,9 @@ class ModelConfig(Section, name="model"):
     """Attention heads."""
     feed_forward_ratio: Annotated[float, Range(0, 64, excludes_low=True)] = 4.0
     """Hidden width of dense feed-forward networks over the token width."""
+    text_projection: bool = False
+    """Normalize each text encoder's tokens and project them to the width of the model, before all blocks;
+    what several encoders need."""
     size_conditioning: bool = False
     """Tell the network the original's size, the crop's place and the image's size (SDXL's micro-conditions),
     added to the timestep embedding."""
@@ -53,4 +56,10 @@ class ModelConfig(Section, name="model"):
             "model.num_classes",
             self.num_classes,
             "above 0 exactly when model.conditioning is 'class'",
+        )
+        require(
+            self.conditioning == "text" or not self.text_projection,
+            "model.text_projection",
+            self.text_projection,
+            "false: with model.conditioning 'class' no text is read",
         )

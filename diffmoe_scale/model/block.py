@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffmoe_scale.config.model import ModelConfig
-from diffmoe_scale.encoders.text.features import TextFeatures
+from diffmoe_scale.encoders.text.features import TextStream
 from diffmoe_scale.moe.layer import MoELayer
 from diffmoe_scale.moe.routing import Routing, RoutingContext, Selection
 from diffmoe_scale.nn.attention import CrossAttention, SelfAttention
@@ -30,7 +30,7 @@ class Block(nn.Module):
         self.modulation = nn.Linear(width, 6 * width)
 
     def forward(
-        self, x_BND: Tensor, time_BD: Tensor, text: TextFeatures | None, selection: Selection
+        self, x_BND: Tensor, time_BD: Tensor, text: TextStream | None, selection: Selection
     ) -> tuple[Tensor, Routing | None]:
         """Tokens [B, N, D], and the routing of an MoE layer."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(time_BD)).chunk(6, dim=-1)

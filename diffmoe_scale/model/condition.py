@@ -16,12 +16,13 @@ in pixels."""
 
 @dataclass(frozen=True)
 class Condition:
-    """What a batch is to be pictures of. Captions come as the features of a frozen encoder, computed or from
-    a cache (`text`), or as ids for the encoder that is trained along (`tokens_BL`)."""
+    """What a batch is to be pictures of. Captions come as the features of frozen encoders, computed or from a
+    cache (`text`), as ids for the encoder that is trained along (`tokens_BL`), or both."""
 
     labels_B: Tensor | None = None
     """int64, in class mode: the class, `model.num_classes` for none."""
     sizes_BZ: Tensor | None = None
     """float32 [B, NUM_SIZE_CONDITIONS], for `model.size_conditioning`."""
     text: TextFeatures | None = None
+    """Streams of the frozen encoders; after `Denoiser.encode` those of all."""
     tokens_BL: Tensor | None = None

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from diffmoe_scale.encoders.text.features import TextFeatures
 from diffmoe_scale.encoders.text.trained import TrainedTextEncoder
 from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.transformer import DiffusionTransformer, Prediction
@@ -12,11 +13,18 @@ from diffmoe_scale.moe.routing import Selection
 
 
 class Denoiser(nn.Module):
-    """Noisy images and a condition to a Prediction. `text_encoder` is None in class mode and where captions
-    are encoded by a frozen one before."""
+    """Noisy images and a condition to a Prediction. `text_encoder` is None in class mode and where all
+    encoders are frozen and encode before; `trained_stream` is the place of its stream among all."""
 
-    def __init__(self, transformer: DiffusionTransformer, text_encoder: TrainedTextEncoder | None) -> None:
+    def __init__(
+        self,
+        transformer: DiffusionTransformer,
+        text_encoder: TrainedTextEncoder | None,
+        *,
+        trained_stream: int = 0,
+    ) -> None:
         super().__init__()
+        self.trained_stream = trained_stream
         self.transformer = transformer
         self.text_encoder = text_encoder
 
@@ -52,7 +60,9 @@ class Denoiser(nn.Module):
         steps."""
         if self.text_encoder is None or condition.tokens_BL is None:
             return condition
-        return replace(condition, text=self.text_encoder(condition.tokens_BL), tokens_BL=None)
+        streams = list(condition.text.streams) if condition.text is not None else []
+        streams.insert(self.trained_stream, self.text_encoder(condition.tokens_BL))
+        return replace(condition, text=TextFeatures(tuple(streams)), tokens_BL=None)
 
     def forward(
         self, x_BCHW: Tensor, time_B: Tensor, condition: Condition, selection: Selection

@@ -12,10 +12,9 @@ from torch import Tensor
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.diffusion.objective import Objective, build_objective
 from diffmoe_scale.encoders.autoencoder.build import Autoencoder, build_autoencoder, check_picture_sizes
-from diffmoe_scale.encoders.text.build import build_text_encoder
-from diffmoe_scale.encoders.text.encoder import TextEncoder
-from diffmoe_scale.encoders.text.features import TextFeatures
-from diffmoe_scale.encoders.text.trained import TrainedTextEncoder
+from diffmoe_scale.encoders.text.build import build_text_encoders
+from diffmoe_scale.encoders.text.features import StreamWidths, TextFeatures
+from diffmoe_scale.encoders.text.streams import TextEncoders
 from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.denoiser import Denoiser
 from diffmoe_scale.model.initialization import initialize_weights
@@ -26,13 +25,12 @@ NUMBER_FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks of a run. `text_encoder` is the denoiser's own where it is trained along, and None in
-    class mode."""
+    """The networks of a run. The text encoder that is trained along is the denoiser's own."""
 
     denoiser: Denoiser
     objective: Objective
     autoencoder: Autoencoder
-    text_encoder: TextEncoder | None
+    text_encoders: TextEncoders
     latent_shape: tuple[int, int, int]
     """[C, H, W] of the latents of an image of `model.image_size`."""
     num_classes: int
@@ -49,19 +47,16 @@ class Networks:
         sizes_BZ: Tensor | None = None,
         text: TextFeatures | None = None,
     ) -> Condition:
-        """What the denoiser is given for captions (or, in class mode, labels), on the device: features of a
-        frozen text encoder, `text` if they were computed before, or ids for the one that is trained along."""
+        """What the denoiser is given for captions (or, in class mode, labels), on the device: features of
+        frozen text encoders, `text` if they were computed before, and ids for the one that is trained
+        along."""
         labels_B = labels_B.to(self.device)
         sizes_BZ = None if sizes_BZ is None else sizes_BZ.to(self.device)
-        if self.text_encoder is None:
-            return Condition(labels_B, sizes_BZ)
-        if text is not None:
-            return Condition(labels_B, sizes_BZ, text=text.to(self.device))
-        tokens_BL = self.text_encoder.tokenize(captions).to(self.device)
-        if self.text_encoder.is_trained:
-            return Condition(labels_B, sizes_BZ, tokens_BL=tokens_BL)
-        with torch.no_grad():
-            return Condition(labels_B, sizes_BZ, text=self.text_encoder(tokens_BL))
+        trained = self.text_encoders.trained
+        tokens_BL = None if trained is None else trained.tokenize(captions).to(self.device)
+        if text is None:
+            text = self.text_encoders.encode_frozen(captions, self.device)
+        return Condition(labels_B, sizes_BZ, None if text is None else text.to(self.device), tokens_BL)
 
     def unconditional(self, count: int, *, sizes_BZ: Tensor | None = None) -> Condition:
         """`count` empty captions and null classes, for guidance."""
@@ -83,11 +78,11 @@ def build_networks(
     """
     objective = build_objective(config.diffusion)
     autoencoder = build_autoencoder(config.autoencoder, device=device)
-    text_encoder = None
+    text_encoders = TextEncoders()
     if config.model.conditioning == "text":
-        text_encoder = build_text_encoder(config.text, tokenizer_path=tokenizer_path)
-        if not text_encoder.is_trained:
-            text_encoder.to(device)
+        text_encoders = build_text_encoders(config.text, tokenizer_path=tokenizer_path)
+        for encoder in text_encoders.frozen:
+            encoder.to(device)
     check_sizes(config, channels=autoencoder.channels, factor=autoencoder.factor)
     latent_size = config.model.image_size // autoencoder.factor
     # Three steps: construction takes no memory, weights come from run.seed alone, then they are placed.
@@ -95,21 +90,21 @@ def build_networks(
         config,
         latent_size=latent_size,
         output_channels=objective.output_channels(autoencoder.channels),
-        text_widths=(text_encoder.token_width, text_encoder.pooled_width) if text_encoder else (0, 0),
+        text_streams=text_encoders.widths,
         groups=groups,
     )
-    denoiser = Denoiser(transformer, text_encoder if isinstance(text_encoder, TrainedTextEncoder) else None)
+    denoiser = Denoiser(transformer, text_encoders.trained, trained_stream=text_encoders.trained_stream)
     initialize_weights(denoiser, config.run.seed)
     denoiser.to(device, NUMBER_FORMATS[config.model.precision])
     return Networks(
         denoiser=denoiser,
         objective=objective,
         autoencoder=autoencoder,
-        text_encoder=text_encoder,
+        text_encoders=text_encoders,
         latent_shape=(autoencoder.channels, latent_size, latent_size),
         num_classes=config.model.num_classes,
         device=device,
-        frozen=find_fingerprints(autoencoder, text_encoder, waiting_group),
+        frozen=find_fingerprints(autoencoder, text_encoders, waiting_group),
     )
 
 
@@ -129,37 +124,30 @@ def build_transformer(
     *,
     latent_size: int,
     output_channels: int,
-    text_widths: tuple[int, int],
+    text_streams: tuple[StreamWidths, ...],
     groups: ProcessGroupCollection,
 ) -> DiffusionTransformer:
-    """The transformer of a config on `meta`: names and shapes without memory or weights. `text_widths` are
-    those of a token's and of a caption's pooled features, 0 in class mode."""
-    text_width, pooled_width = text_widths
+    """The transformer of a config on `meta`: names and shapes without memory or weights. `text_streams` are
+    the shapes of what the text encoders give, none in class mode."""
     with torch.device("meta"):
         return DiffusionTransformer(
             config.model,
             config.moe,
             latent_size=latent_size,
             output_channels=output_channels,
-            text_width=text_width,
-            pooled_width=pooled_width,
+            text_streams=text_streams,
             groups=groups,
         )
 
 
 def find_fingerprints(
-    autoencoder: Autoencoder, text_encoder: TextEncoder | None, group: dist.ProcessGroup | None
+    autoencoder: Autoencoder, text_encoders: TextEncoders, group: dist.ProcessGroup | None
 ) -> dict[str, str]:
     """Fingerprints of the frozen networks by their section of settings, "" where there is none. Collective
     over `group`: its first rank reads the weights, perhaps gigabytes, while the others wait."""
     found: list[dict[str, str]] = [{}]
     if group is None or group.rank() == 0:
-        found = [
-            {
-                "autoencoder": autoencoder.fingerprint(),
-                "text": text_encoder.fingerprint() if text_encoder else "",
-            }
-        ]
+        found = [{"autoencoder": autoencoder.fingerprint(), "text": text_encoders.fingerprint()}]
     if group is not None and group.size() > 1:
         dist.broadcast_object_list(found, group=group, group_src=0)
     return found[0]

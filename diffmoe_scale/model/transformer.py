@@ -1,7 +1,7 @@
 """The DiffMoE transformer: DiT blocks with adaLN-Zero, cross-attention to the caption, and experts in some of
 them.
 
-B samples, N tokens a sample, D width, L text tokens, T text width, V pooled text width, Z size conditions.
+B samples, N tokens a sample, D width, Z size conditions.
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.moe import MoEConfig
-from diffmoe_scale.encoders.text.features import TextFeatures
+from diffmoe_scale.encoders.text.features import StreamWidths, TextStream
 from diffmoe_scale.model.block import Block
 from diffmoe_scale.model.condition import NUM_SIZE_CONDITIONS, Condition
+from diffmoe_scale.model.text import build_text_projections, join_streams, joined_width
 from diffmoe_scale.moe.layer import MoELayer
 from diffmoe_scale.moe.routing import Routing, Selection
 from diffmoe_scale.nn.embeddings import SizeEmbedding, TimestepEmbedding, position_embedding_on
@@ -35,7 +36,7 @@ class Prediction:
 
 
 class DiffusionTransformer(nn.Module):
-    """The network of the paper. `text_width` 0 leaves out cross-attention (class-conditional mode).
+    """The network of the paper. Without `text_streams` it has no cross-attention (class-conditional mode).
 
     The constructor draws no weights (`initialization.initialize_transformer` does): it can run on `meta`.
     """
@@ -47,8 +48,7 @@ class DiffusionTransformer(nn.Module):
         *,
         latent_size: int,
         output_channels: int,
-        text_width: int,
-        pooled_width: int,
+        text_streams: tuple[StreamWidths, ...],
         groups: ProcessGroupCollection,
     ) -> None:
         super().__init__()
@@ -63,6 +63,8 @@ class DiffusionTransformer(nn.Module):
         self.recompute_blocks = config.activation_checkpointing == "blocks"
         self.patch_embedding = nn.Linear(config.channels * patch * patch, width)
         self.time_embedding = TimestepEmbedding(width)
+        self.text_projections = build_text_projections(config, text_streams)
+        pooled_width = sum(stream.pooled for stream in text_streams)
         self.pooled_projection = nn.Linear(pooled_width, width) if pooled_width else None
         self.class_embedding = (
             nn.Embedding(config.num_classes + 1, width) if config.conditioning == "class" else None
@@ -71,7 +73,7 @@ class DiffusionTransformer(nn.Module):
         self.blocks = nn.ModuleList(
             Block(
                 config,
-                text_width=text_width,
+                text_width=joined_width(config, text_streams),
                 feed_forward=build_feed_forward(config, moe, block_index=index, groups=groups),
             )
             for index in range(config.depth)
@@ -102,10 +104,7 @@ class DiffusionTransformer(nn.Module):
         dtype = weight.dtype
         position_ND = position_embedding_on(weight.device, rows, columns, weight.shape[0], self.base)
         x_BND = self.patch_embedding(patchify(x_BCHW.to(dtype), self.patch)) + position_ND.to(dtype)
-        text = condition.text
-        if text is not None:
-            # A frozen encoder stays in fp32, whatever the format of the model.
-            text = TextFeatures(text.tokens_BLT.to(dtype), text.mask_BL, text.pooled_BV.to(dtype))
+        text = None if condition.text is None else join_streams(condition.text, self.text_projections, dtype)
         time_BD = self._embed_condition(time_B, condition, text)
         routings = []
         for block in self.blocks:
@@ -120,11 +119,11 @@ class DiffusionTransformer(nn.Module):
         # Losses and samplers compute in fp32: differences of nearly equal images.
         return Prediction(unpatchify(y_BNP.float(), patch=self.patch, rows=rows, columns=columns), routings)
 
-    def _embed_condition(self, time_B: Tensor, condition: Condition, text: TextFeatures | None) -> Tensor:
+    def _embed_condition(self, time_B: Tensor, condition: Condition, text: TextStream | None) -> Tensor:
         """What modulates every block, [B, D]: the embeddings of time, pooled caption, class and sizes."""
         time_BD: Tensor = self.time_embedding(time_B)
         if self.pooled_projection is not None:
-            assert text is not None
+            assert text is not None and text.pooled_BV is not None
             time_BD = time_BD + self.pooled_projection(text.pooled_BV)
         if self.class_embedding is not None:
             time_BD = time_BD + self.class_embedding(condition.labels_B)

@@ -26,5 +26,5 @@ def draw_defaults(module: nn.Module) -> None:
     """torch's own initial weights for every linear, embedding and norm of `module`, in their order, from
     torch's generator of the CPU: what their constructors draw where they are not on `meta`."""
     for layer in module.modules():
-        if isinstance(layer, nn.Linear | nn.Embedding | nn.LayerNorm):
+        if isinstance(layer, nn.Linear | nn.Embedding | nn.LayerNorm | nn.RMSNorm):
             layer.reset_parameters()

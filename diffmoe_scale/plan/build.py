@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.diffusion.objective import build_objective
 from diffmoe_scale.encoders.autoencoder.build import latent_format
-from diffmoe_scale.encoders.text.build import feature_widths
-from diffmoe_scale.encoders.text.features import TextFeatures
+from diffmoe_scale.encoders.text.build import stream_widths
+from diffmoe_scale.encoders.text.features import TextFeatures, TextStream
 from diffmoe_scale.encoders.text.tokenizer import END, Tokenizer
 from diffmoe_scale.encoders.text.trained import TrainedTextEncoder
 from diffmoe_scale.model.condition import NUM_SIZE_CONDITIONS, Condition
@@ -35,7 +35,7 @@ def build_denoiser(config: Config, groups: ProcessGroupCollection | None = None)
         config,
         latent_size=config.model.image_size // factor,
         output_channels=build_objective(config.diffusion).output_channels(channels),
-        text_widths=feature_widths(config.text) if config.model.conditioning == "text" else (0, 0),
+        text_streams=stream_widths(config.text) if config.model.conditioning == "text" else (),
         groups=groups or single_rank_groups(),
     )
     return Denoiser(transformer, _trained_encoder(config))
@@ -109,10 +109,11 @@ def step_inputs(config: Config, num_samples: int) -> tuple[Tensor, Tensor, Condi
 
 
 def _frozen_features(config: Config, num_samples: int) -> TextFeatures:
-    token_width, pooled_width = feature_widths(config.text)
+    (widths,) = stream_widths(config.text)
     max_tokens = config.text.max_tokens
-    return TextFeatures(
-        tokens_BLT=torch.empty(num_samples, max_tokens, token_width),
+    stream = TextStream(
+        tokens_BLT=torch.empty(num_samples, max_tokens, widths.token),
         mask_BL=torch.empty(num_samples, max_tokens, dtype=torch.bool),
-        pooled_BV=torch.empty(num_samples, pooled_width),
+        pooled_BV=torch.empty(num_samples, widths.pooled),
     )
+    return TextFeatures((stream,))

@@ -16,7 +16,7 @@ from diffmoe_scale.data.features.check import check_features
 from diffmoe_scale.data.reading.build import build_reader
 from diffmoe_scale.data.reading.reader import Reader, iterate_captions
 from diffmoe_scale.data.shards.record import record_shards
-from diffmoe_scale.encoders.text.encoder import TextEncoder
+from diffmoe_scale.encoders.text.streams import TextEncoders
 from diffmoe_scale.encoders.text.tokenizer import train_tokenizer
 from diffmoe_scale.files import replace_file
 from diffmoe_scale.model.networks import Networks, build_networks
@@ -59,8 +59,8 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
     )
     wait_for_ranks(context.waiting_group)
     engine = Engine(networks.denoiser, config, context)
-    if context.is_main and networks.text_encoder is not None:
-        warn_of_cut_captions(networks.text_encoder, reader)
+    if context.is_main:
+        warn_of_cut_captions(networks.text_encoders, reader)
     wait_for_ranks(context.waiting_group)
     store = CheckpointStore(directory.checkpoints, config.checkpoint, group=context.checkpoint_group)
     start = resume(store, engine, config, directory, frozen=networks.frozen)
@@ -150,17 +150,19 @@ def prepare_tokenizer(config: Config, directory: RunDirectory, reader: Reader) -
         )
 
 
-def warn_of_cut_captions(encoder: TextEncoder, reader: Reader) -> None:
+def warn_of_cut_captions(text_encoders: TextEncoders, reader: Reader) -> None:
     """Say so if more than one caption in a hundred is longer than `text.max_tokens`, judged by a thousand of
     them."""
-    encoder.tokenize(list(iterate_captions(reader, JUDGED_CAPTIONS)))
-    share = encoder.tokenizer.num_cut / encoder.tokenizer.num_captions
-    if share > 0.01:
-        logger.warning(
-            "%.0f %% of the captions are longer than text.max_tokens (%d) and cut; raise it",
-            100 * share,
-            encoder.tokenizer.max_tokens,
-        )
+    captions = list(iterate_captions(reader, JUDGED_CAPTIONS)) if text_encoders.encoders else []
+    for encoder in text_encoders.encoders:
+        encoder.tokenize(captions)
+        share = encoder.tokenizer.num_cut / encoder.tokenizer.num_captions
+        if share > 0.01:
+            logger.warning(
+                "%.0f %% of the captions are longer than text.max_tokens (%d) and cut; raise it",
+                100 * share,
+                encoder.tokenizer.max_tokens,
+            )
 
 
 def refuse_other_features(readers: Sequence[Reader | None], networks: Networks, config: Config) -> None:

@@ -15,7 +15,7 @@ from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.encoders.fingerprint import fingerprint
 from diffmoe_scale.encoders.text.encoder import TextEncoder
-from diffmoe_scale.encoders.text.features import TextFeatures
+from diffmoe_scale.encoders.text.features import StreamWidths, TextFeatures, TextStream
 from diffmoe_scale.encoders.text.tokenizer import PAD, Tokenizer
 from diffmoe_scale.encoders.text.trained import TrainedTextEncoder
 from diffmoe_scale.model.condition import Condition
@@ -88,8 +88,7 @@ def make_transformer(
         MoEConfig(**({"num_experts": EXPERTS, "threshold_bias_correction": False} | moe)),
         latent_size=SIZE,
         output_channels=output_channels,
-        text_width=TEXT_WIDTH if is_text else 0,
-        pooled_width=TEXT_WIDTH if is_text else 0,
+        text_streams=(StreamWidths("test", TEXT_WIDTH, TEXT_WIDTH),) if is_text else (),
         groups=groups or alone(),
     )
     initialize_transformer(transformer, seed)
@@ -128,9 +127,9 @@ class FrozenEncoder(TextEncoder):
         super().__init__(Tokenizer(letter_ids, start=[], end=1, max_tokens=16))
         self.embedding = nn.Embedding(128, TEXT_WIDTH)
 
-    def forward(self, tokens_BL: Tensor) -> TextFeatures:
+    def forward(self, tokens_BL: Tensor) -> TextStream:
         tokens_BLT = self.embedding(tokens_BL)
-        return TextFeatures(tokens_BLT, tokens_BL != PAD, tokens_BLT.mean(1))
+        return TextStream(tokens_BLT, tokens_BL != PAD, tokens_BLT.mean(1))
 
     def fingerprint(self) -> str:
         return fingerprint(self)
@@ -163,11 +162,11 @@ def with_thresholds(transformer: DiffusionTransformer, value: float) -> Diffusio
     return transformer
 
 
-def text_features(*, num_samples: int = 3, length: int = 5, seed: int = 0) -> TextFeatures:
+def text_features(*, num_samples: int = 3, length: int = 5, seed: int = 0) -> TextStream:
     """Captions of different length: sample b has b + 2 valid tokens."""
     generator = torch.Generator().manual_seed(seed)
     mask_BL = torch.arange(length) < torch.arange(num_samples)[:, None] + 2
-    return TextFeatures(
+    return TextStream(
         torch.randn(num_samples, length, TEXT_WIDTH, generator=generator),
         mask_BL,
         torch.randn(num_samples, TEXT_WIDTH, generator=generator),
@@ -176,7 +175,7 @@ def text_features(*, num_samples: int = 3, length: int = 5, seed: int = 0) -> Te
 
 def call(
     transformer: DiffusionTransformer,
-    text: TextFeatures,
+    text: TextStream,
     rule: Rule = "train",
     *,
     rows: slice = slice(None),
@@ -187,7 +186,7 @@ def call(
         torch.randn(3, CHANNELS, SIZE, SIZE, generator=generator),
         torch.rand(3, generator=generator),
     )
-    picked = TextFeatures(text.tokens_BLT[rows], text.mask_BL[rows], text.pooled_BV[rows])
+    picked = TextFeatures((text.map(lambda tensor: tensor[rows]),))
     x_BCHW = noisy_BCHW if x_BCHW is None else x_BCHW
     prediction: Prediction = transformer(x_BCHW[rows], time_B[rows], Condition(text=picked), Selection(rule))
     return prediction

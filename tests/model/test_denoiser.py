@@ -1,4 +1,5 @@
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal  # Any: settings of any type are passed on to the config
 
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from diffmoe_scale.config.load import load_config
+from diffmoe_scale.encoders.text.features import StreamWidths, TextFeatures
 from diffmoe_scale.encoders.text.tokenizer import Tokenizer
 from diffmoe_scale.encoders.text.trained import TrainedTextEncoder
 from diffmoe_scale.model.condition import Condition
@@ -21,6 +23,7 @@ from tests.model.models import (
     disturb,
     letter_ids,
     make_transformer,
+    text_features,
     trained_encoder,
 )
 from tests.moe.layers import alone
@@ -42,6 +45,19 @@ def call(denoiser: Denoiser, condition: Condition) -> torch.Tensor:
         x_BCHW, torch.full((count,), 0.5), condition, Selection("threshold")
     ).value_BCHW
     return value_BCHW
+
+
+def test_the_stream_that_is_trained_along_takes_its_place_among_the_frozen_ones() -> None:
+    frozen = tuple(text_features(seed=seed) for seed in (1, 2))
+    for place in (0, 1, 2):
+        denoiser = Denoiser(make_transformer("text"), trained_encoder(), trained_stream=place)
+        condition = replace(text_condition(), text=TextFeatures(frozen))
+        encoded = denoiser.encode(condition)
+        assert encoded.tokens_BL is None and encoded.text is not None
+        streams = list(encoded.text.streams)
+        trained = streams.pop(place)
+        assert streams == list(frozen) and trained.tokens_BLT.requires_grad
+        assert denoiser.encode(encoded) is encoded
 
 
 def gpu_only(backend: str) -> Any:  # pytest's ParameterSet is not public
@@ -134,7 +150,11 @@ def test_state_of_the_demo_has_the_names_and_shapes_of_earlier_versions() -> Non
     expected = dict(line.split(" ") for line in lines)
     config = load_config(REFERENCE.parents[1] / "configs" / "demo.yaml", [])
     transformer = build_transformer(
-        config, latent_size=32, output_channels=3, text_widths=(128, 128), groups=alone()
+        config,
+        latent_size=32,
+        output_channels=3,
+        text_streams=(StreamWidths("text", 128, 128),),
+        groups=alone(),
     )
     tokenizer = Tokenizer(letter_ids, start=[], end=1, max_tokens=config.text.max_tokens)
     vocabulary = int(expected["text_encoder.token_embedding.weight"].split("x")[0])

@@ -12,6 +12,8 @@ from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.encoders.autoencoder.pixels import Pixels
+from diffmoe_scale.encoders.text.features import TextFeatures
+from diffmoe_scale.encoders.text.streams import TextEncoders
 from diffmoe_scale.encoders.text.tokenizer import train_tokenizer
 from diffmoe_scale.encoders.text.trained import TrainedTextEncoder
 from diffmoe_scale.model.networks import Networks, build_networks, check_sizes, find_fingerprints
@@ -39,7 +41,7 @@ def build(config: Config, folder: Path) -> Networks:
 def test_captions_are_tokenized_for_the_encoder_that_is_trained_along(tmp_path: Path) -> None:
     networks = build(config(), tmp_path)
     condition = networks.condition(CAPTIONS, LABELS_B)
-    encoder = networks.text_encoder
+    (encoder,) = networks.text_encoders.encoders
     assert isinstance(encoder, TrainedTextEncoder)
     assert networks.denoiser.text_encoder is encoder
     assert condition.text is None and condition.tokens_BL is not None
@@ -49,22 +51,22 @@ def test_captions_are_tokenized_for_the_encoder_that_is_trained_along(tmp_path: 
 
 def test_captions_are_encoded_before_the_network_by_a_frozen_encoder(tmp_path: Path) -> None:
     encoder = FrozenEncoder()
-    networks = replace(build(config(), tmp_path), text_encoder=encoder)
+    networks = replace(build(config(), tmp_path), text_encoders=TextEncoders((encoder,), ("test",)))
     condition = networks.condition(CAPTIONS, LABELS_B)
     assert condition.tokens_BL is None and condition.text is not None
     expected = encoder(encoder.tokenize(CAPTIONS))
-    assert torch.equal(condition.text.tokens_BLT, expected.tokens_BLT)
-    assert not condition.text.tokens_BLT.requires_grad
+    (stream,) = condition.text.streams
+    assert torch.equal(stream.tokens_BLT, expected.tokens_BLT) and not stream.tokens_BLT.requires_grad
     # Features from a cache take the same way, in fp32.
     cached = replace(expected, tokens_BLT=2 * expected.tokens_BLT.bfloat16())
-    text = networks.condition(CAPTIONS, LABELS_B, text=cached).text
-    assert text is not None and torch.equal(text.tokens_BLT, cached.tokens_BLT.float())
+    text = networks.condition(CAPTIONS, LABELS_B, text=TextFeatures((cached,))).text
+    assert text is not None and torch.equal(text.streams[0].tokens_BLT, cached.tokens_BLT.float())
 
 
 def test_class_mode_needs_no_text_and_guidance_the_null_class(tmp_path: Path) -> None:
     networks = build(config(conditioning="class", num_classes=10), tmp_path)
     condition = networks.condition(["", ""], torch.tensor([3, 3]))
-    assert networks.text_encoder is None and condition.text is None and condition.tokens_BL is None
+    assert networks.text_encoders.encoders == () and condition.text is None and condition.tokens_BL is None
     unconditional = networks.unconditional(2)
     assert unconditional.labels_B is not None and unconditional.labels_B.tolist() == [10, 10]
 
@@ -88,7 +90,8 @@ class LargeEncoder(FrozenEncoder):
 
 
 def fingerprints_on_rank(parallel: ParallelContext) -> dict[str, str]:
-    return find_fingerprints(Pixels(), LargeEncoder(parallel.rank), parallel.waiting_group)
+    encoders = TextEncoders((LargeEncoder(parallel.rank),), ("large",))
+    return find_fingerprints(Pixels(), encoders, parallel.waiting_group)
 
 
 def test_one_rank_hashes_the_weights_and_all_know_the_fingerprints() -> None:

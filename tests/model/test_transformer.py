@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffmoe_scale.encoders.text.features import TextFeatures
+from diffmoe_scale.encoders.text.features import TextStream
 from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.moe.layer import MoELayer
 from diffmoe_scale.moe.routing import Rule, Selection
@@ -55,7 +55,7 @@ def test_cross_attention_sees_only_valid_tokens() -> None:
     expected_BCHW = call(transformer, text).value_BCHW
     garbage_BLT = text.tokens_BLT.where(text.mask_BL[:, :, None], 100.0)
     assert torch.equal(call(transformer, replace(text, tokens_BLT=garbage_BLT)).value_BCHW, expected_BCHW)
-    padded = TextFeatures(
+    padded = TextStream(
         torch.cat([text.tokens_BLT, 100 * torch.ones(3, 4, TEXT_WIDTH)], 1),
         torch.cat([text.mask_BL, torch.zeros(3, 4, dtype=torch.bool)], 1),
         text.pooled_BV,

@@ -15,6 +15,7 @@ from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.config.sampling import SamplingConfig
 from diffmoe_scale.config.schema import Config
+from diffmoe_scale.encoders.text.features import StreamWidths
 from diffmoe_scale.encoders.text.tokenizer import train_tokenizer
 from diffmoe_scale.model.initialization import initialize_transformer
 from diffmoe_scale.model.networks import build_networks, build_transformer
@@ -152,7 +153,11 @@ def test_a_network_of_17_billion_parameters_is_built_in_seconds_without_its_memo
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
     before_kib, start = peak_memory_kib(), time.monotonic()
     transformer = build_transformer(
-        config, latent_size=64, output_channels=3, text_widths=(128, 128), groups=alone()
+        config,
+        latent_size=64,
+        output_channels=3,
+        text_streams=(StreamWidths("text", 128, 128),),
+        groups=alone(),
     )
     taken_s, grown_kib = time.monotonic() - start, peak_memory_kib() - before_kib
     assert sum(parameter.numel() for parameter in transformer.parameters()) > 17e9

@@ -12,7 +12,6 @@ from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.reading.batch import Batch, to_unit_range
 from diffmoe_scale.encoders.autoencoder.build import build_autoencoder
-from diffmoe_scale.encoders.text.features import TextFeatures
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.train.loss import condition_of, denoising_loss, latents_of
 from tests.data.samples import color, encode, write_shards
@@ -55,9 +54,11 @@ def test_training_losses_are_those_of_computing_on_the_fly(
         latents_BCHW = latents_of(plain, pipeline.autoencoder, pipeline.device)
         close(latents_of(ours, pipeline.autoencoder, pipeline.device), latents_BCHW)
         text = condition_of(plain, pipeline).text
-        assert text is not None and torch.equal(ours.text.mask_BL, text.mask_BL)
-        close(ours.text.tokens_BLT.float()[text.mask_BL], text.tokens_BLT[text.mask_BL])
-        rounded = TextFeatures(text.tokens_BLT.bfloat16(), text.mask_BL, text.pooled_BV.bfloat16())
+        assert text is not None
+        (cached_stream,), (stream,) = ours.text.streams, text.streams
+        assert torch.equal(cached_stream.mask_BL, stream.mask_BL)
+        close(cached_stream.tokens_BLT.float()[stream.mask_BL], stream.tokens_BLT[stream.mask_BL])
+        rounded = text.map(lambda tensor: tensor.bfloat16() if tensor.is_floating_point() else tensor)
         losses = [
             denoising_loss(
                 pipeline.denoiser,
@@ -155,4 +156,4 @@ def test_features_of_other_caption_sources_than_the_default_train(
     assert cache(tmp_path / "cache", [*other, "data.caption_weights={long: 1}"]) == 0
     (batch,) = batches(reader(load_config(None, settings), f"{tmp_path}/cache/*.tar"), 1)
     assert batch.text is not None and not batch.uncaptioned
-    assert int(batch.text.mask_BL.sum(1).max()) > 3
+    assert int(batch.text.streams[0].mask_BL.sum(1).max()) > 3

@@ -148,7 +148,12 @@ def test_captions_and_the_empty_caption_are_encoded_once_a_call(tmp_path: Path) 
     seen = counted(networks)
     first = generate(networks, captions[:2], SamplingConfig(steps=STEPS, guidance=3.0), seed=0)
     # The empty caption is one end token.
-    lengths = [condition.text.tokens_BLT.shape[1] for condition in seen if condition.text is not None]
+    lengths = [
+        stream.tokens_BLT.shape[1]
+        for condition in seen
+        if condition.text is not None
+        for stream in condition.text.streams
+    ]
     assert encoded == [2, 2] and [length == 1 for length in lengths] == [False, True] * STEPS
     assert not torch.equal(
         first.images_BCHW,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffmoe_scale.data.features.source import BITS, PRECISIONS, CaptionFeatures, FeatureSource, StoredCaption
 from diffmoe_scale.data.reading.pictures import Size
-from diffmoe_scale.encoders.text.features import TextFeatures
+from diffmoe_scale.encoders.text.features import TextFeatures, TextStream
 
 NUMPY_TYPES = {
     "BF16": BITS["bf16"],
@@ -229,10 +229,9 @@ def stack_captions(captions: Sequence[StoredCaption], *, precision: str) -> Text
     for row, (caption, length) in enumerate(zip(captions, lengths, strict=True)):
         tokens_BLT[row, :length] = caption.tokens_LT
     mask_BL = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    pooled_BP = np.stack([caption.pooled_P for caption in captions])
     return TextFeatures(
-        _to_bf16(tokens_BLT, precision),
-        mask_BL,
-        _to_bf16(np.stack([caption.pooled_P for caption in captions]), precision),
+        (TextStream(_to_bf16(tokens_BLT, precision), mask_BL, _to_bf16(pooled_BP, precision)),)
     )
 
 

@@ -121,11 +121,7 @@ class Batch:
             for name in ("pixels_BHWC", "latents_BCHW")
             if (tensor := getattr(self, name)) is not None
         }
-        text = (
-            None
-            if self.text is None
-            else TextFeatures(*(tensor.pin_memory() for tensor in vars(self.text).values()))
-        )
+        text = None if self.text is None else self.text.map(Tensor.pin_memory)
         return replace(self, **pinned, text=text)
 
 

@@ -7,20 +7,27 @@ import torch
 from diffmoe_scale.config.encoders import TextConfig
 from diffmoe_scale.encoders.text.clip import build_open_clip, open_clip_widths
 from diffmoe_scale.encoders.text.encoder import TextEncoder
+from diffmoe_scale.encoders.text.features import StreamWidths
+from diffmoe_scale.encoders.text.streams import TextEncoders
 from diffmoe_scale.encoders.text.tokenizer import END, Tokenizer, load_tokenizer
 from diffmoe_scale.encoders.text.trained import TrainedTextEncoder
 
 
-def feature_widths(config: TextConfig) -> tuple[int, int]:
-    """Widths of a token's and of a caption's pooled features, without reading weights.
+def stream_widths(config: TextConfig) -> tuple[StreamWidths, ...]:
+    """The shapes of the features of each encoder, without reading weights.
 
     Raises: ValueError for missing files or an unknown architecture.
     """
     match config.kind:
         case "sentencepiece":
-            return config.width, config.width
+            return (StreamWidths(config.kind, config.width, config.width),)
         case "open_clip":
-            return open_clip_widths(config)
+            return (StreamWidths(config.kind, *open_clip_widths(config)),)
+
+
+def build_text_encoders(config: TextConfig, *, tokenizer_path: Path) -> TextEncoders:
+    """The encoders of a config. Raises: as `build_text_encoder` does."""
+    return TextEncoders((build_text_encoder(config, tokenizer_path=tokenizer_path),), (config.kind,))
 
 
 def build_text_encoder(config: TextConfig, *, tokenizer_path: Path) -> TextEncoder:

@@ -17,7 +17,7 @@ from diffmoe_scale.config.check import require
 from diffmoe_scale.config.encoders import TextConfig
 from diffmoe_scale.encoders.fingerprint import WeightFiles
 from diffmoe_scale.encoders.text.encoder import TextEncoder
-from diffmoe_scale.encoders.text.features import TextFeatures
+from diffmoe_scale.encoders.text.features import TextStream
 from diffmoe_scale.encoders.text.tokenizer import PAD, Tokenizer
 
 
@@ -45,12 +45,13 @@ class OpenClipEncoder(TextEncoder):
         with torch.no_grad():
             probe = self(self.tokenize([""]))
         self.tokenizer.num_captions = 0
+        assert probe.pooled_BV is not None
         self.token_width, self.pooled_width = probe.tokens_BLT.shape[-1], probe.pooled_BV.shape[-1]
 
     def fingerprint(self) -> str:
         return self.files.fingerprint(self, type(self).__name__, self.tokenizer.max_tokens)
 
-    def forward(self, tokens_BL: Tensor) -> TextFeatures:
+    def forward(self, tokens_BL: Tensor) -> TextStream:
         length = tokens_BL.shape[1]
         # The tower adds one position embedding for each token of its full context. It is causal: padding
         # changes nothing before it.
@@ -58,7 +59,7 @@ class OpenClipEncoder(TextEncoder):
         output = self.tower.forward_intermediates(text=padded, text_indices=2, normalize=False)
         # The end token has the largest id; 0 is padding and also a piece ("!").
         mask_BL = torch.arange(length, device=tokens_BL.device) <= tokens_BL.argmax(1, keepdim=True)
-        return TextFeatures(output["text_intermediates"][0][:, :length], mask_BL, output["text_features"])
+        return TextStream(output["text_intermediates"][0][:, :length], mask_BL, output["text_features"])
 
 
 def build_open_clip(config: TextConfig) -> OpenClipEncoder:

@@ -1,21 +1,22 @@
-"""What every text encoder is: token ids to features."""
+"""What every text encoder is: token ids to a stream of features."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from diffmoe_scale.encoders.text.features import TextFeatures
+from diffmoe_scale.encoders.text.features import TextStream
 from diffmoe_scale.encoders.text.tokenizer import Tokenizer
 
 
 class TextEncoder(nn.Module, ABC):
-    """Ids [B, L] of `tokenize` to TextFeatures."""
+    """Ids [B, L] of `tokenize` to a TextStream."""
 
     is_trained: bool
     """Trained along with the transformer and part of its checkpoints, or frozen and no part of them."""
     token_width: int
     pooled_width: int
+    """0: no vector for a whole caption."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -26,7 +27,7 @@ class TextEncoder(nn.Module, ABC):
         return self.tokenizer(captions)
 
     @abstractmethod
-    def forward(self, tokens_BL: Tensor) -> TextFeatures: ...
+    def forward(self, tokens_BL: Tensor) -> TextStream: ...
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diffmoe_scale.config.encoders import TextConfig
 from diffmoe_scale.encoders.text.encoder import TextEncoder
-from diffmoe_scale.encoders.text.features import TextFeatures
+from diffmoe_scale.encoders.text.features import TextStream
 from diffmoe_scale.encoders.text.tokenizer import END, PAD, Tokenizer
 from diffmoe_scale.nn.generator import draw_defaults, seeded
 
@@ -75,7 +75,7 @@ class TrainedTextEncoder(TextEncoder):
     def fingerprint(self) -> str:
         return ""
 
-    def forward(self, tokens_BL: Tensor) -> TextFeatures:
+    def forward(self, tokens_BL: Tensor) -> TextStream:
         mask_BL = tokens_BL != PAD
         x_BLT = self.token_embedding(tokens_BL) + self.position_LT[: tokens_BL.shape[1]]
         for block in self.blocks:
@@ -83,7 +83,7 @@ class TrainedTextEncoder(TextEncoder):
         x_BLT = self.final_norm(x_BLT)
         weight_BL = mask_BL.to(x_BLT.dtype)
         pooled_BT = torch.einsum("blt,bl->bt", x_BLT, weight_BL) / weight_BL.sum(1, keepdim=True)
-        return TextFeatures(x_BLT, mask_BL, pooled_BT)
+        return TextStream(x_BLT, mask_BL, pooled_BT)
 
 
 def count_trained_parameters(config: TextConfig) -> int:

@@ -137,12 +137,10 @@ def test_safetensors_reads_the_same() -> None:
 
 
 def test_captions_are_padded_to_the_longest_and_masked() -> None:
-    text = stack_captions([caption(1, 1.0).stored, caption(3, 2.0).stored], precision="bf16")
+    (text,) = stack_captions([caption(1, 1.0).stored, caption(3, 2.0).stored], precision="bf16").streams
     assert text.mask_BL.tolist() == [[True, False, False], [True, True, True]]
-    assert text.tokens_BLT[:, :, 0].tolist() == [[1, 0, 0], [2, 2, 2]] and text.pooled_BV[:, 0].tolist() == [
-        1,
-        2,
-    ]
+    assert text.tokens_BLT[:, :, 0].tolist() == [[1, 0, 0], [2, 2, 2]]
+    assert text.pooled_BV is not None and text.pooled_BV[:, 0].tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])

@@ -9,7 +9,7 @@ import torch
 
 from diffmoe_scale.config.encoders import TextConfig
 from diffmoe_scale.encoders.fingerprint import fingerprint
-from diffmoe_scale.encoders.text.build import build_text_encoder, feature_widths
+from diffmoe_scale.encoders.text.build import build_text_encoder, stream_widths
 from tests.encoders.text.texts import CLOSE, LONG, SHORT, TOWER, encode
 
 
@@ -100,8 +100,9 @@ def test_widths_are_known_without_reading_weights(tower_folder, open_clip_encode
         },
     )
     for settings in variants:
-        widths = feature_widths(TextConfig(kind="open_clip", max_tokens=12, **settings))
-        assert widths == (open_clip_encoder.token_width, open_clip_encoder.pooled_width)
+        (widths,) = stream_widths(TextConfig(kind="open_clip", max_tokens=12, **settings))
+        found = widths.token, widths.pooled
+        assert found == (open_clip_encoder.token_width, open_clip_encoder.pooled_width)
 
 
 class Planted:

@@ -20,6 +20,7 @@ def test_padding_changes_no_feature_of_a_valid_token(any_encoder):
     assert padded.mask_BL.shape[1] > length
     assert alone.mask_BL.all() and padded.mask_BL[0].sum() == length
     torch.testing.assert_close(padded.tokens_BLT[:1, :length], alone.tokens_BLT, **CLOSE)
+    assert padded.pooled_BV is not None
     torch.testing.assert_close(padded.pooled_BV[:1], alone.pooled_BV, **CLOSE)
 
 

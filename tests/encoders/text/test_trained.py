@@ -49,6 +49,7 @@ def test_encoder_equals_torchs_transformer_with_the_same_weights(encoder):
 def test_every_weight_of_the_trained_encoder_gets_a_gradient_and_pads_give_none(encoder):
     encoder.zero_grad()
     features = encode(encoder, [SHORT, LONG])
+    assert features.pooled_BV is not None
     (features.tokens_BLT[features.mask_BL].square().sum() + (features.pooled_BV[:, ::2]).sum()).backward()
     without = [
         name for name, weight in encoder.named_parameters() if weight.grad is None or not weight.grad.any()
@@ -60,6 +61,7 @@ def test_every_weight_of_the_trained_encoder_gets_a_gradient_and_pads_give_none(
 def test_trained_encoder_runs_in_bf16(tokenizer_path):
     encoder = trained_encoder(TextConfig(width=32), tokenizer_path).to(torch.bfloat16)
     features = encode(encoder, [SHORT, LONG])
+    assert features.pooled_BV is not None
     assert features.tokens_BLT.dtype == features.pooled_BV.dtype == torch.bfloat16
     assert features.pooled_BV.isfinite().all()
 

@@ -6,7 +6,7 @@ from typing import Any  # keyword arguments of torch's comparison
 from diffmoe_scale.config.encoders import TextConfig
 from diffmoe_scale.encoders.text.build import build_text_encoder
 from diffmoe_scale.encoders.text.encoder import TextEncoder
-from diffmoe_scale.encoders.text.features import TextFeatures
+from diffmoe_scale.encoders.text.features import TextStream
 from diffmoe_scale.encoders.text.trained import TrainedTextEncoder
 
 CAPTIONS = [
@@ -33,6 +33,6 @@ def trained_encoder(config: TextConfig, tokenizer_path: Path, *, seed: int = 0) 
     return encoder
 
 
-def encode(encoder: TextEncoder, captions: list[str]) -> TextFeatures:
-    features: TextFeatures = encoder(encoder.tokenize(captions))
+def encode(encoder: TextEncoder, captions: list[str]) -> TextStream:
+    features: TextStream = encoder(encoder.tokenize(captions))
     return features
