@@ -9,35 +9,14 @@ import pytest
 from tests.structure import RULES
 
 ROOT = Path(__file__).parents[1]
-NOT_YET: dict[str, set[str]] = {
-    "long_files": {
-        "tests/data/order/test_size",
-        "tests/data/reading/test_pictures",
-        "tests/data/reading/test_reader",
-        "tests/data/reading/test_source",
-        "tests/data/shards/test_remote",
-        "tests/launch/test_pretrain_script",
-        "tests/train/runs",
-        "tests/train/test_engine",
-        "tests/train/test_run",
-    },
-}
-"""What still breaks a rule. Entries only leave this list."""
 COMMANDS = ["pretrain", "sample", "evaluate"]
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_the_tree_keeps_the_rule(rule):
-    found = RULES[rule](ROOT)
-    broken = [f"{name}: {why}" for name, why in found.items() if name not in NOT_YET.get(rule, set())]
+    broken = [f"{name}: {why}" for name, why in RULES[rule](ROOT).items()]
     assert not broken, "\n".join(broken)
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_no_exception_is_out_of_date(rule):
-    out_of_date = NOT_YET.get(rule, set()) - RULES[rule](ROOT).keys()
-    assert not out_of_date, f"remove from NOT_YET[{rule!r}]: {sorted(out_of_date)}"
 
 
 def plant(root: Path, files: dict[str, str]) -> None:

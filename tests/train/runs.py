@@ -1,5 +1,4 @@
-"""A tiny class-conditional model and 20 steps of its training: by plain torch on one process, and by the
-engine on several ranks."""
+"""A tiny class-conditional model and 20 steps of its training by the engine on several ranks."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -8,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
-from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.schema import Config
@@ -24,7 +21,6 @@ from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.train.engine import Engine
 from diffmoe_scale.train.loss import StepLoss, condition_of, denoising_loss
 from tests.data.samples import pixels_of, write_shards
-from tests.moe.layers import alone
 
 STEPS = 20
 # Clipping and weight decay change every step; the routers learn at half the rate of the others.
@@ -207,60 +203,3 @@ def assemble(ranks: Sequence[RankRun]) -> Run:
             whole = run.state.setdefault(name, np.full(int(np.prod(shape)), np.nan))
             whole[start : start + values.size] = values
     return run
-
-
-def train_alone(settings: list[str], *, steps: int = STEPS) -> Run:
-    """The specification: one process, torch's AdamW, torch's clipping, no DeepSpeed."""
-    config = tiny_config(settings)
-    pipeline = tiny_pipeline(config, alone())
-    parameters = pipeline.denoiser.canonical_parameters()
-    averages = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    optimizer = torch.optim.AdamW(
-        [plain_group(name, parameter, config) for name, parameter in parameters.items()],
-        eps=config.optimizer.eps,
-    )
-    run, count = Run(), config.run.micro_batch
-    for step in range(1, steps + 1):
-        losses, kth_probabilities = [], []
-        for first in range((step - 1) * config.run.global_batch, step * config.run.global_batch, count):
-            loss = compute_loss(pipeline.denoiser, pipeline, tiny_batch(first, count, config=config))
-            (loss.total * count / config.run.global_batch).backward()
-            losses.append(float(loss.total.detach()))
-            kth_probabilities.append(torch.stack([routing.kth_probability_E for routing in loss.routings]))
-        run.norms.append(float(clip_grad_norm_(parameters.values(), config.optimizer.clip_norm)))
-        optimizer.step()
-        optimizer.zero_grad()
-        run.losses.append(sum(losses) / len(losses))
-        update_thresholds(pipeline.denoiser.moe_layers(), torch.stack(kth_probabilities).mean(0), None)
-        decay = min(config.optimizer.ema_decay, (1 + step) / (10 + step))
-        averages = {
-            name: decay * average + (1 - decay) * parameters[name].detach()
-            for name, average in averages.items()
-        }
-    families: dict[str, dict[str, Tensor]] = {
-        "master": {**parameters},
-        "ema": averages,
-        "buffer": pipeline.denoiser.canonical_buffers(),
-    }
-    for moment in ("exp_avg", "exp_avg_sq"):
-        families[moment] = {
-            name: optimizer.state[parameter][moment] for name, parameter in parameters.items()
-        }
-    run.state = {
-        f"{family}/{name}": tensor.detach().flatten().numpy()
-        for family, tensors in families.items()
-        for name, tensor in tensors.items()
-    }
-    return run
-
-
-def plain_group(name: str, parameter: Tensor, config: Config) -> dict[str, object]:
-    rate = config.optimizer.learning_rate * (
-        config.optimizer.router_learning_rate_ratio if ".router." in name else 1.0
-    )
-    is_decayed = parameter.dim() == 2 and "class_embedding" not in name
-    return {
-        "params": [parameter],
-        "lr": rate,
-        "weight_decay": config.optimizer.weight_decay if is_decayed else 0.0,
-    }

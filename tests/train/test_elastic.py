@@ -11,16 +11,8 @@ from diffmoe_scale.checkpoint.store import CheckpointStore
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.train.engine import Engine
 from tests.ranks import run_on_ranks
-from tests.train.runs import (
-    RankRun,
-    Run,
-    assemble,
-    copy_state,
-    engine_step,
-    tiny_config,
-    tiny_pipeline,
-    train_alone,
-)
+from tests.train.plain_torch import train_alone
+from tests.train.runs import RankRun, Run, assemble, copy_state, engine_step, tiny_config, tiny_pipeline
 
 Layout = tuple[int, int, int]
 HOME: Layout = (4, 2, 1)

@@ -23,7 +23,7 @@ from diffmoe_scale.train.run import train
 from diffmoe_scale.train.trainer import Training
 from tests.ranks import run_on_ranks
 from tests.train.runs import text_settings, tiny_config
-from tests.train.test_run import SETTINGS, read_lines
+from tests.train.whole_runs import SETTINGS, read_lines
 
 GUARDED = [
     "run.steps=12",

@@ -6,7 +6,9 @@ import pytest
 from diffmoe_scale.config.data import DataConfig
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.data.reading.build import build_reader
+from diffmoe_scale.data.reading.conditions import CHECKED_SAMPLES
 from diffmoe_scale.data.reading.reader import Reader
+from tests.data.reading.readers import make_reader
 from tests.data.samples import make_sample, write_shards
 
 
@@ -42,3 +44,27 @@ def test_a_source_that_no_sample_has_is_refused(
     with pytest.raises(ValueError) as raised:
         read(tmp_path, [{"long": "x", "number": 5}, {"caption": " "}], weights)
     assert missing in str(raised.value) and "data.caption_weights names" in str(raised.value)
+
+
+def test_shards_without_any_caption_are_an_error(tmp_path: Path) -> None:
+    replaced = {f"0_{row}": {"png": make_sample(0, row)["png"], "cls": b"1"} for row in range(5)}
+    with pytest.raises(
+        ValueError, match=r"none of 5 samples.*its \.txt or the field 'caption' of its \.json.*'cls': 5"
+    ):
+        make_reader(tmp_path, [5], replaced=replaced)
+
+
+def test_shards_without_any_label_are_an_error_for_classes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none of 5 samples.*\.cls.*'txt': 5"):
+        make_reader(tmp_path, [5], num_classes=10)
+
+
+def test_one_caption_in_the_last_shard_is_found(tmp_path: Path) -> None:
+    counts = [CHECKED_SAMPLES // 8] * 8
+    replaced = {
+        f"{shard}_{row}": {"png": make_sample(shard, row)["png"]}
+        for shard in range(8)
+        for row in range(counts[shard])
+        if (shard, row) != (7, counts[7] - 1)
+    }
+    assert make_reader(tmp_path, counts, replaced=replaced).num_samples == CHECKED_SAMPLES

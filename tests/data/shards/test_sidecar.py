@@ -15,13 +15,7 @@ from diffmoe_scale.data.order.size import SIDECAR, find_sizes
 from diffmoe_scale.data.shards.catalog import ShardCatalog
 from diffmoe_scale.data.shards.index import scan_shard
 from diffmoe_scale.data.shards.patterns import INDEX_SUFFIX
-from diffmoe_scale.data.shards.sidecar import (
-    read_arrays,
-    read_index,
-    stamp_of,
-    write_arrays,
-    write_index,
-)
+from diffmoe_scale.data.shards.sidecar import read_arrays, read_index, stamp_of, write_arrays, write_index
 from tests.data.samples import encode, write_shards
 
 COUNTS = [4, 4, 3]

@@ -1,0 +1,148 @@
+import errno
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any  # lines of metrics.jsonl
+
+import pytest
+
+from diffmoe_scale.checkpoint.manifest import complete_checkpoints
+from diffmoe_scale.checkpoint.store import CheckpointStore
+from diffmoe_scale.config.check import RunError
+from diffmoe_scale.config.load import load_config
+from diffmoe_scale.parallel import context as context_module
+from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.pretrain import run
+from diffmoe_scale.train import run as module
+from diffmoe_scale.train import trainer
+from diffmoe_scale.train.loss import StepLoss, denoising_loss
+from diffmoe_scale.train.stop import SIGNALS
+from tests.encoders.autoencoder.models import tiny_model
+from tests.ranks import run_on_ranks
+from tests.train.runs import tiny_config
+from tests.train.whole_runs import read_lines, train_in_turn, train_runs
+
+complete = CheckpointStore._complete
+
+
+def test_run_of_another_model_is_refused_and_left_as_it_was(settings: list[str], tmp_path: Path) -> None:
+    ((first, refusal),) = run_on_ranks(
+        train_in_turn,
+        1,
+        [[*settings, "run.steps=4"], [*settings, "run.steps=4", "model.width=48", "moe.num_experts=2"]],
+    )
+    assert first == "" and "step_00000004 is of another model" in refusal
+    assert (
+        "Settings that differ: model.width was 32, is 48; moe.num_experts was 4, is 2. Restore them, or "
+        "choose another run.directory" in refusal
+    )
+    assert load_config(tmp_path / "run" / "config.yaml").model.width == 32
+
+
+def never_finite(*arguments: Any, **options: Any) -> StepLoss:
+    loss = denoising_loss(*arguments, **options)
+    return replace(loss, total=loss.total * float("inf"))
+
+
+def train_on_infinity(context: ParallelContext, settings: list[str]) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        if context.rank == 1:
+            patch.setattr(trainer, "denoising_loss", never_finite)
+        return train_in_turn(context, [settings])[0]
+
+
+def test_run_stops_when_steps_are_skipped_without_end(settings: list[str], tmp_path: Path) -> None:
+    for answer in run_on_ranks(
+        train_on_infinity, 2, [*settings, "run.steps=40", "defence.bad_steps=5"], expert_parallel=2
+    ):
+        assert answer == (
+            "the last 5 steps to step 5 were bad (defence.bad_steps) and there is no checkpoint to go back "
+            "to; "
+            "lower optimizer.learning_rate, or look at the samples that the log names"
+        )
+    lines = read_lines(tmp_path / "run")
+    assert list(lines) == list(range(1, 6)) and all(
+        line["optimizer/skipped_steps"] == 1.0 for line in lines.values()
+    )
+    assert {tuple(line["moe/threshold/1"]) for line in lines.values()} == {(0.0,) * 4}
+
+
+def no_space_from_step_8(store: CheckpointStore, unfinished: Path, final: Path, *arguments: Any) -> None:
+    if final.name >= "step_00000008":
+        raise OSError(errno.ENOSPC, "No space left on device")
+    complete(store, unfinished, final, *arguments)
+
+
+def train_on_a_full_disk(context: ParallelContext, settings: list[str]) -> list[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CheckpointStore, "_complete", no_space_from_step_8)
+        return train_in_turn(context, [settings])
+
+
+def test_a_run_that_goes_on_over_a_full_disk_does_not_end_as_if_all_were_saved(
+    settings: list[str], tmp_path: Path
+) -> None:
+    run = [*settings, "run.steps=12", "checkpoint.on_write_error=continue"]
+    for (answer,) in run_on_ranks(train_on_a_full_disk, 2, run, expert_parallel=2):
+        assert (
+            answer
+            == f"the last checkpoint was not written (the log says why), so {tmp_path / 'run'} lacks the "
+            "last steps"
+        )
+    assert list(read_lines(tmp_path / "run"))[-1] == 12
+    assert [path.name for path in complete_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000004"]
+    train_runs((2, 2), run)  # with room again
+
+
+def test_a_run_directory_that_cannot_be_is_a_wrong_setting(
+    settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(context_module, "adopt_launcher_variables", lambda: 0)
+    (tmp_path / "file").touch()
+    assert run(tiny_config([*settings, f"run.directory={tmp_path / 'file'}"])) == 2
+    assert f"run.directory is '{tmp_path / 'file'}', which cannot be written to" in capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_with_another_autoencoder_of_the_same_shape(
+    settings: list[str], tmp_path: Path
+) -> None:
+    for name, scale in (("one", 1.0), ("other", 2.0)):
+        tiny_model(scaling_factor=scale).save_pretrained(tmp_path / name)
+    run = [
+        *settings,
+        "run.steps=4",
+        "autoencoder.kind=kl",
+        "model.channels=16",
+        "model.image_size=32",
+        "model.patch_size=2",
+    ]
+    first, second = ([*run, f"autoencoder.path={tmp_path / name}"] for name in ("one", "other"))
+    ((_, answer),) = run_on_ranks(train_in_turn, 1, [first, [*second, "run.steps=5"]], expert_parallel=1)
+    assert "autoencoder.fingerprint was '" in answer and answer.count("', is '") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "is_traced"),
+    [(RunError("all is said"), False), (OSError(28, "No space left"), False), (IndexError("7"), True)],
+)
+def test_only_a_failure_that_nobody_foresaw_is_told_with_its_traceback(
+    settings: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    is_traced: bool,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(context_module, "adopt_launcher_variables", lambda: 0)
+    monkeypatch.setattr(context_module, "initialize", lambda **_: None)
+    monkeypatch.setattr(module, "train", fail)
+    handlers = [(signum, signal.getsignal(signum)) for signum in SIGNALS]
+    try:
+        assert run(tiny_config(settings)) == 1
+    finally:
+        for signum, handler in handlers:
+            signal.signal(signum, handler)
+    told = capsys.readouterr().err
+    assert str(error) in told and ("Traceback" in told) == is_traced
