@@ -11,7 +11,7 @@ from diffmoe_scale.prepare.resumable import resumable
 
 EXAMPLES = """examples:
   python tools/cache_features.py --config configs/captions_64.yaml --input 'shards/train-*.tar' \\
-      --output features autoencoder.kind=kl autoencoder.path=sd-vae
+      --output features autoencoder.kind=diffusers autoencoder.path=sd-vae
   torchrun --nproc-per-node 8 tools/cache_features.py --config my.yaml --input 'shards/*.tar' \\
       --output features
 settings: `python -m diffmoe_scale.pretrain --help` lists them.

@@ -151,7 +151,7 @@ def test_a_shard_without_a_good_picture_is_an_empty_one(
     ("changed", "message"),
     [
         (["autoencoder.kind=pixels", "autoencoder.path="], "pixels need no cache"),
-        (["model.image_size=18"], "a multiple of 4"),
+        (["model.image_size=18"], "a multiple of 8"),
         (
             [*BUCKETS, "buckets.step=4"],
             "buckets.step is 4; expected a multiple of 8: the autoencoder's factor 4 times",

@@ -105,8 +105,8 @@ def _kl_scale(model: Any) -> tuple[Tensor, Tensor]:
     if config.scaling_factor != 1.0:
         logger.warning(
             "autoencoder.path: latents are (z - latents_mean) * scaling_factor / latents_std with "
-            "scaling_factor %s, as in diffusers' pipelines of SDXL; REPA-E's folders are meant without scaling_factor: "
-            "autoencoder.normalization=statistics",
+            "scaling_factor %s, as in diffusers' pipelines of SDXL; REPA-E's folders are meant without "
+            "scaling_factor: autoencoder.normalization=statistics",
             config.scaling_factor,
         )
     return torch.tensor(means), config.scaling_factor / torch.tensor(deviations)
