@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from diffmoe_scale.cli.arguments import add_model_arguments
 from diffmoe_scale.cli.command import command_parser, run_command
+from diffmoe_scale.cli.output import check_output
 
 MAX_PROMPTS = 1_000_000
 
@@ -40,6 +41,8 @@ def run(parsed: argparse.Namespace) -> None:
         )
     check_seed(parsed.seed)
     pipeline = load_pipeline(parsed.checkpoint, weights=parsed.weights, settings=parsed.settings)
+    for written in (pipeline.directory.evaluation, pipeline.directory.report):
+        check_output("--checkpoint", written)
     if pipeline.config.model.conditioning == "text" and not parsed.anyway:
         check_captions(pipeline.config, pipeline.directory.tokenizer)
     result = evaluate(pipeline, pipeline.config.sampling, prompts_per_suite=parsed.prompts, seed=parsed.seed)

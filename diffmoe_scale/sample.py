@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from diffmoe_scale.cli.arguments import add_model_arguments
 from diffmoe_scale.cli.command import command_parser, run_command, user_path
+from diffmoe_scale.cli.output import check_output
 
 EXAMPLES = """examples:
   sample --checkpoint runs/demo --prompt "a red circle" --count 8
@@ -72,6 +73,8 @@ def run(parsed: argparse.Namespace) -> None:
     if not rows:
         raise ValueError("nothing to draw: give --prompt, --prompts or, for a model of classes, --label")
     output = choose_output(parsed.output, parsed.format, num_pictures=len(rows) * parsed.count)
+    if output.path is not None:
+        check_output("--output", output.path, is_folder=not (output.is_single or output.is_grid))
     pipeline = load_pipeline(parsed.checkpoint, weights=parsed.weights, settings=parsed.settings)
     conditioning = pipeline.config.model.conditioning
     if any(isinstance(row, int) != (conditioning == "class") for row in rows):
@@ -86,6 +89,8 @@ def run(parsed: argparse.Namespace) -> None:
     latent_shape(pipeline.networks, pipeline.config.sampling)
     name = f"sample-step{pipeline.step}-seed{parsed.seed}"
     default = pipeline.directory.samples / name
+    if output.path is None:
+        check_output("the default --output", default, is_folder=True)
     print("\n".join(write_pictures(pipeline, requests, output, default=default, columns=parsed.count)))
 
 

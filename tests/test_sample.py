@@ -157,6 +157,8 @@ def test_what_cannot_be_drawn_is_an_error_that_says_what_can(run: Path, tmp_path
         "x.gif is no kind of picture that is written": [*here, *prompt, "--output", str(tmp_path / "x.gif")],
         "x.jpg is one file for 4 pictures": [*here, *prompt, "--output", str(tmp_path / "x.jpg")],
         "file is a file; expected a folder": [*here, *prompt, "--output", str(tmp_path / "file")],
+        "file/x cannot be written: ": [*here, *prompt, "--output", str(tmp_path / "file/x")],
+        "file/x.png cannot be written: ": [*here, *prompt, "--output", str(tmp_path / "file/x.png")],
         "x.png and --format webp differ": [
             *[*here, *prompt, "--count", "1", "--output", str(tmp_path / "x.png")],
             *["--format", "webp"],

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from diffmoe_scale.bench.options import CheckpointOptions
-from diffmoe_scale.cli.command import command_parser, run_command, user_path
+from diffmoe_scale.cli.command import command_parser, output_file, output_folder, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,8 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--steps", type=int, default=2, help="steps between saves (2)")
     add("--threads", type=int, default=2, help="CPU threads (2)")
     text = "where checkpoints are written and removed again; the machine's temporary folder if none"
-    add("--folder", type=user_path, help=text)
-    add("--output", type=user_path, help="JSON file")
+    add("--folder", type=output_folder, help=text)
+    add("--output", type=output_file, help="JSON file")
     return run_command(parser, measure, arguments)
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from diffmoe_scale.bench.options import DataOptions
-from diffmoe_scale.cli.command import command_parser, run_command, user_path
+from diffmoe_scale.cli.command import command_parser, output_file, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--samples", type=int, default=1024, help="samples a round (default: 1024)")
     add("--batch", type=int, default=64, help="samples a batch (default: 64)")
     add("--rounds", type=int, default=7, help="rounds (default: 7)")
-    add("--output", type=user_path, help="JSON file")
+    add("--output", type=output_file, help="JSON file")
     return run_command(parser, measure, arguments)
 
 

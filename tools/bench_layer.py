@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from diffmoe_scale.bench.options import USUAL_SHAPES, LayerOptions, LayerShape
-from diffmoe_scale.cli.command import command_parser, run_command, user_path
+from diffmoe_scale.cli.command import command_parser, output_file, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--device", choices=("cpu", "cuda"), default="", help="(cuda if there is one)")
     text = "above 1: measure the selection in a pool over this many ranks instead (1)"
     add("--ranks", type=int, default=1, help=text)
-    add("--output", type=user_path, help="JSON file")
+    add("--output", type=output_file, help="JSON file")
     return run_command(parser, measure, arguments)
 
 

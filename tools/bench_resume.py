@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from diffmoe_scale.bench.options import ResumeOptions
-from diffmoe_scale.cli.command import command_parser, run_command, user_path
+from diffmoe_scale.cli.command import command_parser, output_file, output_folder, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,8 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--samples", type=int, default=10_000, help="samples of each shard (default: 10000)")
     add("--shuffle-block", type=int, default=64, help="data.shuffle_block (default: 64)")
     text = "where to make the data set, and leave it; otherwise a temporary folder"
-    add("--folder", type=user_path, help=text)
-    add("--output", type=user_path, help="JSON file")
+    add("--folder", type=output_folder, help=text)
+    add("--output", type=output_file, help="JSON file")
     return run_command(parser, measure, arguments)
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from diffmoe_scale.bench.options import StepOptions
-from diffmoe_scale.cli.command import command_parser, run_command, user_path
+from diffmoe_scale.cli.command import command_parser, output_file, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = "format of weights and activations (fp32)"
     add("--dtype", choices=("fp32", "bf16"), default="fp32", help=text)
     add("--device", choices=("cpu", "cuda"), default="", help="(cuda if there is one)")
-    add("--output", type=user_path, help="JSON file")
+    add("--output", type=output_file, help="JSON file")
     return run_command(parser, measure, arguments)
 
 

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from diffmoe_scale.cli.command import command_parser, run_command, user_path
+from diffmoe_scale.cli.command import command_parser, output_folder, run_command, user_path
 from diffmoe_scale.prepare.resumable import resumable
 
 EXAMPLES = """examples:
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "shards of pictures: a path, glob or brace list; may be given several times"
     add("--input", action="append", required=True, help=text)
     text = "folder to make, with shards of the same names"
-    add("--output", type=user_path, required=True, help=text)
+    add("--output", type=output_folder, required=True, help=text)
     text = "stored numbers (default: bf16; fp8 is e4m3, half the size)"
     add("--precision", choices=("bf16", "fp8"), default="bf16", help=text)
     add("--batch", type=int, default=32, help="pictures encoded at once (default: 32)")

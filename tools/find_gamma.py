@@ -14,6 +14,7 @@ from dataclasses import asdict
 
 from diffmoe_scale.cli.arguments import add_model_arguments
 from diffmoe_scale.cli.command import command_parser, run_command, user_path
+from diffmoe_scale.cli.output import check_output
 from diffmoe_scale.files import replace_file
 
 MAX_IMAGES = 1_000_000
@@ -58,6 +59,7 @@ def run(parsed: argparse.Namespace) -> None:
     check_seed(parsed.seed)
     rows = read_prompt_file(parsed.prompts)[: parsed.images] if parsed.prompts else []
     model = load_pipeline(parsed.checkpoint, weights=parsed.weights, settings=parsed.settings)
+    check_output("--checkpoint", model.directory.gamma)
     prompts = [row.prompt for row in rows] or choose_prompts(
         model.config, parsed.images, given=parsed.settings
     )

@@ -5,7 +5,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from diffmoe_scale.cli.command import command_parser, run_command, user_path
+from diffmoe_scale.cli.command import command_parser, output_file, run_command, user_path
 from diffmoe_scale.config.check import require
 
 EXAMPLES = """examples:
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--config", type=user_path, help=text)
     text = "samples to read, spread evenly over the shards (default: 2000; 0: all)"
     add("--samples", type=int, default=2000, help=text)
-    add("--html", type=user_path, help="page to write (default: none)")
+    add("--html", type=output_file, help="page to write (default: none)")
     add("settings", nargs="*", metavar="key.sub=value", help="settings that override the file's")
     return run_command(parser, _inspect, arguments)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from diffmoe_scale.cli.command import command_parser, run_command, user_path
+from diffmoe_scale.cli.command import command_parser, output_folder, run_command
 from diffmoe_scale.prepare.resumable import resumable
 from diffmoe_scale.scenes.scenes import Level, Split, draw_scene
 from diffmoe_scale.scenes.shapes import render
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "Same arguments, same bytes.",
     )
     add = parser.add_argument
-    add("--output", type=user_path, required=True, help="folder to make")
+    add("--output", type=output_folder, required=True, help="folder to make")
     add("--train", type=int, default=40_000, help="training samples (default: 40000)")
     add("--validation", type=int, default=1_000, help="validation samples (default: 1000)")
     text = "easy: large objects; full: small ones too, anywhere (default: easy)"

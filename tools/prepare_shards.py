@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from diffmoe_scale.cli.command import command_parser, run_command, user_path
+from diffmoe_scale.cli.command import command_parser, output_folder, run_command, user_path
 from diffmoe_scale.prepare.place import CAPTION_COLUMNS, IMAGE_COLUMNS
 from diffmoe_scale.prepare.resumable import resumable
 
@@ -43,7 +43,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--input", type=user_path, required=True, help=INPUT)
-    add("--output", type=user_path, required=True, help="folder to make, of train-*.tar and validation-*.tar")
+    add(
+        "--output",
+        type=output_folder,
+        required=True,
+        help="folder to make, of train-*.tar and validation-*.tar",
+    )
     names = ", ".join(IMAGE_COLUMNS)
     text = f"image paths in a table (default: the first there is of {names})"
     add("--image-column", default="", help=text)

@@ -15,12 +15,14 @@ A command is a parser and a function of the parsed arguments:
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any  # argparse hands values of any type to an action
 
 from diffmoe_scale import __version__
+from diffmoe_scale.cli.output import check_output, explain_os_error, name_of
 from diffmoe_scale.config.check import RunError
+from diffmoe_scale.config.section import expand_home
 from diffmoe_scale.telemetry.log import setup_tool_logging
 
 OK, FAILED, WRONG_USE, TRY_AGAIN, INTERRUPTED = 0, 1, 2, 75, 130
@@ -57,13 +59,24 @@ def command_parser(
 
 
 def user_path(text: str) -> Path:
-    """A path argument: `~` is the home folder. Raises: ValueError if it is empty or holds a NUL."""
+    """A path argument: `~` is the home folder. Raises: ArgumentTypeError if it is empty or holds a NUL."""
     if not text.strip() or "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r} is no path; expected the name of a file or folder")
     try:
-        return Path(text).expanduser()
-    except RuntimeError as error:  # ~NAME of a user who does not exist
-        raise argparse.ArgumentTypeError(f"{text!r} is no path: {error}") from error
+        return Path(expand_home(text, "it"))
+    except ValueError as error:  # ~NAME of a user who does not exist
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def output_file(text: str) -> Path:
+    """The type of an argument that names a file to write: before the work, `run_command` looks whether it
+    can."""
+    return user_path(text)
+
+
+def output_folder(text: str) -> Path:
+    """The same of a folder."""
+    return user_path(text)
 
 
 def run_command(
@@ -74,29 +87,42 @@ def run_command(
     """Parse the arguments, do the work, and return the exit code of the process.
 
     0: done (or what `work` returned). 1: a failure while running. 2: a wrong setting, argument or path.
-    130: Ctrl-C. Foreseen errors are one line on stderr without a traceback; an unforeseen one keeps its
-    traceback (and Python's exit code 1).
+    130: Ctrl-C. A path that cannot be written is refused before the work. Foreseen errors are one line on
+    stderr without a traceback; an unforeseen one keeps its traceback (and Python's exit code 1).
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # an ASCII locale must not end a command
     setup_tool_logging()
+    given: dict[str, object] = {}
     try:
         parsed = parser.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments)
+        given |= vars(parsed)
+        _check_outputs(parser, given)
         code = work(parsed) or OK
         if sys.stdout is not None:
             sys.stdout.flush()  # a reader who left, or a full disk, is noticed before the interpreter's end
         return code
     except BrokenPipeError:
         return _reader_left()
-    except (ValueError, *WRONG_PATH) as error:
-        return _tell(error, WRONG_USE)
-    except (RunError, OSError) as error:
-        code = _tell(error, FAILED)
+    except OSError as error:
+        code = WRONG_USE if isinstance(error, WRONG_PATH) else FAILED
+        _tell(explain_os_error(error, parser, given), code)
         _discard_output()
         return code
+    except (ValueError, RunError) as error:
+        return _tell(error, WRONG_USE if isinstance(error, ValueError) else FAILED)
     except KeyboardInterrupt:
         return _tell("interrupted", INTERRUPTED)
+
+
+def _check_outputs(parser: argparse.ArgumentParser, given: Mapping[str, object]) -> None:
+    """Raises: ValueError for an argument of the types `output_file` and `output_folder` that cannot be
+    written."""
+    for action in parser._actions:  # argparse has no public list
+        path = given.get(action.dest)
+        if action.type in (output_file, output_folder) and isinstance(path, Path):
+            check_output(name_of(action), path, is_folder=action.type is output_folder)
 
 
 def _tell(error: object, code: int) -> int:

@@ -15,6 +15,7 @@ from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.parallel import ParallelConfig
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
+from diffmoe_scale.config.section import expand_home
 from diffmoe_scale.model.denoiser import Denoiser
 from diffmoe_scale.model.networks import Networks, build_networks
 from diffmoe_scale.parallel.context import ParallelContext, initialize
@@ -48,7 +49,7 @@ def load_pipeline(path: Path | str, *, weights: str = "ema", settings: Sequence[
 
     Raises: ValueError if there is no complete checkpoint, it is damaged, or it does not fit RUN/config.yaml.
     """
-    path = Path(path).expanduser()
+    path = Path(expand_home(str(path), "the path of a run"))
     if weights not in WEIGHTS:
         raise ValueError(f"weights are {weights!r}; expected one of {', '.join(WEIGHTS)}")
     is_checkpoint = path.absolute().parent.name == "checkpoints"

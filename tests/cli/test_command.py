@@ -122,4 +122,7 @@ def test_output_that_cannot_be_written_is_one_line_and_exit_code_1():
             check=False,
             env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         )
-    assert (result.returncode, result.stderr) == (1, "error: [Errno 28] No space left on device\n")
+    assert (result.returncode, result.stderr) == (
+        1,
+        "error: No space left on device; free space there, or choose another disk\n",
+    )
