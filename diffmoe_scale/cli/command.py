@@ -41,8 +41,8 @@ def command_parser(
 ) -> argparse.ArgumentParser:
     """A parser with `--version`. `epilog` is printed as it is, below the arguments: examples.
 
-    `describe_settings` gives the text about one section of the settings, or about all for "", and raises
-    ValueError for an unknown section. With it `--help` prints all, and `--help SECTION` that one alone.
+    `describe_settings` gives the text about one section of the settings, one setting, or all for "", and
+    raises ValueError for an unknown one. With it `--help` prints all, and `--help SECTION` that one alone.
     """
     parser = argparse.ArgumentParser(
         prog=name,
@@ -161,7 +161,8 @@ class _SettingsHelp(argparse.Action):
             nargs="?",
             const="",
             metavar="SECTION",
-            help="print this help and end; with a SECTION, such as optimizer, its settings alone",
+            help="print this help and end; with a SECTION, such as optimizer, its settings alone; with a "
+            "setting, such as run.steps, that one",
         )
         self.describe_settings = describe_settings
 

@@ -3,37 +3,50 @@
 import ast
 import dataclasses
 import inspect
+from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints  # Any: defaults of all settings
 
 import yaml
 
-from diffmoe_scale.config.keys import sections
+from diffmoe_scale.config.keys import check_keys, sections
 from diffmoe_scale.config.section import Range, Section, marks_of
 
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
-def describe_config(section: str = "") -> str:
-    """The settings of one section, or of all.
+def describe_config(name: str = "") -> str:
+    """The settings of one section, one setting (`run.steps`), or all.
 
-    Raises: ValueError if there is no such section.
+    Raises: ValueError if there is no such section or setting.
     """
     known = sections()
+    section, _, setting = name.strip().partition("=")[0].partition(".")
     if section and section not in known:
-        raise ValueError(f"--help {section}: there is no such section; expected one of {', '.join(known)}")
+        raise ValueError(f"--help {name}: there is no such section; expected one of {', '.join(known)}")
+    if setting:
+        check_keys({section: {setting: None}})
+        return "\n".join(_describe_settings(section, known[section], [setting]))
     chosen = {section: known[section]} if section else known
     return "\n".join(line for name, kind in chosen.items() for line in _describe(name, kind))
 
 
 def _describe(name: str, kind: type[Section]) -> list[str]:
-    lines = [f"\n{name}: {inspect.cleandoc(kind.__doc__ or '')}".replace("\n    ", " ")]
+    title = f"\n{name}: {inspect.cleandoc(kind.__doc__ or '')}".replace("\n    ", " ")
+    return [title, *_describe_settings(name, kind, list(_field_docstrings(kind)))]
+
+
+def _describe_settings(section: str, kind: type[Section], names: Sequence[str]) -> list[str]:
+    """Name, default, range and meaning of some settings."""
+    lines = []
     meanings, types, marks = _field_docstrings(kind), get_type_hints(kind), marks_of(kind)
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]  # sections are dataclasses
+        if field.name not in names:
+            continue
         default = _as_yaml(
             field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         )
         allowed = _allowed(types[field.name], marks[field.name])
-        lines.append(f"  {name}.{field.name}={default}{allowed}\n      {meanings[field.name]}")
+        lines.append(f"  {section}.{field.name}={default}{allowed}\n      {meanings[field.name]}")
     return lines
 
 

@@ -113,3 +113,34 @@ def test_file_that_is_no_config_is_an_error_with_its_name(tmp_path: Path, text: 
 
 def test_help_describes_every_setting() -> None:
     assert "run.steps=1000" in describe_config() and "Optimizer steps." in describe_config()
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("run.steps", "run.steps=1000"),
+        ("moe.router", "moe.router=diffmoe   [diffmoe, "),
+        ("optimizer.learning_rate=1", "optimizer.learning_rate="),
+        ("data.train", "data.train=[]"),
+    ],
+)
+def test_help_describes_one_setting_by_its_name(name: str, shown: str) -> None:
+    text = describe_config(name)
+    assert text.strip().startswith(shown) and text.count("\n") == 1, text
+    assert text.splitlines()[1].strip()
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("run.step", "did you mean run.steps?"),
+        ("rum.steps", "there is no such section"),
+        ("run.", "run:"),
+    ],
+)
+def test_help_of_an_unknown_setting_names_the_nearest(name: str, sentence: str) -> None:
+    try:
+        text = describe_config(name)
+    except ValueError as error:
+        text = str(error)
+    assert sentence in text
