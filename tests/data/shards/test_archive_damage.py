@@ -147,11 +147,11 @@ def test_concatenated_archives_are_read_on_with_a_problem(tmp_path: Path) -> Non
     assert [problem.kind for problem in problems] == ["broken header"]
 
 
-def _with_field(path: Path, name: str, *, size: bytes) -> None:
-    """Write a size field as it is, with a right checksum."""
+def _with_field(path: Path, name: str, *, size: bytes, kind: bytes = tarfile.REGTYPE) -> None:
+    """Write a size field as it is, and a type, with a right checksum."""
     position = header_offset(path, name)
     block = bytearray(path.read_bytes()[position : position + BLOCK])
-    block[124:136] = size
+    block[124:136], block[156:157] = size, kind
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
     overwrite(path, position, bytes(block))
@@ -176,6 +176,20 @@ def test_sizes_in_headers(tmp_path: Path, size: bytes, problem: str) -> None:
     members, problems = _read(path)
     kept = files if not problem else {"0.png": b"0" * 9, "2.png": b"2" * 9}
     assert members == kept and [found.kind for found in problems] == ([problem] if problem else [])
+
+
+@pytest.mark.parametrize("size", [b"\xff" * 12, b"\xff" * 8 + b"\xff\xff\xf0\x00"])
+@pytest.mark.parametrize("kind", [b"Q", tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_size_below_zero_is_a_broken_header_whatever_the_type(
+    tmp_path: Path, size: bytes, kind: bytes
+) -> None:
+    files = {"0.png": b"0" * 9, "1.png": b"1" * 9, "2.png": b"2" * 9}
+    path = tmp_path / "a.tar"
+    path.write_bytes(_pack(files))
+    _with_field(path, "1.png", size=size, kind=kind)
+    members, problems = _read(path)
+    assert list(members) == ["0.png", "2.png"]
+    assert [problem.kind for problem in problems] == ["broken header"]
 
 
 @pytest.mark.parametrize(
@@ -210,6 +224,17 @@ def test_a_pax_header_that_breaks_off_is_a_problem(tmp_path: Path) -> None:
     path.write_bytes(data.replace(b" path=", b" pa\0h=").replace(b"164 pa\0h=", b"964 path="))
     members, problems = _read(path)
     assert len(members) == 1 and [problem.kind for problem in problems] == ["broken extension"]
+
+
+def test_a_long_name_is_that_of_the_next_file_and_of_no_header_between(tmp_path: Path) -> None:
+    name, between = "n" * 150 + ".png", b""
+    data = _pack({name: b"data"}, tarfile.GNU_FORMAT)
+    for kind in (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE):
+        header = tarfile.TarInfo("between")
+        header.type = kind
+        between += header.tobuf()
+    (tmp_path / "a.tar").write_bytes(data[: 2 * BLOCK] + between + data[2 * BLOCK : -2 * BLOCK])
+    assert _read(tmp_path / "a.tar") == ({name: b"data"}, [])
 
 
 def test_a_member_of_unknown_type_is_a_problem(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 from pathlib import Path
@@ -5,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from diffmoe_scale.data.shards.catalog import ShardCatalog
+from diffmoe_scale.data.shards.patterns import expand_patterns
 from diffmoe_scale.data.shards.record import record_shards
 from tests.data.samples import make_sample, write_shard
+from tests.data.shards.servers import COUNTS, Server, cached_copies, make_remote
 
 Log = pytest.LogCaptureFixture
 
@@ -66,6 +69,48 @@ def test_a_shard_that_was_only_written_again_is_an_information(tmp_path: Path, m
     start(tmp_path)
     ((level, text),) = told(messages)
     assert level == "INFO" and "1 shards were written again" in text
+
+
+def test_other_bytes_are_a_change_and_a_rewrite_beside_it_is_said_too(tmp_path: Path, messages: Log) -> None:
+    write(tmp_path / "a.tar", 3)
+    write(tmp_path / "b.tar", 3)
+    start(tmp_path)
+    before = (tmp_path / "a.tar").stat().st_size
+    write_shard(
+        tmp_path / "a.tar", {str(row): make_sample(0, row) | {"txt": b"x" * 20_000} for row in range(3)}
+    )
+    os.utime(tmp_path / "b.tar", ns=(1, 1))
+    start(tmp_path)
+    (_, changed), (level, rewritten) = told(messages)
+    now = (tmp_path / "a.tar").stat().st_size
+    assert f"1 shards changed since the last start: a.tar ({before} bytes, now {now})." in changed
+    assert level == "INFO" and rewritten.endswith("with the same size: b.tar; their contents may differ")
+
+
+def test_shards_in_another_order_are_said(tmp_path: Path, messages: Log) -> None:
+    paths = [tmp_path / "a.tar", tmp_path / "b.tar"]
+    for path in paths:
+        write(path, 3)
+    start(tmp_path)
+    record_shards(ShardCatalog(paths[::-1]), tmp_path / "shards.json")
+    ((level, text),) = told(messages)
+    assert level == "WARNING" and text.startswith("the shards changed their order since the last start")
+
+
+def test_shards_behind_a_server_are_known_by_url_and_size_without_a_copy(
+    tmp_path: Path, server: Server, messages: Log
+) -> None:
+    for _ in range(2):
+        remote = make_remote(tmp_path)
+        urls = [f"{server.url}/shard-000.tar"]
+        catalog = ShardCatalog(expand_patterns(urls, remote), remote=remote)
+        for copy in cached_copies(tmp_path):
+            copy.unlink()
+        record_shards(catalog, tmp_path / "shards.json")
+    assert told(messages) == []
+    size = (tmp_path / "served" / "shard-000.tar").stat().st_size
+    (record,) = json.loads((tmp_path / "shards.json").read_bytes())["shards"]
+    assert record == {"name": urls[0], "samples": COUNTS[0], "bytes": size, "mtime_ns": 0}
 
 
 @pytest.mark.parametrize(

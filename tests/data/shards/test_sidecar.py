@@ -160,7 +160,9 @@ def test_sizes_of_pictures_that_were_replaced_by_others_as_long_are_read_anew(tm
         assert find_sizes(catalog, 0, has_features=False)[0].tolist() == [[size[1], size[0]]]
 
 
-@pytest.mark.parametrize("sizes", [np.ones((3, 2), np.uint32), np.ones((4, 2)), np.ones(8, np.uint32)])
+@pytest.mark.parametrize(
+    "sizes", [np.ones((3, 2), np.uint32), np.ones((4, 2)), np.ones((4, 3), np.uint32), np.ones(4, np.uint32)]
+)
 def test_sizes_of_another_shape_are_read_anew(tmp_path: Path, sizes: np.ndarray) -> None:
     (path,) = write_shards(tmp_path, [4])
     catalog = ShardCatalog([path])
