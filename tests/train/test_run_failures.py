@@ -6,13 +6,14 @@ from typing import Any  # lines of metrics.jsonl
 
 import pytest
 
+from diffmoe_scale import pretrain
 from diffmoe_scale.checkpoint.manifest import complete_checkpoints
 from diffmoe_scale.checkpoint.store import CheckpointStore
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.parallel import context as context_module
+from diffmoe_scale.parallel import launcher
 from diffmoe_scale.parallel.context import ParallelContext
-from diffmoe_scale.pretrain import run
 from diffmoe_scale.train import run as module
 from diffmoe_scale.train import trainer
 from diffmoe_scale.train.loss import StepLoss, denoising_loss
@@ -94,13 +95,14 @@ def test_a_run_that_goes_on_over_a_full_disk_does_not_end_as_if_all_were_saved(
     train_runs((2, 2), run)  # with room again
 
 
-def test_a_run_directory_that_cannot_be_is_a_wrong_setting(
-    settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_run_directory_that_fails_after_the_check_is_a_wrong_setting(
+    settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(context_module, "adopt_launcher_variables", lambda: 0)
+    monkeypatch.setattr(launcher, "adopt_launcher_variables", lambda: 0)
+    monkeypatch.setattr(pretrain, "check_places", lambda _: None)
     (tmp_path / "file").touch()
-    assert run(tiny_config([*settings, f"run.directory={tmp_path / 'file'}"])) == 2
-    assert f"run.directory is '{tmp_path / 'file'}', which cannot be written to" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"run\.directory is '.*/file', which cannot be written to"):
+        pretrain.run(tiny_config([*settings, f"run.directory={tmp_path / 'file'}"]))
 
 
 def test_a_run_does_not_go_on_with_another_autoencoder_of_the_same_shape(
@@ -135,12 +137,12 @@ def test_only_a_failure_that_nobody_foresaw_is_told_with_its_traceback(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(context_module, "adopt_launcher_variables", lambda: 0)
+    monkeypatch.setattr(launcher, "adopt_launcher_variables", lambda: 0)
     monkeypatch.setattr(context_module, "initialize", lambda **_: None)
     monkeypatch.setattr(module, "train", fail)
     handlers = [(signum, signal.getsignal(signum)) for signum in SIGNALS]
     try:
-        assert run(tiny_config(settings)) == 1
+        assert pretrain.run(tiny_config(settings)) == 1
     finally:
         for signum, handler in handlers:
             signal.signal(signum, handler)
