@@ -67,14 +67,16 @@ def even_routing(config: Config) -> Config:
 
 
 def keep_distinct_blocks(network: Denoiser) -> list[int]:
-    """Leave out the blocks that are built as an earlier one is. How many there were of each that is left."""
-    kinds: dict[object, list[nn.Module]] = {}
+    """Leave out the blocks that are built as an earlier one is. Which of those that are left each block was
+    built as."""
+    kinds: dict[object, tuple[int, nn.Module]] = {}
+    order = []
     for block in network.transformer.blocks:
-        kind = tuple((name, type(module)) for name, module in block.named_modules())
+        modules = tuple((name, type(module)) for name, module in block.named_modules())
         shapes = tuple((name, parameter.shape) for name, parameter in block.named_parameters())
-        kinds.setdefault((kind, shapes), []).append(block)
-    network.transformer.blocks = nn.ModuleList(blocks[0] for blocks in kinds.values())
-    return [len(blocks) for blocks in kinds.values()]
+        order.append(kinds.setdefault((modules, shapes), (len(kinds), block))[0])
+    network.transformer.blocks = nn.ModuleList(block for _, block in kinds.values())
+    return order
 
 
 def latent_shape(config: Config) -> tuple[int, int, int]:
@@ -109,11 +111,14 @@ def step_inputs(config: Config, num_samples: int) -> tuple[Tensor, Tensor, Condi
 
 
 def _frozen_features(config: Config, num_samples: int) -> TextFeatures:
-    (widths,) = stream_widths(config.text)
+    """On the default device."""
     max_tokens = config.text.max_tokens
-    stream = TextStream(
-        tokens_BLT=torch.empty(num_samples, max_tokens, widths.token),
-        mask_BL=torch.empty(num_samples, max_tokens, dtype=torch.bool),
-        pooled_BV=torch.empty(num_samples, widths.pooled),
+    streams = (
+        TextStream(
+            tokens_BLT=torch.empty(num_samples, max_tokens, widths.token),
+            mask_BL=torch.empty(num_samples, max_tokens, dtype=torch.bool),
+            pooled_BV=torch.empty(num_samples, widths.pooled) if widths.pooled else None,
+        )
+        for widths in stream_widths(config.text)
     )
-    return TextFeatures((stream,))
+    return TextFeatures(tuple(streams))

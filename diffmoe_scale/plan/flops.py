@@ -64,7 +64,7 @@ def count_flops(config: Config, *, num_samples: int | None = None) -> Flops:
     plain = even_routing(plain_experts(config))
     plain = replace(plain, model=replace(plain.model, activation_checkpointing="none"))
     network = build_denoiser(plain)
-    numbers = keep_distinct_blocks(network)
+    numbers = Counter(keep_distinct_blocks(network))
     with FlopCounter(numbers) as counter, counter.parts_of(network):
         network(*step_inputs(config, count), Selection())
     forward = {part: number / count for part, number in counter.forward.items()}
@@ -82,12 +82,12 @@ def count_flops(config: Config, *, num_samples: int | None = None) -> Flops:
 class FlopCounter(TorchFunctionMode):
     """Counts matrix products and attention of what is called inside, by the part that calls it.
 
-    Block i stands for `numbers[i]` of its kind.
+    A block stands for `numbers` of its kind.
     """
 
-    def __init__(self, numbers: Sequence[int]) -> None:
+    def __init__(self, numbers: Mapping[int, int]) -> None:
         super().__init__()
-        self._numbers = {f"{BLOCKS}{index}": number for index, number in enumerate(numbers)}
+        self._numbers = {f"{BLOCKS}{index}": number for index, number in numbers.items()}
         self.forward: Counter[str] = Counter()
         self.backward: Counter[str] = Counter()
         self.forward_of_blocks = 0

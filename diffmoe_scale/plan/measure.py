@@ -1,0 +1,110 @@
+"""Memory of real training steps on gloo ranks of this machine, held against the plan."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffmoe_scale.config.schema import Config
+from diffmoe_scale.data.reading.batch import Batch
+from diffmoe_scale.diffusion.objective import build_objective
+from diffmoe_scale.model.condition import NUM_SIZE_CONDITIONS, Condition
+from diffmoe_scale.model.initialization import initialize_weights
+from diffmoe_scale.model.networks import NUMBER_FORMATS
+from diffmoe_scale.moe.routing import Selection
+from diffmoe_scale.nn.embeddings import position_embedding_on
+from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.plan.build import build_denoiser, latent_shape, step_inputs
+from diffmoe_scale.plan.storages import StorageTracker
+from diffmoe_scale.train.engine import Engine
+from diffmoe_scale.train.loss import denoising_loss
+
+CPU = torch.device("cpu")
+STEPS = 2
+"""The optimizer's moments are made in the first step; the second is what every other is."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Bytes of all tensors of a rank: between two steps, and the most in each part of a step."""
+
+    between: int
+    forward: int
+    backward: int
+    update: int
+
+    @property
+    def peak(self) -> int:
+        return max(self.forward, self.backward, self.update)
+
+
+def measure_on_rank(context: ParallelContext, config: Config) -> Measured:
+    """Steps of training on noise, every tensor counted. Collective over the world."""
+    position_embedding_on.cache_clear()
+    tracker = StorageTracker(CPU)
+    with tracker:
+        network = build_denoiser(config, context.megatron_groups)
+        initialize_weights(network, config.run.seed)
+        network.to(CPU, NUMBER_FORMATS[config.model.precision])
+        tracker.add_module(network)
+        engine = Engine(network, config, context)
+        for _ in range(STEPS):
+            measured = _step(engine, config, tracker)
+    return measured
+
+
+def _step(engine: Engine, config: Config, tracker: StorageTracker) -> Measured:
+    between, count = tracker.current, config.run.micro_batch
+    peaks = {"forward": 0, "backward": 0, "update": 0}
+    objective = build_objective(config.diffusion)
+
+    def note(part: str) -> None:
+        peaks[part] = max(peaks[part], tracker.peak)
+        tracker.reset_peak()
+
+    tracker.reset_peak()
+    for _ in range(engine.accumulation):
+        latents_BCHW, condition = real_inputs(config, count)
+        batch = _batch(count)
+        loss = denoising_loss(
+            engine, objective, batch, latents_BCHW, condition, seed=0, selection=Selection()
+        )
+        note("forward")
+        engine.backward(loss.total)
+        note("backward")
+    engine.step(config.optimizer.learning_rate)
+    note("update")
+    return Measured(between=between, **peaks)
+
+
+def real_inputs(config: Config, count: int) -> tuple[Tensor, Condition]:
+    """Latents and condition as `build.step_inputs` has them on `meta`, with values."""
+    _, _, condition = step_inputs(config, count)
+    latents_BCHW = torch.randn(count, *latent_shape(config))
+    labels_B = None if condition.labels_B is None else torch.zeros(count, dtype=torch.int64)
+    tokens_BL = None if condition.tokens_BL is None else torch.full(condition.tokens_BL.shape, 5)
+    text = None if condition.text is None else condition.text.map(_valued)
+    sizes_BZ = torch.zeros(count, NUM_SIZE_CONDITIONS)
+    return latents_BCHW, Condition(labels_B, sizes_BZ, text=text, tokens_BL=tokens_BL)
+
+
+def _valued(tensor: Tensor) -> Tensor:
+    """Noise, or True, of a tensor's shape."""
+    if tensor.dtype == torch.bool:
+        return torch.ones(tensor.shape, dtype=torch.bool)
+    return torch.randn(tensor.shape)
+
+
+def _batch(count: int) -> Batch:
+    """Samples without pictures: `denoising_loss` is given their latents."""
+    return Batch(
+        pixels_BHWC=None,
+        captions=[""] * count,
+        labels_B=torch.zeros(count, dtype=torch.int64),
+        weight_B=torch.ones(count),
+        indices_B=torch.arange(count),
+        keys=[str(number) for number in range(count)],
+        failures=[],
+        uncaptioned=[],
+        sizes_BZ=torch.zeros(count, NUM_SIZE_CONDITIONS),
+    )

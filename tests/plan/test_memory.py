@@ -1,0 +1,101 @@
+"""The planned memory against tensors counted in real steps of two gloo ranks, and its parts against each
+other."""
+
+import pytest
+import torch
+
+from diffmoe_scale.plan import trace as trace_module
+from diffmoe_scale.plan.build import build_denoiser
+from diffmoe_scale.plan.memory import plan_memory, walk_step
+from diffmoe_scale.plan.trace import list_parameters, trace_step
+from diffmoe_scale.plan.zero_memory import ZeroMemory, ZeroSettings
+from diffmoe_scale.train.optim import parameter_groups
+from tests.plan.layouts import config_of, measure_all
+from tests.ranks import run_on_ranks
+
+RANKS = 2
+LAYOUTS = [
+    ["parallel.zero_stage=1"],
+    ["parallel.zero_stage=2", "model.activation_checkpointing=blocks"],
+    ["parallel.zero_stage=1", "model.precision=bf16", "model.activation_checkpointing=experts"],
+    ["parallel.zero_stage=2", "model.precision=bf16", "run.global_batch=8"],
+    ["parallel.zero_stage=2", "model.conditioning=text", "model.num_classes=0", "text.width=64"],
+    ["parallel.zero_stage=1", "moe.capacity=2", "moe.shared_experts=1", "moe.activation=swiglu"],
+    ["parallel.zero_stage=2", "moe.every=1", "moe.backend=loop", "moe.expert_width_ratio=1"],
+    ["parallel.zero_stage=1", "moe.router=token_choice", "sampling.selection=static"],
+]
+
+
+@pytest.mark.parametrize("expert_parallel", [1, 2])
+def test_planned_memory_is_what_real_steps_take(expert_parallel: int) -> None:
+    layouts = [[*layout, f"parallel.expert_parallel={expert_parallel}"] for layout in LAYOUTS]
+    found = run_on_ranks(measure_all, RANKS, layouts, expert_parallel=expert_parallel, timeout_s=200)
+    for number, layout in enumerate(layouts):
+        measured = max((of_rank[number] for of_rank in found), key=lambda measured: measured.peak)
+        planned = plan_memory(config_of(*layout), ranks=RANKS, is_gpu=False)
+        assert planned.total == pytest.approx(measured.peak, rel=0.05), layout
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "blocks", "experts"])
+def test_a_block_of_each_kind_stands_for_all(checkpointing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of("model.depth=6", f"model.activation_checkpointing={checkpointing}")
+
+    def peak() -> int:
+        trace = trace_step(config, num_samples=4)
+        zero = ZeroMemory(trace.parameters, settings(), rank=0)
+        walk_step(trace, zero)
+        return zero.peak
+
+    short = peak()
+    monkeypatch.setattr(trace_module, "keep_distinct_blocks", lambda network: list(range(6)))
+    assert short == pytest.approx(peak(), rel=5e-3)
+
+
+def settings(**others: int) -> ZeroSettings:
+    numbers = {"stage": 1, "weight_bytes": 4, "ranks": 2, "expert_parallel": 1, "accumulation": 2, **others}
+    return ZeroSettings(overlaps=False, **numbers)
+
+
+def test_parameters_are_grouped_as_the_optimizer_groups_them() -> None:
+    config = config_of("optimizer.weight_decay=0.1", "model.conditioning=text", "model.num_classes=0")
+    network = build_denoiser(config)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    expected = [
+        [names[id(tensor)] for tensor in group["params"]]  # type: ignore[attr-defined]  # a list of tensors
+        for group in parameter_groups(network, config.optimizer)
+    ]
+    zero = ZeroMemory(list_parameters(network), settings(), rank=0)
+    assert [[parameter.name for parameter in group.parameters] for group in zero.groups] == expected
+
+
+def test_states_between_steps_are_those_of_the_formula() -> None:
+    """Weights, and 16 bytes for each weight that a rank owns."""
+    config = config_of("parallel.zero_stage=2", "model.precision=bf16")
+    memory = plan_memory(config, ranks=2, is_gpu=True)
+    total = sum(parameter.numel() for parameter in build_denoiser(config).parameters())
+    assert memory.weights == pytest.approx(2 * total, rel=1e-3)
+    states = memory.masters + memory.moments + memory.average
+    assert states == pytest.approx(16 * total / 2, rel=1e-3)
+
+
+def test_experts_are_split_over_the_ranks_that_share_them() -> None:
+    weights = {
+        expert_parallel: plan_memory(
+            config_of(f"parallel.expert_parallel={expert_parallel}", "run.global_batch=64"),
+            ranks=4,
+            is_gpu=True,
+        ).weights
+        for expert_parallel in (1, 2, 4)
+    }
+    experts = sum(
+        parameter.numel for parameter in list_parameters(build_denoiser(config_of())) if parameter.group[0]
+    )
+    assert weights[1] - weights[2] == pytest.approx(4 * experts / 2, rel=1e-2)
+    assert weights[2] - weights[4] == pytest.approx(4 * experts / 4, rel=1e-2)
+
+
+def test_planning_needs_no_memory_of_tensors() -> None:
+    before = torch.get_default_dtype()
+    config = config_of("model.width=4096", "model.heads=32", "moe.num_experts=64", "model.precision=bf16")
+    memory = plan_memory(config, ranks=2, is_gpu=True)
+    assert memory.weights > 30e9 and torch.get_default_dtype() == before
