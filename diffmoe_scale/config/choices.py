@@ -13,7 +13,7 @@ def follow_others(tree: dict[str, Any], words: Mapping[str, Any]) -> None:
     process named there replaces the file's, so what the file chose for its own no longer counts.
 
     Without a capacity predictor experts choose their top K in sampling, from the pool that the router has.
-    DDPM predicts noise, with its own loss and times.
+    DDPM predicts noise, with its own loss and times. Joint attention needs text tokens as wide as the model.
     """
     router = _get(tree, "moe", "router")
     if router in ROUTERS_WITHOUT_PREDICTOR and _get(tree, "moe", "num_experts") != 0:
@@ -24,6 +24,9 @@ def follow_others(tree: dict[str, Any], words: Mapping[str, Any]) -> None:
         is_changed = _get(words, "diffusion", "kind") is not None
         for key, value in (("prediction", "velocity"), ("loss", "velocity"), ("time_sampling", "uniform")):
             _choose(tree, words, "diffusion", key, value, is_forced=is_changed)
+    if _get(tree, "model", "attention") == "joint":
+        is_changed = _get(words, "model", "attention") is not None
+        _choose(tree, words, "model", "text_projection", True, is_forced=is_changed)
 
 
 def describe_choices(config: Config) -> list[str]:
@@ -40,11 +43,13 @@ def describe_choices(config: Config) -> list[str]:
             f"diffusion.prediction={diffusion.prediction}, diffusion.loss={diffusion.loss}, "
             f"diffusion.time_sampling={diffusion.time_sampling}: diffusion.kind is ddpm"
         )
+    if config.model.attention == "joint":
+        lines.append("model.text_projection=true: model.attention is joint")
     return lines
 
 
 def _choose(
-    tree: dict[str, Any], words: Mapping[str, Any], section: str, key: str, value: str, *, is_forced: bool
+    tree: dict[str, Any], words: Mapping[str, Any], section: str, key: str, value: object, *, is_forced: bool
 ) -> None:
     """Set what is not named, or is named only in the file though the command line changed what it fits."""
     if _get(words, section, key) is None and (is_forced or _get(tree, section, key) is None):

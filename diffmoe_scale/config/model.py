@@ -28,6 +28,19 @@ class ModelConfig(Section, name="model"):
     """Token width D."""
     heads: Annotated[int, Range(1, 1024)] = 4
     """Attention heads."""
+    attention: Literal["cross", "joint"] = "cross"
+    """How image tokens attend to text: `cross` after attention among themselves (in class mode that alone);
+    `joint` together with text tokens, a second stream with weights of its own in every block (MMDiT)."""
+    qk_norm: Literal["none", "rms"] = "none"
+    """Normalize the queries and keys of each head (RMSNorm with a learned scale): attention logits stay
+    bounded, which bf16 and high learning rates need in large models."""
+    positions: Literal["sincos", "rope2d"] = "sincos"
+    """How tokens know their places: `sincos` adds a fixed embedding to them; `rope2d` rotates the queries and
+    keys of attention among them, half of a head by the column and half by the row (RoPE)."""
+    modulation: Literal["block", "shared"] = "block"
+    """What time and condition do to a block (adaLN): by a linear layer of its own (DiT), or by one for all
+    blocks and a table of 6 D numbers a block (PixArt-alpha's adaLN-single), which saves 6 D^2 parameters a
+    block."""
     feed_forward_ratio: Annotated[float, Range(0, 64, excludes_low=True)] = 4.0
     """Hidden width of dense feed-forward networks over the token width."""
     text_projection: bool = False
@@ -52,10 +65,29 @@ class ModelConfig(Section, name="model"):
         )
         require(self.width % 4 == 0, "model.width", self.width, "a multiple of 4 (2-D position embedding)")
         require(
+            self.positions != "rope2d" or self.width // self.heads % 4 == 0,
+            "model.heads",
+            self.heads,
+            f"a divisor of model.width ({self.width}) with heads a multiple of 4 wide, for model.positions "
+            "'rope2d': pairs of numbers for each of two axes",
+        )
+        require(
             (self.conditioning == "class") == (self.num_classes > 0),
             "model.num_classes",
             self.num_classes,
             "above 0 exactly when model.conditioning is 'class'",
+        )
+        require(
+            self.attention == "cross" or self.conditioning == "text",
+            "model.attention",
+            self.attention,
+            "'cross': with model.conditioning 'class' there is no text to attend to",
+        )
+        require(
+            self.attention == "cross" or self.text_projection,
+            "model.text_projection",
+            self.text_projection,
+            "true: with model.attention 'joint' text tokens are as wide as the model",
         )
         require(
             self.conditioning == "text" or not self.text_projection,

@@ -15,6 +15,8 @@ class MoEConfig(Section, name="moe"):
     """Experts of a layer; 0 makes the model dense."""
     every: Annotated[int, Range(1, 1000)] = 2
     """An MoE layer in every n-th block: 2 gives blocks 1, 3, 5, ..."""
+    first_dense: Annotated[int, Range(0, 1000)] = 0
+    """The first k blocks are dense, whatever `moe.every` says."""
     router: Literal["diffmoe", "expert_choice", "token_choice"] = "diffmoe"
     """`diffmoe`: an expert takes the top K of a pool (DiffMoE eq. 6); `expert_choice`: of each sample
     (EC-DiT); `token_choice`: a token its top k."""
@@ -28,6 +30,11 @@ class MoEConfig(Section, name="moe"):
     where `moe.capacity_steps` is 0."""
     capacity_steps: Annotated[int, Range(0, 10**9), FREE] = 0
     """Steps from `moe.capacity_start` to `moe.capacity`; 0 is one capacity throughout."""
+    capacity_by_resolution: Annotated[
+        tuple[tuple[int, float], ...], Range(0, 65_536, excludes_low=True), FREE
+    ] = ()
+    """Pairs of a resolution and the capacity of images with at most the pixels of its square, for stages of
+    `buckets.resolutions` below `model.image_size`; larger images have `moe.capacity`."""
     top_k: Annotated[int, Range(1, 4096), FREE] = 1
     """Experts a token takes; for router `token_choice`."""
     balance_weight: Annotated[float, Range(0, 1000), FREE] = 0.01
@@ -72,6 +79,7 @@ class MoEConfig(Section, name="moe"):
             self.capacity_steps,
             "0 for moe.router 'token_choice'",
         )
+        self._check_capacity_by_resolution()
         require(
             0 < self.capacity_start <= self.num_experts if self.capacity_steps else self.capacity_start == 0,
             "moe.capacity_start",
@@ -96,4 +104,32 @@ class MoEConfig(Section, name="moe"):
             "moe.precision",
             self.precision,
             "'model' unless moe.backend is 'transformer_engine'",
+        )
+        require(
+            self.first_dense == 0 or (self.num_experts > 0 and self.first_dense >= self.every),
+            "moe.first_dense",
+            self.first_dense,
+            f"0, or at least moe.every ({self.every}) in a model with experts: the blocks before have none",
+        )
+
+    def _check_capacity_by_resolution(self) -> None:
+        pairs = self.capacity_by_resolution
+        resolutions = [resolution for resolution, _ in pairs]
+        require(
+            resolutions == sorted(set(resolutions)),
+            "moe.capacity_by_resolution",
+            pairs,
+            "resolutions that rise, for example [[256, 1.5], [512, 1.0]]",
+        )
+        require(
+            not pairs or self.router != "token_choice",
+            "moe.capacity_by_resolution",
+            pairs,
+            "an empty list for moe.router 'token_choice', whose tokens take moe.top_k experts",
+        )
+        require(
+            all(capacity <= self.num_experts for _, capacity in pairs),
+            "moe.capacity_by_resolution",
+            pairs,
+            f"capacities of at most moe.num_experts ({self.num_experts})",
         )

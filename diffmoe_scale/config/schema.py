@@ -56,6 +56,15 @@ class Config:
             self.moe.every,
             f"at most model.depth ({self.model.depth}), or moe.num_experts=0 for a dense model",
         )
+        last_turn = self.model.depth // self.moe.every * self.moe.every
+        require(
+            experts == 0 or self.moe.first_dense < last_turn,
+            "moe.first_dense",
+            self.moe.first_dense,
+            f"below {last_turn}, the last block with experts by moe.every and model.depth, or "
+            "moe.num_experts=0 for a dense model",
+        )
+        self._check_capacity_by_resolution()
         if self.buckets.enabled:
             size, step = self.model.image_size, self.buckets.step
             require(size % step == 0, "model.image_size", size, f"a multiple of buckets.step ({step})")
@@ -81,3 +90,18 @@ class Config:
             self.data.validation,
             "shards when telemetry.validate_every is set",
         )
+
+    def _check_capacity_by_resolution(self) -> None:
+        """Each pair is for a resolution that is trained."""
+        trained = [resolution for _, resolution in self.buckets.resolutions] or [self.model.image_size]
+        below = 0
+        for largest, _ in self.moe.capacity_by_resolution:
+            require(
+                largest < self.model.image_size
+                and any(below < resolution <= largest for resolution in trained),
+                "moe.capacity_by_resolution",
+                self.moe.capacity_by_resolution,
+                f"resolutions of buckets.resolutions ({sorted(set(trained))}) below model.image_size "
+                f"({self.model.image_size}), whose capacity is moe.capacity",
+            )
+            below = largest

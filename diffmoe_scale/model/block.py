@@ -1,20 +1,48 @@
 """One block of the transformer: self-attention, cross-attention to the caption, and a feed-forward network
 that is dense or a mixture of experts.
 
-B samples, N tokens a sample, S = B * N, D width.
+B samples, N tokens a sample, S = B * N, D width, L text tokens, T text width, M numbers of a modulation.
 """
 
+from dataclasses import dataclass
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffmoe_scale.config.model import ModelConfig
-from diffmoe_scale.encoders.text.features import TextStream
 from diffmoe_scale.moe.layer import MoELayer
 from diffmoe_scale.moe.routing import Routing, RoutingContext, Selection
 from diffmoe_scale.nn.attention import CrossAttention, SelfAttention
+from diffmoe_scale.nn.modulation import Modulation, ModulationTable
 from diffmoe_scale.nn.norms import modulate, normalize
+from diffmoe_scale.nn.rope import Rotation
+
+
+@dataclass(frozen=True)
+class BlockContext:
+    """What all blocks are given beside their tokens."""
+
+    time_BD: Tensor
+    """The embedding of time, pooled caption, class and sizes."""
+    modulation_BM: Tensor
+    """What a block's modulation reads: `time_BD`, or what `model.modulation` 'shared' makes of it once."""
+    text_mask_BL: Tensor | None
+    """True where a text token counts; None in class mode."""
+    rotation: Rotation | None
+    """The places of the image's tokens, for `model.positions` 'rope2d'."""
+    selection: Selection
+    image_pixels: int
+    """Of each image of the batch, not of its latents."""
+
+
+def build_modulation(config: ModelConfig, count: int) -> nn.Module:
+    """The modulation of a block that has `count` shifts, scales and gates."""
+    match config.modulation:
+        case "block":
+            return Modulation(config.width, count)
+        case "shared":
+            return ModulationTable(config.width, count)
 
 
 class Block(nn.Module):
@@ -22,40 +50,65 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, *, text_width: int, feed_forward: nn.Module) -> None:
         super().__init__()
-        width = config.width
-        self.attention = SelfAttention(width, config.heads)
-        self.cross_attention = CrossAttention(width, config.heads, text_width) if text_width else None
+        width, heads, qk_norm = config.width, config.heads, config.qk_norm
+        self.attention = SelfAttention(width, heads, qk_norm=qk_norm)
+        self.cross_attention = (
+            CrossAttention(width, heads, text_width, qk_norm=qk_norm) if text_width else None
+        )
         self.feed_forward = feed_forward
         self.recompute_feed_forward = config.activation_checkpointing == "experts"
-        self.modulation = nn.Linear(width, 6 * width)
+        self.modulation = build_modulation(config, 6)
 
     def forward(
-        self, x_BND: Tensor, time_BD: Tensor, text: TextStream | None, selection: Selection
-    ) -> tuple[Tensor, Routing | None]:
-        """Tokens [B, N, D], and the routing of an MoE layer."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(time_BD)).chunk(6, dim=-1)
-        x_BND = x_BND + gate1[:, None] * self.attention(modulate(normalize(x_BND), shift1, scale1))
+        self, x_BND: Tensor, text_BLT: Tensor | None, context: BlockContext
+    ) -> tuple[Tensor, Tensor | None, Routing | None]:
+        """Tokens [B, N, D], the text as it came, and the routing of an MoE layer."""
+        modulation_BM = self.modulation(context.modulation_BM)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation_BM.chunk(6, dim=-1)
+        attended_BND = self.attention(modulate(normalize(x_BND), shift1, scale1), context.rotation)
+        x_BND = x_BND + gate1[:, None] * attended_BND
         if self.cross_attention is not None:
-            assert text is not None
-            x_BND = x_BND + self.cross_attention(normalize(x_BND), text.tokens_BLT, text.mask_BL)
+            x_BND = x_BND + self.cross_attention(normalize(x_BND), text_BLT, context.text_mask_BL)
         normed_BND = normalize(x_BND)
-        inputs = modulate(normed_BND, shift2, scale2), normed_BND, time_BD, selection
-        if self.recompute_feed_forward and torch.is_grad_enabled():
-            y_BND, routing = checkpoint(self._feed_forward, *inputs, use_reentrant=False)
-        else:
-            y_BND, routing = self._feed_forward(*inputs)
-        return x_BND + gate2[:, None] * y_BND, routing
-
-    def _feed_forward(
-        self, modulated_BND: Tensor, normed_BND: Tensor, time_BD: Tensor, selection: Selection
-    ) -> tuple[Tensor, Routing | None]:
-        if not isinstance(self.feed_forward, MoELayer):
-            return self.feed_forward(modulated_BND), None
-        context = RoutingContext(
-            num_samples=modulated_BND.shape[0],
-            unmodulated_SD=normed_BND.flatten(0, 1),
-            time_BD=time_BD,
-            selection=selection,
+        y_BND, routing = run_feed_forward(
+            self.feed_forward,
+            modulate(normed_BND, shift2, scale2),
+            normed_BND,
+            context,
+            is_recomputed=self.recompute_feed_forward,
         )
-        y_SD, routing = self.feed_forward(modulated_BND.flatten(0, 1), context)
-        return y_SD.view_as(modulated_BND), routing
+        return x_BND + gate2[:, None] * y_BND, text_BLT, routing
+
+
+def run_feed_forward(
+    feed_forward: nn.Module,
+    modulated_BND: Tensor,
+    normed_BND: Tensor,
+    context: BlockContext,
+    *,
+    is_recomputed: bool,
+) -> tuple[Tensor, Routing | None]:
+    """The answer [B, N, D] of a dense network or of an MoE layer, and the latter's routing. `is_recomputed`:
+    the backward pass computes it again instead of keeping what is inside."""
+    inputs = feed_forward, modulated_BND, normed_BND, context
+    if is_recomputed and torch.is_grad_enabled():
+        # checkpoint carries no types.
+        answer: tuple[Tensor, Routing | None] = checkpoint(_feed_forward, *inputs, use_reentrant=False)
+        return answer
+    return _feed_forward(*inputs)
+
+
+def _feed_forward(
+    feed_forward: nn.Module, modulated_BND: Tensor, normed_BND: Tensor, context: BlockContext
+) -> tuple[Tensor, Routing | None]:
+    if not isinstance(feed_forward, MoELayer):
+        return feed_forward(modulated_BND), None
+    routing_context = RoutingContext(
+        num_samples=modulated_BND.shape[0],
+        unmodulated_SD=normed_BND.flatten(0, 1),
+        time_BD=context.time_BD,
+        selection=context.selection,
+        image_pixels=context.image_pixels,
+    )
+    y_SD, routing = feed_forward(modulated_BND.flatten(0, 1), routing_context)
+    return y_SD.view_as(modulated_BND), routing

@@ -10,6 +10,7 @@ from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.transformer import DiffusionTransformer, Prediction
 from diffmoe_scale.moe.layer import MoELayer
 from diffmoe_scale.moe.routing import Selection
+from diffmoe_scale.nn.modulation import ModulationTable
 
 
 class Denoiser(nn.Module):
@@ -44,10 +45,14 @@ class Denoiser(nn.Module):
         return {experts.get(id(parameter), name): parameter for name, parameter in self.named_parameters()}
 
     def embeddings(self) -> list[nn.Parameter]:
-        """Tables of vectors by number: tokens, positions, classes. Weight decay leaves them out."""
-        tables = [
-            module.get_parameter("weight") for module in self.modules() if isinstance(module, nn.Embedding)
-        ]
+        """Tables of vectors by number: tokens, positions, classes, and those of a shared modulation. Weight
+        decay leaves them out."""
+        tables = []
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                tables.append(module.get_parameter("weight"))
+            elif isinstance(module, ModulationTable):
+                tables.append(module.table_CD)
         return tables if self.text_encoder is None else [*tables, self.text_encoder.position_LT]
 
     def canonical_buffers(self) -> dict[str, Tensor]:

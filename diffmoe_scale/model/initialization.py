@@ -2,12 +2,13 @@
 
 from torch import nn
 
-from diffmoe_scale.model.block import Block
 from diffmoe_scale.model.denoiser import Denoiser
 from diffmoe_scale.model.transformer import DiffusionTransformer
 from diffmoe_scale.moe.layer import MoELayer
+from diffmoe_scale.nn.attention import CrossAttention
 from diffmoe_scale.nn.feed_forward import FeedForward
 from diffmoe_scale.nn.generator import draw_defaults, named_generator, seeded
+from diffmoe_scale.nn.modulation import Modulation, ModulationTable
 
 
 def initialize_weights(denoiser: Denoiser, seed: int) -> None:
@@ -20,6 +21,7 @@ def initialize_weights(denoiser: Denoiser, seed: int) -> None:
 
 def initialize_transformer(transformer: DiffusionTransformer, seed: int) -> None:
     """DiT's: Xavier for matrices, zero for biases, modulations, cross-attention's output and the last layer.
+    A shared modulation and its tables start as PixArt-alpha's do: small, not zero.
 
     Feed-forward networks draw from generators of their own, experts from (seed, block, global index).
     """
@@ -35,16 +37,20 @@ def initialize_transformer(transformer: DiffusionTransformer, seed: int) -> None
                 _draw_xavier(part)
         if transformer.class_embedding is not None:
             nn.init.normal_(transformer.class_embedding.weight, std=0.02)
+        if transformer.shared_modulation is not None:
+            nn.init.normal_(transformer.shared_modulation.weight, std=0.02)
     for layer in _zero_layers(transformer):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
+    for name, module in transformer.named_modules():
+        if isinstance(module, ModulationTable):
+            module.initialize(named_generator(seed, name))
     for index, block in enumerate(transformer.blocks):
-        assert isinstance(block, Block)
-        if isinstance(block.feed_forward, MoELayer):
-            block.feed_forward.initialize(seed)
-        else:
-            assert isinstance(block.feed_forward, FeedForward)
-            block.feed_forward.initialize(named_generator(seed, index, "feed_forward"))
+        for name, part in block.named_children():
+            if isinstance(part, MoELayer):
+                part.initialize(seed)
+            elif isinstance(part, FeedForward):
+                part.initialize(named_generator(seed, index, name))
 
 
 def _parts(transformer: DiffusionTransformer) -> list[nn.Module]:
@@ -55,7 +61,7 @@ def _parts(transformer: DiffusionTransformer) -> list[nn.Module]:
             parts.append(child)
             continue
         for block in transformer.blocks:
-            parts += [part for part in block.children() if part is not block.feed_forward]
+            parts += [part for part in block.children() if not isinstance(part, FeedForward | MoELayer)]
     return parts
 
 
@@ -67,12 +73,12 @@ def _draw_xavier(part: nn.Module) -> None:
 
 
 def _zero_layers(transformer: DiffusionTransformer) -> list[nn.Linear]:
-    layers = [transformer.final_modulation, transformer.final_projection]
+    layers = [transformer.final_projection]
     if transformer.size_embedding is not None:
         layers.append(transformer.size_embedding.output)
-    for block in transformer.blocks:
-        assert isinstance(block, Block)
-        layers.append(block.modulation)
-        if block.cross_attention is not None:
-            layers.append(block.cross_attention.projection)
+    for module in transformer.modules():
+        if isinstance(module, CrossAttention):
+            layers.append(module.projection)
+        elif isinstance(module, Modulation) and module is not transformer.shared_modulation:
+            layers.append(module)
     return layers

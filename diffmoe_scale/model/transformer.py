@@ -1,5 +1,5 @@
-"""The DiffMoE transformer: DiT blocks with adaLN-Zero, cross-attention to the caption, and experts in some of
-them.
+"""The DiffMoE transformer: DiT blocks with adaLN-Zero, which attend to the caption across or jointly, and
+experts in some of them.
 
 B samples, N tokens a sample, D width, Z size conditions.
 """
@@ -7,7 +7,6 @@ B samples, N tokens a sample, D width, Z size conditions.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -15,15 +14,18 @@ from torch.utils.checkpoint import checkpoint
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.encoders.text.features import StreamWidths, TextStream
-from diffmoe_scale.model.block import Block
+from diffmoe_scale.model.block import Block, BlockContext, build_modulation
 from diffmoe_scale.model.condition import NUM_SIZE_CONDITIONS, Condition
+from diffmoe_scale.model.joint_block import JointBlock
 from diffmoe_scale.model.text import build_text_projections, join_streams, joined_width
 from diffmoe_scale.moe.layer import MoELayer
 from diffmoe_scale.moe.routing import Routing, Selection
 from diffmoe_scale.nn.embeddings import SizeEmbedding, TimestepEmbedding, position_embedding_on
 from diffmoe_scale.nn.feed_forward import FeedForward
+from diffmoe_scale.nn.modulation import Modulation
 from diffmoe_scale.nn.norms import modulate, normalize
 from diffmoe_scale.nn.patches import patchify, unpatchify
+from diffmoe_scale.nn.rope import Rotation, rotation_2d_on
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class DiffusionTransformer(nn.Module):
             )
         self.patch = patch
         self.base = latent_size // patch
+        self.token_pixels = (config.image_size // self.base) ** 2
+        self.rotated_width = width // config.heads if config.positions == "rope2d" else 0
         self.recompute_blocks = config.activation_checkpointing == "blocks"
         self.patch_embedding = nn.Linear(config.channels * patch * patch, width)
         self.time_embedding = TimestepEmbedding(width)
@@ -70,15 +74,14 @@ class DiffusionTransformer(nn.Module):
             nn.Embedding(config.num_classes + 1, width) if config.conditioning == "class" else None
         )
         self.size_embedding = SizeEmbedding(NUM_SIZE_CONDITIONS, width) if config.size_conditioning else None
+        self.shared_modulation = Modulation(width, 6) if config.modulation == "shared" else None
         self.blocks = nn.ModuleList(
-            Block(
-                config,
-                text_width=joined_width(config, text_streams),
-                feed_forward=build_feed_forward(config, moe, block_index=index, groups=groups),
+            build_block(
+                config, moe, index=index, text_width=joined_width(config, text_streams), groups=groups
             )
             for index in range(config.depth)
         )
-        self.final_modulation = nn.Linear(width, 2 * width)
+        self.final_modulation = build_modulation(config, 2)
         self.final_projection = nn.Linear(width, patch * patch * output_channels)
 
     def moe_layers(self) -> list[MoELayer]:
@@ -86,7 +89,7 @@ class DiffusionTransformer(nn.Module):
         return [
             block.feed_forward
             for block in self.blocks
-            if isinstance(block, Block) and isinstance(block.feed_forward, MoELayer)
+            if isinstance(block, Block | JointBlock) and isinstance(block.feed_forward, MoELayer)
         ]
 
     def forward(
@@ -100,24 +103,56 @@ class DiffusionTransformer(nn.Module):
         assert x_BCHW.shape[2:] == (rows * self.patch, columns * self.patch), (
             f"{tuple(x_BCHW.shape)} is cut into patches of {self.patch}"
         )
-        weight = self.patch_embedding.weight
-        dtype = weight.dtype
-        position_ND = position_embedding_on(weight.device, rows, columns, weight.shape[0], self.base)
-        x_BND = self.patch_embedding(patchify(x_BCHW.to(dtype), self.patch)) + position_ND.to(dtype)
+        dtype = self.patch_embedding.weight.dtype
+        x_BND = self.patch_embedding(patchify(x_BCHW.to(dtype), self.patch))
         text = None if condition.text is None else join_streams(condition.text, self.text_projections, dtype)
         time_BD = self._embed_condition(time_B, condition, text)
+        context = BlockContext(
+            time_BD=time_BD,
+            modulation_BM=time_BD if self.shared_modulation is None else self.shared_modulation(time_BD),
+            text_mask_BL=None if text is None else text.mask_BL,
+            rotation=self._rotation(rows, columns),
+            selection=selection,
+            image_pixels=rows * columns * self.token_pixels,
+        )
+        if context.rotation is None:
+            x_BND = x_BND + self._position_embedding(rows, columns)
+        x_BND, routings = self._run_blocks(x_BND, None if text is None else text.tokens_BLT, context)
+        y_BNP = self._final_layer(x_BND, time_BD)
+        # Losses and samplers compute in fp32: differences of nearly equal images.
+        return Prediction(unpatchify(y_BNP.float(), patch=self.patch, rows=rows, columns=columns), routings)
+
+    def _position_embedding(self, rows: int, columns: int) -> Tensor:
+        weight = self.patch_embedding.weight
+        position_ND = position_embedding_on(weight.device, rows, columns, weight.shape[0], self.base)
+        return position_ND.to(weight.dtype)
+
+    def _rotation(self, rows: int, columns: int) -> Rotation | None:
+        if self.rotated_width == 0:
+            return None
+        device = self.patch_embedding.weight.device
+        return rotation_2d_on(device, rows, columns, self.rotated_width, self.base)
+
+    def _run_blocks(
+        self, x_BND: Tensor, text_BLT: Tensor | None, context: BlockContext
+    ) -> tuple[Tensor, list[Routing]]:
         routings = []
         for block in self.blocks:
             if self.recompute_blocks and torch.is_grad_enabled():
-                x_BND, routing = checkpoint(block, x_BND, time_BD, text, selection, use_reentrant=False)
+                x_BND, text_BLT, routing = checkpoint(block, x_BND, text_BLT, context, use_reentrant=False)
             else:
-                x_BND, routing = block(x_BND, time_BD, text, selection)
+                x_BND, text_BLT, routing = block(x_BND, text_BLT, context)
             if routing is not None:
                 routings.append(routing)
-        shift_BD, scale_BD = self.final_modulation(F.silu(time_BD)).chunk(2, dim=-1)
-        y_BNP = self.final_projection(modulate(normalize(x_BND), shift_BD, scale_BD))
-        # Losses and samplers compute in fp32: differences of nearly equal images.
-        return Prediction(unpatchify(y_BNP.float(), patch=self.patch, rows=rows, columns=columns), routings)
+        return x_BND, routings
+
+    def _final_layer(self, x_BND: Tensor, time_BD: Tensor) -> Tensor:
+        """Patches [B, N, P]. With a shared modulation the last table is added to the embedding itself
+        (PixArt-alpha's T2IFinalLayer)."""
+        modulated_BM = time_BD if self.shared_modulation is None else time_BD.repeat(1, 2)
+        shift_BD, scale_BD = self.final_modulation(modulated_BM).chunk(2, dim=-1)
+        y_BNP: Tensor = self.final_projection(modulate(normalize(x_BND), shift_BD, scale_BD))
+        return y_BNP
 
     def _embed_condition(self, time_B: Tensor, condition: Condition, text: TextStream | None) -> Tensor:
         """What modulates every block, [B, D]: the embeddings of time, pooled caption, class and sizes."""
@@ -133,12 +168,33 @@ class DiffusionTransformer(nn.Module):
         return time_BD
 
 
+def build_block(
+    config: ModelConfig, moe: MoEConfig, *, index: int, text_width: int, groups: ProcessGroupCollection
+) -> Block | JointBlock:
+    """Block `index`, of the kind that `model.attention` names."""
+    feed_forward = build_feed_forward(config, moe, block_index=index, groups=groups)
+    match config.attention:
+        case "cross":
+            return Block(config, text_width=text_width, feed_forward=feed_forward)
+        case "joint":
+            is_last = index == config.depth - 1
+            text_feed_forward = None if is_last else build_dense(config, moe)
+            return JointBlock(config, feed_forward=feed_forward, text_feed_forward=text_feed_forward)
+
+
 def build_feed_forward(
     config: ModelConfig, moe: MoEConfig, *, block_index: int, groups: ProcessGroupCollection
 ) -> nn.Module:
-    """The MoE layer of every `moe.every`-th block, the dense network of the others."""
-    if moe.num_experts > 0 and block_index % moe.every == moe.every - 1:
+    """The MoE layer of every `moe.every`-th block after the first `moe.first_dense`, the dense network of the
+    others."""
+    is_turn = block_index >= moe.first_dense and block_index % moe.every == moe.every - 1
+    if moe.num_experts > 0 and is_turn:
         return MoELayer(moe, width=config.width, layer_index=block_index, groups=groups)
+    return build_dense(config, moe)
+
+
+def build_dense(config: ModelConfig, moe: MoEConfig) -> FeedForward:
+    """A dense feed-forward network, with the activation of the experts."""
     hidden = round(config.feed_forward_ratio * config.width)
     if hidden < 1:
         raise ValueError(

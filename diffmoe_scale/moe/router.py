@@ -76,20 +76,19 @@ class ExpertRouter(Router):
     def routing(self, logits_SE: Tensor, x_SD: Tensor, context: RoutingContext) -> Routing:
         """The decision, from logits [S, E], tokens [S, D] and context."""
 
-    def take_top(self, scores_SE: Tensor, num_pools: int, step: int | None) -> tuple[Tensor, int]:
+    def take_top(self, scores_SE: Tensor, num_pools: int, context: RoutingContext) -> tuple[Tensor, int]:
         """Mask [S, E] of each expert's top K in every pool of this rank, and the rows of an expert."""
         scores_EGP = scores_SE.detach().t().unflatten(1, (num_pools, -1)).contiguous()
-        k = self.tokens_per_expert(scores_EGP, step)
+        k = self.tokens_per_expert(scores_EGP, context)
         return select_top(scores_EGP, k).flatten(1).t(), k * num_pools
 
-    def tokens_per_expert(self, scores_EGP: Tensor, step: int | None) -> int:
+    def tokens_per_expert(self, scores_EGP: Tensor, context: RoutingContext) -> int:
         """K of every pool. FP8 GEMMs want multiples of 16 rows: then K * G is one on each rank, and nothing
         is padded."""
         num_experts, num_pools, num_tokens = scores_EGP.shape
         multiple = 1 if self.moe.precision == "model" else FP8_ROWS // math.gcd(FP8_ROWS, num_pools)
-        return tokens_per_expert(
-            training_capacity(self.moe, step), num_tokens, num_experts, multiple=multiple
-        )
+        capacity = training_capacity(self.moe, context.selection.step, image_pixels=context.image_pixels)
+        return tokens_per_expert(capacity, num_tokens, num_experts, multiple=multiple)
 
     def refuse_nan(self, scores: Tensor, selection: Selection) -> None:
         """Raise if a score is NaN: a selection among NaN is arbitrary and would hide the cause. On CUDA

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.moe.predictor import CapacityPredictor, predictor_loss
 from diffmoe_scale.moe.router import ExpertRouter
-from diffmoe_scale.moe.routing import Routing, RoutingContext, Selection, load_metrics
+from diffmoe_scale.moe.routing import Routing, RoutingContext, load_metrics
 from diffmoe_scale.moe.selection import (
     gather_pool,
     kth_largest,
@@ -58,9 +58,9 @@ class DiffMoERouter(ExpertRouter):
         scores_SE = self.scores(logits_SE)
         num_pools = context.num_samples if self.moe.pool == "sample" else 1
         if context.selection.rule == "train":
-            return self.train_routing(scores_SE, x_SD, num_pools, context.selection)
+            return self.train_routing(scores_SE, x_SD, num_pools, context)
         self.refuse_nan(scores_SE, context.selection)
-        mask_SE, rows_per_expert = self.select_for_inference(scores_SE, x_SD, num_pools, context.selection)
+        mask_SE, rows_per_expert = self.select_for_inference(scores_SE, x_SD, num_pools, context)
         return Routing(
             mask_SE,
             scores_SE.where(mask_SE, 0.0),
@@ -68,15 +68,17 @@ class DiffMoERouter(ExpertRouter):
             rows_per_expert=rows_per_expert,
         )
 
-    def train_routing(self, scores_SE: Tensor, x_SD: Tensor, num_pools: int, selection: Selection) -> Routing:
+    def train_routing(
+        self, scores_SE: Tensor, x_SD: Tensor, num_pools: int, context: RoutingContext
+    ) -> Routing:
         """Top K of each pool. Only scores and predictions travel; every rank of the pool finds the same
         selection."""
         num_tokens, num_experts = scores_SE.shape
         prediction_SE = self.predictor(x_SD)
         pooled_XP = gather_pool(torch.cat([scores_SE, prediction_SE], dim=1), self.pool_group)
         scores_EGP, prediction_EGP = pooled_XP.unflatten(1, (num_pools, -1)).split(num_experts)
-        self.refuse_nan(scores_EGP, selection)
-        k = self.tokens_per_expert(scores_EGP, selection.step)
+        self.refuse_nan(scores_EGP, context.selection)
+        k = self.tokens_per_expert(scores_EGP, context)
         first = 0 if self.pool_group is None else self.pool_group.rank() * num_tokens
         mask_SE = select_top(scores_EGP, k).flatten(1)[:, first : first + num_tokens].t()
         return Routing(
@@ -89,11 +91,12 @@ class DiffMoERouter(ExpertRouter):
         )
 
     def select_for_inference(
-        self, scores_SE: Tensor, x_SD: Tensor, num_pools: int, selection: Selection
+        self, scores_SE: Tensor, x_SD: Tensor, num_pools: int, context: RoutingContext
     ) -> tuple[Tensor, int | None]:
         """Mask [S, E], and the rows of every expert where they are equal and known."""
+        selection = context.selection
         if selection.rule == "static":
-            return self.take_top(scores_SE, num_pools, selection.step)
+            return self.take_top(scores_SE, num_pools, context)
         probability_SE = self.predictor(x_SD).sigmoid()
         if selection.rule == "interval":
             return probability_SE > selection.gamma, None
@@ -111,7 +114,7 @@ class ExpertChoiceRouter(ExpertRouter):
         self.refuse_predictor_rules(context.selection)
         scores_SE = self.scores(logits_SE)
         self.refuse_nan(scores_SE, context.selection)
-        mask_SE, rows_per_expert = self.take_top(scores_SE, context.num_samples, context.selection.step)
+        mask_SE, rows_per_expert = self.take_top(scores_SE, context.num_samples, context)
         return Routing(
             mask_SE,
             scores_SE.where(mask_SE, 0.0),

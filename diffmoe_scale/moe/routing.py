@@ -1,5 +1,6 @@
 """What a router is given and what it answers."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -24,13 +25,15 @@ class Selection:
 
 @dataclass(frozen=True)
 class RoutingContext:
-    """What a router may read beside its tokens: tokens before adaLN modulation, and the timestep embedding of
-    each sample. Tokens are ordered by sample: S = num_samples * N."""
+    """What a router may read beside its tokens: tokens before adaLN modulation, the timestep embedding of
+    each sample, and the pixels of an image, which set its capacity (infinite for a layer by itself). Tokens
+    are ordered by sample: S = num_samples * N."""
 
     num_samples: int
     unmodulated_SD: Tensor
     time_BD: Tensor
     selection: Selection
+    image_pixels: float = math.inf
 
 
 @dataclass(frozen=True)

@@ -44,14 +44,22 @@ def select_experts(scores_SE: Tensor, k: int) -> Tensor:
     return torch.zeros_like(scores_SE, dtype=torch.bool).scatter_(1, best_Sk, True)
 
 
-def training_capacity(config: MoEConfig, step: int | None) -> float:
+def training_capacity(config: MoEConfig, step: int | None, *, image_pixels: float = math.inf) -> float:
     """C of DiffMoE eq. 6 at optimizer step `step` (the first is 1): linear from `moe.capacity_start`, in step
-    1, to `moe.capacity` after `moe.capacity_steps`. None is outside of training: `moe.capacity`."""
+    1, to `final_capacity` after `moe.capacity_steps`. None is outside of training: the final one."""
+    final = final_capacity(config, image_pixels)
     if step is None or step > config.capacity_steps:
-        return config.capacity
-    return (
-        config.capacity_start + (config.capacity - config.capacity_start) * (step - 1) / config.capacity_steps
-    )
+        return final
+    return config.capacity_start + (final - config.capacity_start) * (step - 1) / config.capacity_steps
+
+
+def final_capacity(config: MoEConfig, image_pixels: float) -> float:
+    """The capacity of images of so many pixels: that of the first resolution of
+    `moe.capacity_by_resolution` whose square holds them, `moe.capacity` for larger ones."""
+    for resolution, capacity in config.capacity_by_resolution:
+        if image_pixels <= resolution**2:
+            return capacity
+    return config.capacity
 
 
 def tokens_per_expert(capacity: float, num_tokens: int, num_experts: int, *, multiple: int = 1) -> int:

@@ -24,6 +24,16 @@ def sinusoidal_embedding(time_B: Tensor, width: int, *, max_period: float = 1000
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+def grid_scale(rows: int, columns: int, base: int) -> float:
+    """The edge of a token of rows x columns where one of base x base has 1 and both grids have one area."""
+    return base / math.sqrt(rows * columns)
+
+
+def middle_distances(count: int) -> Tensor:
+    """Of each of `count` tokens in a line from the middle, in tokens; fp64."""
+    return torch.arange(count, dtype=torch.float64) - (count - 1) / 2
+
+
 def position_embedding(rows: int, columns: int, width: int, *, base: int = 0) -> Tensor:
     """Fixed 2-D sine-cosine embedding [rows * columns, width]: half of the width for the column, half for the
     row (MAE, DiT).
@@ -32,11 +42,11 @@ def position_embedding(rows: int, columns: int, width: int, *, base: int = 0) ->
     same part of a picture has nearly the same embedding in every resolution and shape, and rows = columns =
     base is that grid itself.
     """
-    scale = base / math.sqrt(rows * columns) if base else 1.0
 
     def coordinates(count: int) -> Tensor:
-        number_N = torch.arange(count, dtype=torch.float64)
-        return (number_N - (count - 1) / 2) * scale + (base - 1) / 2 if base else number_N
+        if base == 0:
+            return torch.arange(count, dtype=torch.float64)
+        return middle_distances(count) * grid_scale(rows, columns, base) + (base - 1) / 2
 
     def axis_embedding(position_N: Tensor) -> Tensor:
         frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))

@@ -30,7 +30,14 @@ from diffmoe_scale.plan.parts import part_of
 
 PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm)
 BLOCKS = "transformer.blocks."
-FEED_FORWARD = ("experts", "shared experts", "capacity predictors", "routers", "dense feed-forward")
+FEED_FORWARD = (
+    "experts",
+    "shared experts",
+    "capacity predictors",
+    "routers",
+    "dense feed-forward",
+    "text feed-forward",
+)
 """Parts that activation checkpointing of `experts` computes twice."""
 
 

@@ -6,9 +6,12 @@ PARTS = {
     "capacity predictors": ".predictor.",
     "routers": ".router.",
     "dense feed-forward": ".feed_forward.",
+    "text feed-forward": ".text_feed_forward.",
     "cross-attention": ".cross_attention.",
     "attention": "attention.",
     "modulation": ".modulation.",
+    "text modulation": ".text_modulation.",
+    "shared modulation": ".shared_modulation.",
     "text encoder": ".text_encoder.",
 }
 """Names of parts, and what the names of their modules hold; the first that fits counts."""

@@ -2,7 +2,9 @@
 tensors."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal  # Any: settings of any type are passed on to the configs
 
 import numpy as np
@@ -29,6 +31,19 @@ REFERENCE = Path(__file__).parents[1] / "reference" / "model.npz"
 WIDTH, EXPERTS, TEXT_WIDTH, CHANNELS, SIZE = 32, 4, 12, 4, 8
 # fp32 sums in another order, relative to the largest element: small elements are differences of large ones.
 TOLERANCE = 1e-5
+VARIANTS: dict[str, dict[str, Any]] = {
+    "cross": {},
+    "cross-all": {"qk_norm": "rms", "positions": "rope2d", "modulation": "shared"},
+    "joint": {"attention": "joint", "text_projection": True},
+    "joint-all": {
+        "attention": "joint",
+        "text_projection": True,
+        "qk_norm": "rms",
+        "positions": "rope2d",
+        "modulation": "shared",
+    },
+}
+"""Settings of `model` for each kind of block, plain and with all that goes with it."""
 RENAMED = {
     r"^patch_embedding": "x_embedder.proj",
     r"^time_embedding": "t_embedder",
@@ -71,9 +86,11 @@ def make_transformer(
     seed: int = 0,
     activation_checkpointing: Literal["none", "blocks", "experts"] = "none",
     groups: ProcessGroupCollection | None = None,
+    model: Mapping[str, Any] = MappingProxyType({}),
     **moe: Any,
 ) -> DiffusionTransformer:
-    """Depth 4, experts in blocks 1 and 3, latents 4x8x8 in patches of 2; `text` mode has pooled features."""
+    """Depth 4, experts in blocks 1 and 3, latents 4x8x8 in patches of 2; `text` mode has pooled features.
+    `model` and `moe` are further settings."""
     is_text = conditioning == "text"
     transformer = DiffusionTransformer(
         ModelConfig(
@@ -84,6 +101,7 @@ def make_transformer(
             depth=4,
             width=WIDTH,
             activation_checkpointing=activation_checkpointing,
+            **model,
         ),
         MoEConfig(**({"num_experts": EXPERTS, "threshold_bias_correction": False} | moe)),
         latent_size=SIZE,

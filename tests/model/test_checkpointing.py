@@ -8,7 +8,7 @@ import torch
 
 from diffmoe_scale.nn.generator import named_generator
 from diffmoe_scale.parallel.context import ParallelContext
-from tests.model.models import call, disturbed_text_transformer, make_transformer, text_features
+from tests.model.models import VARIANTS, call, disturbed_text_transformer, make_transformer, text_features
 from tests.ranks import run_on_ranks
 
 PATHS = {
@@ -19,14 +19,16 @@ PATHS = {
 
 
 # What each setting computes twice in a block with experts: attention, the MoE layer.
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("setting, passes", [("none", (1, 1)), ("blocks", (2, 2)), ("experts", (1, 2))])
 def test_activation_checkpointing_recomputes_what_it_names_and_changes_no_gradient(
-    setting: Literal["none", "blocks", "experts"], passes: tuple[int, int]
+    setting: Literal["none", "blocks", "experts"], passes: tuple[int, int], variant: str
 ) -> None:
     answers = []
     chosen: Literal["none", "blocks", "experts"]
     for chosen in ("none", setting):
-        transformer, text = disturbed_text_transformer(activation_checkpointing=chosen), text_features()
+        transformer = disturbed_text_transformer(activation_checkpointing=chosen, model=VARIANTS[variant])
+        text = text_features()
         tokens_BLT = text.tokens_BLT.requires_grad_()
         counts = dict.fromkeys(PATHS, 0)
 

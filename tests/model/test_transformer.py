@@ -15,6 +15,7 @@ from tests.model.models import (
     CHANNELS,
     EXPERTS,
     TEXT_WIDTH,
+    VARIANTS,
     WIDTH,
     call,
     disturb,
@@ -23,9 +24,13 @@ from tests.model.models import (
     text_features,
 )
 
+variants = pytest.mark.parametrize("variant", VARIANTS)
 
-def test_output_is_zero_at_initialisation() -> None:
-    assert call(make_transformer("text"), text_features()).value_BCHW.abs().max() == 0
+
+@variants
+def test_output_is_zero_at_initialisation(variant: str) -> None:
+    transformer = make_transformer("text", model=VARIANTS[variant])
+    assert call(transformer, text_features()).value_BCHW.abs().max() == 0
 
 
 def test_experts_stand_in_every_second_block_and_routings_in_their_order() -> None:
@@ -45,13 +50,38 @@ def test_experts_stand_in_every_second_block_and_routings_in_their_order() -> No
     ]
 
 
+# Depth 4: the first k blocks have no experts, whatever the rhythm.
+@pytest.mark.parametrize("every, first_dense, expected", [(1, 1, [1, 2, 3]), (2, 2, [3]), (1, 3, [3])])
+def test_the_first_blocks_are_dense_by_config(every: int, first_dense: int, expected: list[int]) -> None:
+    transformer = make_transformer("text", every=every, first_dense=first_dense)
+    assert [layer.layer_index for layer in transformer.moe_layers()] == expected
+
+
+# Latents of 8x8 are images of 32x32: a latent pixel is 4 image pixels wide, a token 8.
+@pytest.mark.parametrize(
+    "shape, expected", [((4, 4), 2.0), ((2, 8), 2.0), ((4, 6), 1.5), ((8, 8), 1.0), ((8, 12), 1.0)]
+)
+@pytest.mark.parametrize("router", ["diffmoe", "expert_choice"])
+def test_the_capacity_is_that_of_the_images_resolution(
+    shape: tuple[int, int], expected: float, router: str
+) -> None:
+    transformer = make_transformer("class", router=router, capacity_by_resolution=((16, 2.0), (24, 1.5)))
+    x_BCHW, condition = torch.randn(2, CHANNELS, *shape), Condition(torch.tensor([1, 2]))
+    for rule in ("train", "static"):
+        prediction = transformer(x_BCHW, torch.zeros(2), condition, Selection(rule))
+        tokens = 2 * shape[0] * shape[1] // 4
+        rows_E = prediction.routings[0].mask_SE.sum(0)
+        assert rows_E.tolist() == [int(expected * tokens / 2 / EXPERTS) * 2] * EXPERTS, rule
+
+
 def test_a_dense_model_has_no_routing() -> None:
     transformer = make_transformer("text", num_experts=0)
     assert transformer.moe_layers() == [] and call(transformer, text_features()).routings == []
 
 
-def test_cross_attention_sees_only_valid_tokens() -> None:
-    transformer, text = disturbed_text_transformer(), text_features()
+@variants
+def test_image_tokens_see_only_valid_text_tokens(variant: str) -> None:
+    transformer, text = disturbed_text_transformer(model=VARIANTS[variant]), text_features()
     expected_BCHW = call(transformer, text).value_BCHW
     garbage_BLT = text.tokens_BLT.where(text.mask_BL[:, :, None], 100.0)
     assert torch.equal(call(transformer, replace(text, tokens_BLT=garbage_BLT)).value_BCHW, expected_BCHW)
@@ -75,9 +105,10 @@ def test_cross_attention_sees_only_valid_tokens() -> None:
     assert (difference_B > 1e-3).all()
 
 
+@variants
 @pytest.mark.parametrize("rule", ["threshold", "interval"])
-def test_a_samples_output_by_the_predictor_does_not_depend_on_its_batch(rule: Rule) -> None:
-    transformer, text = disturbed_text_transformer(), text_features()
+def test_a_samples_output_by_the_predictor_does_not_depend_on_its_batch(rule: Rule, variant: str) -> None:
+    transformer, text = disturbed_text_transformer(model=VARIANTS[variant]), text_features()
     with torch.no_grad():
         together_BCHW = call(transformer, text, rule).value_BCHW
         alone_BCHW = torch.cat(
@@ -87,13 +118,14 @@ def test_a_samples_output_by_the_predictor_does_not_depend_on_its_batch(rule: Ru
     torch.testing.assert_close(together_BCHW, alone_BCHW, rtol=1e-5, atol=1e-5)
 
 
-def test_bf16_takes_fp32_features_of_a_frozen_text_encoder() -> None:
-    transformer, text = disturbed_text_transformer(), text_features()
+@variants
+def test_bf16_takes_fp32_features_of_a_frozen_text_encoder(variant: str) -> None:
+    transformer, text = disturbed_text_transformer(model=VARIANTS[variant]), text_features()
     expected_BCHW = call(transformer, text, "static").value_BCHW
     got = call(transformer.bfloat16(), text, "static")
     assert (
         got.value_BCHW.dtype == torch.float32
-        and transformer.get_parameter("blocks.0.cross_attention.query.weight").dtype == torch.bfloat16
+        and transformer.get_parameter("blocks.0.attention.qkv.weight").dtype == torch.bfloat16
     )
     # 8 bits through four blocks; tokens near a threshold may change experts.
     assert (got.value_BCHW - expected_BCHW).norm() < 0.1 * expected_BCHW.norm()
@@ -112,9 +144,10 @@ def test_a_patch_that_does_not_divide_the_latents_is_named() -> None:
         make_transformer("text", patch_size=3)
 
 
+@pytest.mark.parametrize("positions", ["sincos", "rope2d"])
 @pytest.mark.parametrize("shape", [(4, 12), (12, 4), (16, 16)])
-def test_other_shapes_keep_their_height_and_width(shape: tuple[int, int]) -> None:
-    transformer = make_transformer("class")
+def test_other_shapes_keep_their_height_and_width(shape: tuple[int, int], positions: str) -> None:
+    transformer = make_transformer("class", model={"positions": positions})
     disturb(transformer)
     x_BCHW = torch.randn(2, CHANNELS, *shape)
     arguments = torch.tensor([3.0, 500.0]), Condition(torch.tensor([1, 2])), Selection()

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -87,6 +89,29 @@ def test_capacity_goes_linearly_from_start_to_end_and_stays_there():
 
 def test_capacity_without_a_schedule_is_the_same_in_every_step():
     assert [training_capacity(MoEConfig(capacity=1.5), step) for step in (1, 2, 1000, None)] == [1.5] * 4
+
+
+def test_capacity_is_that_of_the_first_resolution_that_holds_the_image():
+    config = MoEConfig(capacity=1.0, capacity_by_resolution=((256, 2.0), (512, 1.5)))
+    pixels = (1, 256 * 240, 256**2, 256**2 + 1, 512**2, 512**2 + 16, 1024**2, math.inf)
+    assert [training_capacity(config, 7, image_pixels=count) for count in pixels] == [
+        2.0,
+        2.0,
+        2.0,
+        1.5,
+        1.5,
+        1.0,
+        1.0,
+        1.0,
+    ]
+
+
+def test_a_schedule_goes_to_the_capacity_of_the_resolution():
+    config = MoEConfig(
+        capacity=1.0, capacity_start=4.0, capacity_steps=2, capacity_by_resolution=((256, 2.0),)
+    )
+    assert [training_capacity(config, step, image_pixels=256**2) for step in (1, 2, 3, None)] == [4, 3, 2, 2]
+    assert [training_capacity(config, step) for step in (1, 2, 3, None)] == [4, 2.5, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ CASES = {
     "capacity 2, every block": [*CLASS, "moe.capacity=2", "moe.every=1", "moe.expert_width_ratio=1"],
     "expert choice, decoupled": [*CLASS, "moe.router=expert_choice", "moe.router_input=decoupled"],
     "size conditions, patches of 2": [*TEXT, "model.size_conditioning=true", "model.patch_size=2"],
+    "joint attention": [*TEXT, "model.attention=joint", "model.qk_norm=rms", "model.positions=rope2d"],
+    "shared modulation": [*CLASS, "model.modulation=shared", "moe.first_dense=2"],
     "ddpm": [*CLASS, "diffusion.kind=ddpm"],
 }
 
