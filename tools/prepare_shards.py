@@ -18,6 +18,7 @@ INPUT = (
 )
 EXAMPLES = """examples:
   python tools/prepare_shards.py --input photos --output shards --resize 512 --validation 0.02
+  python tools/prepare_shards.py --input imagenet/train --output shards --resize 256 --classes folders
   python tools/prepare_shards.py --input list.csv --caption-column title --output shards
 """
 
@@ -54,6 +55,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--image-column", default="", help=text)
     names = ", ".join(CAPTION_COLUMNS)
     add("--caption-column", default="", help=f"captions in a table (default: the first there is of {names})")
+    text = (
+        "write labels (.cls): 'folders' takes each folder of --input for a class, numbered from 0 in "
+        "the order of their names; a file lists the folders, one a line, with a space and a name behind "
+        "perhaps (default: no labels)"
+    )
+    add("--classes", default="", metavar="folders|FILE", help=text)
     text = "leave out images without a caption (default: keep them with an empty one)"
     add("--require-captions", action="store_true", help=text)
     text = "leave out images with a side below this many pixels (default: 0)"

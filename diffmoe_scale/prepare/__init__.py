@@ -10,6 +10,7 @@ pairs.py       which text belongs to which picture, by their names
 tars.py        pictures and texts in a tar file
 tables.py      tables of paths and captions as text: .csv, .tsv, .jsonl
 parquet.py     tables in parquet files
+classes.py     labels of pictures from the folders that they lie in
 place.py       where a picture and its texts lie
 texts.py       what is known about a picture: its captions by one rule, its record
 images.py      formats and their suffixes, what training does not see, smaller copies

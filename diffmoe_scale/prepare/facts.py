@@ -14,6 +14,7 @@ from diffmoe_scale.encoders.text.build import build_text_encoder
 from diffmoe_scale.prepare.options import Tell
 from diffmoe_scale.prepare.survey import Survey
 
+SHOWN_CLASSES = 6
 Facts = list[tuple[str, str]]
 
 
@@ -66,6 +67,7 @@ def list_facts(survey: Survey, lengths: Lengths, config: Config | None) -> Facts
         ("width / height", _spread(survey.aspects())),
         (f"caption {lengths.short_unit}", _spread(lengths.values)),
         ("captions a sample", f"{len(survey.captions) / max(1, captioned):.2f}"),
+        *_class_facts(survey),
         *((f"left out by {name}", losses.summary()) for name, losses in survey.left_out.items()),
     ]
     if survey.features is not None:
@@ -78,6 +80,24 @@ def list_facts(survey: Survey, lengths: Lengths, config: Config | None) -> Facts
         total = np.mean(lengths.values) * survey.samples * captioned / survey.looked
         facts.append((f"{lengths.short_unit} an epoch", f"{total:,.0f}"))
     return facts
+
+
+def _class_facts(survey: Survey) -> Facts:
+    """Of sets with labels: how many, and the samples of each, or of the most and the least frequent ones."""
+    if not survey.labels:
+        return []
+    named = [
+        f"{label} {survey.class_names.get(label, '')}".strip() + f": {count:,}"
+        for label, count in sorted(survey.labels.items(), key=lambda entry: (-entry[1], entry[0]))
+    ]
+    if len(named) > 2 * SHOWN_CLASSES:
+        named = [*named[:SHOWN_CLASSES], "...", *named[-SHOWN_CLASSES:]]
+    labels = sorted(survey.labels)
+    return [
+        ("classes", f"{len(labels):,} labels, {labels[0]} to {labels[-1]}"),
+        ("samples a class", _spread(list(survey.labels.values()))),
+        ("samples by class", ", ".join(named)),
+    ]
 
 
 def list_troubles(survey: Survey) -> list[str]:

@@ -37,6 +37,8 @@ class ShardOptions:
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     """Threads that decode."""
     overwrite: bool = False
+    classes: str = ""
+    """Write labels: "folders" for one class a folder, or a file that lists them; "" writes none."""
 
     def __post_init__(self) -> None:
         require(0 <= self.validation < 1, "--validation", self.validation, "a share in [0, 1)")
@@ -62,7 +64,7 @@ class ShardOptions:
         return {
             one.name: getattr(self, one.name)
             for one in fields(self)
-            if one.name not in ("input", "output", "workers", "overwrite")
+            if one.name not in ("input", "output", "workers", "overwrite", "classes")
         }
 
 

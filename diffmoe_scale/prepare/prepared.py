@@ -1,12 +1,13 @@
 """What a preparation of shards made and what did not get into it: for the terminal and for shards.json."""
 
 import glob
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffmoe_scale.prepare.losses import Losses
 from diffmoe_scale.prepare.publish import read_manifest
+from diffmoe_scale.unicode import clean_name
 
 SHARDS_FILE = "shards.json"
 
@@ -28,6 +29,10 @@ class Prepared:
     """What else was found and not used."""
     notes: Losses
     """What was dealt with in samples that are there."""
+    class_names: Sequence[str] = ()
+    """By label; empty for a set without labels."""
+    class_samples: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Samples of each label, by split; empty for a set without labels."""
 
     def manifest(self) -> dict[str, object]:
         """Its part of SHARDS_FILE."""
@@ -39,7 +44,7 @@ class Prepared:
             "left_out_names": self.left_out.to_json(),
             "unused": self.unused.to_json(),
             "notes": self.notes.to_json(),
-        }
+        } | ({"class_samples": dict(self.class_samples)} if self.class_names else {})
 
     def lines(self) -> Iterator[str]:
         """What was made, what was not, and what to do next, for a terminal."""
@@ -48,7 +53,7 @@ class Prepared:
         counts = self.counts
         yield (
             f"{self.output}: {counts['train']} training and {counts['validation']} validation samples, "
-            f"{counts['uncaptioned']} without a caption"
+            + (self._classes() if self.class_names else f"{counts['uncaptioned']} without a caption")
         )
         if self.left_out.counts:
             total = self.left_out.counts.total()
@@ -65,9 +70,18 @@ class Prepared:
         folder = glob.escape(str(self.output))
         yield f"look at them:  python tools/inspect_data.py --input '{folder}/*.tar'"
         held_out = f" 'data.validation=[{folder}/validation-*.tar]'" if counts["validation"] else ""
+        labels = f" model.conditioning=class model.num_classes={len(self.class_names)}"
         yield (
-            "train on them: python -m diffmoe_scale.pretrain --config configs/captions_64.yaml "
+            "train on them: python -m diffmoe_scale.pretrain --config configs/captions_64.yaml"
+            f"{labels if self.class_names else ''} "
             f"'data.train=[{folder}/train-*.tar]'{held_out} run.directory=runs/mine"
+        )
+
+    def _classes(self) -> str:
+        names, samples = self.class_names, self.class_samples["train"]
+        return (
+            f"{len(names)} classes from 0 ({names[0]}) to {len(names) - 1} ({names[-1]}), "
+            f"{min(samples)} to {max(samples)} training samples each"
         )
 
 
@@ -82,4 +96,13 @@ def read_prepared(output: Path) -> Prepared:
         left_out=Losses.from_json(manifest.get("left_out_names")),
         unused=Losses.from_json(manifest.get("unused")),
         notes=Losses.from_json(manifest.get("notes")),
+        class_names=read_class_names(output),
+        class_samples=manifest.get("class_samples", {}),
     )
+
+
+def read_class_names(folder: Path) -> list[str]:
+    """Of a set of shards, by label; none for a set without labels, or one that was made by another tool."""
+    classes = (read_manifest(folder, SHARDS_FILE) or {}).get("classes")
+    is_ours = isinstance(classes, list) and all(isinstance(one, dict) and "name" in one for one in classes)
+    return [clean_name(str(one["name"])) for one in classes] if is_ours and classes else []

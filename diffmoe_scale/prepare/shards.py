@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from diffmoe_scale.data.reading.pictures import open_image
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.prepare.classes import Classes, find_classes
 from diffmoe_scale.prepare.entries import Listing, list_pictures
 from diffmoe_scale.prepare.images import PHOTOGRAPHS, shrink, suffix_by_format
 from diffmoe_scale.prepare.judge import Look, look_at_images
@@ -39,9 +41,14 @@ def prepare_shards(options: ShardOptions, *, tell: Tell = print) -> Prepared:
     """
     columns = Columns(options.image_column, options.caption_column, tell)
     listing = list_pictures(options.input, columns, excluded=options.outputs())
-    if not any(map(_is_captioned, listing.entries)):
+    classes = None
+    if options.classes:
+        classes = find_classes(options.classes, options.input, listing, excluded=options.outputs())
+    if classes is None and not any(map(_is_captioned, listing.entries)):
         raise ValueError(_no_captions(listing))
     made_with = {"format": FORMAT} | options.made_with()
+    if classes is not None:
+        made_with["classes"] = classes.describe()
     if options.resize or options.duplicates >= 0:
         made_with["versions"] = {name: version(name) for name in ("pillow", "imagehash")}
     folder = begin(
@@ -56,10 +63,11 @@ def prepare_shards(options: ShardOptions, *, tell: Tell = print) -> Prepared:
     with ThreadPoolExecutor(options.workers) as pool:  # Pillow decodes without the interpreter lock
         looks = look_at_images(folder / "looks", listing.entries, options, pool)
         pairs = list(zip(listing.entries, looks, strict=True))
-        splits = split_images([entry for entry, look in pairs if look.is_good], options.validation)
-        prepared = _describe(options, listing, pairs, splits)
+        good = [entry for entry, look in pairs if look.is_good]
+        splits = split_images(good, options.validation, is_mixed=classes is not None)
+        prepared = _describe(options, listing, pairs, splits, classes)
         _check_splits(prepared, folder, options)
-        _write_shards(folder, splits, options, pool)
+        _write_shards(folder, splits, options, classes, pool)
     begun = read_manifest(folder, SHARDS_FILE) or {}
     replace_file(folder / SHARDS_FILE, to_json(begun | {"input": str(options.input)} | prepared.manifest()))
     shutil.rmtree(folder / "looks")
@@ -85,7 +93,11 @@ def _no_captions(listing: Listing) -> str:
 
 
 def _describe(
-    options: ShardOptions, listing: Listing, pairs: Sequence[tuple[Entry, Look]], splits: Splits
+    options: ShardOptions,
+    listing: Listing,
+    pairs: Sequence[tuple[Entry, Look]],
+    splits: Splits,
+    classes: Classes | None,
 ) -> Prepared:
     left_out, notes = Losses(), Losses()
     uncaptioned = 0
@@ -93,13 +105,17 @@ def _describe(
         if not look.is_good:
             left_out.add(look.kind, f"'{entry.name}'", look.problem)
             continue
-        if not look.captions:
+        if not look.captions and classes is None:
             uncaptioned += 1
             notes.add(UNCAPTIONED, entry.name)
         for kind, detail in look.notes:
             notes.add(kind, entry.name, detail if detail != entry.name else "")
     counts = {split: len(samples) for split, samples in splits.items()} | {"uncaptioned": uncaptioned}
-    return Prepared(options.output, True, len(pairs), counts, left_out, listing.unused, notes)
+    prepared = Prepared(options.output, True, len(pairs), counts, left_out, listing.unused, notes)
+    if classes is None:
+        return prepared
+    class_samples = {split: classes.count(entry for _, entry in samples) for split, samples in splits.items()}
+    return replace(prepared, class_names=classes.names, class_samples=class_samples)
 
 
 def _check_splits(prepared: Prepared, folder: Path, options: ShardOptions) -> None:
@@ -112,6 +128,12 @@ def _check_splits(prepared: Prepared, folder: Path, options: ShardOptions) -> No
             f"none of {prepared.images} images is left for training; "
             f"left out: {'; '.join(left_out[:3]) or 'none'}"
         )
+    elif 0 in (samples := prepared.class_samples.get("train", ())):
+        label = samples.index(0)
+        problem = (
+            f"no picture of class {label} ({prepared.class_names[label]}) is left for training; "
+            f"left out: {prepared.left_out.summary() or 'none'}"
+        )
     elif options.validation > 0 and counts["validation"] == 0:
         problem = (
             f"--validation is {options.validation}, and none of {counts['train']} images fell into that "
@@ -122,18 +144,24 @@ def _check_splits(prepared: Prepared, folder: Path, options: ShardOptions) -> No
         raise ValueError(problem)
 
 
-def split_images(entries: Sequence[Entry], validation: float) -> Splits:
-    """Keys and entries by split."""
+def split_images(entries: Sequence[Entry], validation: float, *, is_mixed: bool) -> Splits:
+    """Keys and entries by split, in their order or mixed: training shuffles neighbouring shards alone, which
+    of pictures sorted by class hold few classes."""
     splits: Splits = {"train": [], "validation": []}
     keys = Keys()
     for entry in entries:
         stem = key_stem(entry.name)
         split = "validation" if fraction(stem) < validation else "train"
         splits[split].append((keys.take(stem), entry))
+    if is_mixed:
+        for samples in splits.values():
+            samples.sort(key=lambda sample: (fraction(sample[0]), sample[0]))
     return splits
 
 
-def _write_shards(folder: Path, splits: Splits, options: ShardOptions, pool: Executor) -> None:
+def _write_shards(
+    folder: Path, splits: Splits, options: ShardOptions, classes: Classes | None, pool: Executor
+) -> None:
     """The shards that are not there yet."""
     with tqdm(total=sum(map(len, splits.values())), unit="image", desc="writing", disable=None) as progress:
         for split, samples in splits.items():
@@ -141,17 +169,20 @@ def _write_shards(folder: Path, splits: Splits, options: ShardOptions, pool: Exe
                 part = samples[first : first + options.samples_per_shard]
                 path = folder / f"{split}-{number:06d}.tar"
                 if not path.is_file():
-                    write_shard(path, _members(part, options.resize, pool))
+                    write_shard(path, _members(part, options.resize, classes, pool))
                 progress.update(len(part))
 
 
 def _members(
-    samples: Sequence[tuple[str, Entry]], resize: int, pool: Executor
+    samples: Sequence[tuple[str, Entry]], resize: int, classes: Classes | None, pool: Executor
 ) -> Iterator[dict[str, object]]:
     for first in range(0, len(samples), READ_TOGETHER):
         part = samples[first : first + READ_TOGETHER]
         read = pool.map(partial(read_image, resize=resize), [entry for _, entry in part])
-        for (key, _), members in zip(part, read, strict=True):
+        for (key, entry), members in zip(part, read, strict=True):
+            if classes is not None:
+                members["cls"] = str(classes.label(entry)).encode()
+                members = {suffix: data for suffix, data in members.items() if data}  # no empty caption
             yield {"__key__": key, **members}
 
 

@@ -19,12 +19,14 @@ from diffmoe_scale.data.shards.catalog import ShardCatalog
 from diffmoe_scale.data.shards.index import IMAGE_SUFFIXES, Span
 from diffmoe_scale.prepare.images import unseen_parts
 from diffmoe_scale.prepare.losses import Losses
+from diffmoe_scale.prepare.prepared import read_class_names
 from diffmoe_scale.prepare.publish import read_manifest
 from diffmoe_scale.prepare.texts import parse_record
 from diffmoe_scale.prepare.walk import TEXT_SUFFIXES
 from diffmoe_scale.unicode import TEXT_NOTES, clean_text, decode_text
 
 SHOWN = 24
+LONGEST_LABEL = 20
 SHOWN_SIZE = Size(128, 128)
 BACKGROUND: RGB = (255, 255, 255)
 
@@ -57,6 +59,10 @@ class Survey:
     widths: list[int] = field(default_factory=list)
     heights: list[int] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
+    labels: Counter[int] = field(default_factory=Counter)
+    """Samples by the label in their .cls."""
+    class_names: Mapping[int, str] = field(default_factory=dict)
+    """By label, where the tool that made the shards says."""
     text_tokens: list[int] = field(default_factory=list)
     """Stored tokens a caption, of sets with features of captions."""
     shown: list[tuple[np.ndarray, str]] = field(default_factory=list)
@@ -84,6 +90,7 @@ def survey_shards(
         duplicate_keys=int(repeats[repeats > 1].sum()),
         features=find_feature_set(catalog.paths),
         left_out=_read_left_out({path.parent for path in catalog.paths}),
+        class_names=_read_class_names({path.parent for path in catalog.paths}),
     )
     return survey, _look(survey, catalog, min(limit, survey.samples), caption_weights)
 
@@ -113,6 +120,16 @@ def _read_left_out(folders: Collection[Path]) -> dict[str, Losses]:
     return found
 
 
+def _read_class_names(folders: Collection[Path]) -> dict[int, str]:
+    """Names of labels from the manifests of prepare_shards; none where two folders have other ones."""
+    names: dict[int, str] = {}
+    for folder in sorted(folders):
+        found = enumerate(read_class_names(folder))
+        if any(names.setdefault(label, name) != name for label, name in found):
+            return {}
+    return names
+
+
 def _look(survey: Survey, catalog: ShardCatalog, count: int, weights: Mapping[str, float]) -> Iterator[None]:
     files, order = ShardFiles(catalog), FixedOrder(catalog.counts)
     for step in range(count):
@@ -126,6 +143,8 @@ def _look(survey: Survey, catalog: ShardCatalog, count: int, weights: Mapping[st
         survey.uncaptioned += not captions
         is_shown = len(survey.shown) < SHOWN and step * SHOWN >= len(survey.shown) * count
         _look_at_texts(survey, partial(files.read, shard), members, key)
+        if "cls" in members:
+            _look_at_label(survey, files.read(shard, members["cls"]), key)
         look = _look_at_features if survey.features is not None else _look_at_picture
         try:
             parts = look(survey, partial(files.read, shard), members, (captions or [""])[0], is_shown)
@@ -151,6 +170,14 @@ def _look_at_texts(survey: Survey, read: Callable[[Span], bytes], members: dict[
                 survey.texts.add("json that is no object", f"{key}.json", str(error))
         for note in dict.fromkeys(notes):
             survey.texts.add(TEXT_NOTES[note], f"{key}.{suffix}")
+
+
+def _look_at_label(survey: Survey, data: bytes, key: str) -> None:
+    text = data[:LONGEST_LABEL].decode("ascii", "replace").strip()
+    if text.isdecimal():
+        survey.labels[int(text)] += 1
+    else:
+        survey.broken.add("label that is no number", f"{key}.cls", repr(text))
 
 
 def _look_at_picture(

@@ -179,3 +179,29 @@ def test_captions_are_those_that_the_weights_of_the_config_name(
     options = ["--config", str(tmp_path / "c.yaml"), f"run.directory={tmp_path}"]
     printed = _inspect(capsys, f"{tmp_path}/*.tar", *options, "data.caption_weights={long: 1}")
     assert "caption words           3 to 3" in printed
+
+
+def test_classes_are_counted_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, count in {"cat": 3, "dog": 2, "owl": 1}.items():
+        for number in range(count):
+            add_picture(tmp_path / "in", f"{name}/{number}.png", color=(number, 0, len(name)))
+    prepare(tmp_path / "in", tmp_path / "out", classes="folders")
+    assert inspect_data.main(["--input", f"{tmp_path}/out/*.tar"]) == 0
+    printed = capsys.readouterr().out
+    facts = {line[:24].strip(): line[24:] for line in printed.splitlines()}
+    assert facts["classes"] == "3 labels, 0 to 2" and facts["samples a class"].startswith("1 to 3, median 2")
+    assert facts["samples by class"] == "0 cat: 3, 1 dog: 2, 2 owl: 1"
+
+
+def test_labels_of_another_tool_are_counted_and_broken_ones_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "shards.json").write_text('{"classes": [3], "class_samples": []}')
+    image = encode(Image.new("RGB", (4, 4)))
+    labels = {f"0_{row}": {"png": image, "cls": b"%d\n" % (row % 14)} for row in range(15)}
+    write_shards(tmp_path, [16], replaced=labels | {"0_15": {"png": image, "cls": b"cat"}})
+    assert inspect_data.main(["--input", f"{tmp_path}/*.tar"]) == 0
+    printed = capsys.readouterr().out
+    assert "14 labels, 0 to 13" in printed and "1 label that is no number" in printed
+    assert "shard-000.tar/0_15.cls: 'cat'" in printed
+    assert "0: 2, 1: 1, 2: 1, 3: 1, 4: 1, 5: 1, ..., 8: 1, 9: 1, 10: 1, 11: 1, 12: 1, 13: 1" in printed
