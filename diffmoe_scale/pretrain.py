@@ -23,6 +23,7 @@ from diffmoe_scale.files import replace_file
 from diffmoe_scale.telemetry.log import setup_logging, silence_packages
 from diffmoe_scale.train.places import check_places
 from diffmoe_scale.train.stop import SIGNALS, Stopped, stop_at_once
+from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +171,7 @@ def report_end(config: Config, directory: RunDirectory) -> None:
         report = "it has no new report"
     path = shlex.quote(str(directory.path))
     wanted = '--prompt "..."' if config.model.conditioning == "text" else "--label 0"
-    logger.info("%s has its %d steps; %s", directory.path, config.run.steps, report)
+    logger.info("%s has its %s; %s", directory.path, counted(config.run.steps, "step"), report)
     logger.info("next: python -m diffmoe_scale.sample --checkpoint %s %s", path, wanted)
 
 

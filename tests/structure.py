@@ -9,6 +9,7 @@ from pathlib import Path
 
 TOOLS_LEVEL = 9
 LEVELS = {
+    "words": 0,
     "config": 1,
     "parallel": 1,
     "scenes": 1,

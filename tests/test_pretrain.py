@@ -24,9 +24,9 @@ WRONG = {
     "no match": (["data.train=[nowhere/*.tar]"], "data.train: shard pattern 'nowhere/*.tar' matches no file"),
     "second data set": (
         ["data.train=[{shards: [b.tar], weight: 1}]"],
-        "data.train: 1 of 1 shards do not exist or are no files: b.tar",
+        "data.train: 1 of 1 shard not there, or no file: b.tar",
     ),
-    "validation": (["data.validation=[b.tar]"], "data.validation: 1 of 1 shards do not exist"),
+    "validation": (["data.validation=[b.tar]"], "data.validation: 1 of 1 shard not there"),
     "URL without a folder": (["data.train=['http://host/a.tar']"], "set data.cache_folder"),
     "file as folder": (["run.directory=a file"], "run.directory is 'a file', but a file is a file; choose"),
     "file above": (["run.directory=a file/run"], "run.directory is 'a file/run', but a file is a file"),

@@ -12,6 +12,7 @@ from typing import Any  # lines of metrics.jsonl
 from diffmoe_scale.cli.command import command_parser, run_command, user_path
 from diffmoe_scale.config.check import require
 from diffmoe_scale.telemetry.metrics import read_metrics
+from diffmoe_scale.words import counted
 
 # What the clock and the machine decide.
 IGNORED = ("time", "throughput/", "memory/")
@@ -114,13 +115,13 @@ def work(parsed: argparse.Namespace) -> int:
             print(f"{name}: {difference.absolute:.3g} absolute, {difference.relative:.3g} relative, {place}")
     lone = sorted(a.keys() ^ b.keys())
     if lone:
-        print(f"{len(lone)} steps are in one of the runs only, the first is {lone[0]}")
+        print(f"in one of the runs only: {counted(len(lone), 'step')}, the first is {lone[0]}")
     firsts = [difference.first for difference in differences.values() if difference.first] + lone[:1]
     if firsts:
         print(f"the runs differ from step {min(firsts)} on")
         return 1
     print(
-        f"the runs are equal over {len(a)} steps"
+        f"the runs are equal over {counted(len(a), 'step')}"
         + (f" within {parsed.tolerance}" if parsed.tolerance else "")
     )
     return 0

@@ -18,6 +18,7 @@ from diffmoe_scale.data.reading.build import build_reader
 from diffmoe_scale.data.reading.reader import Reader
 from diffmoe_scale.data.shards.catalog import ShardCatalog
 from diffmoe_scale.data.shards.patterns import INDEX_SUFFIX
+from diffmoe_scale.words import counted
 
 GLOBAL_BATCH = 256
 STARTS = (0.0, 0.9, 0.0, 0.9)
@@ -29,7 +30,10 @@ def bench_resume(options: ResumeOptions) -> list[dict[str, float]]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         make_data_set(folder, shards=options.shards, samples=options.samples)
-        print(f"{options.shards * options.samples:,} samples in {options.shards} shards")
+        print(
+            f"{counted(options.shards * options.samples, 'sample', ',')} in "
+            f"{counted(options.shards, 'shard')}"
+        )
         starts = []
         for share in STARTS:
             found = _time_in_new_process(folder, share, options.shuffle_block)

@@ -11,6 +11,8 @@ from typing import Annotated, Any  # Any: JSON trees
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from diffmoe_scale.words import counted
+
 SCHEMA = 1
 MANIFEST = "manifest.json"
 METADATA = ".metadata"
@@ -128,7 +130,7 @@ def find_damage(checkpoint: Path, manifest: Manifest, names: Iterable[str]) -> l
         elif not path.is_file():
             problems.append(f"{name} is missing")
         elif (size := path.stat().st_size) != expected.size:
-            problems.append(f"{name} has {size} bytes instead of {expected.size}")
+            problems.append(f"{name} has {counted(size, 'byte')} instead of {expected.size}")
         elif describe_file(path) != expected:
             problems.append(f"{name} has another check sum than when it was written")
     return problems
@@ -179,7 +181,7 @@ def check_model(
     if not wrong and not changed:
         return
     tensors = (
-        f"{len(wrong)} tensors differ, such as {'; '.join(wrong[:NAMED])}"
+        f"{counted(len(wrong), 'tensor')} of other shape, such as {'; '.join(wrong[:NAMED])}"
         if wrong
         else "all tensors have the same shapes"
     )

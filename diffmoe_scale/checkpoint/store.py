@@ -171,7 +171,7 @@ class CheckpointStore:
             )
         if candidates:
             raise RunError(
-                f"all {len(candidates)} checkpoints in {self.folder} are damaged (the log names the files); "
+                f"every checkpoint in {self.folder} is damaged (the log names the files); "
                 "restore one, or choose another run.directory"
             )
         return None

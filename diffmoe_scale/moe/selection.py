@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from diffmoe_scale.config.moe import MoEConfig
+from diffmoe_scale.words import counted
 
 
 def kth_largest(values_XP: Tensor, k: int) -> Tensor:
@@ -70,8 +71,10 @@ def tokens_per_expert(capacity: float, num_tokens: int, num_experts: int, *, mul
     if k < 1 or num_tokens < num_experts:
         rounding = f", rounded down to a multiple of {multiple} for moe.precision" if multiple > 1 else ""
         raise ValueError(
-            f"{num_tokens} tokens compete for moe.num_experts {num_experts} at capacity {capacity:g}: "
-            f"{exact} tokens an expert{rounding}; expected at least {multiple}, and as many tokens as "
+            f"moe.num_experts is {num_experts} for a pool of {counted(num_tokens, 'token')} at capacity "
+            f"{capacity:g}: "
+            f"{counted(exact, 'token')} an expert{rounding}; expected at least {multiple}, and as many "
+            f"tokens as "
             "experts: enlarge run.micro_batch, the image, moe.pool or moe.capacity, or use fewer experts"
         )
     return k

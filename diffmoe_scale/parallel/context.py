@@ -17,6 +17,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from diffmoe_scale.parallel.launcher import adopt_launcher_variables, local_size
 from diffmoe_scale.parallel.waiting import LONGEST_WORK
+from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -122,8 +123,8 @@ def initialize(*, expert_parallel: int, timeout_s: int) -> ParallelContext:
     if world_size % expert_parallel != 0:
         divisors = [n for n in range(1, world_size + 1) if world_size % n == 0]
         raise ValueError(
-            f"parallel.expert_parallel is {expert_parallel} but {world_size} ranks were started; "
-            f"choose one of {divisors} or start a multiple of {expert_parallel} ranks"
+            f"parallel.expert_parallel is {expert_parallel} but the world has {counted(world_size, 'rank')}; "
+            f"choose one of {divisors} or start ranks in multiples of {expert_parallel}"
         )
     device = prepare_device(local_rank)
     timeout = timedelta(seconds=timeout_s)
@@ -146,12 +147,12 @@ def initialize(*, expert_parallel: int, timeout_s: int) -> ParallelContext:
         megatron_groups=collection,
     )
     logger.info(
-        "%d ranks, expert parallel %d, rank %d on %s with %d threads",
-        world_size,
+        "%s, expert parallel %d, rank %d on %s with %s",
+        counted(world_size, "rank"),
         expert_parallel,
         rank,
         device,
-        torch.get_num_threads(),
+        counted(torch.get_num_threads(), "thread"),
     )
     return context
 

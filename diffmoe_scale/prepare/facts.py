@@ -13,6 +13,7 @@ from diffmoe_scale.encoders.autoencoder.build import latent_format
 from diffmoe_scale.encoders.text.build import build_text_encoder
 from diffmoe_scale.prepare.options import Tell
 from diffmoe_scale.prepare.survey import Survey
+from diffmoe_scale.words import counted
 
 SHOWN_CLASSES = 6
 Facts = list[tuple[str, str]]
@@ -52,7 +53,8 @@ def list_facts(survey: Survey, lengths: Lengths, config: Config | None) -> Facts
     facts = [
         (
             "samples",
-            f"{survey.samples:,} in {survey.shards:,} shards, {survey.size_bytes / 1e6:,.1f} MB; "
+            f"{survey.samples:,} in {counted(survey.shards, 'shard', ',')}, "
+            f"{survey.size_bytes / 1e6:,.1f} MB; "
             f"{survey.looked:,} read",
         ),
         ("members", ", ".join(f".{suffix} {count:,}" for suffix, count in survey.members.most_common())),
@@ -121,9 +123,11 @@ def _describe_features(source: FeatureSource) -> str:
     shapes = (
         f"aspects {', '.join(f'{aspect:g}' for aspect in source.aspects)}" if source.aspects else "squares"
     )
-    latents = f"{source.channels} channels, 1/{source.factor} of {source.image_size} pixels, {shapes}"
+    latents = (
+        f"{counted(source.channels, 'channel')}, 1/{source.factor} of {source.image_size} pixels, {shapes}"
+    )
     text = source.text or "not stored"
-    return f"{source.precision}, latents of {latents}, {source.num_views} view(s), text {text}"
+    return f"{source.precision}, latents of {latents}, {counted(source.num_views, 'view')}, text {text}"
 
 
 def _counts(counted: Mapping[str, int]) -> str:

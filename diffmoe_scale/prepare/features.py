@@ -27,6 +27,7 @@ from diffmoe_scale.prepare.options import FeatureOptions, Tell
 from diffmoe_scale.prepare.publish import begin, publish, read_manifest, to_json
 from diffmoe_scale.prepare.sources import Sources, state_of
 from diffmoe_scale.prepare.space import parse_size, show_size, size_of
+from diffmoe_scale.words import counted
 
 FEATURES_FILE = "features.json"
 FORMAT = 2
@@ -62,7 +63,8 @@ def cache_features(options: FeatureOptions, config: Config, share: Share, *, tel
     writer = FeatureWriter(reader, encoders, feature_set, batch=options.batch, rank=share.rank)
     estimate = writer.estimate_size()
     tell_once(
-        f"{reader.num_samples} samples in {len(reader.catalog.paths)} shards: about {show_size(estimate)} "
+        f"{counted(reader.num_samples, 'sample')} in {counted(len(reader.catalog.paths), 'shard')}: "
+        f"about {show_size(estimate)} "
         f"({estimate / reader.num_samples:,.0f} bytes a sample)"
     )
     if estimate > budget:

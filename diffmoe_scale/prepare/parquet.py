@@ -11,6 +11,7 @@ from diffmoe_scale.prepare.losses import Losses
 from diffmoe_scale.prepare.place import CAPTION_COLUMNS, IMAGE_COLUMNS, Columns, Entry, FilePlace, Place
 from diffmoe_scale.prepare.tables import choose_column
 from diffmoe_scale.unicode import clean_name, decode_text
+from diffmoe_scale.words import counted
 
 DAMAGED = "row of a damaged parquet row group"
 
@@ -72,7 +73,7 @@ def list_parquet(table: Path, columns: Columns, *, losses: Losses) -> Iterator[E
             # As in CellPlace.read.
             count = file.metadata.row_group(group).num_rows
             number += count
-            where = f"{table.name}, row group {group} ({count} rows)"
+            where = f"{table.name}, row group {group} ({counted(count, 'row')})"
             losses.add(DAMAGED, where, _first_line(error), count=count)
             continue
         for row, (record, notes) in enumerate(rows):

@@ -8,6 +8,7 @@ from pathlib import Path
 from diffmoe_scale.prepare.losses import Losses
 from diffmoe_scale.prepare.publish import read_manifest
 from diffmoe_scale.unicode import clean_name
+from diffmoe_scale.words import counted
 
 SHARDS_FILE = "shards.json"
 
@@ -57,7 +58,7 @@ class Prepared:
         )
         if self.left_out.counts:
             total = self.left_out.counts.total()
-            yield f"left out {total} of {self.images} images ({self.left_out.summary()}):"
+            yield f"left out {total} of {counted(self.images, 'image')} ({self.left_out.summary()}):"
             yield from self.left_out.lines()
         if self.unused.counts:
             yield f"not used ({self.unused.counts.total():,}):"

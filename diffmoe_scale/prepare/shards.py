@@ -25,6 +25,7 @@ from diffmoe_scale.prepare.publish import begin, publish, read_manifest, to_json
 from diffmoe_scale.prepare.tables import json_text
 from diffmoe_scale.prepare.texts import read_known
 from diffmoe_scale.unicode import clean_name
+from diffmoe_scale.words import counted
 
 FORMAT = 2
 """Of what is written; sets of another one are not gone on with."""
@@ -86,7 +87,7 @@ def _is_captioned(entry: Entry) -> bool:
 def _no_captions(listing: Listing) -> str:
     unused = "; ".join(line.strip() for line in listing.unused.lines(limit=3))
     return (
-        f"none of {len(listing.entries)} images has a caption, "
+        f"none of {counted(len(listing.entries), 'image')} has a caption, "
         f"the first is {clean_name(listing.entries[0].name)!r}; "
         "--help says where captions are looked for" + (f"; not used: {unused}" if unused else "")
     )
@@ -125,7 +126,7 @@ def _check_splits(prepared: Prepared, folder: Path, options: ShardOptions) -> No
     if counts["train"] == 0:
         left_out = [name for names in prepared.left_out.names.values() for name in names]
         problem = (
-            f"none of {prepared.images} images is left for training; "
+            f"none of {counted(prepared.images, 'image')} is left for training; "
             f"left out: {'; '.join(left_out[:3]) or 'none'}"
         )
     elif 0 in (samples := prepared.class_samples.get("train", ())):
@@ -136,7 +137,8 @@ def _check_splits(prepared: Prepared, folder: Path, options: ShardOptions) -> No
         )
     elif options.validation > 0 and counts["validation"] == 0:
         problem = (
-            f"--validation is {options.validation}, and none of {counts['train']} images fell into that "
+            f"--validation is {options.validation}, and none of {counted(counts['train'], 'image')} fell "
+            f"into that "
             "share; raise it, or leave it out"
         )
     if problem:

@@ -1,5 +1,6 @@
 """What a set was made from: size and time of every file that was read, so that a change is seen and named."""
 
+import ast
 import gzip
 import json
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,9 @@ from diffmoe_scale.unicode import clean_name
 
 FILE = "sources.json.gz"
 NAMED_FILES = 3
+NOT_USED, COUNT = "not used, ", ", count"
+"""Beginning of the names of what was found and not used, by reason: its state is the list of names as text;
+and the end of the name that has its count."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,46 @@ class Sources:
 
     def differences(self, other: "Sources") -> str:
         """How `other` differs from these: counts and some names."""
+        old, new = _of_files(self.states), _of_files(other.states)
         kinds = {
-            "changed": [
-                name for name, state in other.states.items() if self.states.get(name, state) != state
-            ],
-            "new": [name for name in other.states if name not in self.states],
-            "gone": [name for name in self.states if name not in other.states],
+            "changed": [name for name, state in new.items() if old.get(name, state) != state],
+            "new": [name for name in new if name not in old],
+            "gone": [name for name in old if name not in new],
         }
-        return "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds.items() if names)
+        parts = [f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds.items() if names]
+        return "; ".join(parts + _unused_differences(self.states, other.states))
+
+
+def _of_files(states: Mapping[str, str]) -> dict[str, str]:
+    return {name: state for name, state in states.items() if not name.startswith(NOT_USED)}
+
+
+def _unused_differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """How what is not used differs, by reason: names where they were kept, else counts."""
+    reasons = dict.fromkeys(
+        name.removeprefix(NOT_USED)
+        for name in (*new, *old)
+        if name.startswith(NOT_USED) and not name.endswith(COUNT)
+    )
+    parts = []
+    for reason in reasons:
+        before, now = (_names_in(states.get(f"{NOT_USED}{reason}", "[]")) for states in (old, new))
+        added, lost = ([name for name in a if name not in b] for a, b in ((now, before), (before, now)))
+        parts += [f"{len(added)} new that cannot be used ({reason}: {_some(added)})"] if added else []
+        parts += [f"{len(lost)} gone that could not be used ({reason}: {_some(lost)})"] if lost else []
+        counts = [states.get(f"{NOT_USED}{reason}{COUNT}", "0") for states in (old, new)]
+        if not added and not lost and counts[0] != counts[1]:
+            parts.append(f"{reason}: {counts[0]} there, {counts[1]} now")
+    return parts
+
+
+def _names_in(state: str) -> list[str]:
+    """The names of a list that was written as text; none where it cannot be read."""
+    try:
+        found = ast.literal_eval(state)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return []
+    return [str(name) for name in found] if isinstance(found, list) else []
 
 
 def _some(names: list[str]) -> str:

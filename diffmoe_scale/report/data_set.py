@@ -13,6 +13,7 @@ from diffmoe_scale.prepare.survey import Survey
 from diffmoe_scale.report import html
 from diffmoe_scale.report.plots import plot_histograms
 from diffmoe_scale.telemetry.picture_grid import save_image_grid
+from diffmoe_scale.words import counted
 
 GRID_COLUMNS = 8
 
@@ -29,7 +30,9 @@ def data_set_page(
             f"caption length in {lengths.unit}": lengths.values,
         }
     )
-    looked = f"From {survey.looked:,} of {survey.samples:,} samples, spread evenly over the shards."
+    looked = (
+        f"From {survey.looked:,} of {counted(survey.samples, 'sample', ',')}, spread evenly over the shards."
+    )
     parts = [
         html.element("h1", title),
         html.element("p", looked, kind="note"),

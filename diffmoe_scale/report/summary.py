@@ -10,6 +10,7 @@ from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.report.html import Markup, element, facts, fold, join, missing, table
 from diffmoe_scale.report.training import Record, finite
+from diffmoe_scale.words import counted
 
 RECENT_RECORDS = 20
 SPEED = "throughput/images_per_s"
@@ -56,8 +57,13 @@ def settings_section(config: Config | None, directory: RunDirectory, train_comma
 
 def _rows(config: Config) -> list[tuple[str, str]]:
     model, sampling, optimizer = config.model, config.sampling, config.optimizer
-    batch = f"{config.run.global_batch} samples a step in micro-batches of {config.run.micro_batch}"
-    shape = f"{model.depth} blocks of width {model.width}, {model.heads} heads, patch {model.patch_size}"
+    batch = (
+        f"{counted(config.run.global_batch, 'sample')} a step in micro-batches of {config.run.micro_batch}"
+    )
+    shape = (
+        f"{counted(model.depth, 'block')} of width {model.width}, {counted(model.heads, 'head')}, "
+        f"patch {model.patch_size}"
+    )
     diffusion = f"prediction {config.diffusion.prediction}, time {config.diffusion.time_sampling}"
     layout = f"ZeRO {config.parallel.zero_stage}, expert parallel {config.parallel.expert_parallel}"
     rate = f"AdamW, peak rate {optimizer.learning_rate:g}, {batch}"
@@ -70,7 +76,8 @@ def _rows(config: Config) -> list[tuple[str, str]]:
         ("Layout", f"{layout}, {model.precision}"),
         (
             "Sampling",
-            f"{sampling.steps} steps, guidance {sampling.guidance:g}, selection {sampling.selection}",
+            f"{counted(sampling.steps, 'step')}, guidance {sampling.guidance:g}, selection "
+            f"{sampling.selection}",
         ),
         ("Seed", str(config.run.seed)),
     ]
@@ -79,7 +86,7 @@ def _rows(config: Config) -> list[tuple[str, str]]:
 def _images(config: Config) -> str:
     size = config.model.image_size
     if config.buckets.enabled:
-        return f"{len(config.buckets.aspects)} aspect ratios of at most {size**2} pixels"
+        return f"{counted(len(config.buckets.aspects), 'aspect ratio')} of at most {size**2} pixels"
     return f"{size} x {size} pixels"
 
 

@@ -8,6 +8,7 @@ from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.reading.batch import FAILURES, NOTES
 from diffmoe_scale.report.html import Markup, element, fold, join, table
 from diffmoe_scale.report.training import Record, finite
+from diffmoe_scale.words import counted
 
 MAX_LOG_LINES = 30
 MAX_EVENTS = 20
@@ -42,7 +43,9 @@ def _samples(records: Sequence[Record], config: Config | None) -> list[Markup]:
         num_bad = sum(finite(record, "data/bad_samples") for record in records)
         limit = f"; the run would stop above {100 * config.data.max_bad_fraction:g} %" if config else ""
         share = 100 * num_bad / seen
-        text = f"{num_bad:,.0f} of {seen:,.0f} samples could not be used ({share:.2g} %){limit}."
+        text = (
+            f"{num_bad:,.0f} of {counted(seen, 'sample', ',.0f')} could not be used ({share:.2g} %){limit}."
+        )
         parts.append(element("p", text))
     kinds = list(_kinds_of_trouble(records))
     return [*parts, table(kinds, header=["kind", "", "count"], numbers=(2,))] if kinds else parts
@@ -50,11 +53,13 @@ def _samples(records: Sequence[Record], config: Config | None) -> list[Markup]:
 
 def _steps(records: Sequence[Record]) -> list[Markup]:
     counts = {
-        "were skipped because of gradients that are not finite": "optimizer/skipped_steps",
-        "had a loss that is not finite or far above those before": "defence/bad_steps",
+        "skipped because of gradients that are not finite": "optimizer/skipped_steps",
+        "with a loss that is not finite or far above those before": "defence/bad_steps",
     }
     totals = {text: sum(finite(record, name) for record in records) for text, name in counts.items()}
-    return [element("p", f"{total:,.0f} steps {text}.") for text, total in totals.items() if total]
+    return [
+        element("p", f"{counted(total, 'step', ',.0f')} {text}.") for text, total in totals.items() if total
+    ]
 
 
 def _events(warnings: Sequence[str]) -> list[Markup]:
@@ -108,4 +113,4 @@ def _log_lines(warnings: Sequence[str], log: Path) -> Markup:
         text = "No warnings in log.txt." if log.is_file() else "There is no log.txt."
         return element("p", text, kind="note")
     shown = warnings[-MAX_LOG_LINES:]
-    return fold(f"The last {len(shown)} of {len(warnings)} warnings and errors in log.txt", "\n".join(shown))
+    return fold(f"Warnings and errors in log.txt: the last {len(shown)} of {len(warnings)}", "\n".join(shown))

@@ -22,6 +22,7 @@ from diffmoe_scale.sampling.batch import (
 )
 from diffmoe_scale.sampling.loading import Pipeline
 from diffmoe_scale.telemetry.picture_grid import to_pixels
+from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def generate_batches(
             is_finite_B = batch.images_BCHW.isfinite().flatten(1).all(1)
             if not is_finite_B.all():
                 count = int((~is_finite_B).sum())
-                logger.warning("%d pictures hold numbers that are not finite, drawn in grey", count)
+                logger.warning("numbers that are not finite in %s, drawn in grey", counted(count, "picture"))
             yield batch
             progress.update(len(batch.requests))
 

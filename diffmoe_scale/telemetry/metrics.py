@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self  # Any: JSON objects as they were read
 
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -103,9 +104,9 @@ def _drop_later_lines(path: Path, resume_step: int) -> None:
     num_damaged = records.count(None)
     num_later = len(texts) - len(kept) - num_damaged
     if num_later:
-        logger.info("%s: %d lines after step %d were dropped", path, num_later, resume_step)
+        logger.info("%s: dropped %s after step %d", path, counted(num_later, "line"), resume_step)
     if num_damaged:
-        logger.warning("%s: %d damaged lines were dropped", path, num_damaged)
+        logger.warning("%s: dropped %s", path, counted(num_damaged, "damaged line"))
 
 
 def _parse(text: bytes) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from diffmoe_scale.parallel.slice import Slice
 from diffmoe_scale.train.ema import WeightAverage
 from diffmoe_scale.train.optim import build_optimizer, parameter_groups
 from diffmoe_scale.train.zero import Zero
+from diffmoe_scale.words import counted
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,8 @@ def accumulation_steps(config: Config, *, ranks: int) -> int:
     at_once = config.run.micro_batch * ranks
     if config.run.global_batch % at_once != 0:
         raise ValueError(
-            f"run.global_batch is {config.run.global_batch} but {ranks} data-parallel ranks of "
-            f"run.micro_batch {config.run.micro_batch} take {at_once} samples at once; "
+            f"run.global_batch is {config.run.global_batch} but {counted(ranks, 'data-parallel rank')} of "
+            f"run.micro_batch {config.run.micro_batch} take {counted(at_once, 'sample')} at once; "
             f"choose a multiple of {at_once}"
         )
     return config.run.global_batch // at_once

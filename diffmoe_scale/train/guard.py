@@ -15,6 +15,7 @@ from diffmoe_scale.data.reading.batch import Batch
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.train.loss import NUM_TIME_BINS, StepLoss
 from diffmoe_scale.train.loss_history import LossHistory
+from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +160,7 @@ class Guard:
         if not any(self.counts.values()):
             return ""
         return (
-            f"{self.counts['nonfinite']} steps were not finite, {self.counts['spikes']} had a loss spike; "
-            f"{self.counts['rollbacks']} rollbacks; samples named last: {', '.join(self.suspects) or 'none'}"
+            f"not finite: {counted(self.counts['nonfinite'], 'step')}, with a loss spike: "
+            f"{counted(self.counts['spikes'], 'step')}; {counted(self.counts['rollbacks'], 'rollback')}; "
+            f"samples named last: {', '.join(self.suspects) or 'none'}"
         )

@@ -9,6 +9,7 @@ from diffmoe_scale.data.reading.build import build_reader
 from diffmoe_scale.plan.parameters import ModelSize, count_parameters
 from diffmoe_scale.train.engine import accumulation_steps
 from diffmoe_scale.train.start import find_newest
+from diffmoe_scale.words import counted
 
 FP32_BYTES = 4
 NUM_STATES = 4
@@ -34,8 +35,8 @@ def describe_run(config: Config, directory: RunDirectory, *, num_samples: int, r
         _describe_network(size),
         _describe_data(config, num_samples),
         _describe_memory(estimate_memory(config, size, ranks=ranks), ranks),
-        f"writes to {directory.path.resolve()}: a checkpoint every {config.checkpoint.every} steps, of which "
-        f"the newest {config.checkpoint.keep_last} stay",
+        f"writes to {directory.path.resolve()}: a checkpoint after each "
+        f"{counted(config.checkpoint.every, 'step')}, of which the newest {config.checkpoint.keep_last} stay",
         *_describe_warmup(config),
         *describe_choices(config),
     ]
@@ -79,18 +80,19 @@ def estimate_memory(config: Config, size: ModelSize, *, ranks: int) -> Memory:
 
 
 def _describe_network(size: ModelSize) -> str:
-    experts = f"{size.experts} experts in each MoE layer" if size.experts else "no experts"
+    experts = f"{counted(size.experts, 'expert')} in each MoE layer" if size.experts else "no experts"
     return (
         f"network: {size.total:,} parameters, of which a token activates {size.activated:,} on average; "
-        f"{experts}; {size.tokens_per_picture:,} tokens a picture"
+        f"{experts}; {counted(size.tokens_per_picture, 'token', ',')} a picture"
     )
 
 
 def _describe_data(config: Config, num_samples: int) -> str:
     batch, steps = config.run.global_batch, config.run.steps
     return (
-        f"data: {num_samples:,} samples, so an epoch is {num_samples / batch:,.1f} steps of {batch:,} "
-        f"(run.global_batch); {steps:,} steps (run.steps) are {steps * batch / num_samples:,.2f} epochs"
+        f"data: {counted(num_samples, 'sample', ',')}, so an epoch is {num_samples / batch:,.1f} steps "
+        f"of {batch:,} "
+        f"(run.global_batch); run.steps ({steps:,}) is {steps * batch / num_samples:,.2f} epochs"
     )
 
 
@@ -110,4 +112,7 @@ def _describe_warmup(config: Config) -> list[str]:
     warmup, steps = config.optimizer.warmup_steps, config.run.steps
     if warmup <= steps:
         return []
-    return [f"optimizer.warmup_steps is {warmup} but run.steps is {steps}: the warm-up takes {steps} steps"]
+    return [
+        f"optimizer.warmup_steps is {warmup} but run.steps is {steps}: the warm-up takes "
+        f"{counted(steps, 'step')}"
+    ]

@@ -14,6 +14,7 @@ from diffmoe_scale.train.reporter import Reporter
 from diffmoe_scale.train.setup import resume, set_up
 from diffmoe_scale.train.stop import Stopped
 from diffmoe_scale.train.trainer import Training, train_step
+from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,9 @@ def train(config: Config, context: ParallelContext, directory: RunDirectory) -> 
     run = set_up(config, context, directory)
     if run.step >= config.run.steps:
         logger.info(
-            "%s has its %d steps (run.steps) already; nothing to train", directory.path, config.run.steps
+            "%s has its %s (run.steps) already; nothing to train",
+            directory.path,
+            counted(config.run.steps, "step"),
         )
     with run.stop, run.store:
         try:
@@ -102,11 +105,14 @@ def roll_back(run: Training) -> None:
     """
     # The main rank may still be closing trackers.
     wait_for_ranks(run.context.waiting_group)
-    cause = f"the last {run.guard.bad_in_a_row} steps to step {run.step} were bad (defence.bad_steps)"
+    bad = run.guard.bad_in_a_row
+    cause = f"step {run.step} was" if bad == 1 else f"the last {bad} steps to step {run.step} were"
+    cause += " bad (defence.bad_steps)"
     advice = "lower optimizer.learning_rate, or look at the samples that the log names"
     max_rollbacks = run.config.defence.max_rollbacks
     if run.guard.counts["rollbacks"] >= max_rollbacks:
-        raise RunError(f"{cause} and {max_rollbacks} rollbacks (defence.max_rollbacks) are used up; {advice}")
+        allowed = counted(max_rollbacks, "rollback")
+        raise RunError(f"{cause} and no more than {allowed} may be (defence.max_rollbacks); {advice}")
     start = resume(run.store, run.engine, run.config, run.directory, frozen=run.networks.frozen)
     if start.step == 0:
         raise RunError(f"{cause} and there is no checkpoint to go back to; {advice}")
@@ -118,11 +124,11 @@ def roll_back(run: Training) -> None:
     run.guard.rolled_back(start.guard)
     samples = run.position.samples
     logger.warning(
-        "%s; back to step %d, on behind sample %d: %d samples are left out",
+        "%s; back to step %d, on behind sample %d: left out %s",
         cause,
         run.step,
         samples,
-        samples - start.samples,
+        counted(samples - start.samples, "sample"),
     )
     save(run)
 

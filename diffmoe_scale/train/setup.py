@@ -28,6 +28,7 @@ from diffmoe_scale.train.overview import describe_run
 from diffmoe_scale.train.stop import StopSignals
 from diffmoe_scale.train.trainer import Training
 from diffmoe_scale.train.validation import Validation
+from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ def resume(
         settings=model_settings(config, tokenizer=directory.tokenizer, frozen=frozen),
     )
     engine.restored(step_count=loaded.optimizer_steps)
-    logger.info("continues from %s (step %d, %d samples)", checkpoint, loaded.step, loaded.samples)
+    logger.info("continues from %s (step %d, %s)", checkpoint, loaded.step, counted(loaded.samples, "sample"))
     return loaded
 
 

@@ -22,6 +22,7 @@ from diffmoe_scale.parallel.waiting import wait_for_ranks
 from diffmoe_scale.sampling.batch import generate_batch, number_requests
 from diffmoe_scale.telemetry.picture_grid import save_image_grid
 from diffmoe_scale.train.loss import condition_of, denoising_loss, latents_of
+from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -110,9 +111,9 @@ class Validation:
             f"{key}: {failure.reason}" for key, failure in list(failures.items())[:NAMED_SAMPLES]
         )
         logger.warning(
-            "%d of %d validation samples cannot be used, so %s%s; repair the shards of data.validation",
+            "unusable are %d of %s, so %s%s; repair the shards of data.validation",
             count,
-            limit,
+            counted(limit, "validation sample"),
             effect,
             f" ({named})" if named else "",
         )

@@ -182,7 +182,7 @@ def test_other_tensors_without_another_setting_are_refused() -> None:
     check_model(Path("run"), MANIFEST, {"master/w": [3, 4]}, MANIFEST.settings)
     with pytest.raises(
         ValueError,
-        match=r"1 tensors differ, such as master/w is \[3, 4\] there and missing here\. "
+        match=r"1 tensor of other shape, such as master/w is \[3, 4\] there and missing here\. "
         "Settings that differ: none",
     ):
         check_model(Path("run"), MANIFEST, {}, MANIFEST.settings)

@@ -118,6 +118,6 @@ def test_run_whose_checkpoints_are_all_damaged_stops(copy: Path) -> None:
         truncate(path)
     for message in run_on_ranks(refuse_newest, 2, copy):
         assert message == (
-            f"all 2 checkpoints in {copy} are damaged (the log names the files); "
+            f"every checkpoint in {copy} is damaged (the log names the files); "
             "restore one, or choose another run.directory"
         )

@@ -17,7 +17,7 @@ def test_one_family_fills_whole_tensors_of_another_format(two_checkpoints: Path)
 def test_filling_another_models_tensors_is_refused(two_checkpoints: Path) -> None:
     with pytest.raises(
         ValueError,
-        match=r"1 tensors differ, such as master/w is \[3, 4\] there and \[4, 3\] here\. "
+        match=r"1 tensor of other shape, such as master/w is \[3, 4\] there and \[4, 3\] here\. "
         "Settings that differ: none",
     ):
         fill_tensors(

@@ -142,5 +142,5 @@ def test_tokens_may_be_taken_by_no_expert_or_by_all(backend, gamma, taken):
 
 
 def test_fewer_tokens_than_experts_are_an_error():
-    with pytest.raises(ValueError, match=r"8 tokens compete for moe.num_experts 16"):
+    with pytest.raises(ValueError, match=r"moe.num_experts is 16 for a pool of 8 tokens"):
         make_layer(num_experts=16)(tokens(num_samples=1), context(num_samples=1))

@@ -122,7 +122,7 @@ def test_expert_parallel_that_does_not_divide_the_world_names_those_that_do(
         launcher.setenv(name, value)
     with pytest.raises(
         ValueError,
-        match=r"parallel.expert_parallel is 4 but 6 ranks were started; choose one of \[1, 2, 3, 6\]",
+        match=r"parallel.expert_parallel is 4 but the world has 6 ranks; choose one of \[1, 2, 3, 6\]",
     ):
         initialize(expert_parallel=4, timeout_s=5)
 

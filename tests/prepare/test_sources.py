@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from diffmoe_scale.prepare import shards
+from diffmoe_scale.prepare.sources import Sources
 from tests.data.samples import make_sample, write_shard
 from tests.prepare.folders import add_picture, prepare, read_captions, write_table
 
@@ -174,3 +175,23 @@ def test_output_within_the_input_is_no_part_of_it(images: Path) -> None:
     add_picture(images, "new.png", caption="new")
     prepare(images, output, overwrite=True)
     assert set(read_captions(output).values()) == {"caption 0", "caption 1", "caption 2", "new"}
+
+
+def test_what_is_not_used_is_named_by_its_file_and_reason() -> None:
+    def known(unused: dict[str, list[str]], count: int | None = None) -> Sources:
+        states = {"a.png": "1 bytes, 5"}
+        for reason, names in unused.items():
+            states |= {f"not used, {reason}": str(names)}
+            states |= {f"not used, {reason}, count": str(len(names) if count is None else count)}
+        return Sources(states)
+
+    stray = "text without a picture"
+    found = known({}).differences(known({stray: ["notes.txt"]}))
+    assert found == "1 new that cannot be used (text without a picture: notes.txt)"
+    found = known({stray: ["notes.txt", "b.txt"]}).differences(known({stray: ["b.txt"]}))
+    assert found == "1 gone that could not be used (text without a picture: notes.txt)"
+    found = known({stray: ["b.txt"]}, 1001).differences(known({stray: ["b.txt"]}, 1002))
+    assert found == "text without a picture: 1001 there, 1002 now"
+    assert known({stray: ["b.txt"]}).differences(known({stray: ["b.txt"]})) == ""
+    damaged = Sources({f"not used, {stray}": "[" * 3000})
+    assert "notes.txt" in damaged.differences(known({stray: ["notes.txt"]}))

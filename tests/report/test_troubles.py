@@ -31,7 +31,7 @@ def test_rollbacks_failed_saves_and_changed_shards_stand_in_a_table_of_their_own
     rows = [html.unescape(re.sub("<[^>]*>", "|", row)) for row in page.split("<tr>")]
     for kind, line in lines.items():
         assert sum(f"|{kind}||2026-11-24 10:00:00 {line}|" in row for row in rows) == 1, kind
-    assert "The last 30 of 54 warnings" in page
+    assert "Warnings and errors in log.txt: the last 30 of 54" in page
 
 
 def test_bad_and_skipped_steps_are_counted(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_bad_and_skipped_steps_are_counted(tmp_path: Path) -> None:
     text = "\n".join(json.dumps(record) for record in records)
     (tmp_path / "metrics.jsonl").write_text(text, encoding="utf-8")
     page = write_report(tmp_path).read_text(encoding="utf-8")
-    assert "6 steps had a loss that is not finite" in page and "3 steps were skipped" in page
+    assert "6 steps with a loss that is not finite" in page and "3 steps skipped" in page
 
 
 def test_captions_in_file_names_settings_and_logs_run_no_code(tmp_path: Path) -> None:

@@ -99,4 +99,4 @@ def test_pictures_without_finite_numbers_are_said(
 
     monkeypatch.setattr(module, "generate_batch", spoil)
     assert len(list(generate(pipeline, [0, 1]))) == 2
-    assert "1 pictures hold numbers that are not finite" in caplog.text
+    assert "numbers that are not finite in 1 picture," in caplog.text

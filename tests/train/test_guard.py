@@ -156,7 +156,7 @@ def test_poisoned_sample_of_another_rank_is_named_and_costs_one_step(outcome: Ou
         assert [step for step, line in lines.items() if line[name]] == [7]
     assert outcome.warnings("poisoned") == [
         f"step 7 is not finite; samples whose own loss is not: {key}",
-        f"in this run 1 steps were not finite, 0 had a loss spike; 0 rollbacks; samples named last: {key}",
+        f"in this run not finite: 1 step, with a loss spike: 0 steps; 0 rollbacks; samples named last: {key}",
     ]
 
 
@@ -179,7 +179,10 @@ def test_sizes_of_images_go_back_with_the_step_also_by_the_next_start(outcome: O
 
 @pytest.mark.parametrize(
     "name, counts",
-    [("not finite", "2 steps were not finite, 0 had"), ("spikes", "0 steps were not finite, 2 had")],
+    [
+        ("not finite", "not finite: 2 steps, with a loss spike: 0 steps"),
+        ("spikes", "not finite: 0 steps, with a loss spike: 2 steps"),
+    ],
 )
 def test_log_tells_which_samples_a_rollback_is_for(outcome: Outcome, name: str, counts: str) -> None:
     first, second, back, last = outcome.warnings(name)
@@ -193,21 +196,21 @@ def test_log_tells_which_samples_a_rollback_is_for(outcome: Outcome, name: str, 
     assert (
         back
         == "the last 2 steps to step 8 were bad (defence.bad_steps); back to step 4, on behind sample 64: "
-        "32 samples are left out"
+        "left out 32 samples"
     )
-    assert last.startswith(f"in this run {counts} a loss spike; 1 rollbacks; samples named last: ")
+    assert last.startswith(f"in this run {counts}; 1 rollback; samples named last: ")
     assert outcome.keys[50] in last and outcome.keys[57] in last
 
 
 def test_rollback_before_a_kill_is_told_at_the_end(outcome: Outcome) -> None:
-    assert "1 rollbacks" in outcome.warnings("killed")[-1]
+    assert "1 rollback;" in outcome.warnings("killed")[-1]
 
 
 def test_run_that_is_bad_again_after_its_rollbacks_ends_with_an_error(outcome: Outcome) -> None:
     *good, hopeless = outcome.errors
     assert good == ["", "", "", "killed", "", "", "", "", "killed", ""]
     assert hopeless == (
-        "the last 2 steps to step 6 were bad (defence.bad_steps) and 1 rollbacks (defence.max_rollbacks) "
-        "are used up; "
+        "the last 2 steps to step 6 were bad (defence.bad_steps) and no more than 1 rollback may be "
+        "(defence.max_rollbacks); "
         "lower optimizer.learning_rate, or look at the samples that the log names"
     )

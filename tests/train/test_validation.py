@@ -87,7 +87,7 @@ def test_validation_that_read_no_sample_is_no_loss(
     main, *others = run_on_ranks(losses_and_warnings, world_size, settings)
     assert main[0] == [{}, {}]
     assert len(main[1]) == 2 and main[1][0].startswith(
-        "10 of 10 validation samples cannot be used, so there is no loss/validation (shard-002.tar/2_0: "
+        "unusable are 10 of 10 validation samples, so there is no loss/validation (shard-002.tar/2_0: "
     )
     assert others == [([{}, {}], [])] * (world_size - 1)
 
@@ -96,7 +96,7 @@ def test_unusable_validation_samples_are_counted_once(settings: list[str]) -> No
     ((losses, warnings),) = run_on_ranks(losses_and_warnings, 1, settings)
     assert losses[0] == losses[1] and losses[0]["loss/validation"] > 0
     (warning,) = warnings
-    assert warning.startswith("1 of 10 validation samples cannot be used, so loss/validation is the mean")
+    assert warning.startswith("unusable are 1 of 10 validation samples, so loss/validation is the mean")
     assert "shard-002.tar/2_3: " in warning
 
 

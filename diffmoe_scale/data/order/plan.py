@@ -9,6 +9,7 @@ from diffmoe_scale.config.check import require
 from diffmoe_scale.config.data import BucketConfig
 from diffmoe_scale.data.order.buckets import bucket_size
 from diffmoe_scale.data.reading.pictures import Size
+from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -187,20 +188,20 @@ def describe_plan(
         for name, count, shape in zip(plan.names, counts, shapes, strict=True):
             size, batch = shape.size, shape.count * plan.micro_batches
             logger.info(
-                "from step %d, aspect %s: %d images of %d x %d, %d a step",
+                "from step %d, aspect %s: %s of %d x %d, %d a step",
                 first,
                 name,
-                count,
+                counted(count, "image"),
                 size.width,
                 size.height,
                 batch,
             )
             if 0 < count < batch:
                 logger.warning(
-                    "aspect %s has %d images, fewer than its batch of %d: they repeat in it; "
+                    "aspect %s has %s, fewer than its batch of %d: they repeat in it; "
                     "leave it out of buckets.aspects",
                     name,
-                    count,
+                    counted(count, "image"),
                     batch,
                 )
         logger.info(

@@ -23,6 +23,7 @@ from diffmoe_scale.data.shards.catalog import ShardCatalog
 from diffmoe_scale.data.shards.index import ShardIndex, Span
 from diffmoe_scale.data.shards.sidecar import read_arrays, write_arrays
 from diffmoe_scale.recent import RecentlyUsed
+from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +65,8 @@ class ImageBuckets:
         self.cropped_to_square /= sum(catalog.counts)
         if self.num_unknown:
             logger.warning(
-                "%d images have no readable size; they keep their places, in the bucket of squares",
-                self.num_unknown,
+                "no readable size: %s; kept in its place, in the bucket of squares",
+                counted(self.num_unknown, "image"),
             )
 
     def describe(self) -> None:

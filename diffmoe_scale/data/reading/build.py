@@ -20,6 +20,7 @@ from diffmoe_scale.data.reading.judge import JUDGED_SAMPLES
 from diffmoe_scale.data.reading.reader import Reader
 from diffmoe_scale.data.shards.catalog import ShardCatalog
 from diffmoe_scale.data.shards.patterns import expand_patterns, pattern_groups, remote_shards
+from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -77,12 +78,13 @@ def _check_losses(config: DataConfig, catalog: ShardCatalog) -> None:
     num_all = num_samples + num_lost
     if num_all >= JUDGED_SAMPLES and num_lost > config.max_bad_fraction * num_all:
         raise ValueError(
-            f"indexing the shards found {num_lost} problems ({dict(catalog.problems)}) beside "
-            f"{num_samples} good samples, more than data.max_bad_fraction ({config.max_bad_fraction}); "
+            f"indexing the shards found {counted(num_lost, 'problem')} ({dict(catalog.problems)}) beside "
+            f"{counted(num_samples, 'good sample')}, more than data.max_bad_fraction "
+            f"({config.max_bad_fraction}); "
             "the log of the first start names them; repair the shards or raise the limit"
         )
     lost = f"; problems: {dict(catalog.problems)}" if catalog.problems else ""
-    logger.info("%d samples in %d shards%s", num_samples, len(catalog.paths), lost)
+    logger.info("%s in %s%s", counted(num_samples, "sample"), counted(len(catalog.paths), "shard"), lost)
 
 
 def _build_order(
@@ -113,9 +115,9 @@ def _describe_datasets(datasets: Sequence[DatasetConfig], counts_by_set: Sequenc
     """Log each. Raises: ValueError for one without samples."""
     for number, (entry, counts) in enumerate(zip(datasets, counts_by_set, strict=True)):
         logger.info(
-            "data set %d: %d samples an epoch, weight %g, %s",
+            "data set %d: %s an epoch, weight %g, %s",
             number,
-            sum(counts),
+            counted(sum(counts), "sample"),
             entry.weight,
             ", ".join(entry.shards),
         )

@@ -7,6 +7,7 @@ from diffmoe_scale.config.data import DataConfig
 from diffmoe_scale.data.features.locate import load_feature_set, set_file
 from diffmoe_scale.data.features.source import FEATURE_SUFFIX
 from diffmoe_scale.data.reading.source import SampleSource
+from diffmoe_scale.words import counted
 
 CHECKED_SAMPLES = 2000
 """Samples that are looked at where something is missing; mostly the first ones have all."""
@@ -36,7 +37,8 @@ def check_conditions(source: SampleSource, places: Sequence[tuple[int, int]]) ->
             missing -= texts.keys()
         if has_condition and not missing:
             return
-    looked = f"none of {len(places)} samples that were looked at in {len(source.catalog.paths)} shards has"
+    looked_at, shards = counted(len(places), "sample"), counted(len(source.catalog.paths), "shard")
+    looked = f"none of {looked_at} that were looked at in {shards} has"
     if not has_condition:
         expected = (
             "a .cls (model.conditioning is 'class')"

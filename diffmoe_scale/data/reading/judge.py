@@ -8,6 +8,7 @@ from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.data import DataConfig
 from diffmoe_scale.data.reading.batch import FAILURES, NOTES, Batch, Note
 from diffmoe_scale.unicode import TEXT_NOTES
+from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,8 @@ class Judge:
         limit = self.config.max_bad_fraction
         if self.read_samples >= JUDGED_SAMPLES and self.bad_samples > limit * self.read_samples:
             raise RunError(
-                f"{self.bad_samples} of {self.read_samples} samples cannot be used ({dict(self.counts)}), "
+                f"unusable are {self.bad_samples} of {counted(self.read_samples, 'sample')} "
+                f"({dict(self.counts)}), "
                 "more than "
                 f"data.max_bad_fraction ({limit}); the log names them; repair the shards or raise the limit"
             )

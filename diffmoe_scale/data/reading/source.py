@@ -21,6 +21,7 @@ from diffmoe_scale.data.reading.pictures import BadPicture, Size
 from diffmoe_scale.data.shards.catalog import ShardCatalog
 from diffmoe_scale.data.shards.index import Span
 from diffmoe_scale.unicode import clean_name
+from diffmoe_scale.words import counted
 
 LONGEST_CAPTION = 10_000
 
@@ -131,7 +132,7 @@ class SampleSource:
         caption = captions[choice][0]
         notes: tuple[Note, ...] = ()
         if len(caption) > LONGEST_CAPTION:
-            text = f"{sample.key}: {len(caption)} characters, cut to {LONGEST_CAPTION}"
+            text = f"{sample.key}: {counted(len(caption), 'character')}, cut to {LONGEST_CAPTION}"
             notes = (Note("long_caption", text),)
         return replace(sample, notes=notes, caption=caption[:LONGEST_CAPTION])
 

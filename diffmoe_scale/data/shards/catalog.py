@@ -20,6 +20,7 @@ from diffmoe_scale.data.shards.sidecar import (
 )
 from diffmoe_scale.recent import RecentlyUsed
 from diffmoe_scale.unicode import clean_name
+from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class ShardCatalog:
                 logger.warning("shard %s holds no sample", clean_name(str(path)))
         if sum(self.counts) == 0:
             raise ValueError(
-                f"no sample in {len(self.paths)} shards, the first is {self.paths[0]}; "
+                f"no sample in {counted(len(self.paths), 'shard')}, the first is {self.paths[0]}; "
                 f"problems found: {dict(self.problems) or 'none, they are empty'}"
             )
 
@@ -161,7 +162,8 @@ class ShardCatalog:
         index = self._scan(shard)
         if len(index) != self.counts[shard]:
             raise RunError(
-                f"shard {self.paths[shard]} held {self.counts[shard]} samples when the run started and holds "
+                f"shard {self.paths[shard]} held {counted(self.counts[shard], 'sample')} when the run "
+                f"started and holds "
                 f"{len(index)} now; shards must not change during a run"
             )
         return index

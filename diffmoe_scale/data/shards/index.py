@@ -14,6 +14,7 @@ from webdataset.tariterators import base_plus_ext
 from diffmoe_scale.data.features.source import FEATURE_SUFFIX
 from diffmoe_scale.data.shards.archive import Problem, iterate_members
 from diffmoe_scale.unicode import clean_name
+from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -103,9 +104,9 @@ def scan_descriptor(descriptor: int, path: Path) -> ShardIndex:
         logger.warning("shard %s: %s: %s", clean_name(str(path)), problem.kind, clean_name(problem.name))
     if len(problems) > NAMED_PROBLEMS:
         logger.warning(
-            "shard %s: %d more problems, in all %s",
+            "shard %s: %s, in all %s",
             clean_name(str(path)),
-            len(problems) - NAMED_PROBLEMS,
+            counted(len(problems) - NAMED_PROBLEMS, "more problem"),
             dict(Counter(problem.kind for problem in problems)),
         )
     return _pack([(key, members) for key, members in samples if has_image(members)], problems)

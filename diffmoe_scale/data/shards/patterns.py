@@ -12,6 +12,7 @@ from braceexpand import braceexpand
 from diffmoe_scale.config.data import DataConfig, DatasetConfig
 from diffmoe_scale.data.shards.remote import RemoteShards, is_url
 from diffmoe_scale.unicode import clean_name
+from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -96,11 +97,14 @@ def expand_patterns(patterns: Sequence[str], remote: RemoteShards | None = None)
             (f"; a folder's shards are named {name}/*.tar" for name in missing if Path(name).is_dir()), ""
         )
         raise ValueError(
-            f"{len(missing)} of {len(paths)} shards do not exist or are no files: {named}{folder}"
+            f"{len(missing)} of {counted(len(paths), 'shard')} not there, or no file: {named}{folder}"
         )
     unique = list(dict.fromkeys(paths))
     if len(unique) < len(paths):
-        logger.info("%d shards are matched by more than one pattern and read once", len(paths) - len(unique))
+        logger.info(
+            "matched by more than one pattern and read once: %s",
+            counted(len(paths) - len(unique), "shard"),
+        )
     return unique
 
 
@@ -119,7 +123,7 @@ def _expand(pattern: str) -> list[str]:
         number *= abs(int(ends[2]) - int(ends[1])) // step + 1 if ends else inner.count(",") + 1
     if number > MOST_SHARDS:
         raise ValueError(
-            f"shard pattern {shown!r} stands for {number} shards; expected at most {MOST_SHARDS}: "
+            f"shard pattern {shown!r} stands for {counted(number, 'shard')}; expected at most {MOST_SHARDS}: "
             "see the numbers in its braces"
         )
     try:

@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from diffmoe_scale.data.shards.catalog import ShardCatalog
 from diffmoe_scale.files import replace_file
 from diffmoe_scale.unicode import clean_name
+from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -62,31 +63,34 @@ def describe_shards(catalog: ShardCatalog) -> list[ShardRecord]:
 def log_changes(before: Sequence[ShardRecord], now: Sequence[ShardRecord]) -> None:
     """A warning that names shards with other samples or bytes, and says what the position in the data is."""
     old, new = {record.name: record for record in before}, {record.name: record for record in now}
-    changes = [f"{_short(name)} is gone ({old[name].samples} samples)" for name in old if name not in new]
-    changes += [f"{_short(name)} is new ({new[name].samples} samples)" for name in new if name not in old]
+    changes = [
+        f"{_short(name)} is gone ({counted(old[name].samples, 'sample')})" for name in old if name not in new
+    ]
+    changes += [
+        f"{_short(name)} is new ({counted(new[name].samples, 'sample')})" for name in new if name not in old
+    ]
     touched = []
     for name in (name for name in new if name in old):
         was, is_now = old[name], new[name]
         if was.samples != is_now.samples:
-            changes.append(f"{_short(name)} ({was.samples} samples, now {is_now.samples})")
+            changes.append(f"{_short(name)} ({counted(was.samples, 'sample')}, now {is_now.samples})")
         elif was.bytes != is_now.bytes:
-            changes.append(f"{_short(name)} ({was.bytes} bytes, now {is_now.bytes})")
+            changes.append(f"{_short(name)} ({counted(was.bytes, 'byte')}, now {is_now.bytes})")
         elif was.mtime_ns != is_now.mtime_ns:
             touched.append(_short(name))
     if changes:
         logger.warning(
-            "%d shards changed since the last start: %s. The run goes on behind as many samples as before; "
+            "%s changed since the last start: %s. The run goes on behind as many samples as before; "
             "which samples an epoch holds, and their order, are those of the shards as they are "
             "now: some "
             "may come again or not at all in this epoch",
-            len(changes),
+            counted(len(changes), "shard"),
             _listed(changes),
         )
     if touched:
         logger.info(
-            "%d shards were written again since the last start, with the same size: %s; "
-            "their contents may differ",
-            len(touched),
+            "written again since the last start, with the same size: %s (%s); their contents may differ",
+            counted(len(touched), "shard"),
             _listed(touched),
         )
     if not changes and [record.name for record in before] != [record.name for record in now]:

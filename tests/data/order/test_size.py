@@ -48,7 +48,7 @@ def test_an_image_without_a_readable_size_keeps_its_place_among_the_squares(
     assert (
         buckets.rows(0)[ASPECTS.index(1.0)].tolist() == [0, 1, 2, 3]
         and buckets.num_unknown == 1
-        and "1 images have no readable size" in caplog.text
+        and "no readable size: 1 image;" in caplog.text
     )
     assert pickle.loads(pickle.dumps(buckets)).rows(0)[6].tolist() == [0, 1, 2, 3]
 

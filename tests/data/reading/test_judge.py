@@ -87,7 +87,7 @@ def test_more_bad_samples_than_allowed_stop_the_run(tmp_path: Path) -> None:
     # Judged from the first JUDGED_SAMPLES on: two epochs with 7 % each.
     assert read_to_the_end(batches, JUDGED_SAMPLES // 10 - 1) == JUDGED_SAMPLES - 10
     with pytest.raises(
-        RuntimeError, match=r"14 of 200 samples cannot be used.*data\.max_bad_fraction \(0\.06\)"
+        RuntimeError, match=r"unusable are 14 of 200 samples.*data\.max_bad_fraction \(0\.06\)"
     ):
         next(batches)
 

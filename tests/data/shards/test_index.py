@@ -191,7 +191,7 @@ def test_a_shard_without_a_sample_is_named_and_the_others_are_read(
 
 def test_no_sample_in_any_shard_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "zero.tar").touch()
-    with pytest.raises(ValueError, match="no sample in 1 shards"):
+    with pytest.raises(ValueError, match="no sample in 1 shard,"):
         ShardCatalog([tmp_path / "zero.tar"])
 
 

@@ -18,7 +18,7 @@ from diffmoe_scale.data.shards.patterns import expand_patterns
         ("a-{0..3.tar", "cannot be read"),
         ("a-0..3}.tar", "cannot be read"),
         ("[x.tar", "matches no file"),
-        ("", "do not exist"),
+        ("", "not there, or no file"),
     ],
 )
 def test_patterns_that_nothing_can_be_read_from_get_a_sentence(pattern: str, sentence: str) -> None:

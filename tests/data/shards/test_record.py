@@ -68,7 +68,7 @@ def test_a_shard_that_was_only_written_again_is_an_information(tmp_path: Path, m
     os.utime(tmp_path / "a.tar", ns=(1, 1))
     start(tmp_path)
     ((level, text),) = told(messages)
-    assert level == "INFO" and "1 shards were written again" in text
+    assert level == "INFO" and "written again since the last start, with the same size: 1 shard (" in text
 
 
 def test_other_bytes_are_a_change_and_a_rewrite_beside_it_is_said_too(tmp_path: Path, messages: Log) -> None:
