@@ -27,6 +27,8 @@ setup(
         "sentencepiece",
         "open-clip-torch",
         "diffusers",
+        "transformers>=5.24",
+        "tokenizers",
         "safetensors",
         "wandb",
         "tensorboard",

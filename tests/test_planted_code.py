@@ -24,9 +24,9 @@ from diffmoe_scale.checkpoint.weights import fill_tensors
 from diffmoe_scale.config.autoencoder import AutoencoderConfig
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.data import BucketConfig, DataConfig
-from diffmoe_scale.config.encoders import TextConfig
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.model import ModelConfig
+from diffmoe_scale.config.text import TextConfig
 from diffmoe_scale.data.features.format import unpack_sample
 from diffmoe_scale.data.features.locate import load_feature_set, set_file
 from diffmoe_scale.data.features.source import FeatureSource
@@ -35,7 +35,6 @@ from diffmoe_scale.data.reading.pictures import Size, open_image
 from diffmoe_scale.data.shards.patterns import INDEX_SUFFIX
 from diffmoe_scale.data.shards.sidecar import CHECKSUM_BYTES
 from diffmoe_scale.encoders.autoencoder.build import build_autoencoder
-from diffmoe_scale.encoders.text.build import build_text_encoder
 from diffmoe_scale.encoders.text.tokenizer import load_tokenizer
 from diffmoe_scale.evaluation.results import read_evaluation
 from diffmoe_scale.prepare.entries import list_pictures
@@ -46,7 +45,7 @@ from diffmoe_scale.sampling.prompts import read_prompt_file
 from diffmoe_scale.telemetry.metrics import MetricsWriter, read_metrics
 from tests.data.samples import make_sample, read_batches, write_shard, write_shards
 from tests.encoders.autoencoder.models import tiny_model
-from tests.encoders.text.texts import TOWER
+from tests.encoders.text.texts import TOWER, load_encoder
 from tests.planted import BINARY, file_of, numpy_archive, plain_pickle, script, torch_archive, yaml_tag
 
 CPU = torch.device("cpu")
@@ -77,7 +76,7 @@ def read_open_clip(path: Path) -> object:
     text = json.dumps({"model_cfg": TOWER, "preprocess_cfg": {}})
     file_of(path.parent, "open_clip_config.json", text.encode())
     config = TextConfig(kind="open_clip", open_clip_weights=f"local-dir:{path.parent}", max_tokens=12)
-    return build_text_encoder(config, tokenizer_path=path)
+    return load_encoder(config)
 
 
 def read_autoencoder(path: Path) -> object:

@@ -5,7 +5,7 @@ section.py        base of the sections: ranges of numbers, paths, what a model's
 run.py            length and seed of a run, checkpoints, bad steps
 data.py           shards, captions, aspect-ratio buckets
 autoencoder.py    pictures to latents
-encoders.py       captions to features
+text.py           the text encoders
 model.py          the transformer
 moe.py            the mixture-of-experts layers
 diffusion.py      path, prediction, loss, times

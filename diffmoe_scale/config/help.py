@@ -8,14 +8,15 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints  # Any: de
 
 import yaml
 
-from diffmoe_scale.config.keys import check_keys, sections
+from diffmoe_scale.config.keys import check_keys, entry_sections, sections
 from diffmoe_scale.config.section import Range, Section, marks_of
 
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 def describe_config(name: str = "") -> str:
-    """The settings of one section, one setting (`run.steps`), or all.
+    """The settings of one section, one setting (`run.steps`), or all; those of the entries of a list below
+    their section's.
 
     Raises: ValueError if there is no such section or setting.
     """
@@ -27,7 +28,17 @@ def describe_config(name: str = "") -> str:
         check_keys({section: {setting: None}})
         return "\n".join(_describe_settings(section, known[section], [setting]))
     chosen = {section: known[section]} if section else known
-    return "\n".join(line for name, kind in chosen.items() for line in _describe(name, kind))
+    return "\n".join(line for name, kind in chosen.items() for line in _describe_all(name, kind))
+
+
+def _describe_all(name: str, kind: type[Section]) -> list[str]:
+    """A section, and the sections that the entries of its lists are."""
+    entries = [entry for field_type in get_type_hints(kind).values() for entry in entry_sections(field_type)]
+    return [
+        line
+        for section_name, section in [(name, kind), *((entry.section_name, entry) for entry in entries)]
+        for line in _describe(section_name, section)
+    ]
 
 
 def _describe(name: str, kind: type[Section]) -> list[str]:
@@ -42,12 +53,15 @@ def _describe_settings(section: str, kind: type[Section], names: Sequence[str]) 
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]  # sections are dataclasses
         if field.name not in names:
             continue
-        default = _as_yaml(
-            field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        )
         allowed = _allowed(types[field.name], marks[field.name])
-        lines.append(f"  {section}.{field.name}={default}{allowed}\n      {meanings[field.name]}")
+        lines.append(f"  {section}.{field.name}={_default(field)}{allowed}\n      {meanings[field.name]}")
     return lines
+
+
+def _default(field: dataclasses.Field[Any]) -> str:  # a default of any type
+    if field.default_factory is not dataclasses.MISSING:
+        return _as_yaml(field.default_factory())
+    return "..." if field.default is dataclasses.MISSING else _as_yaml(field.default)
 
 
 def _allowed(kind: Any, marks: tuple[Any, ...]) -> str:  # any type of a field

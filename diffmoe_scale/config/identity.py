@@ -9,6 +9,7 @@ from diffmoe_scale.config.keys import sections
 from diffmoe_scale.config.load import config_tree
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.config.section import FREE, marks_of
+from diffmoe_scale.config.text import TextEncoderConfig
 
 
 def identity_fields() -> dict[str, tuple[str, ...]]:
@@ -31,6 +32,10 @@ def model_settings(config: Config, *, tokenizer: Path, frozen: Mapping[str, str]
     settings = {
         section: {key: tree[section][key] for key in keys} for section, keys in identity_fields().items()
     }
+    entry_keys = [name for name, marks in marks_of(TextEncoderConfig).items() if FREE not in marks]
+    settings["text"]["encoders"] = [
+        {key: entry[key] for key in entry_keys} for entry in settings["text"]["encoders"]
+    ]
     settings["text"]["tokenizer_sha256"] = (
         sha256(tokenizer.read_bytes()).hexdigest() if tokenizer.is_file() else ""
     )

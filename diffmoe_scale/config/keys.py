@@ -26,8 +26,8 @@ def check_keys(tree: Mapping[str, Any], kind: type = Config, prefix: str = "") -
                 )
             check_keys(value, section, f"{prefix}{key}.")
         for number, entry in enumerate(value if isinstance(value, list) else ()):
-            for member in _union_members(types[key]):
-                if isinstance(entry, dict) and (section := _section(member)) is not None:
+            for section in entry_sections(types[key]):
+                if isinstance(entry, dict):
                     check_keys(entry, section, f"{prefix}{key}.{number}.")
 
 
@@ -44,9 +44,10 @@ def _names(kind: type) -> list[str]:
     return [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]  # sections are dataclasses
 
 
-def _union_members(field_type: Any) -> tuple[Any, ...]:  # of types and their unions
-    """The kinds that an entry of a list can have."""
-    return tuple(member for entry in get_args(field_type) for member in get_args(entry))
+def entry_sections(field_type: Any) -> list[type[Section]]:  # of any type of a field
+    """The sections that an entry of a list can be."""
+    members = [member for entry in get_args(field_type) for member in get_args(entry) or (entry,)]
+    return [section for member in members if (section := _section(member)) is not None]
 
 
 def _unknown_key(path: str, *, known: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """A Config from a YAML file and `key.sub=value` words, and back to YAML."""
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -113,7 +114,8 @@ def _sentence(error: Any) -> str:  # pydantic's ErrorDetails
     path = ".".join(str(part) for part in error["loc"] if part not in UNION_MEMBERS)
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "value_error":
-        return message  # our own sentences name their path
+        # Our own sentences name their path; only the list knows the number of an entry.
+        return message.replace(re.sub(r"\d+$", "N", path), path) if path[-1:].isdigit() else message
     if error["type"] == "missing":
         return f"{path} is missing"
     if plain := next((plain for kind, plain in PLAIN_WORDS.items() if error["type"].startswith(kind)), ""):

@@ -6,7 +6,6 @@ from diffmoe_scale.config.autoencoder import AutoencoderConfig
 from diffmoe_scale.config.check import require
 from diffmoe_scale.config.data import BucketConfig, DataConfig
 from diffmoe_scale.config.diffusion import DiffusionConfig
-from diffmoe_scale.config.encoders import TextConfig
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.config.optimizer import OptimizerConfig
@@ -14,6 +13,7 @@ from diffmoe_scale.config.parallel import ParallelConfig
 from diffmoe_scale.config.run import CheckpointConfig, DefenceConfig, RunConfig
 from diffmoe_scale.config.sampling import SamplingConfig
 from diffmoe_scale.config.telemetry import TelemetryConfig
+from diffmoe_scale.config.text import TextConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,7 @@ class Config:
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
 
     def __post_init__(self) -> None:
+        self._check_text()
         experts, expert_parallel = self.moe.num_experts, self.parallel.expert_parallel
         require(
             expert_parallel == 1 or (experts > 0 and experts % expert_parallel == 0),
@@ -105,3 +106,18 @@ class Config:
                 f"({self.model.image_size}), whose capacity is moe.capacity",
             )
             below = largest
+
+    def _check_text(self) -> None:
+        is_class, encoders = self.model.conditioning == "class", self.text.encoders
+        require(
+            not (is_class and encoders),
+            "text.encoders",
+            [encoder.kind for encoder in encoders],
+            "none: with model.conditioning 'class' no text is read",
+        )
+        require(
+            len(encoders) <= 1 or self.model.text_projection,
+            "model.text_projection",
+            self.model.text_projection,
+            f"true: text.encoders has {len(encoders)} encoders, which are projected to one width",
+        )

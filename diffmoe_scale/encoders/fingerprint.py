@@ -6,7 +6,7 @@ To hash many gigabytes takes long, so the hash is kept in a small file beside th
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -47,13 +47,17 @@ class WeightFiles:
         return {name: [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in found.items()}
 
     def fingerprint(self, module: nn.Module, *settings: object) -> str:
-        """`fingerprint` of the module that was loaded from these files: the recorded one if the files are
-        those of the record, else computed and recorded where the folder can be written to."""
+        """`fingerprint` of the module that was loaded from these files."""
+        return self.remember(lambda: fingerprint(module, *settings), *settings)
+
+    def remember(self, compute: Callable[[], str], *settings: object) -> str:
+        """The fingerprint of these settings: the recorded one if the files are those of the record, else
+        computed and recorded where the folder can be written to."""
         recorded = self._recorded()
         key = repr(settings)
         if key in recorded:
             return recorded[key]
-        value = fingerprint(module, *settings)
+        value = compute()
         self._keep(recorded | {key: value})
         return value
 

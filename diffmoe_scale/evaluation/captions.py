@@ -70,7 +70,7 @@ def _captions(config: Config) -> Iterator[str]:
 
 def _unknown_words(config: Config, tokenizer: Path) -> list[str] | None:
     """Shapes and colours that are no piece of the run's own tokenizer; None without one."""
-    if config.text.kind != "sentencepiece" or not tokenizer.is_file():
+    if config.text.trained is None or not tokenizer.is_file():
         return None
     processor = load_tokenizer(tokenizer, vocabulary=config.text.vocabulary)
     return [word for word in scene_words() if len(processor.encode(word)) > 1]

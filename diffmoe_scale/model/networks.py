@@ -70,9 +70,11 @@ def build_networks(
     groups: ProcessGroupCollection,
     device: torch.device,
     waiting_group: dist.ProcessGroup | None = None,
+    reads_captions: bool = True,
 ) -> Networks:
     """The untrained network of a config, its weights in the format `model.precision`, with all that surrounds
     it. Collective over `waiting_group` (None: this process alone), whose first rank finds the fingerprints.
+    Without `reads_captions`, frozen text encoders wait for the first caption with reading their weights.
 
     Raises: ValueError if image, autoencoder, patches and channels do not fit each other.
     """
@@ -81,8 +83,6 @@ def build_networks(
     text_encoders = TextEncoders()
     if config.model.conditioning == "text":
         text_encoders = build_text_encoders(config.text, tokenizer_path=tokenizer_path)
-        for encoder in text_encoders.frozen:
-            encoder.to(device)
     check_sizes(config, channels=autoencoder.channels, factor=autoencoder.factor)
     latent_size = config.model.image_size // autoencoder.factor
     # Three steps: construction takes no memory, weights come from run.seed alone, then they are placed.
@@ -96,6 +96,10 @@ def build_networks(
     denoiser = Denoiser(transformer, text_encoders.trained, trained_stream=text_encoders.trained_stream)
     initialize_weights(denoiser, config.run.seed)
     denoiser.to(device, NUMBER_FORMATS[config.model.precision])
+    # First, on one rank: the others find what it read in the page cache.
+    fingerprints = find_fingerprints(autoencoder, text_encoders, waiting_group)
+    if reads_captions:
+        text_encoders.load(device)
     return Networks(
         denoiser=denoiser,
         objective=objective,
@@ -104,7 +108,7 @@ def build_networks(
         latent_shape=(autoencoder.channels, latent_size, latent_size),
         num_classes=config.model.num_classes,
         device=device,
-        frozen=find_fingerprints(autoencoder, text_encoders, waiting_group),
+        frozen=fingerprints,
     )
 
 

@@ -38,13 +38,14 @@ def build_denoiser(config: Config, groups: ProcessGroupCollection | None = None)
         text_streams=stream_widths(config.text) if config.model.conditioning == "text" else (),
         groups=groups or single_rank_groups(),
     )
-    return Denoiser(transformer, _trained_encoder(config))
+    return Denoiser(transformer, _trained_encoder(config), trained_stream=config.text.trained_stream)
 
 
 def _trained_encoder(config: Config) -> TrainedTextEncoder | None:
-    if config.model.conditioning != "text" or config.text.kind != "sentencepiece":
+    encoder = config.text.trained
+    if config.model.conditioning != "text" or encoder is None:
         return None
-    no_tokenizer = Tokenizer(lambda captions: [], start=[], end=END, max_tokens=config.text.max_tokens)
+    no_tokenizer = Tokenizer(lambda captions: [], start=[], end=[END], max_tokens=encoder.max_tokens)
     with META:
         return TrainedTextEncoder(config.text, no_tokenizer, vocabulary=config.text.vocabulary)
 
@@ -102,23 +103,25 @@ def step_inputs(config: Config, num_samples: int) -> tuple[Tensor, Tensor, Condi
             labels_B=None if is_text else torch.empty(num_samples, dtype=torch.int64),
             sizes_BZ=torch.empty(num_samples, NUM_SIZE_CONDITIONS),
         )
-        if is_text and config.text.kind == "sentencepiece":
-            tokens_BL = torch.empty(num_samples, config.text.max_tokens, dtype=torch.int64)
+        trained = config.text.trained if is_text else None
+        if trained is not None:
+            tokens_BL = torch.empty(num_samples, trained.max_tokens, dtype=torch.int64)
             condition = replace(condition, tokens_BL=tokens_BL)
-        elif is_text:
-            condition = replace(condition, text=_frozen_features(config, num_samples))
+        if is_text and (text := _frozen_features(config, num_samples)).streams:
+            condition = replace(condition, text=text)
     return x_BCHW, time_B, condition
 
 
 def _frozen_features(config: Config, num_samples: int) -> TextFeatures:
     """On the default device."""
-    max_tokens = config.text.max_tokens
-    streams = (
-        TextStream(
-            tokens_BLT=torch.empty(num_samples, max_tokens, widths.token),
-            mask_BL=torch.empty(num_samples, max_tokens, dtype=torch.bool),
-            pooled_BV=torch.empty(num_samples, widths.pooled) if widths.pooled else None,
+    return TextFeatures(
+        tuple(
+            TextStream(
+                tokens_BLT=torch.empty(num_samples, encoder.max_tokens, widths.token),
+                mask_BL=torch.empty(num_samples, encoder.max_tokens, dtype=torch.bool),
+                pooled_BV=torch.empty(num_samples, widths.pooled) if widths.pooled else None,
+            )
+            for encoder, widths in zip(config.text.listed(), stream_widths(config.text), strict=True)
+            if encoder.kind != "sentencepiece"
         )
-        for widths in stream_widths(config.text)
     )
-    return TextFeatures(tuple(streams))

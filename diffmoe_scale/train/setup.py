@@ -140,7 +140,7 @@ def prepare_tokenizer(config: Config, directory: RunDirectory, reader: Reader) -
     others read it."""
     if (
         config.model.conditioning == "text"
-        and config.text.kind == "sentencepiece"
+        and config.text.trained is not None
         and not directory.tokenizer.is_file()
     ):
         directory.path.mkdir(parents=True, exist_ok=True)
@@ -155,14 +155,16 @@ def warn_of_cut_captions(text_encoders: TextEncoders, reader: Reader) -> None:
     """Say so if more than one caption in a hundred is longer than `text.max_tokens`, judged by a thousand of
     them."""
     captions = list(iterate_captions(reader, JUDGED_CAPTIONS)) if text_encoders.encoders else []
-    for encoder in text_encoders.encoders:
+    for name, encoder in zip(text_encoders.names, text_encoders.encoders, strict=True):
         encoder.tokenize(captions)
         share = encoder.tokenizer.num_cut / encoder.tokenizer.num_captions
         if share > 0.01:
             logger.warning(
-                "%.0f %% of the captions are longer than text.max_tokens (%d) and cut; raise it",
+                "%.0f %% of the captions are longer than the %d tokens that text encoder %s reads, and "
+                "cut; raise its max_tokens",
                 100 * share,
                 encoder.tokenizer.max_tokens,
+                name,
             )
 
 

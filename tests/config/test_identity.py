@@ -7,7 +7,7 @@ from diffmoe_scale.config.load import load_config
 
 IDENTITY = {
     "autoencoder": ("kind",),
-    "text": ("kind", "max_tokens", "width", "depth", "heads", "open_clip_name"),
+    "text": ("kind", "encoders", "max_tokens", "width", "depth", "heads", "open_clip_name"),
     "model": (
         "conditioning",
         "num_classes",
@@ -45,6 +45,7 @@ OTHER_VALUES = {
     "model.conditioning": ["model.conditioning=class", "model.num_classes=10"],
     "model.num_classes": ["model.conditioning=class", "model.num_classes=10"],
     "model.channels": ["autoencoder.kind=kl", "autoencoder.path=x", "model.channels=16"],
+    "text.encoders": ["text.encoders=[{kind: transformers, path: x, max_tokens: 24}]"],
     "model.size_conditioning": ["model.size_conditioning=true"],
     "model.attention": ["model.attention=joint"],
     "model.text_projection": ["model.text_projection=true"],

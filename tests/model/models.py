@@ -12,13 +12,13 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
-from diffmoe_scale.config.encoders import TextConfig
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.moe import MoEConfig
+from diffmoe_scale.config.text import TextConfig
 from diffmoe_scale.encoders.fingerprint import fingerprint
-from diffmoe_scale.encoders.text.encoder import TextEncoder
 from diffmoe_scale.encoders.text.features import StreamWidths, TextFeatures, TextStream
-from diffmoe_scale.encoders.text.tokenizer import PAD, Tokenizer
+from diffmoe_scale.encoders.text.frozen import FrozenTextEncoder
+from diffmoe_scale.encoders.text.tokenizer import Tokenizer
 from diffmoe_scale.encoders.text.trained import TrainedTextEncoder
 from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.denoiser import Denoiser
@@ -129,25 +129,28 @@ def letter_ids(captions: list[str]) -> list[list[int]]:
 def trained_encoder(seed: int = 0) -> TrainedTextEncoder:
     """The encoder that is trained along, a token a letter."""
     config = TextConfig(width=TEXT_WIDTH, depth=1, heads=2, max_tokens=16)
-    tokenizer = Tokenizer(letter_ids, start=[], end=1, max_tokens=16)
+    tokenizer = Tokenizer(letter_ids, start=[], end=[1], max_tokens=16)
     encoder = TrainedTextEncoder(config, tokenizer, vocabulary=128)
     encoder.initialize(seed)
     return encoder
 
 
-class FrozenEncoder(TextEncoder):
+class FrozenEncoder(FrozenTextEncoder):
     """A token a letter: the plainest text encoder."""
 
-    is_trained = False
-    token_width = pooled_width = TEXT_WIDTH
-
     def __init__(self) -> None:
-        super().__init__(Tokenizer(letter_ids, start=[], end=1, max_tokens=16))
-        self.embedding = nn.Embedding(128, TEXT_WIDTH)
+        super().__init__(
+            Tokenizer(letter_ids, start=[], end=[1], max_tokens=16),
+            name="letters",
+            token_width=TEXT_WIDTH,
+            pooled_width=TEXT_WIDTH,
+            read_tower=nn.Embedding(128, TEXT_WIDTH).to,
+        )
 
-    def forward(self, tokens_BL: Tensor) -> TextStream:
-        tokens_BLT = self.embedding(tokens_BL)
-        return TextStream(tokens_BLT, tokens_BL != PAD, tokens_BLT.mean(1))
+    def encode(self, tokens_BL: Tensor, mask_BL: Tensor) -> TextStream:
+        assert self.tower is not None
+        tokens_BLT = self.tower(tokens_BL)
+        return TextStream(tokens_BLT, mask_BL, tokens_BLT.mean(1))
 
     def fingerprint(self) -> str:
         return fingerprint(self)

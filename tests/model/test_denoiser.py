@@ -156,7 +156,7 @@ def test_state_of_the_demo_has_the_names_and_shapes_of_earlier_versions() -> Non
         text_streams=(StreamWidths("text", 128, 128),),
         groups=alone(),
     )
-    tokenizer = Tokenizer(letter_ids, start=[], end=1, max_tokens=config.text.max_tokens)
+    tokenizer = Tokenizer(letter_ids, start=[], end=[1], max_tokens=config.text.max_tokens)
     vocabulary = int(expected["text_encoder.token_embedding.weight"].split("x")[0])
     denoiser = Denoiser(transformer, TrainedTextEncoder(config.text, tokenizer, vocabulary=vocabulary))
     found = denoiser.canonical_parameters().items()

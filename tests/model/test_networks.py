@@ -7,10 +7,10 @@ from typing import Any  # settings of any type are passed on to the configs
 import pytest
 import torch
 
-from diffmoe_scale.config.encoders import TextConfig
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.config.schema import Config
+from diffmoe_scale.config.text import TextConfig
 from diffmoe_scale.encoders.autoencoder.pixels import Pixels
 from diffmoe_scale.encoders.text.features import TextFeatures
 from diffmoe_scale.encoders.text.streams import TextEncoders

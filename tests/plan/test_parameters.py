@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from diffmoe_scale.config.autoencoder import AutoencoderConfig
-from diffmoe_scale.config.encoders import TextConfig
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.config.sampling import SamplingConfig
 from diffmoe_scale.config.schema import Config
+from diffmoe_scale.config.text import TextConfig
 from diffmoe_scale.encoders.text.features import StreamWidths
 from diffmoe_scale.encoders.text.tokenizer import train_tokenizer
 from diffmoe_scale.model.initialization import initialize_transformer

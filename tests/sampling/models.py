@@ -7,11 +7,11 @@ from typing import Any  # settings of any type are passed on to the config
 import torch
 from torch import Tensor
 
-from diffmoe_scale.config.encoders import TextConfig
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.config.sampling import SamplingConfig
 from diffmoe_scale.config.schema import Config
+from diffmoe_scale.config.text import TextConfig
 from diffmoe_scale.encoders.text.tokenizer import train_tokenizer
 from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.networks import Networks, build_networks

@@ -11,9 +11,9 @@ from torch import Tensor
 from diffmoe_scale.config.autoencoder import AutoencoderConfig
 from diffmoe_scale.config.data import BucketConfig
 from diffmoe_scale.config.diffusion import DiffusionConfig
-from diffmoe_scale.config.encoders import TextConfig
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.sampling import SamplingConfig
+from diffmoe_scale.config.text import TextConfig
 from diffmoe_scale.diffusion.noise import sample_noise
 from diffmoe_scale.encoders.text.tokenizer import train_tokenizer
 from diffmoe_scale.model import networks as module

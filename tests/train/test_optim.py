@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from diffmoe_scale.config.encoders import TextConfig
+from diffmoe_scale.config.text import TextConfig
 from diffmoe_scale.encoders.text.build import build_text_encoder
 from diffmoe_scale.encoders.text.tokenizer import train_tokenizer
 from diffmoe_scale.encoders.text.trained import TrainedTextEncoder

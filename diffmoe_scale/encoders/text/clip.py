@@ -4,132 +4,187 @@ B captions, L tokens, T token width, V pooled width.
 """
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any  # open_clip's towers, tokenizers and JSON carry no types
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffmoe_scale.config.check import require
-from diffmoe_scale.config.encoders import TextConfig
-from diffmoe_scale.encoders.fingerprint import WeightFiles
-from diffmoe_scale.encoders.text.encoder import TextEncoder
+from diffmoe_scale.config.text import LOCAL_FOLDER, TextEncoderConfig
+from diffmoe_scale.encoders.fingerprint import WeightFiles, fingerprint
+from diffmoe_scale.encoders.text.architecture import FORMATS
 from diffmoe_scale.encoders.text.features import TextStream
+from diffmoe_scale.encoders.text.frozen import FrozenTextEncoder
 from diffmoe_scale.encoders.text.tokenizer import PAD, Tokenizer
 
+DEFAULT_CONTEXT = 77
+"""Of a description that has none: open_clip's."""
 
-class OpenClipEncoder(TextEncoder):
+
+@dataclass(frozen=True)
+class SettingNames:
+    """What errors call the settings by."""
+
+    path: str
+    architecture: str
+    max_tokens: str
+
+
+class OpenClipEncoder(FrozenTextEncoder):
     """A frozen text tower: its penultimate hidden states, and its pooled and projected feature, both as they
     come (not normalized)."""
 
-    is_trained = False
-
-    # open_clip's towers and tokenizer carry no types.
-    def __init__(self, tower: Any, tokenizer: Any, *, max_tokens: int, files: WeightFiles) -> None:
-        start, end = [tokenizer.sot_token_id], tokenizer.eot_token_id
+    # open_clip's tokenizer carries no types.
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        max_tokens: int,
+        context: int,
+        widths: tuple[int, int],
+        files: WeightFiles,
+        name: str,
+        read_tower: Callable[[torch.device], nn.Module],
+    ) -> None:
         super().__init__(
             Tokenizer(
                 lambda captions: [tokenizer.encode(caption) for caption in captions],
-                start=start,
-                end=end,
+                start=[tokenizer.sot_token_id],
+                end=[tokenizer.eot_token_id],
                 max_tokens=max_tokens,
-            )
+            ),
+            name=name,
+            token_width=widths[0],
+            pooled_width=widths[1],
+            read_tower=read_tower,
         )
-        self.tower = tower
         self.files = files
-        self.requires_grad_(False).eval()
-        self.context_length: int = tower.context_length
-        with torch.no_grad():
-            probe = self(self.tokenize([""]))
-        self.tokenizer.num_captions = 0
-        assert probe.pooled_BV is not None
-        self.token_width, self.pooled_width = probe.tokens_BLT.shape[-1], probe.pooled_BV.shape[-1]
+        self.context_length = context
 
     def fingerprint(self) -> str:
-        return self.files.fingerprint(self, type(self).__name__, self.tokenizer.max_tokens)
+        """Of the weights as they are stored, whatever they compute in."""
+        settings = type(self).__name__, self.tokenizer.max_tokens
+        return self.files.remember(partial(self._digest, *settings), *settings)
 
-    def forward(self, tokens_BL: Tensor) -> TextStream:
+    def _digest(self, *settings: object) -> str:
+        tower = self.read_tower(torch.device("cpu")) if self.tower is None else self.tower
+        # Names as those of this module, which early fingerprints were of.
+        return fingerprint(nn.ModuleDict({"tower": tower}), *settings)
+
+    def mask_of(self, tokens_BL: Tensor) -> Tensor:
+        """The end token has the largest id; 0 is padding and also a piece ("!")."""
+        places_L = torch.arange(tokens_BL.shape[1], device=tokens_BL.device)
+        return places_L <= tokens_BL.argmax(1, keepdim=True)
+
+    def encode(self, tokens_BL: Tensor, mask_BL: Tensor) -> TextStream:
+        tower: Any = self.tower  # open_clip's towers carry no types
         length = tokens_BL.shape[1]
         # The tower adds one position embedding for each token of its full context. It is causal: padding
         # changes nothing before it.
         padded = F.pad(tokens_BL, (0, self.context_length - length), value=PAD)
-        output = self.tower.forward_intermediates(text=padded, text_indices=2, normalize=False)
-        # The end token has the largest id; 0 is padding and also a piece ("!").
-        mask_BL = torch.arange(length, device=tokens_BL.device) <= tokens_BL.argmax(1, keepdim=True)
-        return TextStream(output["text_intermediates"][0][:, :length], mask_BL, output["text_features"])
+        output = tower.forward_intermediates(text=padded, text_indices=2, normalize=False)
+        tokens_BLT = output["text_intermediates"][0][:, :length]
+        return TextStream(tokens_BLT.float(), mask_BL, output["text_features"].float())
 
 
-def build_open_clip(config: TextConfig) -> OpenClipEncoder:
-    """The encoder of local files.
+def build_open_clip(config: TextEncoderConfig, names: SettingNames) -> OpenClipEncoder:
+    """The encoder of local files, without its weights.
 
-    Raises: ValueError for missing or unfit files, an unknown architecture, or captions longer than it reads.
+    Raises: ValueError for missing files, an unknown architecture, or captions longer than it reads.
     """
     import open_clip  # seconds, and needed by few
 
-    name, weights = _local_open_clip(config, open_clip.list_models())
+    name, weights = _local_open_clip(config, names, open_clip.list_models())
     files = _weight_files(name if weights is None else weights)
-    with _named_errors(config):
-        _check_architecture(open_clip.get_model_config(name))
-        tower = open_clip.create_model(name, pretrained=weights, require_pretrained=True)
+    with _named_errors(config, names):
+        architecture = open_clip.get_model_config(name)
+        widths = _widths(architecture)
+        context = int(architecture["text_cfg"].get("context_length", DEFAULT_CONTEXT))
         tokenizer = open_clip.get_tokenizer(name)
-        del tower.visual
-        context = int(tower.context_length)
     fits = f"at most {context}, the context of {name}"
-    require(config.max_tokens <= context, "text.max_tokens", config.max_tokens, fits)
-    with _named_errors(config):
-        return OpenClipEncoder(tower, tokenizer, max_tokens=config.max_tokens, files=files)
+    require(config.max_tokens <= context, names.max_tokens, config.max_tokens, fits)
+    encoder = OpenClipEncoder(
+        tokenizer,
+        max_tokens=config.max_tokens,
+        context=context,
+        widths=widths,
+        files=files,
+        name=f"open_clip of {config.path}",
+        read_tower=partial(_read_tower, config, names, name, weights),
+    )
+    # A description that makes no network is found before the run begins.
+    with _named_errors(config, names), torch.device("meta"):
+        open_clip.create_model(name, load_weights=False, device="meta")
+    return encoder
 
 
-def open_clip_widths(config: TextConfig) -> tuple[int, int]:
+def _read_tower(
+    config: TextEncoderConfig, names: SettingNames, name: str, weights: str | None, device: torch.device
+) -> nn.Module:
+    import open_clip
+
+    with _named_errors(config, names):
+        tower = open_clip.create_model(name, pretrained=weights, require_pretrained=True)
+        del tower.visual
+        return tower.to(device, FORMATS[config.precision])
+
+
+def open_clip_widths(config: TextEncoderConfig, names: SettingNames) -> tuple[int, int]:
     """Widths of a token's and of a caption's pooled features, from the architecture alone.
 
     Raises: ValueError as `build_open_clip` does.
     """
     import open_clip  # seconds, and needed by few
 
-    name, _ = _local_open_clip(config, open_clip.list_models())
-    with _named_errors(config):
-        architecture = open_clip.get_model_config(name)
-        _check_architecture(architecture)
-        return int(architecture["text_cfg"]["width"]), int(architecture["embed_dim"])
+    name, _ = _local_open_clip(config, names, open_clip.list_models())
+    with _named_errors(config, names):
+        return _widths(open_clip.get_model_config(name))
+
+
+def _widths(architecture: dict[str, Any]) -> tuple[int, int]:  # open_clip's JSON
+    _check_architecture(architecture)
+    return int(architecture["text_cfg"]["width"]), int(architecture["embed_dim"])
 
 
 @contextmanager
-def _named_errors(config: TextConfig) -> Iterator[None]:
+def _named_errors(config: TextEncoderConfig, names: SettingNames) -> Iterator[None]:
     """torch, safetensors and open_clip each raise their own: all become a ValueError that names the files."""
     try:
         yield
     except Exception as error:
+        architecture = f" as {names.architecture} {config.architecture!r}" if config.architecture else ""
         raise ValueError(
-            f"text.open_clip_weights {config.open_clip_weights!r} does not load as text.open_clip_name "
-            f"{config.open_clip_name!r}: {type(error).__name__}: {error}"
+            f"{names.path} {config.path!r} does not load{architecture}: {type(error).__name__}: {error}"
         ) from error
 
 
-def _local_open_clip(config: TextConfig, known: list[str]) -> tuple[str, str | None]:
+def _local_open_clip(
+    config: TextEncoderConfig, names: SettingNames, known: list[str]
+) -> tuple[str, str | None]:
     """Name and weight file for open_clip, checked to be on this machine: it would look for anything else on
     the network, half a minute long."""
-    name, weights = config.open_clip_name, config.open_clip_weights
-    if weights.startswith("local-dir:"):
-        folder = Path(weights.removeprefix("local-dir:"))
+    name, weights = config.architecture, config.path
+    if weights.startswith(LOCAL_FOLDER):
+        folder = Path(weights.removeprefix(LOCAL_FOLDER))
         is_complete = (folder / "open_clip_config.json").is_file() and any(_weights_in(folder))
         require(
             is_complete,
-            "text.open_clip_weights",
+            names.path,
             weights,
             "local-dir: and a folder with open_clip_config.json and a weight file",
         )
         return weights, None
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:3]
-    require(
-        name in known, "text.open_clip_name", name, f"a name known to open_clip, such as {', '.join(near)}"
-    )
+    require(name in known, names.architecture, name, f"a name known to open_clip, such as {', '.join(near)}")
     require(
         Path(weights).is_file(),
-        "text.open_clip_weights",
+        names.path,
         weights,
         "an existing local weight file, or local-dir: and a folder",
     )
@@ -143,8 +198,8 @@ def _weights_in(folder: Path) -> list[Path]:
 
 def _weight_files(weights: str) -> WeightFiles:
     """Of `local-dir:` and a folder, or of one weight file."""
-    if weights.startswith("local-dir:"):
-        folder = Path(weights.removeprefix("local-dir:"))
+    if weights.startswith(LOCAL_FOLDER):
+        folder = Path(weights.removeprefix(LOCAL_FOLDER))
         files = [folder / "open_clip_config.json", *_weights_in(folder)]
         return WeightFiles(files, record=folder / "fingerprint.json")
     return WeightFiles([Path(weights)], record=Path(f"{weights}.fingerprint.json"))

@@ -26,6 +26,10 @@ class TextEncoder(nn.Module, ABC):
         """Ids on the CPU, int64 [B, L]; an empty caption has no piece, only what the tokenizer adds."""
         return self.tokenizer(captions)
 
+    def mask_of(self, tokens_BL: Tensor) -> Tensor:
+        """Where ids are tokens of their caption (True), not padding."""
+        return tokens_BL != self.tokenizer.pad
+
     @abstractmethod
     def forward(self, tokens_BL: Tensor) -> TextStream: ...
 

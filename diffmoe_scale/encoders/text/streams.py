@@ -7,6 +7,7 @@ import torch
 
 from diffmoe_scale.encoders.text.encoder import TextEncoder
 from diffmoe_scale.encoders.text.features import StreamWidths, TextFeatures
+from diffmoe_scale.encoders.text.frozen import FrozenTextEncoder
 from diffmoe_scale.encoders.text.trained import TrainedTextEncoder
 
 
@@ -37,8 +38,13 @@ class TextEncoders:
         return next(found, 0)
 
     @property
-    def frozen(self) -> tuple[TextEncoder, ...]:
-        return tuple(encoder for encoder in self.encoders if not encoder.is_trained)
+    def frozen(self) -> tuple[FrozenTextEncoder, ...]:
+        return tuple(encoder for encoder in self.encoders if isinstance(encoder, FrozenTextEncoder))
+
+    def load(self, device: torch.device) -> None:
+        """Read the weights of the frozen encoders, unless they are there."""
+        for encoder in self.frozen:
+            encoder.load(device)
 
     @torch.no_grad()
     def encode_frozen(self, captions: Sequence[str], device: torch.device) -> TextFeatures | None:

@@ -21,38 +21,54 @@ LONGEST_LINE = 1000
 
 
 class Tokenizer:
-    """Captions to int64 ids [B, L], 0 after the end token; L is the longest of the batch, `max_tokens` at
-    most.
+    """Captions to int64 ids [B, L], `pad` after the last token; L is the longest of the batch, `max_tokens`
+    at most.
 
-    Longer captions lose their last pieces, never the end token. `num_cut` of `num_captions` so far were cut.
+    Longer captions lose their last pieces, never what stands at their `end`. A caption without any token
+    becomes `empty`: attention needs one. `keeps_spaces` says that pieces tell one space from several.
+    `num_cut` of `num_captions` so far were cut.
     """
 
     def __init__(
-        self, split: Callable[[list[str]], list[list[int]]], *, start: list[int], end: int, max_tokens: int
+        self,
+        split: Callable[[list[str]], list[list[int]]],
+        *,
+        start: list[int],
+        end: list[int],
+        max_tokens: int,
+        pad: int = PAD,
+        empty: int = END,
+        keeps_spaces: bool = False,
     ) -> None:
         self.split = split
-        self.start = start
-        self.end = end
+        self.start, self.end = start, end
         self.max_tokens = max_tokens
+        self.pad, self.empty = pad, empty
+        self.keeps_spaces = keeps_spaces
         self.num_captions = 0
         self.num_cut = 0
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
         """Raises nothing for any text: what is no Unicode text is replaced (`clean_text`)."""
-        most_pieces = self.max_tokens - len(self.start) - 1
-        pieces = self.split([shorten(clean_text(caption)[0], self.max_tokens) for caption in captions])
+        most_pieces = self.max_tokens - len(self.start) - len(self.end)
+        texts = [clean_text(caption)[0] for caption in captions]
+        pieces = self.split(
+            [shorten(text, self.max_tokens, keeps_spaces=self.keeps_spaces) for text in texts]
+        )
         self.num_captions += len(pieces)
         self.num_cut += sum(len(row) > most_pieces for row in pieces)
-        rows = [[*self.start, *row[:most_pieces], self.end] for row in pieces]
+        rows = [[*self.start, *row[:most_pieces], *self.end] or [self.empty] for row in pieces]
         length = max(len(row) for row in rows)
-        return torch.tensor([row + [PAD] * (length - len(row)) for row in rows])
+        return torch.tensor([row + [self.pad] * (length - len(row)) for row in rows])
 
 
-def shorten(caption: str, max_tokens: int) -> str:
+def shorten(caption: str, max_tokens: int, *, keeps_spaces: bool) -> str:
     """The start of a caption that is far longer than `max_tokens`: open_clip's tokenizer takes hours for a
-    word of a million letters."""
+    word of a million letters. Several spaces are one unless the tokenizer `keeps_spaces` as they are."""
     limit = LONGEST_PIECE * max_tokens
-    return caption if len(caption) <= limit else " ".join(caption.split())[:limit]
+    if len(caption) <= limit:
+        return caption
+    return (caption if keeps_spaces else " ".join(caption.split()))[:limit]
 
 
 def load_tokenizer(path: Path, *, vocabulary: int) -> sentencepiece.SentencePieceProcessor:
@@ -65,9 +81,8 @@ def load_tokenizer(path: Path, *, vocabulary: int) -> sentencepiece.SentencePiec
             f"tokenizer {path} does not exist; expected the sentencepiece model that the run wrote beside "
             "its config.yaml"
         )
-    # One thread: a batch of captions takes less time than starting a pool of them.
     try:
-        processor = sentencepiece.SentencePieceProcessor(model_file=str(path), num_threads=1)
+        processor = open_pieces(path)
     except (RuntimeError, OSError) as error:
         raise ValueError(
             f"tokenizer {path} cannot be read as a sentencepiece model ({error}); restore it from a copy, or "
@@ -87,6 +102,12 @@ def load_tokenizer(path: Path, *, vocabulary: int) -> sentencepiece.SentencePiec
         f"at least the {processor.vocab_size()} pieces of {path}",
     )
     return processor
+
+
+def open_pieces(path: Path) -> sentencepiece.SentencePieceProcessor:
+    """Raises: RuntimeError, OSError for a file that is no sentencepiece model."""
+    # One thread: a batch of captions takes less time than starting a pool of them.
+    return sentencepiece.SentencePieceProcessor(model_file=str(path), num_threads=1)
 
 
 def train_tokenizer(captions: Iterable[str], *, vocabulary: int, path: Path) -> None:

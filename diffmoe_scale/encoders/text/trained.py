@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffmoe_scale.config.encoders import TextConfig
+from diffmoe_scale.config.text import TextConfig
 from diffmoe_scale.encoders.text.encoder import TextEncoder
 from diffmoe_scale.encoders.text.features import TextStream
-from diffmoe_scale.encoders.text.tokenizer import END, PAD, Tokenizer
+from diffmoe_scale.encoders.text.tokenizer import PAD, Tokenizer
 from diffmoe_scale.nn.generator import draw_defaults, seeded
 
 
@@ -49,7 +49,7 @@ class TrainedTextEncoder(TextEncoder):
         super().__init__(tokenizer)
         self.token_width = self.pooled_width = config.width
         self.token_embedding = nn.Embedding(vocabulary, config.width)
-        self.position_LT = nn.Parameter(torch.empty(config.max_tokens, config.width))
+        self.position_LT = nn.Parameter(torch.empty(tokenizer.max_tokens, config.width))
         self.blocks = nn.ModuleList(TextBlock(config.width, config.heads) for _ in range(config.depth))
         self.final_norm = nn.LayerNorm(config.width)
 
@@ -84,11 +84,3 @@ class TrainedTextEncoder(TextEncoder):
         weight_BL = mask_BL.to(x_BLT.dtype)
         pooled_BT = torch.einsum("blt,bl->bt", x_BLT, weight_BL) / weight_BL.sum(1, keepdim=True)
         return TextStream(x_BLT, mask_BL, pooled_BT)
-
-
-def count_trained_parameters(config: TextConfig) -> int:
-    """Parameters of the encoder with a whole vocabulary, counted without a tokenizer or memory."""
-    no_tokenizer = Tokenizer(lambda captions: [], start=[], end=END, max_tokens=config.max_tokens)
-    with torch.device("meta"):
-        encoder = TrainedTextEncoder(config, no_tokenizer, vocabulary=config.vocabulary)
-    return sum(parameter.numel() for parameter in encoder.parameters())

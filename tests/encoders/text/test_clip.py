@@ -7,10 +7,10 @@ import open_clip
 import pytest
 import torch
 
-from diffmoe_scale.config.encoders import TextConfig
+from diffmoe_scale.config.text import TextConfig
 from diffmoe_scale.encoders.fingerprint import fingerprint
 from diffmoe_scale.encoders.text.build import build_text_encoder, stream_widths
-from tests.encoders.text.texts import CLOSE, LONG, SHORT, TOWER, encode
+from tests.encoders.text.texts import CLOSE, LONG, SHORT, TOWER, encode, load_encoder
 
 
 def test_open_clip_gives_penultimate_hidden_states_and_the_pooled_feature(open_clip_encoder, tower):
@@ -34,6 +34,7 @@ def test_open_clip_mask_keeps_pieces_of_id_zero(open_clip_encoder):
 
 
 def test_open_clip_is_frozen_and_keeps_no_image_tower(open_clip_encoder):
+    open_clip_encoder.load(torch.device("cpu"))
     parameters = dict(open_clip_encoder.named_parameters())
     assert not open_clip_encoder.is_trained and not open_clip_encoder.training
     assert not any(weight.requires_grad for weight in parameters.values())
@@ -62,7 +63,11 @@ def test_open_clip_weight_file_gives_the_same_features_as_its_folder(open_clip_e
             r"text\.open_clip_weights is .*open_clip_config\.json",
         ),
         (
-            {"open_clip_weights": "{folder}/open_clip_config.json", "open_clip_name": "tiny-tower"},
+            {
+                "open_clip_weights": "{folder}/open_clip_config.json",
+                "open_clip_name": "tiny-tower",
+                "max_tokens": 12,
+            },
             r"text\.open_clip_weights .* does not load as",
         ),
         (
@@ -88,7 +93,7 @@ def test_unfit_open_clip_settings_are_errors_that_name_the_setting(settings, mes
         for key, value in settings.items()
     }
     with pytest.raises(ValueError, match=message):
-        build_text_encoder(TextConfig(kind="open_clip", **settings), tokenizer_path=tower_folder)
+        load_encoder(TextConfig(kind="open_clip", **settings))
 
 
 def test_widths_are_known_without_reading_weights(tower_folder, open_clip_encoder):
@@ -127,13 +132,12 @@ def test_a_weight_file_that_would_run_code_is_refused(tmp_path, name):
     )
     for settings in variants:
         with pytest.raises(ValueError, match=r"text\.open_clip_weights .* does not load"):
-            build_text_encoder(
-                TextConfig(kind="open_clip", max_tokens=12, **settings), tokenizer_path=tmp_path
-            )
+            load_encoder(TextConfig(kind="open_clip", max_tokens=12, **settings))
     assert not (tmp_path / "planted").exists()
 
 
 def test_the_fingerprint_is_kept_beside_the_weights(tower_folder, open_clip_encoder):
+    assert open_clip_encoder.tower is not None
     expected = fingerprint(open_clip_encoder, "OpenClipEncoder", 12)
     assert open_clip_encoder.fingerprint() == expected
     assert expected in (tower_folder / "fingerprint.json").read_text(encoding="utf-8")
@@ -169,4 +173,4 @@ def test_a_damaged_description_is_an_error_that_names_the_setting(tower_folder, 
     (tmp_path / "open_clip_config.json").write_text(text, encoding="latin-1")
     config = TextConfig(kind="open_clip", open_clip_weights=f"local-dir:{tmp_path}", max_tokens=12)
     with pytest.raises(ValueError, match=r"text\.open_clip_weights"):
-        build_text_encoder(config, tokenizer_path=tmp_path)
+        load_encoder(config)

@@ -6,7 +6,7 @@ import sentencepiece
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from diffmoe_scale.config.encoders import TextConfig
+from diffmoe_scale.config.text import TextConfig
 from diffmoe_scale.encoders.text.build import build_text_encoder
 from diffmoe_scale.encoders.text.tokenizer import (
     END,
@@ -62,13 +62,13 @@ STRANGE = ["\ud800 red", "red \udfff", "\ud83d\ude00", "a\0b", "\x1b[31m\u2028\u
 @pytest.mark.parametrize("caption", STRANGE)
 def test_text_that_is_no_unicode_is_tokenized_and_encoded(any_encoder, caption):
     tokens_BL = any_encoder.tokenize([caption, "two red circles"])
-    assert tokens_BL.shape[0] == 2 and any_encoder(tokens_BL).pooled_BV.isfinite().all()
+    assert tokens_BL.shape[0] == 2 and any_encoder(tokens_BL).tokens_BLT.isfinite().all()
 
 
 def test_a_tokenizer_is_trained_on_text_that_is_no_unicode(tmp_path):
     train_tokenizer(STRANGE, vocabulary=300, path=tmp_path / "tokenizer.model")
     processor = load_tokenizer(tmp_path / "tokenizer.model", vocabulary=300)
-    tokenizer = Tokenizer(processor.encode, start=[], end=END, max_tokens=8)
+    tokenizer = Tokenizer(processor.encode, start=[], end=[END], max_tokens=8)
     assert tokenizer(STRANGE).shape[0] == len(STRANGE)
 
 
@@ -84,8 +84,10 @@ def test_tokens_of_a_long_caption_are_those_of_its_start(any_encoder):
     tokenizer = any_encoder.tokenizer
     caption = "\n\n" + "  ".join(CAPTIONS) * 20
     assert len(caption) > LONGEST_PIECE * tokenizer.max_tokens
-    expected = tokenizer.split([caption])[0][: tokenizer.max_tokens - len(tokenizer.start) - 1]
-    assert tokenizer([caption]).tolist() == [[*tokenizer.start, *expected, tokenizer.end]]
+    expected = tokenizer.split([caption])[0][
+        : tokenizer.max_tokens - len(tokenizer.start) - len(tokenizer.end)
+    ]
+    assert tokenizer([caption]).tolist() == [[*tokenizer.start, *expected, *tokenizer.end]]
 
 
 @pytest.mark.slow
@@ -97,8 +99,11 @@ def test_any_text_is_tokenized_to_ids_that_the_encoder_takes(any_encoder, captio
     tokenizer = any_encoder.tokenizer
     tokens_BL = any_encoder.tokenize(captions)
     assert tokens_BL.shape[0] == len(captions) and 1 <= tokens_BL.shape[1] <= tokenizer.max_tokens
-    assert (tokens_BL == tokenizer.end).sum(dim=1).ge(1).all() and (tokens_BL >= 0).all()
-    assert any_encoder(tokens_BL).pooled_BV.isfinite().all()
+    mask_BL = any_encoder.mask_of(tokens_BL)
+    assert mask_BL[:, 0].all() and (tokens_BL[mask_BL] >= 0).all()
+    if tokenizer.end:
+        assert (tokens_BL == tokenizer.end[0]).sum(dim=1).ge(1).all()
+    assert any_encoder(tokens_BL).tokens_BLT.isfinite().all()
 
 
 def test_a_damaged_tokenizer_is_an_error_that_names_the_file(tokenizer_path, tmp_path):

@@ -2,8 +2,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffmoe_scale.config.encoders import TextConfig
-from diffmoe_scale.encoders.text.trained import count_trained_parameters
+from diffmoe_scale.config.text import TextConfig
 from tests.encoders.text.texts import CLOSE, LONG, SHORT, encode, trained_encoder
 
 
@@ -72,13 +71,6 @@ def test_trained_weights_depend_on_the_seed_alone(tokenizer_path):
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["token_embedding.weight"], other["token_embedding.weight"])
-
-
-def test_parameters_are_counted_with_a_whole_vocabulary(encoder):
-    config = TextConfig(width=32, depth=2, heads=4, max_tokens=24, vocabulary=512)
-    missing = (512 - encoder.token_embedding.num_embeddings) * 32
-    built = sum(parameter.numel() for parameter in encoder.parameters())
-    assert count_trained_parameters(config) == built + missing
 
 
 def test_weights_are_torchs_own_then_those_of_this_encoder_from_one_generator(encoder):

@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Any  # keyword arguments of torch's comparison
 
-from diffmoe_scale.config.encoders import TextConfig
+import torch
+
+from diffmoe_scale.config.text import TextConfig
 from diffmoe_scale.encoders.text.build import build_text_encoder
 from diffmoe_scale.encoders.text.encoder import TextEncoder
 from diffmoe_scale.encoders.text.features import TextStream
+from diffmoe_scale.encoders.text.frozen import FrozenTextEncoder
 from diffmoe_scale.encoders.text.trained import TrainedTextEncoder
 
 CAPTIONS = [
@@ -36,3 +39,11 @@ def trained_encoder(config: TextConfig, tokenizer_path: Path, *, seed: int = 0) 
 def encode(encoder: TextEncoder, captions: list[str]) -> TextStream:
     features: TextStream = encoder(encoder.tokenize(captions))
     return features
+
+
+def load_encoder(config: TextConfig, number: int = 0) -> FrozenTextEncoder:
+    """A frozen encoder with its weights."""
+    encoder = build_text_encoder(config, number, tokenizer_path=Path("unused"))
+    assert isinstance(encoder, FrozenTextEncoder)
+    encoder.load(torch.device("cpu"))
+    return encoder
