@@ -16,7 +16,8 @@ def run_sbatch(tmp_path: Path, *arguments: str, **variables: str) -> subprocess.
         tmp_path / "bin" / "scontrol", '[ "$1" = show ] && printf "node7\\nnode9\\n" || echo "scontrol $@"'
     )
     write_program(tmp_path / "bin" / "squeue", 'echo "${JOB_STATE:-RUNNING}"')
-    told = 'echo "$MASTER_ADDR:$MASTER_PORT threads=$OMP_NUM_THREADS interface=${NCCL_SOCKET_IFNAME:-}"'
+    interfaces = "${NCCL_SOCKET_IFNAME:-},${GLOO_SOCKET_IFNAME:-}"
+    told = f'echo "$MASTER_ADDR:$MASTER_PORT threads=$OMP_NUM_THREADS interfaces={interfaces}"'
     # The last word is the start's number; the main rank writes it after training to the end.
     ended = f'for last in "$@"; do :; done; [ "${{IS_CUT_OFF:-}}" ] || echo "$last" >{tmp_path}/ended'
     write_program(
@@ -64,7 +65,7 @@ def test_slurm_template_answers_a_wrong_setting_before_the_tasks_start(tmp_path:
 
 
 def test_slurm_template_meets_at_the_first_node_and_a_port_of_the_job(tmp_path: Path) -> None:
-    assert "node7:10007 threads=6 interface=\n" in run_sbatch(tmp_path, "--config", "x").stdout
+    assert "node7:10007 threads=6 interfaces=,\n" in run_sbatch(tmp_path, "--config", "x").stdout
 
 
 def test_slurm_template_follows_its_variables(tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_slurm_template_follows_its_variables(tmp_path: Path) -> None:
         THREADS="3",
         SRUN_ARGS="--label --mpi=none",
     )
-    assert "10.0.0.1:5000 threads=3 interface=ib0\n" in result.stdout
+    assert "10.0.0.1:5000 threads=3 interfaces=ib0,ib0\n" in result.stdout
     assert "--kill-on-bad-exit=1|--label|--mpi=none|python|" in result.stdout
 
 
