@@ -1,4 +1,4 @@
-"""Writes images with captions as WebDataset shards: KEY.<image suffix>, KEY.txt (caption), KEY.json (what
+"""Writes images as WebDataset shards: KEY.<image suffix>, KEY.txt (caption), KEY.cls (label), KEY.json (what
 else is known)."""
 
 import argparse

@@ -108,10 +108,9 @@ def load_autoencoder(config: AutoencoderConfig, *, device: torch.device) -> Diff
     Raises: ValueError for a folder that does not hold an autoencoder and all its weights.
     """
     folder, convention = Path(config.path), folder_convention(config)
-    files = WeightFiles(
-        [folder / "config.json", *folder.glob("*.safetensors")], record=folder / "fingerprint.json"
-    )
+    sources = [folder / "config.json", *folder.glob("*.safetensors")]
     try:
+        files = WeightFiles(sources, record=folder / "fingerprint.json")
         model, report = _class_of(read_folder(folder)["_class_name"]).from_pretrained(
             folder,
             local_files_only=True,
@@ -120,6 +119,7 @@ def load_autoencoder(config: AutoencoderConfig, *, device: torch.device) -> Diff
             output_loading_info=True,
         )
         _refuse_other_weights(report)
+        _refuse_broken_weights(model)
         autoencoder = DiffusersAutoencoder(
             model, convention, files, precision=config.precision, device=device, tile=config.tile
         )
@@ -156,3 +156,10 @@ def _refuse_other_weights(report: dict[str, list[str]]) -> None:
             f"{len(unexpected)} weights have no place in the network of config.json, "
             f"the first is {unexpected[0]}"
         )
+
+
+def _refuse_broken_weights(model: nn.Module) -> None:
+    """Raises: ValueError for weights that are not finite: every latent would be NaN."""
+    for name, weight in model.state_dict().items():
+        if not bool(weight.isfinite().all()):
+            raise ValueError(f"the weight {name} holds numbers that are not finite")

@@ -26,6 +26,8 @@ def read_folder(folder: Path) -> dict[str, Any]:
     require(file.is_file(), "autoencoder.path", str(folder), f"{EXPECTED}; it has no config.json{hint}")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise misfit(folder, f"its config.json cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise misfit(folder, f"its config.json does not parse: {error}") from error
     if not isinstance(config, dict):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffmoe_scale.config.autoencoder import AutoencoderConfig
 from diffmoe_scale.encoders.autoencoder.build import Autoencoder, build_autoencoder
+from diffmoe_scale.encoders.autoencoder.diffusers import DiffusersAutoencoder, load_autoencoder
 
 CPU = torch.device("cpu")
 THREE_BLOCKS: dict[str, Any] = {
@@ -116,3 +117,8 @@ def load_kind(kind: str, folder: Path, **settings: Any) -> Autoencoder:
 def images(height: int = 16, width: int = 24, *, count: int = 2) -> Tensor:
     """Noise in [-1, 1]."""
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def build(folder: Path, **settings: Any) -> DiffusersAutoencoder:
+    """The autoencoder of a folder."""
+    return load_autoencoder(AutoencoderConfig(kind="diffusers", path=str(folder), **settings), device=CPU)
