@@ -55,10 +55,37 @@ class DDPM:
         signal, noise_level = self._signal_and_noise(t_B)
         return signal * x0_BCHW + noise_level * noise_BCHW
 
+    def levels(self, t: float) -> tuple[float, float]:
+        alpha_bar = float(self.alpha_bar[round(t * self.num_steps) - 1]) if t > 0 else 1.0
+        return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+
     def split(self, value_BCHW: Tensor, x_t_BCHW: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
         signal, noise_level = self._signal_and_noise(t_B)
         noise = value_BCHW[:, : x_t_BCHW.shape[1]]
         return (x_t_BCHW - noise_level * noise) / signal, noise
+
+    def posterior(
+        self, value_BCHW: Tensor, x_t_BCHW: Tensor, t_B: Tensor, t_next_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and variance of x at the smaller time t' given x_t, over any number of steps: the mean for the
+        predicted x_0, the variance that the network learned, between those of x_0 known and unknown.
+
+        Over one step these are arXiv 2102.09672 eq. 11 and 15; several are one step of a larger beta.
+        """
+        table = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar])
+        alpha_bar_B, alpha_bar_next_B = table[self._step(t_B) + 1], table[self._step(t_next_B) + 1]
+        beta_B = 1 - alpha_bar_B / alpha_bar_next_B
+        low_B = beta_B * (1 - alpha_bar_next_B) / (1 - alpha_bar_B)
+
+        def of_sample(values_B: Tensor) -> Tensor:
+            return _per_sample(values_B.float().to(t_B.device))
+
+        x_0, _ = self.split(value_BCHW, x_t_BCHW, t_B)
+        place_BCHW = (value_BCHW[:, x_t_BCHW.shape[1] :] + 1) / 2
+        variance = torch.lerp(of_sample(low_B.log()), of_sample(beta_B.log()), place_BCHW).exp()
+        mean = of_sample(beta_B * alpha_bar_next_B.sqrt() / (1 - alpha_bar_B)) * x_0
+        kept_B = (1 - alpha_bar_next_B) * (1 - beta_B).sqrt() / (1 - alpha_bar_B)
+        return mean + of_sample(kept_B) * x_t_BCHW, variance
 
     def loss(
         self, value_BCHW: Tensor, x_t_BCHW: Tensor, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor

@@ -39,6 +39,9 @@ class Flow:
     def add_noise(self, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Tensor:
         return torch.lerp(x0_BCHW, noise_BCHW, _per_sample(t_B))
 
+    def levels(self, t: float) -> tuple[float, float]:
+        return 1 - t, t
+
     def loss(
         self, value_BCHW: Tensor, x_t_BCHW: Tensor, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor
     ) -> Tensor:

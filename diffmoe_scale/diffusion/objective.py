@@ -33,6 +33,9 @@ class Objective(Protocol):
     def add_noise(self, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Tensor:
         """x_t on the path between data and noise."""
 
+    def levels(self, t: float) -> tuple[float, float]:
+        """(signal, level) of the path x_t = signal x_0 + level noise."""
+
     def loss(
         self, value_BCHW: Tensor, x_t_BCHW: Tensor, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor
     ) -> Tensor:

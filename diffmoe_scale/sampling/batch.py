@@ -1,9 +1,10 @@
 """One batch of pictures from trained networks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from diffmoe_scale.config.check import require
@@ -11,10 +12,9 @@ from diffmoe_scale.config.sampling import SamplingConfig
 from diffmoe_scale.diffusion.noise import sample_noise
 from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.networks import Networks
-from diffmoe_scale.sampling.euler import euler
+from diffmoe_scale.sampling.build import build_sampler, times_for
 from diffmoe_scale.sampling.guidance import GuidedNetwork
 from diffmoe_scale.sampling.loads import LoadByTime
-from diffmoe_scale.sampling.schedule import sampling_times
 
 STEP_SEED = 1_000_003
 """Between the seeds of two steps' fresh noise. torch's generator of a CPU reads 32 bits of a seed: a power of
@@ -38,11 +38,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Generated:
-    """Pictures [B, 3, H, W] in [-1, 1], what was asked for, and how much the experts worked for them."""
+    """Pictures [B, 3, H, W] in [-1, 1], what was asked for, how much the experts worked for them, and
+    how many calls of the network a picture took (guidance is a second call)."""
 
     requests: Sequence[Request]
     images_BCHW: Tensor
     loads: LoadByTime
+    calls: float = 0.0
 
 
 def number_requests(
@@ -67,12 +69,16 @@ def generate_batch(networks: Networks, requests: Sequence[Request], sampling: Sa
 
     Raises: ValueError if `sampling.height` or `sampling.width` cannot be cut into patches.
     """
+    if sampling.batch_invariant and len(requests) > 1:
+        return _join([generate_batch(networks, [request], sampling) for request in requests])
     channels, height, width = latent_shape(networks, sampling)
     factor = networks.autoencoder.factor
     # An original of just this size, not cropped; also for the unconditional half, as in SDXL.
     size = [height * factor, width * factor, 0, 0, height * factor, width * factor]
     sizes_BZ = torch.tensor([size] * len(requests), dtype=torch.float32)
     denoiser = networks.denoiser
+    shape = (channels, height, width)
+    is_any = _any_of_expert_ranks(networks)
     was_training = denoiser.training
     denoiser.eval()
     try:
@@ -81,20 +87,52 @@ def generate_batch(networks: Networks, requests: Sequence[Request], sampling: Sa
             sampling,
             _condition(networks, requests, sizes_BZ),
             _unconditional(networks, requests, sizes_BZ),
+            is_any=is_any,
         )
-        shape = (channels, height, width)
-        latents_BCHW = euler(
+        sampler = build_sampler(
+            sampling,
+            fresh_noise=lambda step: _noise(requests, shape, networks.device, step=step + 1),
+            is_any=is_any,
+        )
+        num_tokens = height * width // denoiser.transformer.patch**2
+        latents_BCHW = sampler(
             predict,
             networks.objective,
             _noise(requests, shape, networks.device),
-            sampling_times(sampling.steps, end=networks.objective.end_time),
-            fresh_share=sampling.fresh_noise,
-            fresh_noise=lambda step: _noise(requests, shape, networks.device, step=step + 1),
+            times_for(sampling, networks.objective, num_tokens=num_tokens),
         )
     finally:
         denoiser.train(was_training)
     images_BCHW = networks.autoencoder.decode(latents_BCHW).clamp(-1, 1)
-    return Generated(requests, images_BCHW, predict.loads)
+    return Generated(requests, images_BCHW, predict.loads, predict.calls)
+
+
+def _join(parts: Sequence[Generated]) -> Generated:
+    loads = LoadByTime()
+    for part in parts:
+        loads.merge(part.loads)
+    return Generated(
+        [request for part in parts for request in part.requests],
+        torch.cat([part.images_BCHW for part in parts]),
+        loads,
+        sum(part.calls for part in parts) / len(parts),
+    )
+
+
+def _any_of_expert_ranks(networks: Networks) -> Callable[[bool], bool]:
+    """Whether a truth holds on any rank that shares experts with this one: they must call the network equally
+    often. The function returned is collective over them."""
+    layers = networks.denoiser.moe_layers()
+    group = layers[0].token_dispatcher.ep_group if layers else None
+    if group is None or group.size() == 1:
+        return bool
+
+    def is_any(truth: bool) -> bool:
+        flag = torch.tensor([int(truth)], device=networks.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=group)
+        return bool(flag)
+
+    return is_any
 
 
 def latent_shape(networks: Networks, sampling: SamplingConfig) -> tuple[int, int, int]:

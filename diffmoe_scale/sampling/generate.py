@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints  # Any: settings as a caller ga
 from PIL import Image
 from tqdm import tqdm
 
-from diffmoe_scale.config.sampling import SamplingConfig
+from diffmoe_scale.config.sampling import SamplingConfig, check_sampler
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.model.networks import Networks
 from diffmoe_scale.sampling.batch import (
@@ -94,6 +94,7 @@ def override_sampling(sampling: SamplingConfig, settings: Mapping[str, Any]) -> 
 
 def check_requests(requests: Sequence[Request], config: Config, sampling: SamplingConfig) -> None:
     """Raises: ValueError for what the model cannot draw."""
+    check_sampler(sampling, config.diffusion.kind)
     is_class = config.model.conditioning == "class"
     for request in requests:
         if isinstance(request.prompt, bool) or not isinstance(request.prompt, int if is_class else str):

@@ -68,6 +68,9 @@ def test_one_prompt_is_one_picture_and_none_is_none(pipeline: Pipeline) -> None:
         (0, {"steps": 0}, "sampling.steps"),
         (0, {"guidance": float("nan")}, "sampling.guidance is nan"),
         (0, {"selection": "best"}, "sampling.selection is 'best'; expected one of threshold, "),
+        (0, {"sampler": "best"}, "sampling.sampler is 'best'; expected one of euler, heun, "),
+        (0, {"sampler": "ancestral"}, "sampling.sampler is 'ancestral'; expected one of euler, heun, "),
+        (0, {"batch_invariant": 1}, "sampling.batch_invariant is 1"),
         (0, {"width": 7}, "sampling.width is 7; expected a multiple of 2"),
     ],
 )
