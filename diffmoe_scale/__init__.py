@@ -22,6 +22,10 @@ __all__ = ["__version__", "generate", "load_pipeline"]
 
 def __getattr__(name: str) -> object:
     """`generate` and `load_pipeline` load torch, so they are imported when they are first used."""
+    if name in ("generate", "load_pipeline"):
+        from diffmoe_scale.telemetry.log import silence_packages
+
+        silence_packages()
     match name:
         case "generate":
             from diffmoe_scale.sampling.generate import generate

@@ -197,3 +197,14 @@ def test_the_package_loads_torch_only_when_its_functions_are_used() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_python_api_prints_no_warnings_of_other_packages(run: Path) -> None:
+    code = (
+        "from diffmoe_scale import generate, load_pipeline\n"
+        f"pipeline = load_pipeline({str(run)!r}, settings=['sampling.steps=1'])\n"
+        "list(generate(pipeline, 'a red circle'))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    told = [line for line in result.stderr.splitlines() if "sampling:" not in line]  # the progress bar
+    assert (result.returncode, result.stdout, told) == (0, "", [])
