@@ -11,7 +11,7 @@ import yaml
 from PIL import EpsImagePlugin, Image
 from PIL.PngImagePlugin import PngInfo
 
-from diffmoe_scale.config.load import load_config
+from diffmoe_scale.config.load import load_config, load_run_config
 from diffmoe_scale.data.reading.pictures import open_image
 from diffmoe_scale.evaluation.captions import check_captions
 from diffmoe_scale.prepare.entries import list_pictures
@@ -131,8 +131,8 @@ def test_a_command_in_the_config_of_a_run_is_not_run(tmp_path: Path, marker: Pat
     with pytest.raises(ValueError, match="holds no complete checkpoint"):
         load_pipeline(run)
     with pytest.raises(ValueError, match="names a command instead of a file"):
-        choose_prompts(load_config(path), 3)
-    check_captions(load_config(path), run / "tokenizer.model")
+        choose_prompts(load_run_config(path), 3)
+    check_captions(load_run_config(path), run / "tokenizer.model")
     write_report(run)
     assert not marker.exists()
 

@@ -60,9 +60,7 @@ def run(parsed: argparse.Namespace) -> None:
     rows = read_prompt_file(parsed.prompts)[: parsed.images] if parsed.prompts else []
     model = load_pipeline(parsed.checkpoint, weights=parsed.weights, settings=parsed.settings)
     check_output("--checkpoint", model.directory.gamma)
-    prompts = [row.prompt for row in rows] or choose_prompts(
-        model.config, parsed.images, given=parsed.settings
-    )
+    prompts = [row.prompt for row in rows] or choose_prompts(model.config, parsed.images)
     trials = find_gamma(model, prompts, model.config.sampling, capacity=parsed.capacity, seed=parsed.seed)
     record = {
         "checkpoint": str(model.checkpoint),

@@ -15,6 +15,7 @@ sampling.py       how pictures are drawn
 telemetry.py      metrics, validation, trackers
 load.py           a Config from a file and `key.sub=value` words, and back to YAML
 yaml_file.py      the text of a file or of a value to a tree, refusing what could not be meant
+origin.py         where a text came from: a run's own config.yaml starts no command
 keys.py           unknown keys, with the nearest right one
 choices.py        settings that follow from others unless they are named
 help.py           the text of `--help`

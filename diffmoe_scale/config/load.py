@@ -11,6 +11,7 @@ import yaml
 
 from diffmoe_scale.config.choices import follow_others
 from diffmoe_scale.config.keys import check_keys
+from diffmoe_scale.config.origin import mark_foreign
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.config.section import show
 from diffmoe_scale.config.yaml_file import parse_yaml, read_yaml
@@ -28,7 +29,21 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     Raises: ValueError naming the dotted path, what was got and what was expected; an unknown key names the
     nearest right one.
     """
-    tree = read_yaml(path) if path is not None else {}
+    return _load(read_yaml(path) if path is not None else {}, overrides)
+
+
+def load_run_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The same of a run's own config.yaml, which may come from someone else: no command among its shards
+    ("pipe:...") is run, those of the overrides are.
+
+    Raises: ValueError, as `load_config`.
+    """
+    tree = read_yaml(path)
+    mark_foreign(tree)
+    return _load(tree, overrides)
+
+
+def _load(tree: dict[str, Any], overrides: Sequence[str]) -> Config:
     check_keys(tree)
     words: dict[str, Any] = {}
     for override in overrides:

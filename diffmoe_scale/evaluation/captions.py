@@ -6,6 +6,7 @@ from glob import escape
 from pathlib import Path
 
 from diffmoe_scale.config.check import RunError
+from diffmoe_scale.config.origin import split_foreign
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.reading.build import build_reader
 from diffmoe_scale.data.reading.reader import iterate_captions
@@ -51,7 +52,8 @@ def check_captions(config: Config, tokenizer: Path) -> None:
 def _captions(config: Config) -> Iterator[str]:
     """Nothing is downloaded, and no command of a `pipe:` is run, for this question."""
     for patterns in (config.data.validation, config.data.train):
-        local = [name for name in shard_names(patterns) if not is_url(name)]
+        names = [split_foreign(name)[1] for name in shard_names(patterns)]
+        local = [name for name in names if not is_url(name)]
         if not local:
             continue
         try:

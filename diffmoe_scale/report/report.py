@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from diffmoe_scale.config.load import load_config
+from diffmoe_scale.config.load import load_run_config
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.evaluation.results import read_evaluation
 from diffmoe_scale.files import replace_file
@@ -38,7 +38,7 @@ def write_report(run_directory: Path) -> Path:
         )
     records = _read(read_records, directory.metrics) or []
     evaluation = _read(read_evaluation, directory.evaluation)
-    config = _read(load_config, directory.config) if directory.config.is_file() else None
+    config = _read(load_run_config, directory.config) if directory.config.is_file() else None
     path = shlex.quote(str(run_directory))
     train = f"deepspeed launch/pretrain_t2i.sh --config CONFIG.yaml run.directory={path}"
     sample = f'python -m diffmoe_scale.sample --checkpoint {path} --prompt "a red circle"'

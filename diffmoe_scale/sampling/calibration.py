@@ -112,24 +112,15 @@ def _logit(gamma: float) -> float:
     return math.log(gamma / (1 - gamma))
 
 
-def choose_prompts(config: Config, count: int, *, given: Sequence[str] = ()) -> list[str] | list[int]:
+def choose_prompts(config: Config, count: int) -> list[str] | list[int]:
     """`count` captions of the run's validation shards, else of its training shards; in class mode labels,
     evenly spread.
 
-    `given` are the words of the command line: a command ("pipe:...") is run only if it stands there, since
-    the run, and RUN/config.yaml with it, may come from someone else.
-
-    Raises: ValueError for other commands.
+    Raises: ValueError as `build_reader`, also for a command ("pipe:...") that only RUN/config.yaml names.
     """
     if config.model.conditioning == "class":
         return [i * config.model.num_classes // count for i in range(count)]
     shards = config.data.validation or config.data.train
-    for name in shard_names(shards):
-        if "pipe:" in name and not any(name in word for word in given):
-            raise ValueError(
-                f"the run's config.yaml names a command instead of a file ({name!r:.200}), which is not run; "
-                "give --prompts FILE, or data.validation=[...] on the command line"
-            )
     reader = build_reader(
         config.data, shards, model=config.model, seed=config.run.seed, buckets=config.buckets
     )

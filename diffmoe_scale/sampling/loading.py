@@ -11,7 +11,7 @@ from diffmoe_scale.checkpoint.manifest import complete_checkpoints, find_damage,
 from diffmoe_scale.checkpoint.weights import fill_tensors
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.identity import model_settings
-from diffmoe_scale.config.load import load_config
+from diffmoe_scale.config.load import load_run_config
 from diffmoe_scale.config.parallel import ParallelConfig
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
@@ -61,7 +61,7 @@ def load_pipeline(path: Path | str, *, weights: str = "ema", settings: Sequence[
         )
     if not directory.config.read_bytes().strip():
         raise ValueError(f"{directory.config} is empty; restore it: it says what the weights are of")
-    config = load_config(directory.config, [*settings, "parallel.expert_parallel=1"])
+    config = load_run_config(directory.config, [*settings, "parallel.expert_parallel=1"])
     named = path if is_checkpoint else None
     if named is None:
         _newest(directory)  # before the networks are built: without one the answer comes at once

@@ -6,7 +6,7 @@ import logging
 
 from diffmoe_scale.checkpoint.folders import read_saved, write_saved
 from diffmoe_scale.checkpoint.manifest import checkpoint_folders, step_of
-from diffmoe_scale.config.load import load_config
+from diffmoe_scale.config.load import load_run_config
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.telemetry.metrics import read_metrics
 
@@ -86,6 +86,6 @@ def _steps_of_older_version(directory: RunDirectory) -> int:
     steps = [record["step"] for record in read_metrics(directory.metrics)]
     if not steps or not directory.config.is_file():
         return 0
-    every = load_config(directory.config).checkpoint.every
+    every = load_run_config(directory.config).checkpoint.every
     last = int(max(steps))
     return last if 0 < every <= last else 0

@@ -4,11 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffmoe_scale.config.check import RunError
-from diffmoe_scale.config.load import load_config
+from diffmoe_scale.config.load import load_config, load_run_config
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.data.features.format import pack_sample
 from diffmoe_scale.data.features.source import FeatureSet, FeatureSource
@@ -127,17 +128,48 @@ def test_prompts_of_a_class_model_are_labels_evenly_spread() -> None:
     ]
 
 
-def test_a_command_in_the_config_of_a_run_is_not_run(tmp_path: Path) -> None:
+COMMANDS = (
+    "pipe:touch {planted}; cat x.tar",
+    "{{pipe:touch {planted},b.tar}}",
+    "{{p,q}}ipe:touch {planted}",
+    "pipe{{:,;}}touch {planted}",
+    "b.tar::pipe:touch {planted}",
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("place", ["train", "validation", "mixed"])
+def test_a_command_in_the_config_of_a_run_is_not_run(tmp_path: Path, command: str, place: str) -> None:
     planted = tmp_path / "planted"
-    for command in (f"pipe:touch {planted}; cat x.tar", f"{{pipe:touch {planted},b.tar}}"):
-        config = load_config(None, [f"data.train=['{command}']", f"data.cache_folder={tmp_path}"])
-        with pytest.raises(ValueError, match=r"names a command instead of a file \('.*pipe:touch"):
-            choose_prompts(config, 3, given=["sampling.steps=2"])
+    text = command.format(planted=planted)
+    data: dict[str, object] = {"cache_folder": str(tmp_path / "cache")}
+    data |= {"train": [{"shards": [text], "weight": 1.0}]} if place == "mixed" else {place: [text]}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": data}))
+    config = load_run_config(tmp_path / "config.yaml", ["sampling.steps=2"])
+    with pytest.raises(ValueError, match="names a command instead of a file"):
+        choose_prompts(config, 3)
     assert not planted.exists()
 
 
 def test_a_command_of_the_command_line_is_run(tmp_path: Path) -> None:
     (shard,) = write_shards(tmp_path, [3])
-    word = f"data.train=['pipe:cat {shard}']"
-    config = load_config(None, [word, f"data.cache_folder={tmp_path / 'cache'}"])
-    assert len(choose_prompts(config, 3, given=[word])) == 3
+    text = yaml.safe_dump({"data": {"train": ["pipe:false"], "cache_folder": str(tmp_path / "cache")}})
+    (tmp_path / "config.yaml").write_text(text)
+    config = load_run_config(tmp_path / "config.yaml", [f"data.train=['pipe:cat {shard}']"])
+    assert len(choose_prompts(config, 3)) == 3
+
+
+def test_a_file_that_the_user_names_may_hold_a_command(tmp_path: Path) -> None:
+    (shard,) = write_shards(tmp_path, [3])
+    data = {"train": [f"pipe:cat {shard}"], "cache_folder": str(tmp_path / "cache")}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": data}))
+    assert len(choose_prompts(load_config(tmp_path / "config.yaml"), 3)) == 3
+
+
+def test_other_shards_of_a_run_are_read(tmp_path: Path) -> None:
+    """A colon and braces, and no command: the pattern is what it was."""
+    (tmp_path / "a:b").mkdir()
+    write_shards(tmp_path / "a:b", [3, 2])
+    text = yaml.safe_dump({"data": {"train": [f"{tmp_path}/a:b/shard-{{000..001}}.tar"]}})
+    (tmp_path / "config.yaml").write_text(text)
+    assert len(choose_prompts(load_run_config(tmp_path / "config.yaml"), 5)) == 5

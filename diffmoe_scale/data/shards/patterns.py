@@ -10,6 +10,7 @@ from pathlib import Path
 from braceexpand import braceexpand
 
 from diffmoe_scale.config.data import DataConfig, DatasetConfig
+from diffmoe_scale.config.origin import split_foreign
 from diffmoe_scale.data.shards.remote import RemoteShards, is_url
 from diffmoe_scale.unicode import clean_name
 from diffmoe_scale.words import counted
@@ -68,7 +69,7 @@ def expand_patterns(patterns: Sequence[str], remote: RemoteShards | None = None)
             "['shards/train-{000..099}.tar']"
         )
     paths: list[Path] = []
-    for pattern in patterns:
+    for pattern in map(_without_command, patterns):
         # Braces, too, may be those of a file's own name.
         for name in [pattern] if _is_file(pattern) else _expand(pattern):
             if is_url(name):
@@ -106,6 +107,18 @@ def expand_patterns(patterns: Sequence[str], remote: RemoteShards | None = None)
             counted(len(paths) - len(unique), "shard"),
         )
     return unique
+
+
+def _without_command(pattern: str) -> str:
+    """A pattern without its mark. Raises: ValueError for a command that a run's config.yaml names."""
+    is_foreign, pattern = split_foreign(pattern)
+    if is_foreign and not _is_file(pattern) and any(name.startswith("pipe:") for name in _expand(pattern)):
+        raise ValueError(
+            f"the run's config.yaml names a command instead of a file ({pattern!r:.200}), which is not run: "
+            "it may come from someone else; name the shards on the command line (data.validation=[...], "
+            "data.train=[...])"
+        )
+    return pattern
 
 
 def _expand(pattern: str) -> list[str]:
