@@ -11,6 +11,7 @@ COMMANDS = {
     "pretrain": "train a model, or continue a run that stopped",
     "sample": "draw pictures for captions or labels",
     "evaluate": "score a trained model and write its report",
+    "plan": "show what a model costs on GPUs, and the layouts that fit",
 }
 TOOLS = {
     "make_scenes": "write the embedded data set of coloured shapes",

@@ -1,6 +1,8 @@
 """What a model costs before it is trained: parameters, operations, memory, time.
 
 build: what is trained, on meta.
+assumed: shapes of frozen networks whose folder is not there.
+frozen: bytes of frozen networks.
 parameters: how many parameters.
 parts: the parts of a network that counts are told for.
 flops: operations a picture, forward and backward.
@@ -10,5 +12,14 @@ fake_ranks: one of many ranks in one process.
 trace: what a forward and backward pass keep in memory.
 zero_memory: what DeepSpeed's ZeRO keeps in memory.
 memory: the two together: memory of a rank.
-measure: memory of real steps on this machine.
+network: bytes that a rank sends, and their time.
+step_time: time of a training step, an estimate.
+search: layouts of a run, and the fastest that fits.
+epochs: how many steps the samples of a data set give.
+summary: a whole plan of a run.
+text: a plan as text.
+measure: memory of real steps on a rank.
+measure_ranks: the plan of a layout beside real steps of it.
+measure_table: many layouts, planned and measured.
+__main__: the command.
 """

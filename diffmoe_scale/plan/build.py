@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.diffusion.objective import build_objective
-from diffmoe_scale.encoders.autoencoder.build import latent_format
-from diffmoe_scale.encoders.text.build import stream_widths
 from diffmoe_scale.encoders.text.features import TextFeatures, TextStream
 from diffmoe_scale.encoders.text.tokenizer import END, Tokenizer
 from diffmoe_scale.encoders.text.trained import TrainedTextEncoder
@@ -17,6 +15,7 @@ from diffmoe_scale.model.condition import NUM_SIZE_CONDITIONS, Condition
 from diffmoe_scale.model.denoiser import Denoiser
 from diffmoe_scale.model.networks import build_transformer, check_sizes
 from diffmoe_scale.moe.layer import single_rank_groups
+from diffmoe_scale.plan.assumed import latents_of, streams_of
 
 META = torch.device("meta")
 
@@ -29,13 +28,13 @@ def build_denoiser(config: Config, groups: ProcessGroupCollection | None = None)
     Raises: ValueError if image, autoencoder, patches and channels do not fit each other, or files of frozen
     networks are missing.
     """
-    channels, factor = latent_format(config.autoencoder)
+    channels, factor = latents_of(config.autoencoder, channels=config.model.channels)
     check_sizes(config, channels=channels, factor=factor)
     transformer = build_transformer(
         config,
         latent_size=config.model.image_size // factor,
         output_channels=build_objective(config.diffusion).output_channels(channels),
-        text_streams=stream_widths(config.text) if config.model.conditioning == "text" else (),
+        text_streams=streams_of(config.text) if config.model.conditioning == "text" else (),
         groups=groups or single_rank_groups(),
     )
     return Denoiser(transformer, _trained_encoder(config), trained_stream=config.text.trained_stream)
@@ -82,7 +81,7 @@ def keep_distinct_blocks(network: Denoiser) -> list[int]:
 
 def latent_shape(config: Config) -> tuple[int, int, int]:
     """[C, H, W] of the latents of an image of `model.image_size`."""
-    channels, factor = latent_format(config.autoencoder)
+    channels, factor = latents_of(config.autoencoder, channels=config.model.channels)
     size = config.model.image_size // factor
     return channels, size, size
 
@@ -121,7 +120,7 @@ def _frozen_features(config: Config, num_samples: int) -> TextFeatures:
                 mask_BL=torch.empty(num_samples, encoder.max_tokens, dtype=torch.bool),
                 pooled_BV=torch.empty(num_samples, widths.pooled) if widths.pooled else None,
             )
-            for encoder, widths in zip(config.text.listed(), stream_widths(config.text), strict=True)
+            for encoder, widths in zip(config.text.listed(), streams_of(config.text), strict=True)
             if encoder.kind != "sentencepiece"
         )
     )

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.model.denoiser import Denoiser
+from diffmoe_scale.model.networks import NUMBER_FORMATS
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.plan.build import (
     build_denoiser,
@@ -42,6 +43,19 @@ FEED_FORWARD = (
 
 
 @dataclass(frozen=True)
+class Product:
+    """A matrix product or attention of a part: `rows` x `inner` with `inner` x `outer`."""
+
+    part: str
+    rows: int
+    inner: int
+    outer: int
+    is_bf16: bool
+    is_attention: bool
+    is_in_block: bool
+
+
+@dataclass(frozen=True)
 class Flops:
     """Operations of one training sample by part (`parts.PARTS`)."""
 
@@ -49,6 +63,8 @@ class Flops:
     backward: dict[str, float]
     recomputed: float
     """Forward operations that activation checkpointing repeats in the backward pass."""
+    products: dict[Product, tuple[int, int]]
+    """Operations of a whole micro-batch by product, forward and backward."""
 
     @property
     def model(self) -> float:
@@ -72,18 +88,35 @@ def count_flops(config: Config, *, num_samples: int | None = None) -> Flops:
     plain = replace(plain, model=replace(plain.model, activation_checkpointing="none"))
     network = build_denoiser(plain)
     numbers = Counter(keep_distinct_blocks(network))
+    network.to(NUMBER_FORMATS[config.model.precision])
     with FlopCounter(numbers) as counter, counter.parts_of(network):
         network(*step_inputs(config, count), Selection())
-    forward = {part: number / count for part, number in counter.forward.items()}
-    match config.model.activation_checkpointing:
-        case "none":
-            recomputed = 0.0
-        case "experts":
-            recomputed = sum(forward.get(part, 0.0) for part in FEED_FORWARD)
+    forward: Counter[str] = Counter()
+    backward: Counter[str] = Counter()
+    for product, (ahead, back) in counter.products.items():
+        forward[product.part] += ahead
+        backward[product.part] += back
+    repeated = sum(
+        ahead
+        for product, (ahead, _) in counter.products.items()
+        if is_repeated(product, config.model.activation_checkpointing)
+    )
+    return Flops(
+        forward={part: number / count for part, number in forward.items()},
+        backward={part: number / count for part, number in backward.items()},
+        recomputed=repeated / count,
+        products=dict(counter.products),
+    )
+
+
+def is_repeated(product: Product, checkpointing: str) -> bool:
+    """Whether activation checkpointing computes it again in the backward pass."""
+    match checkpointing:
         case "blocks":
-            recomputed = counter.forward_of_blocks / count
-    backward = {part: number / count for part, number in counter.backward.items()}
-    return Flops(forward=forward, backward=backward, recomputed=recomputed)
+            return product.is_in_block
+        case "experts":
+            return product.part in FEED_FORWARD
+    return False
 
 
 class FlopCounter(TorchFunctionMode):
@@ -95,9 +128,7 @@ class FlopCounter(TorchFunctionMode):
     def __init__(self, numbers: Mapping[int, int]) -> None:
         super().__init__()
         self._numbers = {f"{BLOCKS}{index}": number for index, number in numbers.items()}
-        self.forward: Counter[str] = Counter()
-        self.backward: Counter[str] = Counter()
-        self.forward_of_blocks = 0
+        self.products: dict[Product, tuple[int, int]] = {}
         self._modules: list[str] = []
 
     @contextmanager
@@ -133,11 +164,19 @@ class FlopCounter(TorchFunctionMode):
         if torch.is_tensor(answer) and (cost := product_cost(func, args, kwargs, answer)):
             name = self._modules[-1] if self._modules else ""
             block = BLOCKS + name.removeprefix(BLOCKS).split(".")[0] if name.startswith(BLOCKS) else ""
-            forward, backward = (number * self._numbers.get(block, 1) for number in cost)
-            part = part_of(name)
-            self.forward[part] += forward
-            self.backward[part] += backward
-            self.forward_of_blocks += forward if block else 0
+            inner, outer = args[0 if func is not torch.einsum else 1].shape[-1], answer.shape[-1]
+            product = Product(
+                part=part_of(name),
+                rows=answer.numel() // outer,
+                inner=inner,
+                outer=outer,
+                is_bf16=answer.dtype == torch.bfloat16,
+                is_attention=func is F.scaled_dot_product_attention,
+                is_in_block=bool(block),
+            )
+            number = self._numbers.get(block, 1)
+            forward, backward = self.products.get(product, (0, 0))
+            self.products[product] = forward + number * cost[0], backward + number * cost[1]
         return answer
 
 

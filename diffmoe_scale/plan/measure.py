@@ -12,10 +12,10 @@ from diffmoe_scale.model.condition import NUM_SIZE_CONDITIONS, Condition
 from diffmoe_scale.model.initialization import initialize_weights
 from diffmoe_scale.model.networks import NUMBER_FORMATS
 from diffmoe_scale.moe.routing import Selection
-from diffmoe_scale.nn.embeddings import position_embedding_on
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.plan.build import build_denoiser, latent_shape, step_inputs
 from diffmoe_scale.plan.storages import StorageTracker
+from diffmoe_scale.plan.trace import forget_positions
 from diffmoe_scale.train.engine import Engine
 from diffmoe_scale.train.loss import denoising_loss
 
@@ -40,7 +40,7 @@ class Measured:
 
 def measure_on_rank(context: ParallelContext, config: Config) -> Measured:
     """Steps of training on noise, every tensor counted. Collective over the world."""
-    position_embedding_on.cache_clear()
+    forget_positions()
     tracker = StorageTracker(CPU)
     with tracker:
         network = build_denoiser(config, context.megatron_groups)

@@ -1,16 +1,19 @@
 """Memory of a rank over a training step: the engine's (`zero_memory`), and what the passes keep (`trace`)."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.model.networks import NUMBER_FORMATS
-from diffmoe_scale.plan.trace import Part, Trace, trace_step
+from diffmoe_scale.plan.build import tokens_per_picture
+from diffmoe_scale.plan.trace import Trace, trace_step
 from diffmoe_scale.plan.zero_memory import FP32, ZeroMemory, ZeroSettings
 
 MOMENTS = 2
-SIMULATED = 3
-"""Micro-batches of a step that differ: the first, those between, and the last."""
+POOL_BYTES = 34
+"""For each expert and token of a pool that ranks share: scores and predictions in fp32, twice, masks, and the
+count of equal scores in int64."""
+SIMULATED = 2
+"""Micro-batches of a step that differ: the last, and those before."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Memory:
     """What a forward pass keeps for the backward, and what is at work; rows sent to experts among it."""
     moment: str
     """`forward`, `backward` or `update`."""
+    frozen: int = 0
+    """Text encoders and autoencoder, where their weights are on this machine."""
     host: int = 0
     """Beside the device's: with parallel.offload_optimizer."""
 
@@ -35,12 +40,11 @@ class Memory:
     def total(self) -> int:
         """Of the device."""
         states = self.masters + self.moments + self.average
-        return self.weights + states + self.gradients + self.activations
+        return self.weights + states + self.gradients + self.activations + self.frozen
 
 
 def plan_memory(config: Config, *, ranks: int, is_gpu: bool) -> Memory:
-    """Of each of `ranks` ranks. Raises: as `trace.trace_step`, ValueError if the batch does not split."""
-    trace = _trace(config)
+    """Of each of `ranks` ranks. Raises: as `trace.trace_step`."""
     settings = ZeroSettings(
         stage=config.parallel.zero_stage,
         weight_bytes=NUMBER_FORMATS[config.model.precision].itemsize,
@@ -49,16 +53,39 @@ def plan_memory(config: Config, *, ranks: int, is_gpu: bool) -> Memory:
         accumulation=config.run.global_batch // (config.run.micro_batch * ranks),
         overlaps=is_gpu,
     )
-    places = sorted({0, ranks // 2, ranks - 1})
-    found = [_memory_of_rank(trace, settings, rank) for rank in places]
-    return max(found, key=lambda memory: memory.total)
+    # With gradients in fp32 whole parameters are copied, of which a rank may own a part only.
+    is_even = settings.weight_bytes != FP32
+    places = {0} if is_even else {0, ranks // 2, ranks - 1}
+    trace = trace_of(config)
+    memory = max((_memory_of_rank(trace, settings, rank) for rank in places), key=lambda memory: memory.total)
+    memory = replace(memory, activations=memory.activations + _pool_bytes(config, ranks))
+    return _offloaded(memory, config) if config.parallel.offload_optimizer else memory
+
+
+def _pool_bytes(config: Config, ranks: int) -> int:
+    """Of the scores and predictions that ranks gather where they share one pool, at the moment of choice."""
+    moe = config.moe
+    sharing = {"expert_parallel": config.parallel.expert_parallel, "data_parallel": ranks}.get(moe.pool, 1)
+    if sharing == 1 or not moe.num_experts:
+        return 0
+    tokens = sharing * config.run.micro_batch * tokens_per_picture(config)
+    return POOL_BYTES * moe.num_experts * tokens
+
+
+def _offloaded(memory: Memory, config: Config) -> Memory:
+    """With states in the memory of the machine. Approximate: not measured on a GPU."""
+    host = memory.masters + memory.moments + memory.average
+    # DeepSpeed keeps gradients of the rank's share there, and a copy of its weights in the model's format.
+    copies = memory.masters + memory.masters // FP32 * NUMBER_FORMATS[config.model.precision].itemsize
+    return replace(memory, masters=0, moments=0, average=0, host=host + copies)
 
 
 _TRACES: dict[str, Trace] = {}
 """By what decides them: a search asks for the same again and again."""
 
 
-def _trace(config: Config) -> Trace:
+def trace_of(config: Config) -> Trace:
+    """Of the config's micro-batch. Raises: as `trace.trace_step`."""
     sections = config.model, config.moe, config.text, config.autoencoder, config.diffusion
     key = repr((*sections, config.run.micro_batch, config.parallel.expert_parallel))
     if key not in _TRACES:
@@ -89,13 +116,14 @@ def walk_step(trace: Trace, zero: ZeroMemory) -> None:
     count = min(zero.settings.accumulation, SIMULATED)
     for number in range(count):
         zero.begin("forward", is_last=number == count - 1)
-        for _, part in _parts(trace, trace.forward):
+        for part in trace.whole(trace.forward):
             zero.note(level + part.peak)
             level += part.end
         # What the last micro-batch left behind goes with its loss.
         level -= kept
         zero.begin("backward", is_last=number == count - 1)
-        for block, part in reversed(list(_parts(trace, trace.backward))):
+        backward = list(enumerate(trace.whole(trace.backward), start=-1))
+        for block, part in reversed(backward):
             for gradient in part.gradients:
                 zero.note(level + gradient.peak)
                 zero.take(_full_name(gradient.name, block), gradient, level + gradient.level)
@@ -107,17 +135,9 @@ def walk_step(trace: Trace, zero: ZeroMemory) -> None:
     zero.step(level)
 
 
-def _parts(trace: Trace, parts: dict[str, Part]) -> Iterator[tuple[int, Part]]:
-    """The parts of a pass in the forward's order, each with the number of its block."""
-    yield -1, parts["before"]
-    for block, kind in enumerate(trace.order):
-        yield block, parts[str(kind)]
-    yield -1, parts["after"]
-
-
 def _full_name(name: str, block: int) -> str:
     """The name in the whole network of a parameter of the block that stands for others."""
     prefix, _, rest = name.partition("blocks.")
-    if block < 0 or prefix != "transformer.":
+    if prefix != "transformer.":
         return name
     return f"{prefix}blocks.{block}.{rest.partition('.')[2]}"

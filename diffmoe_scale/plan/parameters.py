@@ -20,6 +20,7 @@ class ModelSize:
     each layer (DiffMoE eq. 40)."""
     experts: int
     """Experts of each MoE layer; 0 for a dense network."""
+    moe_layers: int
     tokens_per_picture: int
     by_part: dict[str, int]
     """Parameters by part (`parts.PARTS`)."""
@@ -33,13 +34,15 @@ def count_parameters(config: Config) -> ModelSize:
     Raises: ValueError if image, autoencoder, patches and channels do not fit each other, or files of frozen
     networks are missing.
     """
-    parts = count_parts(build_denoiser(plain_experts(config)))
+    network = build_denoiser(plain_experts(config))
+    parts = count_parts(network)
     total, num_experts = parts.total(), config.moe.num_experts
     unused_share = 1 - experts_a_token(config) / num_experts if num_experts else 0.0
     return ModelSize(
         total=total,
         activated=total - round(unused_share * parts["experts"]),
         experts=num_experts,
+        moe_layers=len(network.moe_layers()),
         tokens_per_picture=tokens_per_picture(config),
         by_part=dict(parts),
     )

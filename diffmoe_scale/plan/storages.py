@@ -1,7 +1,7 @@
 """Bytes of tensors as they come and go, real ones or on `meta`."""
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any  # arguments of torch's operations
 
 import torch
@@ -9,12 +9,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+
 
 class StorageTracker(TorchDispatchMode):
     """Counts the storages on a device that operations inside make, until nothing refers to them. Views count
     once.
 
-    A yes-or-no question of a tensor on `meta` is answered with yes.
+    A yes-or-no question of a tensor on `meta` is answered with yes, and a copy of one on the CPU is zeros.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -24,21 +26,32 @@ class StorageTracker(TorchDispatchMode):
         """Bytes now."""
         self.peak = 0
         """Most bytes since `reset_peak`."""
+        self.launches = self.traffic = 0
+        """Operations that compute something, and bytes that those read and write which are no products."""
         self._alive: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
 
     def __torch_dispatch__(
         self,
-        func: Callable[..., Any],
+        func: torch._ops.OpOverload,
         types: Sequence[type],
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return True
+        if func is torch.ops.aten._to_copy.default and args[0].is_meta and _goes_to_cpu(kwargs or {}):
+            return torch.zeros(args[0].shape, dtype=args[0].dtype)
         answer = func(*args, **(kwargs or {}))
+        before = len(self._alive)
         for entry in (answer,) if isinstance(answer, Tensor) else tree_iter(answer):
             if isinstance(entry, Tensor):
                 self.add(entry)
+        name = func._schema.name
+        if (len(self._alive) > before or name.endswith("_")) and "empty" not in name:
+            self.launches += 1
+            if name not in PRODUCTS:
+                tensors = [entry for entry in tree_iter((args, answer)) if isinstance(entry, Tensor)]
+                self.traffic += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         return answer
 
     def add(self, tensor: Tensor) -> None:
@@ -67,3 +80,8 @@ class StorageTracker(TorchDispatchMode):
     def reset_peak(self) -> None:
         """What comes is held against the bytes of now."""
         self.peak = self.current
+
+
+def _goes_to_cpu(arguments: Mapping[str, Any]) -> bool:
+    device = arguments.get("device")
+    return device is not None and device.type == "cpu"

@@ -21,6 +21,7 @@ from diffmoe_scale.model.transformer import Prediction
 from diffmoe_scale.moe.grouped_linear import LoopLinear
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.nn.embeddings import position_embedding_on
+from diffmoe_scale.nn.rope import rotation_2d_on
 from diffmoe_scale.plan.build import META, build_denoiser, even_routing, keep_distinct_blocks, step_inputs
 from diffmoe_scale.plan.fake_ranks import expert_groups
 from diffmoe_scale.plan.stand_ins import fused_kernels
@@ -55,6 +56,9 @@ class Part:
 
     end: int = 0
     peak: int = 0
+    traffic: int = 0
+    """Bytes that operations read and write, matrix products left out."""
+    launches: int = 0
     gradients: list[Gradient] = field(default_factory=list)
 
 
@@ -71,14 +75,27 @@ class Trace:
     parameters: list[Parameter] = field(default_factory=list)
     """Of the whole network, on this rank, in its order."""
 
+    @property
+    def traffic(self) -> int:
+        """Bytes that the operations of both passes read and write, matrix products left out."""
+        return sum(part.traffic for passes in (self.forward, self.backward) for part in self.whole(passes))
+
+    @property
+    def launches(self) -> int:
+        """Operations of both passes."""
+        return sum(part.launches for passes in (self.forward, self.backward) for part in self.whole(passes))
+
+    def whole(self, parts: dict[str, Part]) -> list[Part]:
+        """The parts of a pass over the whole network: before its blocks, each block, behind them."""
+        return [parts["before"], *(parts[str(kind)] for kind in self.order), parts["after"]]
+
 
 def trace_step(config: Config, *, num_samples: int, expert_parallel: int = 1) -> Trace:
     """Memory of a rank over a micro-batch of `num_samples`. Experts take equally many tokens.
 
     Raises: ValueError if fewer tokens than experts compete, or files of frozen networks are missing.
     """
-    # Remembered tensors of an earlier trace would not be counted.
-    position_embedding_on.cache_clear()
+    forget_positions()
     with expert_groups(expert_parallel) as groups:
         network = build_denoiser(even_routing(config), groups)
         parameters = list_parameters(network)
@@ -91,8 +108,14 @@ def trace_step(config: Config, *, num_samples: int, expert_parallel: int = 1) ->
             recorder.open("after", trace.backward)
             loss[0].backward()  # type: ignore[no-untyped-call]  # torch declares no type
             recorder.close()
-    position_embedding_on.cache_clear()
+    forget_positions()
     return trace
+
+
+def forget_positions() -> None:
+    """Drop the remembered embeddings of places: those made earlier would not be counted."""
+    position_embedding_on.cache_clear()
+    rotation_2d_on.cache_clear()
 
 
 def list_parameters(network: Denoiser) -> list[Parameter]:
@@ -150,6 +173,7 @@ class _Recorder:
         self.tracker = StorageTracker(META)
         self.tracker.add_module(network)
         self._part, self._base = Part(), self.tracker.current
+        self._counted = 0, 0
         self._is_forward = True
 
     def open(self, name: str, parts: dict[str, Part]) -> None:
@@ -163,6 +187,10 @@ class _Recorder:
     def close(self) -> None:
         self._part.end = self.tracker.current - self._base
         self._part.peak = self.tracker.peak - self._base
+        traffic, launches = self._counted
+        self._part.traffic += self.tracker.traffic - traffic
+        self._part.launches += self.tracker.launches - launches
+        self._counted = self.tracker.traffic, self.tracker.launches
 
     @contextmanager
     def hooks(self) -> Iterator[None]:

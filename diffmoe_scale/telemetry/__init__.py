@@ -5,5 +5,6 @@ metrics.py       RUN/metrics.jsonl: one JSON object a logged step
 meter.py         means of values that lie on the device, between two log steps
 progress.py      how far a run is: a bar on a terminal, a line now and then elsewhere
 trackers.py      TensorBoard, Weights & Biases
+hardware.py      what GPUs can do at most
 picture_grid.py  grids of pictures with their captions
 """

@@ -14,6 +14,7 @@ loss.py          the loss of a micro-batch, and what a step wants to know of it
 guard.py         which steps were bad, what was in them, when to go back
 loss_history.py  how unusual a step's loss is among those before it
 validation.py    the loss on held-out samples, and pictures of fixed captions
+speed.py         operations a second and MFU
 reporter.py      what a run says of itself: metrics.jsonl, trackers, progress
 stop.py          signals that ask a run to end
 """

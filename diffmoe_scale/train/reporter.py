@@ -24,6 +24,7 @@ from diffmoe_scale.telemetry.trackers import Tracker, build_trackers
 from diffmoe_scale.train.engine import StepResult, accumulation_steps
 from diffmoe_scale.train.guard import Verdict
 from diffmoe_scale.train.loss import StepLoss
+from diffmoe_scale.train.speed import Speed
 
 KINDS = [f"data/bad/{kind}" for kind in FAILURES] + [f"data/note/{kind}" for kind in NOTES]
 """Names of `Batch.count_kinds`."""
@@ -45,6 +46,7 @@ class Reporter:
         self._accumulation = accumulation_steps(config, ranks=context.dp_group.size())
         self._meter, self._tallies = Meter(context.device), Meter(context.device)
         """Figures that a line holds as they are, and those that it is computed from."""
+        self._speed = Speed(config, context.device)
         self._extra: dict[str, MetricValue] = {}
         self._last_log_step = start_step
         self._step_started = 0.0
@@ -68,6 +70,7 @@ class Reporter:
         # Of all ranks' samples in a step, as this micro-batch has it.
         micro_batches = self._accumulation * self.context.dp_group.size()
         self._tallies.add("images", float(len(batch.keys) * micro_batches))
+        self._tallies.add("squares", self._speed.squares(batch) * micro_batches)
         self._tallies.add("unusable", float((batch.weight_B == 0).sum() * micro_batches))
         self._tallies.add("kinds", batch.count_kinds() * micro_batches)
 
@@ -136,6 +139,8 @@ class Reporter:
             if self.config.moe.router == "diffmoe":
                 metrics[f"moe/threshold/{layer.layer_index}"] = layer.router.predictor.threshold().tolist()
         means_a_step = tallies.scalars
+        squares_per_s = means_a_step["squares"] / means_a_step["step_s"]
+        metrics |= self._speed.metrics(squares_per_s / self.context.dp_group.size())
         return metrics | {
             "time/step_s": means_a_step["step_s"],
             "throughput/images_per_s": means_a_step["images"] / means_a_step["step_s"],
