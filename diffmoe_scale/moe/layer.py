@@ -121,6 +121,8 @@ def megatron_config(config: MoEConfig, *, width: int, expert_parallel: int) -> T
         # With a capacity the dispatcher does not expect tokens x top-k rows: experts choose.
         moe_expert_capacity_factor=config.capacity,
         moe_token_dispatcher_type="alltoall",
+        # What ExpertRouter.gating does; without it Megatron warns of more than 32 experts.
+        moe_router_dtype="fp32",
         perform_initialization=False,
         params_dtype=torch.float32,
     )

@@ -95,7 +95,8 @@ def _experts(config: Config) -> str:
     if not moe.num_experts:
         return "none, a dense model"
     every = {1: "", 2: "second ", 3: "third "}.get(moe.every, f"{moe.every}th ")
-    where = f"{moe.num_experts} in every {every}block, router {moe.router}"
+    dense = f" but the first {moe.first_dense}" if moe.first_dense else ""
+    where = f"{moe.num_experts} in every {every}block{dense}, router {moe.router}"
     return f"{where}, capacity {moe.capacity:g}, pool {moe.pool}, backend {moe.backend}"
 
 

@@ -49,11 +49,12 @@ def build(config: Config, *, tokenizer: Path = Path("unused")) -> Networks:
     return networks
 
 
-def text_networks(folder: Path) -> Networks:
+def text_networks(folder: Path, **settings: Any) -> Networks:
+    """A text-to-image model; `settings` are those of `model`."""
     captions = [f"{color} {shape}" for color in ("red", "green", "blue") for shape in ("circle", "square")]
     train_tokenizer(captions, vocabulary=512, path=folder / "tokenizer")
     text = TextConfig(width=16, heads=2, depth=1, vocabulary=512)
-    model = ModelConfig(image_size=SIZE, patch_size=2, depth=2, width=WIDTH)
+    model = ModelConfig(image_size=SIZE, patch_size=2, depth=2, width=WIDTH, **settings)
     return build(config(model=model, text=text), tokenizer=folder / "tokenizer")
 
 

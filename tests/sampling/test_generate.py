@@ -1,6 +1,7 @@
 """Streams of pictures, and what notebooks call."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any  # settings of any type are passed on
 
@@ -32,6 +33,21 @@ def test_pictures_are_those_of_one_batch_whatever_the_batches(pipeline: Pipeline
     # Other numbers of rows round differently: one step of 255.
     assert np.abs(np.stack([np.asarray(picture) for picture in pictures]).astype(int) - expected).max() <= 1
     assert pictures[1].info == {"prompt": 1, "seed": 7, "index": 1}
+
+
+@pytest.mark.parametrize("attention", ["cross", "joint"])
+@pytest.mark.parametrize("positions", ["sincos", "rope2d"])
+def test_a_model_of_squares_draws_other_shapes(positions: str, attention: str, tmp_path: Path) -> None:
+    model = {"positions": positions, "attention": attention, "text_projection": attention == "joint"}
+    networks = text_networks(tmp_path, **model)
+    settings = config(sampling=PLAIN, model=replace(config().model, conditioning="text", num_classes=0))
+    pipeline = Pipeline(networks, settings, RunDirectory(Path("unused")), Path("unused"), 1)
+    wide, high = (
+        np.asarray(next(generate(pipeline, "red circle", seed=3, width=width, height=height)))
+        for width, height in ((12, 8), (8, 12))
+    )
+    assert wide.shape == (8, 12, 3) and high.shape == (12, 8, 3)
+    assert wide.std() > 0 and high.std() > 0
 
 
 def test_pictures_come_batch_by_batch(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

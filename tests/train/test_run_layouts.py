@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from tests.data.samples import color, encode, write_shard
@@ -24,8 +25,20 @@ def test_another_global_batch_goes_on_behind_the_samples_seen(settings: list[str
     assert [line["samples"] for line in read_lines(tmp_path / "run").values()] == [8, 16, 24, 32, 36, 40]
 
 
+MODERN = [
+    "model.attention=joint",
+    "model.positions=rope2d",
+    "model.qk_norm=rms",
+    "model.modulation=shared",
+    "moe.activation=swiglu",
+    "moe.shared_experts=1",
+    "moe.capacity_by_resolution=[[8,2.0]]",
+]
+
+
+@pytest.mark.parametrize(("variant", "capacities"), [([], (1, 1)), (MODERN, (2, 1))], ids=["paper", "modern"])
 def test_run_in_buckets_goes_on_on_other_ranks_as_one_without_a_break(
-    settings: list[str], tmp_path: Path
+    settings: list[str], tmp_path: Path, variant: list[str], capacities: tuple[float, float]
 ) -> None:
     """Stopped at step 5, within the first resolution, and at 9."""
     buckets = [
@@ -42,6 +55,7 @@ def test_run_in_buckets_goes_on_on_other_ranks_as_one_without_a_break(
     settings = [
         *settings,
         *buckets,
+        *variant,
         "model.size_conditioning=true",
         "checkpoint.every=100",
         "telemetry.validate_every=12",
@@ -54,6 +68,8 @@ def test_run_in_buckets_goes_on_on_other_ranks_as_one_without_a_break(
     assert [line["samples"] for line in lines.values()] == [line["samples"] for line in expected.values()]
     # More and smaller pictures in the first stage.
     assert expected[7]["samples"] > 7 * 8 * 3 and expected[12]["samples"] - expected[11]["samples"] < 16
+    # Rounded down to whole tokens of each expert.
+    assert [expected[step]["moe/capacity"] for step in (7, 12)] == pytest.approx(capacities, rel=0.1)
     assert_near(
         lines,
         {step: line for step, line in expected.items()},
