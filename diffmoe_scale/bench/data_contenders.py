@@ -15,9 +15,10 @@ from torchvision.datasets import ImageFolder
 from diffmoe_scale.bench.data_files import unpack
 from diffmoe_scale.config.data import DataConfig
 from diffmoe_scale.config.model import ModelConfig
-from diffmoe_scale.data.features.format import SampleFeatures, stack_captions, stack_latents, unpack_sample
+from diffmoe_scale.data.features.format import SampleFeatures, unpack_sample
 from diffmoe_scale.data.features.locate import find_feature_set
 from diffmoe_scale.data.features.source import FEATURE_SUFFIX, FeatureSet
+from diffmoe_scale.data.features.stack import stack_captions, stack_latents
 from diffmoe_scale.data.reading.build import build_reader
 from diffmoe_scale.data.reading.pictures import Size, decode_image
 from diffmoe_scale.data.shards.index import IMAGE_SUFFIXES
@@ -80,7 +81,7 @@ def _with_torch(features: FeatureSet) -> tuple[Callable[..., object], Callable[.
 
     def collate(samples: list[dict[str, torch.Tensor]]) -> object:
         latents_BCHW = torch.stack([sample["latents_VCHW"][0] for sample in samples]).bfloat16()
-        if features.empty is None:
+        if not features.empty:
             return latents_BCHW
         firsts = [sample["tokens_LT"][: int(sample["lengths_K"][0])].bfloat16() for sample in samples]
         lengths_B = torch.tensor([len(first) for first in firsts])
@@ -103,7 +104,7 @@ def _with_ours(features: FeatureSet) -> tuple[Callable[..., object], Callable[..
     def collate(samples: list[SampleFeatures]) -> object:
         latents = [sample.latents(0).bits_CHW for sample in samples]
         latents_BCHW = stack_latents(latents, source.latent_shape(size), precision=source.precision)
-        if features.empty is None:
+        if not features.empty:
             return latents_BCHW, None
         captions = [sample.caption(0) for sample in samples]
         return latents_BCHW, stack_captions(captions, precision=source.precision)

@@ -53,11 +53,11 @@ def make_features(folder: Path, *, count: int) -> str:
         caption = CaptionFeatures(draw(CAPTION_TOKENS, TEXT_WIDTH), draw(TEXT_WIDTH))
         latents_VCHW = draw(1, *source.latent_shape(size))
         return pack_sample(
-            latents_VCHW, [caption], [1.0], original=size, crop=(0, 0), precision=source.precision
+            latents_VCHW, [(caption,)], [1.0], original=size, crop=(0, 0), precision=source.precision
         )
 
     folder.mkdir(parents=True)
-    FeatureSet(source, empty).save(folder)
+    FeatureSet(source, (empty,)).save(folder)
     return _write_shards(folder, count, FEATURE_SUFFIX, pack)
 
 

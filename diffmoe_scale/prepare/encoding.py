@@ -23,7 +23,8 @@ from diffmoe_scale.data.reading.reader import Reader
 from diffmoe_scale.data.reading.source import SampleSource
 from diffmoe_scale.data.shards.index import Span
 from diffmoe_scale.encoders.autoencoder.build import Autoencoder
-from diffmoe_scale.encoders.text.encoder import TextEncoder
+from diffmoe_scale.encoders.text.features import TextStream
+from diffmoe_scale.encoders.text.streams import TextEncoders
 from diffmoe_scale.files import replace_file
 from diffmoe_scale.prepare.losses import Losses
 from diffmoe_scale.prepare.publish import write_shard
@@ -38,24 +39,30 @@ JUDGED_SAMPLES = 2000
 
 @dataclass(frozen=True)
 class Encoders:
-    """`text` is None where captions are not encoded: in class mode, and for an encoder that is trained
-    along."""
+    """`text` are the frozen encoders; none in class mode, and where the only one is trained along."""
 
     autoencoder: Autoencoder
-    text: TextEncoder | None
+    text: TextEncoders
     device: torch.device
 
-    @torch.no_grad()
-    def captions(self, texts: Sequence[str], *, precision: str) -> list[CaptionFeatures]:
-        """Features of each caption, cut to its tokens, in the stored format."""
-        if self.text is None or not texts:
+    def captions(self, texts: Sequence[str], *, precision: str) -> list[tuple[CaptionFeatures, ...]]:
+        """Features of each caption by each encoder, cut to its tokens, in the stored format."""
+        found = self.text.encode_frozen(list(texts), self.device) if texts else None
+        if found is None:
             return []
-        found = self.text(self.text.tokenize(list(texts)).to(self.device))
-        lengths = found.mask_BL.sum(1).tolist()
-        return [
-            CaptionFeatures(to_stored(tokens_LT[:length], precision), to_stored(pooled_P, precision))
-            for tokens_LT, pooled_P, length in zip(found.tokens_BLT, found.pooled_BV, lengths, strict=True)
+        streams = [self._cut(stream, precision=precision) for stream in found.streams]
+        return list(zip(*streams, strict=True))
+
+    def _cut(self, stream: TextStream, *, precision: str) -> list[CaptionFeatures]:
+        lengths = stream.mask_BL.sum(1).tolist()
+        tokens = [
+            to_stored(tokens_LT[:length], precision)
+            for tokens_LT, length in zip(stream.tokens_BLT, lengths, strict=True)
         ]
+        if stream.pooled_BV is None:
+            return [CaptionFeatures(tokens_LT, None) for tokens_LT in tokens]
+        pooled = [to_stored(pooled_P, precision) for pooled_P in stream.pooled_BV]
+        return [CaptionFeatures(*pair) for pair in zip(tokens, pooled, strict=True)]
 
     def views(self, images_BCHW: Tensor, num_views: int) -> Tensor:
         """Latents [B, V, C, H, W] of the images and, for two views, of the mirrored ones."""
@@ -97,16 +104,16 @@ class FeatureWriter:
         sizes = [len(data)] + [members[suffix].size for suffix in KEPT_SUFFIXES if suffix in members]
         return sum(512 + math.ceil(size / 512) * 512 for size in sizes)
 
-    def _empty_captions(self, shard: int, members: dict[str, Span]) -> list[CaptionFeatures]:
+    def _empty_captions(self, shard: int, members: dict[str, Span]) -> list[tuple[CaptionFeatures, ...]]:
         """Features of zeros, as long as those of a sample's captions will be."""
-        text, empty = self.encoders.text, self.features.empty
-        if text is None or empty is None:
+        texts = [caption for caption, _ in self._captions(shard, members)] if self.features.empty else []
+        if not texts:
             return []
-        texts = [caption for caption, _ in self._captions(shard, members)]
-        lengths = [int((row_L != 0).sum()) for row_L in text.tokenize(texts)] if texts else []
-        longest = max(lengths, default=0)
-        zeros_LT = torch.zeros(longest, empty.tokens_LT.shape[1], dtype=empty.tokens_LT.dtype)
-        return [CaptionFeatures(zeros_LT[:length], empty.pooled_P) for length in lengths]
+        streams = [
+            _zeros(encoder.mask_of(encoder.tokenize(texts)).sum(1).tolist(), empty)
+            for encoder, empty in zip(self.encoders.text.frozen, self.features.empty, strict=True)
+        ]
+        return list(zip(*streams, strict=True))
 
     def _captions(self, shard: int, members: dict[str, Span]) -> list[tuple[str, float]]:
         """Captions of a sample with the weights that they are drawn by."""
@@ -183,7 +190,7 @@ class FeatureWriter:
         places = [reader.fixed_source.order.locate(number) for number in good]
         members = [reader.catalog.index(shard).members(row) for shard, row in places]
         texts = [
-            self._captions(shard, spans) if self.encoders.text else []
+            self._captions(shard, spans) if self.encoders.text.frozen else []
             for (shard, _), spans in zip(places, members, strict=True)
         ]
         flat = [text for several in texts for text, _ in several]
@@ -212,6 +219,11 @@ class FeatureWriter:
         """Captions and label as they are."""
         read = self.reader.source.files.read
         return {suffix: read(shard, members[suffix]) for suffix in KEPT_SUFFIXES if suffix in members}
+
+
+def _zeros(lengths: Sequence[int], empty: CaptionFeatures) -> list[CaptionFeatures]:
+    zeros_LT = torch.zeros(max(lengths), empty.tokens_LT.shape[1], dtype=empty.tokens_LT.dtype)
+    return [CaptionFeatures(zeros_LT[:length], empty.pooled_P) for length in lengths]
 
 
 def _unusable(sample: Sample, source: FeatureSource) -> str:

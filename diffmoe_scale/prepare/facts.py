@@ -39,12 +39,16 @@ def caption_lengths(survey: Survey, config: Config | None, *, tell: Tell = print
     if config is None or config.model.conditioning != "text":
         return words
     tokenizer = RunDirectory(Path(config.run.directory)).tokenizer
-    if config.text.kind == "sentencepiece" and not tokenizer.is_file():
+    encoders = config.text.listed()
+    if config.text.trained is not None and not tokenizer.is_file():
         tell(f"{tokenizer} does not exist (the run makes it): captions are counted in words")
         return words
-    encoder = build_text_encoder(config.text, tokenizer_path=tokenizer)
+    # The one that reads most, where there are several.
+    most = max(encoder.max_tokens for encoder in encoders)
+    number = [encoder.max_tokens for encoder in encoders].index(most)
+    encoder = build_text_encoder(config.text, number, tokenizer_path=tokenizer)
     values = [int(encoder.tokenize([caption]).shape[1]) for caption in survey.captions]
-    return Lengths(values, f"tokens (at most {config.text.max_tokens})")
+    return Lengths(values, f"tokens (at most {most})")
 
 
 def list_facts(survey: Survey, lengths: Lengths, config: Config | None) -> Facts:

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from diffmoe_scale.config.check import RunError, require
-from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.features.check import bucket_fields, check_shapes
 from diffmoe_scale.data.features.source import FeatureSet, FeatureSource
@@ -19,7 +18,8 @@ from diffmoe_scale.data.reading.build import build_reader
 from diffmoe_scale.data.reading.reader import Reader
 from diffmoe_scale.data.shards.catalog import ShardCatalog
 from diffmoe_scale.encoders.autoencoder.build import build_autoencoder, check_picture_sizes
-from diffmoe_scale.encoders.text.build import build_text_encoder
+from diffmoe_scale.encoders.text.build import build_frozen_encoders
+from diffmoe_scale.encoders.text.streams import TextEncoders
 from diffmoe_scale.files import replace_file
 from diffmoe_scale.prepare.encoding import LEFT_OUT, Encoders, FeatureWriter
 from diffmoe_scale.prepare.losses import Losses
@@ -169,12 +169,15 @@ def _finish(folder: Path, reader: Reader, options: FeatureOptions, *, tell: Tell
 def _made_with(config: Config, source: FeatureSource) -> dict[str, object]:
     """What the features depend on, but for the shards."""
     packages = ["torch"] + (["diffusers"] if config.autoencoder.kind != "pixels" else [])
+    kinds = {encoder.kind for encoder in config.text.listed()} if source.text else set()
+    packages += ["open_clip_torch"] if "open_clip" in kinds else []
+    packages += ["transformers"] if "transformers" in kinds else []
     return asdict(source) | {
         "format": FORMAT,
         "aspects": list(source.aspects),
         "caption_weights": dict(config.data.caption_weights),
         "background": list(config.data.background),
-        "versions": {name: version(name) for name in packages + (["open_clip_torch"] if source.text else [])},
+        "versions": {name: version(name) for name in packages},
     }
 
 
@@ -194,15 +197,15 @@ def sources_of_shards(catalog: ShardCatalog) -> Sources:
 
 
 def build_encoders(config: Config, *, device: torch.device, tell: Tell) -> Encoders:
-    text = None
-    if config.model.conditioning == "text" and config.text.kind == "open_clip":
-        tokenizer = RunDirectory(Path(config.run.directory)).tokenizer
-        text = build_text_encoder(config.text, tokenizer_path=tokenizer).to(device)
-    elif config.model.conditioning == "text":
-        tell(
-            "text.kind is 'sentencepiece', an encoder that is trained along: captions are kept and their "
-            "features are not cached"
-        )
+    text = TextEncoders()
+    if config.model.conditioning == "text":
+        text = build_frozen_encoders(config.text)
+        text.load(device)
+        if config.text.trained is not None:
+            tell(
+                "a 'sentencepiece' encoder is trained along: captions are kept for it, and its features are "
+                "not cached"
+            )
     return Encoders(build_autoencoder(config.autoencoder, device=device), text, device)
 
 
@@ -212,7 +215,7 @@ def describe_features(config: Config, encoders: Encoders, *, precision: str) -> 
     aspects, step = bucket_fields(buckets)
     source = FeatureSource(
         autoencoder=encoders.autoencoder.fingerprint(),
-        text=encoders.text.fingerprint() if encoders.text else "",
+        text=encoders.text.fingerprint(),
         channels=encoders.autoencoder.channels,
         factor=factor,
         image_size=size,
@@ -222,4 +225,4 @@ def describe_features(config: Config, encoders: Encoders, *, precision: str) -> 
         precision=precision,
     )
     check_shapes(source, image_size=size, buckets=buckets)
-    return FeatureSet(source, next(iter(encoders.captions([""], precision=precision)), None))
+    return FeatureSet(source, next(iter(encoders.captions([""], precision=precision)), ()))

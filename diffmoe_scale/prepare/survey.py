@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from diffmoe_scale.data.features.format import stack_latents, stored_original, unpack_sample
+from diffmoe_scale.data.features.format import stored_original, unpack_sample
 from diffmoe_scale.data.features.locate import find_feature_set
 from diffmoe_scale.data.features.source import FEATURE_SUFFIX, FeatureSet
+from diffmoe_scale.data.features.stack import stack_latents
 from diffmoe_scale.data.order.order import FixedOrder
 from diffmoe_scale.data.reading.files import ShardFiles
 from diffmoe_scale.data.reading.pictures import RGB, Size, decode_image, open_image
@@ -206,8 +207,8 @@ def _look_at_features(
     )[0].float()
     if not latents_CHW.isfinite().all():
         raise ValueError("latents that are not finite")
-    if found.lengths_K is not None:
-        survey.text_tokens += found.lengths_K.tolist()
+    if found.streams:
+        survey.text_tokens += np.sum([stream.lengths_K for stream in found.streams], axis=0).tolist()
     survey.heights.append(latents_CHW.shape[1])
     survey.widths.append(latents_CHW.shape[2])
     if is_shown:

@@ -42,9 +42,7 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
     choose_kernels(is_deterministic=config.run.deterministic)
     # Refuses a batch that does not split, before the slow work.
     accumulation_steps(config, ranks=context.dp_group.size())
-    reader = build_reader(
-        config.data, config.data.train, model=config.model, seed=config.run.seed, buckets=config.buckets
-    )
+    reader = open_training_data(config)
     plan = reader.plan(global_batch=config.run.global_batch, micro_batch=config.run.micro_batch)
     if context.is_main:
         say_overview(config, context, directory, reader)
@@ -57,6 +55,7 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
         groups=context.megatron_groups,
         device=context.device,
         waiting_group=context.waiting_group,
+        reads_captions=False,
     )
     wait_for_ranks(context.waiting_group)
     engine = Engine(networks.denoiser, config, context)
@@ -72,6 +71,7 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
     guard.restore(start.guard)
     validation = Validation(config, context, directory, networks, reader)
     refuse_other_features([reader, validation.reader], networks, config)
+    load_text_encoders([reader, validation.reader], networks, config)
     if context.is_main:
         record_shards(reader.catalog, directory.shards)
     wait_for_ranks(context.waiting_group)
@@ -91,6 +91,17 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
         stop=StopSignals(),
         step=start.step,
         position=position,
+    )
+
+
+def open_training_data(config: Config) -> Reader:
+    return build_reader(
+        config.data,
+        config.data.train,
+        model=config.model,
+        seed=config.run.seed,
+        buckets=config.buckets,
+        trains_text=config.text.trained is not None,
     )
 
 
@@ -166,6 +177,16 @@ def warn_of_cut_captions(text_encoders: TextEncoders, reader: Reader) -> None:
                 encoder.tokenizer.max_tokens,
                 name,
             )
+
+
+def load_text_encoders(readers: Sequence[Reader | None], networks: Networks, config: Config) -> None:
+    """Read the weights of frozen text encoders, unless every shard holds the captions' features and no
+    pictures are drawn."""
+    encodes = any(reader is not None and not reader.source.has_text_features for reader in readers)
+    if encodes or config.telemetry.sample_every:
+        networks.text_encoders.load(networks.device)
+    elif networks.text_encoders.frozen:
+        logger.info("frozen text encoders are not loaded: the shards hold the captions' features")
 
 
 def refuse_other_features(readers: Sequence[Reader | None], networks: Networks, config: Config) -> None:

@@ -53,6 +53,7 @@ class Validation:
                 model=config.model,
                 seed=config.run.seed,
                 buckets=config.buckets,
+                trains_text=config.text.trained is not None,
             )
         self._train_reader = train_reader
 

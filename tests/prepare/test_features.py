@@ -103,7 +103,7 @@ def test_an_encoder_that_is_trained_along_is_not_cached(
     plain = [setting for setting in settings if not setting.startswith("text.")]
     assert (
         cache(tmp_path / "cache", plain, shards="000") == 0
-        and "their features are not cached" in capfd.readouterr().out
+        and "its features are not cached" in capfd.readouterr().out
     )
     (batch,) = batches(reader(load_config(None, plain), f"{tmp_path}/cache/*.tar"), 1)
     assert batch.text is None and batch.latents_BCHW is not None and any(batch.captions)

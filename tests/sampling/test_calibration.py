@@ -104,7 +104,7 @@ def test_prompts_are_captions_of_the_run_s_shards_also_of_features_in_buckets(tm
         num_views=1,
         precision="bf16",
     )
-    FeatureSet(source, None).save(tmp_path)
+    FeatureSet(source).save(tmp_path)
     member = pack_sample(torch.zeros(1, 4, 4, 4), [], [], original=Size(9, 9), crop=(0, 0), precision="bf16")
     write_shards(
         tmp_path,

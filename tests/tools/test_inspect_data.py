@@ -83,7 +83,7 @@ def test_features_in_buckets_are_shown_and_those_of_another_shape_are_broken(
         num_views=1,
         precision="bf16",
     )
-    FeatureSet(source, None).save(tmp_path)
+    FeatureSet(source).save(tmp_path)
     # The buckets are 80 x 48 and 64 x 64 pixels.
     samples = {
         "0_0": ((4, 10, 6), Size(300, 150)),

@@ -12,9 +12,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from diffmoe_scale.data.features.source import BITS, PRECISIONS, CaptionFeatures, FeatureSource, StoredCaption
+from diffmoe_scale.data.features.source import (
+    BITS,
+    PRECISIONS,
+    CaptionFeatures,
+    FeatureSource,
+    StoredCaption,
+    stream_name,
+)
 from diffmoe_scale.data.reading.pictures import Size
-from diffmoe_scale.encoders.text.features import TextFeatures, TextStream
 
 NUMPY_TYPES = {
     "BF16": BITS["bf16"],
@@ -31,27 +37,25 @@ LARGEST_SIDE = 1 << 20
 
 def pack_sample(
     latents_VCHW: Tensor,
-    captions: Sequence[CaptionFeatures],
+    captions: Sequence[Sequence[CaptionFeatures]],
     weights: Sequence[float],
     *,
     original: Size,
     crop: tuple[int, int],
     precision: str,
 ) -> bytes:
-    """The member of one sample; `captions`, drawn by `weights`, is empty in sets without text. `original` and
-    `crop` are those of Picture."""
-    tensors = {"latents_VCHW": latents_VCHW}
-    if captions:
-        tensors |= {
-            "tokens_LT": torch.cat([caption.tokens_LT.float() for caption in captions]),
-            "pooled_KP": torch.stack([c.pooled_P for c in captions]),
-        }
-    stored = {name: to_stored(tensor, precision) for name, tensor in tensors.items()}
+    """The member of one sample; `captions`, each by all encoders and drawn by `weights`, are none in sets
+    without text. `original` and `crop` are those of Picture."""
+    stored = {"latents_VCHW": to_stored(latents_VCHW, precision)}
     stored["origin_Z"] = torch.tensor([*original, *crop], dtype=torch.int32)
-    if captions:
-        stored["lengths_K"] = torch.tensor(
-            [len(caption.tokens_LT) for caption in captions], dtype=torch.int32
-        )
+    for number, stream in enumerate(zip(*captions, strict=True)):
+        tokens_LT = torch.cat([caption.tokens_LT.float() for caption in stream])
+        stored[stream_name("tokens_LT", number)] = to_stored(tokens_LT, precision)
+        lengths = [len(caption.tokens_LT) for caption in stream]
+        stored[stream_name("lengths_K", number)] = torch.tensor(lengths, dtype=torch.int32)
+        pooled = [caption.pooled_P for caption in stream if caption.pooled_P is not None]
+        if pooled:
+            stored[stream_name("pooled_KP", number)] = to_stored(torch.stack(pooled), precision)
     if len(captions) > 1:
         stored["weights_K"] = torch.tensor(weights, dtype=torch.float32)
     return safetensors.torch.save(stored)
@@ -76,14 +80,45 @@ class Latents:
 
 
 @dataclass(frozen=True)
+class StoredStream:
+    """The captions of a sample by one encoder, as they are stored."""
+
+    tokens_LT: np.ndarray
+    lengths_K: np.ndarray
+    pooled_KP: np.ndarray | None = None
+
+    def check(self, num_captions: int) -> None:
+        """Raises: ValueError where the tensors do not fit each other."""
+        lengths = self.lengths_K.tolist()
+        if any(length < 1 for length in lengths):
+            raise ValueError(f"captions of {lengths} tokens; expected at least 1 each")
+        pooled = num_captions if self.pooled_KP is None else len(self.pooled_KP)
+        found, expected = (len(self.tokens_LT), pooled), (sum(lengths), num_captions)
+        if found != expected or len(lengths) != num_captions:
+            raise ValueError(
+                f"{found[0]} tokens and {pooled} pooled features of {len(lengths)} captions; expected "
+                f"{expected}"
+            )
+
+    def caption(self, number: int) -> StoredCaption:
+        """Raises: ValueError for numbers that are not finite."""
+        lengths = self.lengths_K.tolist()
+        first = sum(lengths[:number])
+        tokens_LT = self.tokens_LT[first : first + lengths[number]]
+        _require_finite("tokens_LT", tokens_LT)
+        if self.pooled_KP is None:
+            return StoredCaption(tokens_LT, None)
+        _require_finite("pooled_KP", self.pooled_KP[number])
+        return StoredCaption(tokens_LT, self.pooled_KP[number])
+
+
+@dataclass(frozen=True)
 class SampleFeatures:
     """A member as it is stored, floating-point numbers as their bits."""
 
     latents_VCHW: np.ndarray
     origin_Z: np.ndarray
-    tokens_LT: np.ndarray | None = None
-    pooled_KP: np.ndarray | None = None
-    lengths_K: np.ndarray | None = None
+    streams: tuple[StoredStream, ...] = ()
     weights_K: np.ndarray | None = None
 
     def latents(self, view: int) -> Latents:
@@ -101,35 +136,20 @@ class SampleFeatures:
     def caption_weights(self) -> list[float]:
         """By which a caption is drawn; empty where there is none. Raises: ValueError where the tensors do not
         fit each other, or weights are none."""
-        number = 0 if self.lengths_K is None else len(self.lengths_K)
+        number = len(self.streams[0].lengths_K) if self.streams else 0
         weights = [1.0] * number if self.weights_K is None else self.weights_K.tolist()
-        rows = (
-            (0, 0)
-            if self.tokens_LT is None or self.pooled_KP is None
-            else (len(self.tokens_LT), len(self.pooled_KP))
-        )
-        lengths = [] if self.lengths_K is None else self.lengths_K.tolist()
-        if any(length < 1 for length in lengths):
-            raise ValueError(f"captions of {lengths} tokens; expected at least 1 each")
+        for stream in self.streams:
+            stream.check(number)
         if not all(0 <= weight < math.inf for weight in weights) or (weights and not sum(weights) > 0):
             raise ValueError(f"captions are drawn by the weights {weights}; expected 0 or more, one above 0")
-        expected = (sum(lengths), number)
-        if rows != expected or len(weights) != number:
-            raise ValueError(
-                f"{rows[0]} tokens and {rows[1]} pooled features of {number} captions; expected {expected}"
-            )
+        if len(weights) != number:
+            raise ValueError(f"{len(weights)} weights of {number} captions")
         return weights
 
-    def caption(self, number: int) -> StoredCaption:
-        """Features of caption `number` of those that have weights. Raises: ValueError for numbers that are
-        not finite."""
-        assert self.tokens_LT is not None and self.lengths_K is not None and self.pooled_KP is not None
-        lengths = self.lengths_K.tolist()
-        first = sum(lengths[:number])
-        found = StoredCaption(self.tokens_LT[first : first + lengths[number]], self.pooled_KP[number])
-        _require_finite("tokens_LT", found.tokens_LT)
-        _require_finite("pooled_KP", found.pooled_P)
-        return found
+    def caption(self, number: int) -> tuple[StoredCaption, ...]:
+        """Features of caption `number` of those that have weights, by each encoder. Raises: ValueError for
+        numbers that are not finite."""
+        return tuple(stream.caption(number) for stream in self.streams)
 
 
 def _require_finite(name: str, bits: np.ndarray) -> None:
@@ -197,44 +217,30 @@ def unpack_sample(data: bytes, source: FeatureSource, size: Size) -> SampleFeatu
         name: np.frombuffer(data, place.dtype, place.count, place.offset).reshape(place.shape)
         for name, place in places.items()
     }
-    found = SampleFeatures(**arrays)
-    kinds = {
-        array.dtype for array in (found.latents_VCHW, found.tokens_LT, found.pooled_KP) if array is not None
-    }
+    found = _join(arrays)
+    texts = [array for stream in found.streams for array in (stream.tokens_LT, stream.pooled_KP)]
+    kinds = {array.dtype for array in (found.latents_VCHW, *texts) if array is not None}
     if kinds != {BITS[source.precision]}:
         raise ValueError(f"numbers of {kinds}; expected {source.precision}")
-    if any(array is not None and array.ndim != 2 for array in (found.tokens_LT, found.pooled_KP)):
+    if any(array is not None and array.ndim != 2 for array in texts):
         raise ValueError("features of captions that are no [tokens, width] or [captions, width]")
+    if found.streams and len(found.streams) != source.num_streams:
+        raise ValueError(f"captions by {len(found.streams)} encoders; expected {source.num_streams}")
     expected = (source.num_views, *source.latent_shape(size))
     if found.latents_VCHW.shape != expected:
         raise ValueError(f"latents of shape {tuple(found.latents_VCHW.shape)}; expected {expected}")
     return found
 
 
-def stack_latents(
-    latents: Sequence[np.ndarray | None], shape: tuple[int, int, int], *, precision: str
-) -> Tensor:
-    """[B, C, H, W] in bf16 of the bits of each sample's [C, H, W]; zeros for None."""
-    stacked_BCHW = np.zeros((len(latents), *shape), BITS[precision])
-    for row, bits_CHW in enumerate(latents):
-        if bits_CHW is not None:
-            stacked_BCHW[row] = bits_CHW
-    return _to_bf16(stacked_BCHW, precision)
-
-
-def stack_captions(captions: Sequence[StoredCaption], *, precision: str) -> TextFeatures:
-    """Captions padded with zeros to the longest, in bf16."""
-    lengths = [len(caption.tokens_LT) for caption in captions]
-    tokens_BLT = np.zeros((len(captions), max(lengths), captions[0].tokens_LT.shape[1]), BITS[precision])
-    for row, (caption, length) in enumerate(zip(captions, lengths, strict=True)):
-        tokens_BLT[row, :length] = caption.tokens_LT
-    mask_BL = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    pooled_BP = np.stack([caption.pooled_P for caption in captions])
-    return TextFeatures(
-        (TextStream(_to_bf16(tokens_BLT, precision), mask_BL, _to_bf16(pooled_BP, precision)),)
+def _join(arrays: dict[str, np.ndarray]) -> SampleFeatures:
+    """The arrays of a member by what they are of. Raises: KeyError, TypeError for others than those."""
+    number = sum(name.partition(".")[0] == "tokens_LT" for name in arrays)
+    streams = tuple(
+        StoredStream(
+            tokens_LT=arrays.pop(stream_name("tokens_LT", n)),
+            lengths_K=arrays.pop(stream_name("lengths_K", n)),
+            pooled_KP=arrays.pop(stream_name("pooled_KP", n), None),
+        )
+        for n in range(number)
     )
-
-
-def _to_bf16(bits: np.ndarray, precision: str) -> Tensor:
-    """bf16 holds both stored formats exactly; all zeros are zero in both."""
-    return torch.from_numpy(bits).view(PRECISIONS[precision]).to(torch.bfloat16)
+    return SampleFeatures(**arrays, streams=streams)

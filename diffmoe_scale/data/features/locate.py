@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import safetensors
+from torch import Tensor
 
 from diffmoe_scale.data.features.source import (
     SET_FILE,
@@ -13,6 +14,7 @@ from diffmoe_scale.data.features.source import (
     FeatureSet,
     FeatureSource,
     differences,
+    stream_name,
 )
 from diffmoe_scale.data.shards.remote import RemoteShards, is_url
 
@@ -47,7 +49,7 @@ def load_feature_set(file: SetFile) -> FeatureSet:
         with safetensors.safe_open(file.place, "pt") as archive:
             stated = dict(json.loads(archive.metadata()["source"]))
             tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118  # no dictionary
-        empty = CaptionFeatures(**tensors) if tensors else None
+        empty = _split_streams(tensors)
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         kept = "" if file.name == str(file.place) else f", kept as {file.place} until that is removed,"
         raise ValueError(
@@ -61,7 +63,27 @@ def load_feature_set(file: SetFile) -> FeatureSet:
             "by another version of "
             "tools/cache_features.py; make them anew"
         )
-    return FeatureSet(FeatureSource(**stated | {"aspects": tuple(stated["aspects"])}), empty)
+    source = FeatureSource(**stated | {"aspects": tuple(stated["aspects"])})
+    if empty and source.num_streams != len(empty):
+        raise ValueError(
+            f"{file.name} holds the empty caption of {len(empty)} text encoders; expected "
+            f"{source.num_streams}: restore it from a copy, or make the features anew"
+        )
+    return FeatureSet(source, empty)
+
+
+def _split_streams(tensors: dict[str, Tensor]) -> tuple[CaptionFeatures, ...]:
+    """Features of the empty caption by each encoder. Raises: KeyError for tensors without their tokens."""
+    number = sum(name.partition(".")[0] == "tokens_LT" for name in tensors)
+    found = tuple(
+        CaptionFeatures(
+            tensors.pop(stream_name("tokens_LT", n)), tensors.pop(stream_name("pooled_P", n), None)
+        )
+        for n in range(number)
+    )
+    if tensors:
+        raise KeyError(f"it holds {', '.join(tensors)}")
+    return found
 
 
 def find_feature_set(shards: Sequence[Path], remote: RemoteShards | None = None) -> FeatureSet | None:

@@ -1,12 +1,12 @@
-"""Samples that are computed before training: an autoencoder's latents and a frozen text encoder's features.
+"""Samples that are computed before training: an autoencoder's latents and frozen text encoders' features.
 
 V views of a picture (as it is and, in sets made for flipping, mirrored), C H W latents, K captions of a
 sample, L tokens, T their width, P pooled width. A sample's member `KEY.safetensors` holds `latents_VCHW`,
 `origin_Z` (height and width of the original picture, rows above and columns left of what was kept of it) and,
-unless the text encoder is trained along, `tokens_LT` of all captions one after another without padding,
-`lengths_K`, `pooled_KP` and, where K > 1, `weights_K` by which a caption is drawn (those of
-`data.caption_weights` when the features were made). `features.safetensors` beside the shards says what made
-them.
+where K > 1, `weights_K` by which a caption is drawn (those of `data.caption_weights` when the features were
+made). Of the first frozen text encoder it holds `tokens_LT` of all captions one after another without
+padding, `lengths_K` and, if the encoder gives one vector a caption, `pooled_KP`; of the second `tokens_LT.1`
+and so on. `features.safetensors` beside the shards says what made them.
 """
 
 import functools
@@ -37,16 +37,17 @@ BITS: dict[str, np.dtype[Any]] = {"bf16": np.dtype(np.uint16), "fp8": np.dtype(n
 
 @dataclass(frozen=True)
 class CaptionFeatures:
-    """Features of one caption: its valid tokens alone."""
+    """Features of one caption by one encoder: its valid tokens alone."""
 
     tokens_LT: Tensor
-    pooled_P: Tensor
+    pooled_P: Tensor | None
 
     @functools.cached_property
     def stored(self) -> "StoredCaption":
         """Of features in a stored format."""
-        bits = {1: torch.uint8, 2: torch.uint16}[self.pooled_P.itemsize]
-        return StoredCaption(self.tokens_LT.view(bits).numpy(), self.pooled_P.view(bits).numpy())
+        bits = {1: torch.uint8, 2: torch.uint16}[self.tokens_LT.itemsize]
+        pooled_P = None if self.pooled_P is None else self.pooled_P.view(bits).numpy()
+        return StoredCaption(self.tokens_LT.view(bits).numpy(), pooled_P)
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,12 @@ class StoredCaption:
     """The bits of CaptionFeatures in the stored format."""
 
     tokens_LT: np.ndarray
-    pooled_P: np.ndarray
+    pooled_P: np.ndarray | None
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Of tokens and of the pooled features, 0 without these."""
+        return self.tokens_LT.shape[1], 0 if self.pooled_P is None else len(self.pooled_P)
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,8 @@ class FeatureSource:
     autoencoder: str
     """Fingerprint of the autoencoder."""
     text: str
-    """Fingerprint of the text encoder; "" where captions are not encoded."""
+    """Fingerprints of the frozen text encoders, in the order of the config, with spaces between; "" where
+    captions are not encoded."""
     channels: int
     """Of the latents."""
     factor: int
@@ -80,6 +87,11 @@ class FeatureSource:
     precision: str
     """Stored format, a key of PRECISIONS."""
 
+    @property
+    def num_streams(self) -> int:
+        """Frozen text encoders."""
+        return len(self.text.split())
+
     def image_size_of(self, original: Size) -> Size:
         """Of the image that a picture of that size was cut to."""
         if not self.aspects:
@@ -94,33 +106,49 @@ class FeatureSource:
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """The features of a set of shards: their source, and the features of the empty caption (None without
-    text)."""
+    """The features of a set of shards: their source, and the features of the empty caption by each encoder
+    (none without text)."""
 
     source: FeatureSource
-    empty: CaptionFeatures | None
+    empty: tuple[CaptionFeatures, ...] = ()
+
+    @functools.cached_property
+    def stored_empty(self) -> tuple[StoredCaption, ...]:
+        return tuple(features.stored for features in self.empty)
 
     def save(self, folder: Path) -> None:
-        tensors = (
-            {}
-            if self.empty is None
-            else {
-                "tokens_LT": self.empty.tokens_LT.contiguous(),
-                "pooled_P": self.empty.pooled_P.contiguous(),
-            }
-        )
+        tensors = {}
+        for number, features in enumerate(self.empty):
+            tensors[stream_name("tokens_LT", number)] = features.tokens_LT.contiguous()
+            if features.pooled_P is not None:
+                tensors[stream_name("pooled_P", number)] = features.pooled_P.contiguous()
         # As bytes: `save_file` would map the file, which another rank may be writing too.
         (folder / SET_FILE).write_bytes(
             safetensors.torch.save(tensors, metadata={"source": json.dumps(asdict(self.source))})
         )
 
 
+def stream_name(name: str, number: int) -> str:
+    """What a tensor of an encoder is called: of the first as sets with one encoder always did."""
+    return f"{name}.{number}" if number else name
+
+
 def differences(found: FeatureSource, expected: FeatureSource) -> str:
     pairs = [
-        (name, value, asdict(expected)[name])
-        for name, value in asdict(found).items()
-        if value != asdict(expected)[name]
+        (name, value, _parts(expected)[name])
+        for name, value in _parts(found).items()
+        if value != _parts(expected).get(name, value)
     ]
     return ", ".join(
         f"{name} {found or 'none'!r} instead of {wanted or 'none'!r}" for name, found, wanted in pairs
     )
+
+
+def _parts(source: FeatureSource) -> dict[str, object]:
+    """Its fields; of several text encoders each by its number."""
+    fields = asdict(source)
+    names = source.text.split()
+    if len(names) > 1:
+        fields["text"] = f"{len(names)} encoders"
+        fields |= {f"text encoder {number}": name for number, name in enumerate(names)}
+    return fields

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffmoe_scale.data.features.format import Latents, stack_captions, stack_latents
+from diffmoe_scale.data.features.format import Latents
 from diffmoe_scale.data.features.source import FeatureSet, StoredCaption
+from diffmoe_scale.data.features.stack import stack_captions, stack_latents
 from diffmoe_scale.data.reading.pictures import Picture, Size
 from diffmoe_scale.encoders.text.features import TextFeatures
 from diffmoe_scale.unicode import TEXT_NOTES
@@ -70,7 +71,7 @@ class Sample:
     failure: Failure | None = None
     notes: tuple[Note, ...] = ()
     latents: Latents | None = None
-    text: StoredCaption | None = None
+    text: tuple[StoredCaption, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,16 +131,12 @@ def collate(samples: Sequence[Sample], *, size: Size, features: FeatureSet | Non
     latents are."""
     latents_BCHW = text = None
     if features is not None:
-        source, empty = features.source, features.empty
+        source, empty = features.source, features.stored_empty
         bits = [None if sample.latents is None else sample.latents.bits_CHW for sample in samples]
         latents_BCHW = stack_latents(bits, source.latent_shape(size), precision=source.precision)
-        text = (
-            None
-            if empty is None
-            else stack_captions(
-                [sample.text or empty.stored for sample in samples], precision=source.precision
-            )
-        )
+        if empty:
+            captions = [sample.text or empty for sample in samples]
+            text = stack_captions(captions, precision=source.precision)
     return Batch(
         pixels_BHWC=_stack_pixels(samples, size) if features is None else None,
         captions=[sample.caption for sample in samples],

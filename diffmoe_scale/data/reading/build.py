@@ -32,9 +32,11 @@ def build_reader(
     model: ModelConfig,
     seed: int,
     buckets: BucketConfig | None = None,
+    trains_text: bool = False,
 ) -> "Reader":
     """A reader of the shards that the patterns name, or of data sets by weight; makes missing indexes.
-    Without `buckets` all images are cut to squares.
+    Without `buckets` all images are cut to squares. A run that `trains_text` reads captions beside features
+    of them.
 
     Raises: ValueError for patterns without a file, shards without a sample, samples without captions (or
     labels), features of images of other sizes; OSError for a URL that cannot be read and has no index (or
@@ -66,6 +68,7 @@ def build_reader(
         buckets=buckets,
         images=images,
         features=features,
+        reads_text=trains_text,
     )
     check_conditions(reader.source, reader.places(CHECKED_SAMPLES))
     reader.count_retries()

@@ -30,8 +30,8 @@ class Decoded:
     weights: tuple[float, ...] = ()
     """By which one of the stored captions is drawn."""
 
-    def caption(self, number: int) -> StoredCaption:
-        """Raises: ValueError for numbers that are not finite."""
+    def caption(self, number: int) -> tuple[StoredCaption, ...]:
+        """By each encoder. Raises: ValueError for numbers that are not finite."""
         assert self.features is not None
         return self.features.caption(number)
 
@@ -83,7 +83,7 @@ class FeatureDecoder:
     def decode(self, data: bytes, size: Size, *, is_flipped: bool, oddities: set[str]) -> Decoded:
         found = unpack_sample(data, self.features.source, size)
         latents = found.latents(int(is_flipped))
-        if self.features.empty is None:
+        if not self.features.empty:
             return Decoded(latents=latents)
         weights = tuple(found.caption_weights())
         if weights:
@@ -91,8 +91,7 @@ class FeatureDecoder:
         return Decoded(latents=latents, features=found, weights=weights)
 
     def _check_widths(self, found: SampleFeatures) -> None:
-        assert found.tokens_LT is not None and found.pooled_KP is not None and self.features.empty is not None
-        widths = found.tokens_LT.shape[1], found.pooled_KP.shape[1]
-        expected = self.features.empty.tokens_LT.shape[1], self.features.empty.pooled_P.shape[0]
-        if widths != expected:
-            raise ValueError(f"tokens and pooled features of widths {widths}; expected {expected}")
+        for stream, empty in zip(found.streams, self.features.stored_empty, strict=True):
+            widths = stream.tokens_LT.shape[1], 0 if stream.pooled_KP is None else stream.pooled_KP.shape[1]
+            if widths != empty.widths:
+                raise ValueError(f"tokens and pooled features of widths {widths}; expected {empty.widths}")

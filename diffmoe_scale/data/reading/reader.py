@@ -46,9 +46,10 @@ class Reader:
         buckets: BucketConfig,
         images: ImageBuckets | None,
         features: FeatureSet | None,
+        reads_text: bool = False,
     ) -> None:
         """`images` are the buckets' where they are on, and `order` goes by them; `features` made the shards
-        that hold no pictures."""
+        that hold no pictures, and with `reads_text` captions are read beside them."""
         self.config = config
         self.order = order
         self.buckets = buckets
@@ -70,6 +71,7 @@ class Reader:
             order=order,
             is_augmented=True,
             features=features,
+            reads_text=reads_text,
         )
         self.fixed_source = replace(self.source, order=FixedOrder(catalog.counts), is_augmented=False)
 

@@ -1,7 +1,10 @@
 """From a sample's number to the sample: find it, read its members, decode."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+
+import numpy as np
 
 from diffmoe_scale.config.data import DataConfig
 from diffmoe_scale.config.model import ModelConfig
@@ -44,11 +47,13 @@ class SampleSource:
     """Drop captions, choose among several and flip by chance; otherwise none, the first, never."""
     features: FeatureSet | None = None
     """What made the shards, where they hold features instead of pictures."""
+    reads_text: bool = False
+    """Captions are read beside their features, for an encoder that is trained along."""
 
     @property
     def has_text_features(self) -> bool:
-        """Captions come as features from the shards, and no text is read."""
-        return self.features is not None and self.features.empty is not None
+        """Captions come as features from the shards."""
+        return self.features is not None and bool(self.features.empty)
 
     @cached_property
     def decoder(self) -> Decoder:
@@ -104,7 +109,7 @@ class SampleSource:
         data = self.files.read(shard, members[suffix])
         if self.model.conditioning == "class":
             return data, [], self._label(shard, members)
-        if self.has_text_features:
+        if self.has_text_features and not self.reads_text:
             return data, [], -1
         weights = self.config.caption_weights
         return data, self.files.captions(shard, members, weights, notes=oddities), -1
@@ -128,7 +133,10 @@ class SampleSource:
             return replace(sample, is_dropped=True, is_uncaptioned=not weights)
         choice = choose(weights, draws.caption) if self.is_augmented else 0
         if self.has_text_features:
-            return replace(sample, text=decoded.caption(choice))
+            sample = replace(sample, text=decoded.caption(choice))
+            if not self.reads_text:
+                return sample
+            _check_same_captions([weight for _, weight in captions], weights)
         caption = captions[choice][0]
         notes: tuple[Note, ...] = ()
         if len(caption) > LONGEST_CAPTION:
@@ -163,4 +171,14 @@ class SampleSource:
             label=self.model.num_classes if self.model.conditioning == "class" else -1,
             is_dropped=True,
             failure=failure,
+        )
+
+
+def _check_same_captions(found: Sequence[float], cached: Sequence[float]) -> None:
+    """Raises: ValueError unless captions stand in the order of those that were cached, by their weights."""
+    is_same = len(found) == len(cached)
+    if not is_same or (len(found) > 1 and not np.allclose(found, cached, rtol=1e-5)):
+        raise ValueError(
+            f"captions of weights {list(found)} beside features of captions of weights {list(cached)}; set "
+            "data.caption_weights as it was when the features were made"
         )

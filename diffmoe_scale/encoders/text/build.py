@@ -62,6 +62,14 @@ def build_text_encoders(config: TextConfig, *, tokenizer_path: Path) -> TextEnco
     return TextEncoders(tuple(encoders), tuple(names))
 
 
+def build_frozen_encoders(config: TextConfig) -> TextEncoders:
+    """Those that are not trained along, whose features can be cached. Raises: as `build_text_encoders`."""
+    numbers = [n for n, encoder in enumerate(config.listed()) if encoder.kind != "sentencepiece"]
+    encoders = [build_text_encoder(config, number, tokenizer_path=Path()) for number in numbers]
+    names = [stream_widths(config)[number].name for number in numbers]
+    return TextEncoders(tuple(encoders), tuple(names))
+
+
 def build_text_encoder(config: TextConfig, number: int = 0, *, tokenizer_path: Path) -> TextEncoder:
     """Encoder `number` of a config. Raises: as `build_text_encoders`."""
     encoder = config.listed()[number]

@@ -8,7 +8,7 @@ from diffmoe_scale.data.features.format import pack_sample, stored_original, unp
 from diffmoe_scale.data.features.source import PRECISIONS, CaptionFeatures, FeatureSet
 from diffmoe_scale.data.reading.decoder import FeatureDecoder
 from diffmoe_scale.data.reading.pictures import Size
-from tests.data.features.test_source import SOURCE, SQUARE, caption, pack, values
+from tests.data.features.test_source import SOURCE, SQUARE, array_of, caption, pack, values, with_array
 
 BF16_INF, BF16_NAN, FP8_NAN = 0x7F80, 0xFFC1, 0xFF
 
@@ -21,9 +21,9 @@ def test_numbers_that_are_not_finite_are_refused(precision: str, bits: int, name
     source = replace(SOURCE, precision=precision)
     data = pack(torch.ones(1, 2, 3, 3), [caption(3, 0.5)], [1.0], precision=precision)
     found = unpack_sample(data, source, SQUARE)
-    array = getattr(found, name).copy()
+    array = array_of(found, name).copy()
     array[(-1,) * array.ndim] = bits
-    found = replace(found, **{name: array})
+    found = with_array(found, name, array)
     with pytest.raises(ValueError, match=f"1 of {array.size} numbers of {name} are inf or NaN"):
         found.latents(0)
         found.caption(0)
@@ -57,8 +57,9 @@ def test_the_largest_and_smallest_numbers_of_a_format_are_finite(precision: str)
 def test_absurd_sizes_lengths_and_weights_are_refused(name: str, array: list[float], message: str) -> None:
     data = pack(torch.zeros(1, 2, 3, 3), [caption(3, 0.5), caption(2, 1.5)], [1.0, 2.0])
     found = unpack_sample(data, SOURCE, SQUARE)
-    dtype = getattr(found, name).dtype
-    found = replace(found, **{name: np.array(array, dtype)})
+    found = with_array(
+        found, name, np.array(array, array_of(found, name).dtype if name != "weights_K" else np.float32)
+    )
     with pytest.raises(ValueError, match=message):
         found.latents(0)
         found.caption_weights()
@@ -92,7 +93,8 @@ def test_whatever_bit_is_flipped_features_are_refused_or_finite() -> None:
             captions = [found.caption(number) for number in range(len(weights))]
         except (AttributeError, AssertionError, KeyError, TypeError, ValueError):
             continue
-        arrays = [latents.bits_CHW, *(array for c in captions for array in (c.tokens_LT, c.pooled_P))]
+        texts = [array for (c,) in captions for array in (c.tokens_LT, c.pooled_P) if array is not None]
+        arrays = [latents.bits_CHW, *texts]
         assert all(values(array).isfinite().all() for array in arrays), bit
         assert min(latents.original) > 0 and all(weight >= 0 for weight in weights), bit
 
@@ -100,6 +102,6 @@ def test_whatever_bit_is_flipped_features_are_refused_or_finite() -> None:
 def test_features_of_another_width_than_the_set_s_are_refused() -> None:
     empty = CaptionFeatures(torch.zeros(1, 6).bfloat16(), torch.zeros(5).bfloat16())
     data = pack(torch.zeros(1, 2, 3, 3), [caption(3, 0.5)], [1.0])
-    decoder = FeatureDecoder(FeatureSet(SOURCE, empty))
+    decoder = FeatureDecoder(FeatureSet(SOURCE, (empty,)))
     with pytest.raises(ValueError, match=r"widths \(4, 5\); expected \(6, 5\)"):
         decoder.decode(data, SQUARE, is_flipped=False, oddities=set())

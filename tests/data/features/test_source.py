@@ -11,9 +11,8 @@ from torch import Tensor
 
 from diffmoe_scale.config.data import BucketConfig
 from diffmoe_scale.data.features.format import (
+    SampleFeatures,
     pack_sample,
-    stack_captions,
-    stack_latents,
     stored_original,
     to_stored,
     unpack_sample,
@@ -26,6 +25,7 @@ from diffmoe_scale.data.features.source import (
     FeatureSet,
     FeatureSource,
 )
+from diffmoe_scale.data.features.stack import stack_captions, stack_latents
 from diffmoe_scale.data.reading.pictures import Size
 
 SOURCE = FeatureSource(
@@ -50,9 +50,28 @@ def caption(length: int, value: float) -> CaptionFeatures:
 def pack(
     latents_VCHW: Tensor, captions: list[CaptionFeatures], weights: list[float], *, precision: str = "bf16"
 ) -> bytes:
+    """Of one text encoder."""
     return pack_sample(
-        latents_VCHW, captions, weights, original=Size(60, 90), crop=(0, 15), precision=precision
+        latents_VCHW,
+        [(caption,) for caption in captions],
+        weights,
+        original=Size(60, 90),
+        crop=(0, 15),
+        precision=precision,
     )
+
+
+def array_of(found: SampleFeatures, name: str) -> np.ndarray:
+    """Of a member, or of its first stream."""
+    array: np.ndarray = getattr(found if hasattr(found, name) else found.streams[0], name)
+    return array
+
+
+def with_array(found: SampleFeatures, name: str, array: np.ndarray) -> SampleFeatures:
+    if hasattr(found, name):
+        return replace(found, **{name: array})  # type: ignore[arg-type]  # a name of its own
+    first = replace(found.streams[0], **{name: array})  # type: ignore[arg-type]
+    return replace(found, streams=(first, *found.streams[1:]))
 
 
 def values(bits: np.ndarray, precision: str = "bf16") -> Tensor:
@@ -69,8 +88,9 @@ def test_a_sample_comes_back_with_each_caption_cut_to_its_tokens(precision: str)
         values(found.latents(0).bits_CHW, precision)[latents_VCHW[0] < 8], latents_VCHW[latents_VCHW < 8]
     )
     for number, (length, value) in enumerate([(3, 0.5), (1, 2.0)]):
-        one = found.caption(number)
+        (one,) = found.caption(number)
         assert torch.equal(values(one.tokens_LT, precision), torch.full((length, 4), value))
+        assert one.pooled_P is not None
         assert torch.equal(values(one.pooled_P, precision), torch.full((5,), value))
     assert found.caption_weights() == [1, 3]
     assert (found.latents(0).original, found.latents(0).crop) == ((60, 90), (0, 15))
@@ -94,7 +114,7 @@ def test_tensors_that_do_not_fit_each_other_are_refused() -> None:
     found = unpack_sample(pack(torch.zeros(1, 2, 3, 3), [caption(3, 0.5)], [1.0]), SOURCE, SQUARE)
     assert found.caption_weights() == [1]
     with pytest.raises(ValueError, match=r"2 tokens and 1 pooled features of 1 captions; expected \(3, 1\)"):
-        replace(found, tokens_LT=np.zeros((2, 4))).caption_weights()
+        with_array(found, "tokens_LT", np.zeros((2, 4))).caption_weights()
     with pytest.raises(ValueError):
         replace(found, origin_Z=np.zeros(3)).latents(0)
 
@@ -133,11 +153,12 @@ def test_safetensors_reads_the_same() -> None:
     found = unpack_sample(data, SOURCE, SQUARE)
     for name, tensor in safetensors.torch.load(data).items():
         bits = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
-        assert np.array_equal(getattr(found, name), bits.numpy())
+        assert np.array_equal(array_of(found, name), bits.numpy())
 
 
 def test_captions_are_padded_to_the_longest_and_masked() -> None:
-    (text,) = stack_captions([caption(1, 1.0).stored, caption(3, 2.0).stored], precision="bf16").streams
+    captions = [(caption(1, 1.0).stored,), (caption(3, 2.0).stored,)]
+    (text,) = stack_captions(captions, precision="bf16").streams
     assert text.mask_BL.tolist() == [[True, False, False], [True, True, True]]
     assert text.tokens_BLT[:, :, 0].tolist() == [[1, 0, 0], [2, 2, 2]]
     assert text.pooled_BV is not None and text.pooled_BV[:, 0].tolist() == [1, 2]
@@ -154,15 +175,17 @@ def test_a_sample_without_latents_is_a_row_of_zeros(precision: str) -> None:
     assert stacked_BCHW.float().mean((1, 2, 3)).tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("empty", [None, caption(2, 1.0)])
+@pytest.mark.parametrize("empty", [(), (caption(2, 1.0),)])
 @pytest.mark.parametrize("source", [SOURCE, replace(SOURCE, aspects=(0.5, 1.0), step=4)])
 def test_what_made_a_set_is_read_back(
-    tmp_path: Path, source: FeatureSource, empty: CaptionFeatures | None
+    tmp_path: Path, source: FeatureSource, empty: tuple[CaptionFeatures, ...]
 ) -> None:
     FeatureSet(source, empty).save(tmp_path)
     found = load_feature_set(set_file(tmp_path / "x.tar"))
-    assert found.source == source and (found.empty is None) == (empty is None)
-    assert empty is None or (found.empty is not None and torch.equal(found.empty.tokens_LT, empty.tokens_LT))
+    assert found.source == source and len(found.empty) == len(empty)
+    assert all(
+        torch.equal(ours.tokens_LT, made.tokens_LT) for ours, made in zip(found.empty, empty, strict=True)
+    )
 
 
 def test_a_set_made_before_features_had_original_sizes_is_refused(tmp_path: Path) -> None:
@@ -194,7 +217,7 @@ def test_an_image_has_the_size_of_its_picture_s_bucket() -> None:
 def test_sets_of_other_sources_cannot_be_mixed(tmp_path: Path) -> None:
     for name, autoencoder in (("1", "a"), ("2", "b")):
         (tmp_path / name).mkdir()
-        FeatureSet(replace(SOURCE, autoencoder=autoencoder), None).save(tmp_path / name)
+        FeatureSet(replace(SOURCE, autoencoder=autoencoder)).save(tmp_path / name)
     with pytest.raises(ValueError, match="cannot be mixed: autoencoder 'a' instead of 'b'"):
         find_feature_set([tmp_path / "1" / "x.tar", tmp_path / "2" / "x.tar"])
     (tmp_path / "3").mkdir()

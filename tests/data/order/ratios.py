@@ -60,7 +60,7 @@ def write_feature_shards(folder: Path, *, wrong: str = "") -> list[Path]:
             latents_VCHW, [], [], original=picture.original, crop=picture.crop, precision="bf16"
         )
         replaced[key] = {"safetensors": member, "txt": b"caption"}
-    FeatureSet(SOURCE, None).save(folder)
+    FeatureSet(SOURCE).save(folder)
     return write_shards(folder, COUNTS, replaced=replaced)
 
 

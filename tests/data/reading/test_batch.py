@@ -81,7 +81,7 @@ def test_a_batch_of_latents_knows_them_as_one_of_pictures_and_has_the_shape_of_i
     good = Sample(
         7, "a.tar/0", None, latents=Latents(to_bits(torch.ones(3, 1, 4)), original=Size(8, 30), crop=(0, 1))
     )
-    batch = collate([good, BAD], size=Size(2, 8), features=FeatureSet(source, None))
+    batch = collate([good, BAD], size=Size(2, 8), features=FeatureSet(source))
     assert (
         batch.pixels_BHWC is None
         and batch.latents_BCHW is not None

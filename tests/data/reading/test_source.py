@@ -143,7 +143,7 @@ def test_a_sample_of_a_feature_set_without_features_is_a_failure(tmp_path: Path)
     made = FeatureSource(
         "a", "", channels=1, factor=2, image_size=4, aspects=(), step=0, num_views=1, precision="bf16"
     )
-    sample = replace(make_source(tmp_path, [1]), features=FeatureSet(made, None)).load(0)
+    sample = replace(make_source(tmp_path, [1]), features=FeatureSet(made)).load(0)
     assert sample.failure is not None and sample.failure.kind == "features"
     assert sample.failure.reason == "ValueError: no member .safetensors; the sample has png, txt"
 
@@ -155,15 +155,15 @@ def test_features_that_are_not_finite_are_a_failure_and_named(tmp_path: Path, na
     )
     text = CaptionFeatures(torch.ones(3, 4).bfloat16(), torch.ones(5).bfloat16())
     data = pack_sample(
-        torch.ones(1, 1, 2, 2), [text], [1.0], original=Size(4, 4), crop=(0, 0), precision="bf16"
+        torch.ones(1, 1, 2, 2), [(text,)], [1.0], original=Size(4, 4), crop=(0, 0), precision="bf16"
     )
     tensors = safetensors.torch.load(data)
     tensors[name].view(-1)[-1] = float("nan")
     members = {"safetensors": data}, {"safetensors": safetensors.torch.save(tensors)}
     source = make_source(tmp_path, [2], replaced={"0_0": members[0], "0_1": members[1]})
-    source = replace(source, features=FeatureSet(made, text), is_augmented=False)
+    source = replace(source, features=FeatureSet(made, (text,)), is_augmented=False)
     found = {sample.key: sample for sample in (source.load(0), source.load(1))}
-    assert found["shard-000.tar/0_0"].failure is None and found["shard-000.tar/0_0"].text is not None
+    assert found["shard-000.tar/0_0"].failure is None and found["shard-000.tar/0_0"].text
     failure = found["shard-000.tar/0_1"].failure
     assert (
         failure is not None and failure.kind == "features" and f"of {name} are inf or NaN" in failure.reason

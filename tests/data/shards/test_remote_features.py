@@ -31,7 +31,7 @@ def write_features(folder: Path, source: FeatureSource = SOURCE) -> None:
                 "txt": b"c",
             }
     write_shards(folder, COUNTS, replaced=replaced)
-    FeatureSet(source, None).save(folder)
+    FeatureSet(source).save(folder)
 
 
 def read_latents(reader: Reader) -> list[float]:
