@@ -10,6 +10,7 @@ from diffmoe_scale.config.check import require
 from diffmoe_scale.prepare.entries import Listing
 from diffmoe_scale.prepare.place import Entry
 from diffmoe_scale.unicode import clean_name, decode_text
+from diffmoe_scale.words import counted
 
 FOLDERS = "folders"
 """Value of --classes: every folder of the input is a class, in the order of their names."""
@@ -96,7 +97,7 @@ def _folders(source: Path, listing: Listing, excluded: Collection[Path]) -> set[
 def _refuse_empty(source: Path, empty: Iterable[str]) -> None:
     if names := sorted(map(clean_name, empty)):
         raise ValueError(
-            f"{len(names)} class folders of --input {source} have no picture: {_some(names)}; "
+            f"--input {source} has {counted(len(names), 'class folder')} without a picture: {_some(names)}; "
             "remove them, or list the classes in a file for --classes"
         )
 

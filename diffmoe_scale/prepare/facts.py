@@ -100,7 +100,7 @@ def _class_facts(survey: Survey) -> Facts:
         named = [*named[:SHOWN_CLASSES], "...", *named[-SHOWN_CLASSES:]]
     labels = sorted(survey.labels)
     return [
-        ("classes", f"{len(labels):,} labels, {labels[0]} to {labels[-1]}"),
+        ("classes", f"{counted(len(labels), 'label', ',')}, {labels[0]} to {labels[-1]}"),
         ("samples a class", _spread(list(survey.labels.values()))),
         ("samples by class", ", ".join(named)),
     ]

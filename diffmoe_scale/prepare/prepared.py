@@ -81,7 +81,7 @@ class Prepared:
     def _classes(self) -> str:
         names, samples = self.class_names, self.class_samples["train"]
         return (
-            f"{len(names)} classes from 0 ({names[0]}) to {len(names) - 1} ({names[-1]}), "
+            f"{counted(len(names), 'class')} from 0 ({names[0]}) to {len(names) - 1} ({names[-1]}), "
             f"{min(samples)} to {max(samples)} training samples each"
         )
 

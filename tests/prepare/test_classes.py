@@ -159,7 +159,7 @@ def test_an_empty_folder_would_be_no_class(tmp_path: Path) -> None:
     (tmp_path / "in" / "b" / "notes.txt").touch()
     output = tmp_path / "in" / "out"
     with pytest.raises(
-        ValueError, match=r"1 class folders of --input .* have no picture: b; remove them, or"
+        ValueError, match=r"--input .* has 1 class folder without a picture: b; remove them, or"
     ):
         prepare(tmp_path / "in", output, classes="folders")
     (tmp_path / "in" / "b" / "notes.txt").unlink()

@@ -15,6 +15,7 @@ from diffmoe_scale.encoders.autoencoder.convention import Convention, convention
 from diffmoe_scale.encoders.autoencoder.folder import misfit, read_folder
 from diffmoe_scale.encoders.autoencoder.tiles import decode_in_tiles
 from diffmoe_scale.encoders.fingerprint import WeightFiles
+from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
 NUMBER_FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -150,10 +151,10 @@ def _refuse_other_weights(report: dict[str, list[str]]) -> None:
     """Raises: ValueError for weights of another network. diffusers warns only: it leaves random numbers in
     the place of missing weights, and passes over those that it has no place for."""
     if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{len(missing)} weights are missing, the first is {missing[0]}")
+        raise ValueError(f"it lacks {counted(len(missing), 'weight')}, the first is {missing[0]}")
     if unexpected := sorted(report["unexpected_keys"]):
         raise ValueError(
-            f"{len(unexpected)} weights have no place in the network of config.json, "
+            f"it has {counted(len(unexpected), 'weight')} without a place in the network of config.json, "
             f"the first is {unexpected[0]}"
         )
 
