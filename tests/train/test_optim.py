@@ -10,7 +10,7 @@ from diffmoe_scale.model.denoiser import Denoiser
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.parallel.expert_groups import register_expert_groups
 from diffmoe_scale.train.optim import learning_rate, parameter_groups
-from tests.model.models import make_transformer
+from tests.model.models import VARIANTS, make_transformer
 from tests.moe.layers import alone
 from tests.ranks import run_on_ranks
 from tests.train.runs import tiny_config, tiny_pipeline
@@ -74,6 +74,16 @@ def test_embeddings_of_words_and_their_places_are_not_decayed(tmp_path: Path) ->
         if group["weight_decay"] and name.startswith("text_encoder.")
     }
     assert decayed == {f"blocks.0.{layer}.weight" for layer in ("qkv", "projection", "w_in", "w_out")}
+
+
+def test_tables_of_a_shared_modulation_and_scales_of_norms_are_not_decayed() -> None:
+    denoiser = Denoiser(make_transformer("text", model=VARIANTS["joint-all"]), None)
+    groups = group_of(denoiser, "optimizer.weight_decay=0.1")
+    kept = {name for name, group in groups.items() if group["weight_decay"] == 0}
+    assert all("table_CD" not in name and "norm" not in name for name in groups.keys() - kept)
+    assert {name.rsplit(".", 1)[1] for name in kept} >= {"table_CD", "weight", "bias"}
+    assert groups["transformer.shared_modulation.weight"]["weight_decay"] == 0.1
+    assert groups["transformer.blocks.0.attention.text_qkv.weight"]["weight_decay"] == 0.1
 
 
 def test_routers_and_their_predictors_learn_at_a_rate_of_their_own() -> None:
