@@ -57,6 +57,12 @@ BROKEN = {
         ({"tests/test_a.py": "x = 1\n" * 251}, "tests/test_a"),
         ({"tools/bench_a.py": "x = 1\n" * 301}, "tools/bench_a"),
     ],
+    "wide_lines": [
+        ({"tools/a.py": "x = 1\n" + "x" * 111}, "tools/a.py:2"),
+        ({"configs/a.yaml": "#" * 111}, "configs/a.yaml:1"),
+        ({"launch/slurm/a.sbatch": "#" * 111}, "launch/slurm/a.sbatch:1"),
+        ({"Makefile": "#" * 111}, "Makefile:1"),
+    ],
     "long_functions": [({"tools/a.py": LONG_FUNCTION}, "tools/a:f")],
     "untrue_maps": [
         (
@@ -85,6 +91,7 @@ def test_a_tree_that_keeps_the_rules_is_accepted(tmp_path):
             "diffmoe_scale/moe/__init__.py": lines,
             "diffmoe_scale/moe/a.py": "from diffmoe_scale.moe.b import c\n" + "x = 1\n" * 249,
             "diffmoe_scale/moe/b.py": LONG_FUNCTION.removesuffix("    x = 1\n"),
+            "Makefile": "#" * 110,
             "tools/bench_a.py": "import diffmoe_scale.moe.a\n" + "x = 1\n" * 299,
         },
     )

@@ -89,5 +89,5 @@ def _field_docstrings(kind: type) -> dict[str, str]:
             name = statement.target.id
             is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
             assert is_text, f"{kind.__name__}.{name} has no docstring"
-            meanings[name] = " ".join(str(after.value.value).split())  # type: ignore[attr-defined]  # asserted
+            meanings[name] = " ".join(str(after.value.value).split())  # type: ignore[attr-defined]  # above
     return meanings

@@ -41,7 +41,7 @@ def _section(kind: Any) -> type[Section] | None:  # any type of a field
 
 
 def _names(kind: type) -> list[str]:
-    return [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]  # sections are dataclasses
+    return [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]  # a dataclass
 
 
 def entry_sections(field_type: Any) -> list[type[Section]]:  # of any type of a field

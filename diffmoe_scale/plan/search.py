@@ -154,7 +154,8 @@ def apply_layout(config: Config, layout: Layout) -> Config:
     return replace(
         config,
         run=replace(config.run, micro_batch=layout.micro_batch),
-        model=replace(config.model, activation_checkpointing=layout.checkpointing),  # type: ignore[arg-type]  # one of CHECKPOINTING
+        # One of CHECKPOINTING.
+        model=replace(config.model, activation_checkpointing=layout.checkpointing),  # type: ignore[arg-type]
         parallel=replace(
             config.parallel,
             expert_parallel=layout.expert_parallel,

@@ -123,7 +123,8 @@ def _xmp(description: str) -> bytes:
     # What XML 1.0 does not allow.
     allowed = re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", " ", description)
     return (
-        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
+        '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
         '<rdf:Description xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:description><rdf:Alt>'
         f'<rdf:li xml:lang="x-default">{escape(allowed)}</rdf:li>'
         "</rdf:Alt></dc:description></rdf:Description></rdf:RDF></x:xmpmeta>"

@@ -56,7 +56,9 @@ def parameter_groups(denoiser: Denoiser, config: OptimizerConfig) -> list[dict[s
 def expert_group_name(parameter: nn.Parameter) -> str:
     """DeepSpeed's name of the group that an expert-parallel parameter belongs to; "" for what every rank
     holds."""
-    return "" if getattr(parameter, "allreduce", True) else parameter.group_name  # type: ignore[attr-defined]  # the mark of register_expert_groups
+    # The marks of register_expert_groups.
+    is_everywhere = getattr(parameter, "allreduce", True)
+    return "" if is_everywhere else parameter.group_name  # type: ignore[attr-defined]
 
 
 def build_optimizer(

@@ -118,8 +118,8 @@ def choose_kernels(*, is_deterministic: bool) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(is_deterministic, warn_only=True)
     # torch would fill every new tensor, to make reading uninitialised memory repeatable; nothing here reads
-    # any.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set through a property that stubs lack
+    # any. The switch is a property that stubs lack.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def resume(

@@ -70,7 +70,8 @@ def load_newest(
     """What the newest checkpoint holds for this rank, what was logged, and its number of samples."""
     messages: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]  # the shortest handler
+    # The shortest handler.
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     module.logger.addHandler(handler)
     store = CheckpointStore(folder, CheckpointConfig(), group=context.checkpoint_group)
     found = store.newest()

@@ -70,12 +70,12 @@ def test_a_new_field_is_part_of_the_identity_until_it_is_marked_as_free() -> Non
 
 
 @pytest.mark.parametrize("name", [f"{section}.{key}" for section, keys in IDENTITY.items() for key in keys])
-def test_each_field_of_the_identity_tells_two_models_apart(name: str, tmp_path: object) -> None:
+def test_each_field_of_the_identity_tells_two_models_apart(name: str, tmp_path: Path) -> None:
     section, key = name.split(".")
     base = load_config(None)
     value = getattr(getattr(base, section), key)
     other = load_config(None, OTHER_VALUES.get(name, [f"{name}={value * 2}"]))
-    settings = [model_settings(config, tokenizer=tmp_path, frozen={}) for config in (base, other)]  # type: ignore[arg-type]  # no file there
+    settings = [model_settings(config, tokenizer=tmp_path, frozen={}) for config in (base, other)]
     assert settings[0][section][key] != settings[1][section][key]
 
 

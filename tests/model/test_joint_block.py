@@ -18,7 +18,13 @@ WIDTH, HEADS = 32, 4
 
 
 def make_block(*, is_last: bool, qk_norm: str) -> JointBlock:
-    config = ModelConfig(width=WIDTH, heads=HEADS, attention="joint", text_projection=True, qk_norm=qk_norm)  # type: ignore[arg-type]  # one of the two texts
+    config = ModelConfig(
+        width=WIDTH,
+        heads=HEADS,
+        attention="joint",
+        text_projection=True,
+        qk_norm=qk_norm,  # type: ignore[arg-type]  # one of the two texts
+    )
     dense = [FeedForward(WIDTH, 4 * WIDTH, is_gated=False) for _ in range(2)]
     block = JointBlock(config, feed_forward=dense[0], text_feed_forward=None if is_last else dense[1])
     disturb(block)

@@ -36,7 +36,8 @@ def add_picture(
 def prepare(source: Path, output: Path, **options: object) -> Prepared:
     """Two threads, and nothing is printed."""
     arguments: dict[str, object] = {"input": source, "output": output, "workers": 2} | options
-    return prepare_shards(ShardOptions(**arguments), tell=lambda line: None)  # type: ignore[arg-type]  # of tests
+    settings = ShardOptions(**arguments)  # type: ignore[arg-type]  # of tests
+    return prepare_shards(settings, tell=lambda line: None)
 
 
 def read_samples(output: Path, shards: str = "train-*") -> Samples:

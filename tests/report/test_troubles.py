@@ -74,7 +74,8 @@ def damage(directory: Path, *, seed: int) -> None:
         case 2:
             words = [b"null", b"-1", b"1e999", b"[]", b"{}", b"NaN", b'"x"', b"true", b"9" * 400]
             numbers = list(re.finditer(rb"[0-9.]+", bytes(data)))
-            for match in reversed(generator.choice(np.array(numbers, dtype=object), 20)):  # type: ignore[arg-type]
+            chosen = generator.choice(np.array(numbers, dtype=object), 20)  # type: ignore[arg-type]
+            for match in reversed(chosen):
                 data[match.start() : match.end()] = words[generator.integers(len(words))]
         case 3:
             for place in generator.integers(len(data), size=20):

@@ -38,6 +38,6 @@ def means_on_rank(parallel: ParallelContext) -> Means:
 
 
 def test_means_are_over_all_ranks() -> None:
-    expected = Means({"loss": pytest.approx(2 / 3)}, {"load": [1.5, 3.0]})  # type: ignore[dict-item]  # compares as a number
-    # Rank 1 counts twice: (0 + 2 * 1) / 3.
+    # Rank 1 counts twice: (0 + 2 * 1) / 3. What approx gives compares as a number.
+    expected = Means({"loss": pytest.approx(2 / 3)}, {"load": [1.5, 3.0]})  # type: ignore[dict-item]
     assert run_on_ranks(means_on_rank, 2) == [expected] * 2

@@ -136,7 +136,8 @@ def test_damaged_record_of_what_wandb_was_sent_is_a_sentence(
 def read_wandb(file: Path) -> list[Any]:
     """The records of an offline run: pieces of at most a block of 32 KiB, each after a checksum, its length
     and its kind."""
-    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # made by protobuf while running
+    # Made by protobuf while running.
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     data, place, record, records = file.read_bytes(), 7, b"", []
     while place + 7 <= len(data):

@@ -44,7 +44,11 @@ def test_warm_up_and_decay_that_meet_multiply() -> None:
 def group_of(denoiser: Denoiser, *settings: str) -> dict[str, dict[str, object]]:
     """The group of each canonical parameter."""
     groups = parameter_groups(denoiser, tiny_config(settings).optimizer)
-    pairs = [(id(parameter), group) for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]  # a list
+    pairs = [
+        (id(parameter), group)
+        for group in groups
+        for parameter in group["params"]  # type: ignore[attr-defined]  # a list
+    ]
     by_parameter = dict(pairs)
     assert len(pairs) == len(by_parameter) == len(list(denoiser.parameters()))
     return {name: by_parameter[id(parameter)] for name, parameter in denoiser.canonical_parameters().items()}

@@ -48,7 +48,8 @@ def load_feature_set(file: SetFile) -> FeatureSet:
     try:
         with safetensors.safe_open(file.place, "pt") as archive:
             stated = dict(json.loads(archive.metadata()["source"]))
-            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118  # no dictionary
+            names = archive.keys()  # a method: an archive is no dictionary
+            tensors = {name: archive.get_tensor(name) for name in names}
         empty = _split_streams(tensors)
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         kept = "" if file.name == str(file.place) else f", kept as {file.place} until that is removed,"

@@ -12,7 +12,7 @@ IGNORED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 def start_worker_server() -> None:
-    """Start the process that forks workers, deaf to IGNORED: it inherits that. For the main thread."""
+    """Start the process that forks workers, which ignores IGNORED as they do. For the main thread."""
     before = {signum: signal.signal(signum, signal.SIG_IGN) for signum in IGNORED}
     try:
         forkserver.ensure_running()

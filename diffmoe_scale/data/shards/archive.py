@@ -137,7 +137,8 @@ def _parse_header(block: bytes, extension: dict[str, str]) -> tarfile.TarInfo | 
     """The header of a block, or None if it is not a valid one. `extension` replaces name and size; one that
     no file can have becomes LARGEST_SIZE."""
     try:
-        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")  # type: ignore[arg-type]  # typeshed wants bytearray
+        # typeshed wants a bytearray.
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")  # type: ignore[arg-type]
     except (tarfile.HeaderError, ValueError):
         return None
     if header.type not in EXTENSIONS:

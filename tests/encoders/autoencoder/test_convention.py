@@ -26,7 +26,8 @@ def mean_z(kind: str, model: Any) -> Tensor:
         if kind == "tiny":
             return model.encode(images()).latents  # type: ignore[no-any-return]  # untyped
         if kind == "qwen-image":
-            return model.encode(images()[:, :, None]).latent_dist.mean[:, :, 0]  # type: ignore[no-any-return]  # untyped
+            frames = images()[:, :, None]
+            return model.encode(frames).latent_dist.mean[:, :, 0]  # type: ignore[no-any-return]  # untyped
         return model.encode(images()).latent_dist.mean  # type: ignore[no-any-return]  # untyped
 
 
