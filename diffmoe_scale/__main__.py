@@ -18,6 +18,7 @@ TOOLS = {
     "prepare_shards": "write your pictures and captions as shards",
     "inspect_data": "show what shards hold, and what is broken",
     "cache_features": "encode pictures and captions of shards in advance",
+    "convert_checkpoint": "convert weights: runs, safetensors files, DiT, SiT, DiffMoE",
     "find_gamma": "find the threshold that gives a sampling cost",
     "report": "write a run's report anew",
     "compare_runs": "show where the metrics of two runs differ",
@@ -55,7 +56,7 @@ def describe_commands() -> str:
     """A line for each command, tools included where the repository is there."""
     lines = ["usage: python -m diffmoe_scale COMMAND [arguments]; COMMAND --help tells more", ""]
     shown = COMMANDS | (TOOLS if FOLDER.is_dir() else {})
-    return "\n".join(lines + [f"  {name:<18}{meaning}" for name, meaning in shown.items()])
+    return "\n".join(lines + [f"  {name:<20}{meaning}" for name, meaning in shown.items()])
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ LEVELS = {
     "prepare": 4,
     "sampling": 5,
     "plan": 5,
+    "convert": 6,
     "train": 6,
     "evaluation": 6,
     "report": 7,

@@ -6,4 +6,6 @@ folders.py    folders made, named and removed; RUN/saved.json, by which lost che
 agreement.py  work of all ranks, of which one can fail
 store.py      saving and loading of a run by all ranks, in the background, what is kept
 weights.py    one family of weights on one process
+tensor_file.py   safetensors files, read and written a tensor at a time
+stored.py     the weights of a run or of an export, by name
 """

@@ -29,7 +29,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     Raises: ValueError naming the dotted path, what was got and what was expected; an unknown key names the
     nearest right one.
     """
-    return _load(read_yaml(path) if path is not None else {}, overrides)
+    return make_config(read_yaml(path) if path is not None else {}, overrides)
 
 
 def load_run_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -40,10 +40,11 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """
     tree = read_yaml(path)
     mark_foreign(tree)
-    return _load(tree, overrides)
+    return make_config(tree, overrides)
 
 
-def _load(tree: dict[str, Any], overrides: Sequence[str]) -> Config:
+def make_config(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """The Config of a tree of settings, which is completed in place. Raises: as `load_config`."""
     check_keys(tree)
     words: dict[str, Any] = {}
     for override in overrides:

@@ -45,6 +45,9 @@ class RunConfig(Section, name="run", is_free=True):
 
     directory: Annotated[str, PATH] = "runs/default"
     """Run directory; a run that stopped continues from its newest complete checkpoint there."""
+    initialize_from: Annotated[str, PATH] = ""
+    """Weights and thresholds that a new run begins with, its optimizer being new: a run directory, one of its
+    `checkpoints/step_N`, or a safetensors export. Not used once the run has a checkpoint."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Source of every random number."""
     steps: Annotated[int, Range(1, 10**9)] = 1000

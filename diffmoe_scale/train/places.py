@@ -13,6 +13,12 @@ def check_places(config: Config) -> None:
     Raises: ValueError that names the setting.
     """
     check_patterns(config.data)
+    weights = config.run.initialize_from
+    if weights and not Path(weights).exists():
+        raise ValueError(
+            f"run.initialize_from is {weights!r}, which does not exist; expected a run directory, one of its "
+            "checkpoints/step_N folders, or a safetensors export"
+        )
     obstacle = find_obstacle(Path(config.run.directory), is_folder=True)
     if obstacle:
         raise ValueError(

@@ -24,6 +24,7 @@ from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.parallel.waiting import wait_for_ranks
 from diffmoe_scale.train.engine import Engine, accumulation_steps
 from diffmoe_scale.train.guard import Guard
+from diffmoe_scale.train.initialize import begin_from_weights, copy_tokenizer
 from diffmoe_scale.train.overview import describe_run
 from diffmoe_scale.train.stop import StopSignals
 from diffmoe_scale.train.trainer import Training
@@ -64,6 +65,8 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
     wait_for_ranks(context.waiting_group)
     store = CheckpointStore(directory.checkpoints, config.checkpoint, group=context.checkpoint_group)
     start = resume(store, engine, config, directory, frozen=networks.frozen)
+    identity = model_settings(config, tokenizer=directory.tokenizer, frozen=networks.frozen)
+    begin_from_weights(engine, config, context, step=start.step, settings=identity)
     position = plan.position(step=start.step, samples=start.samples, by_bucket=start.samples_by_bucket)
     if context.is_main:
         record_config(config, directory)
@@ -147,14 +150,16 @@ def resume(
 
 
 def prepare_tokenizer(config: Config, directory: RunDirectory, reader: Reader) -> None:
-    """Train the tokenizer of the run's captions, unless an earlier start did. For the main rank, before the
-    others read it."""
+    """Train the tokenizer of the run's captions, unless an earlier start did or `run.initialize_from` has
+    one. For the main rank, before the others read it."""
     if (
         config.model.conditioning == "text"
         and config.text.trained is not None
         and not directory.tokenizer.is_file()
     ):
         directory.path.mkdir(parents=True, exist_ok=True)
+        if copy_tokenizer(config, directory):
+            return
         train_tokenizer(
             iterate_captions(reader, TOKENIZER_CAPTIONS),
             vocabulary=config.text.vocabulary,

@@ -1,0 +1,250 @@
+"""Weights as they lie on disk, for readers of one process: those of a run, or exported ones, by
+`family/name`.
+
+An export is one safetensors file, or a folder of several with an index; its metadata hold what a run
+directory has in other files: settings, step, tokenizer.
+"""
+
+import base64
+import binascii
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any  # JSON trees
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from diffmoe_scale.checkpoint.files import Reader, first_reason
+from diffmoe_scale.checkpoint.manifest import (
+    METADATA,
+    NAMED,
+    complete_checkpoints,
+    find_damage,
+    read_manifest,
+)
+from diffmoe_scale.checkpoint.tensor_file import LazyTensor, read_tensors
+from diffmoe_scale.config.identity import model_settings
+from diffmoe_scale.config.load import dump_config, make_config
+from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.config.schema import Config
+from diffmoe_scale.config.yaml_file import parse_yaml, read_yaml
+
+FORMAT, SCHEMA = "diffmoe_scale weights", "1"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+FAMILIES = ("master", "ema", "buffer")
+"""What a model is: weights of the last step, averaged weights, thresholds. An export may also hold `source`:
+what its foreign origin had and this model has not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredWeights:
+    """Weights on disk; `tensors` are read when asked for."""
+
+    path: Path
+    tensors: Mapping[str, LazyTensor]
+    """By `family/name`."""
+    config: Config
+    settings: Mapping[str, Any]
+    """The identity of the model, as in a checkpoint's manifest."""
+    step: int = 0
+    tokenizer: bytes = b""
+    """The sentencepiece model; empty where there is none."""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """Of converted weights: format and arguments of what they were converted from."""
+    layout: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def families(self) -> list[str]:
+        return [name for name in FAMILIES if any(key.startswith(f"{name}/") for key in self.tensors)]
+
+    def family(self, name: str) -> dict[str, LazyTensor]:
+        """The tensors of a family, without its name."""
+        start = f"{name}/"
+        return {
+            key.removeprefix(start): tensor for key, tensor in self.tensors.items() if key.startswith(start)
+        }
+
+
+def open_weights(path: Path, settings: Sequence[str] = (), *, check_files: bool = True) -> StoredWeights:
+    """The weights of a run directory (newest complete checkpoint), of one of its `checkpoints/step_N`
+    folders, or of an export. `settings` override the config's; with `check_files` the files of a checkpoint
+    are read to their end and compared with their check sums.
+
+    Raises: ValueError if it is none of these, is damaged, or its config is of another model.
+    """
+    if path.is_file() or (path / INDEX).is_file() or (path / SINGLE).is_file():
+        return open_export(path, settings)
+    is_checkpoint = path.absolute().parent.name == "checkpoints"
+    directory = RunDirectory(path.absolute().parent.parent if is_checkpoint else path)
+    if not directory.config.is_file():
+        raise ValueError(
+            f"{path} holds no weights: expected a run directory with config.yaml, one of its "
+            f"checkpoints/step_N folders, a .safetensors file, or a folder with {SINGLE} or {INDEX}"
+        )
+    checkpoints = [path] if is_checkpoint else complete_checkpoints(directory.checkpoints)
+    if not checkpoints:
+        raise ValueError(f"{directory.checkpoints} holds no complete checkpoint; train first")
+    return open_checkpoint(checkpoints[-1], directory, settings, check_files=check_files)
+
+
+def open_checkpoint(
+    checkpoint: Path, directory: RunDirectory, settings: Sequence[str] = (), *, check_files: bool = True
+) -> StoredWeights:
+    """One checkpoint of a run. Raises: ValueError."""
+    manifest = read_manifest(checkpoint)
+    if damage := find_damage(checkpoint, manifest, manifest.files if check_files else ()):
+        raise ValueError(f"{checkpoint} is damaged: {'; '.join(damage[:NAMED])}")
+    config = make_config(read_yaml(directory.config), settings)
+    identity = model_settings(config, tokenizer=directory.tokenizer, frozen={})
+    if changed := different_settings(manifest.settings, identity):
+        raise ValueError(f"{directory.config} is of another model than {checkpoint}: {'; '.join(changed)}")
+    reader = _CachedReader(checkpoint)
+    return StoredWeights(
+        path=checkpoint,
+        tensors={name: reader.tensor(name, shape) for name, shape in manifest.shapes.items()},
+        config=config,
+        settings=manifest.settings or identity,
+        step=manifest.step,
+        tokenizer=directory.tokenizer.read_bytes() if directory.tokenizer.is_file() else b"",
+        layout=manifest.layout,
+    )
+
+
+def different_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`moe.gate was 'softmax', is 'sigmoid'` for each setting of a model's identity that differs.
+    Fingerprints of frozen networks count only where both have them."""
+    return [
+        f"{section}.{key} was {value!r}, is {now.get(section, {}).get(key)!r}"
+        for section, entries in before.items()
+        for key, value in entries.items()
+        if (key != "fingerprint" or key in now.get(section, {})) and now.get(section, {}).get(key) != value
+    ]
+
+
+class _CachedReader(Reader):
+    """Reads tensors one by one; the table of tensors is read once."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        super().__init__(checkpoint)
+        self.checkpoint = checkpoint
+        self._table = super().read_metadata()
+
+    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+        return self._table
+
+    def tensor(self, name: str, shape: Sequence[int]) -> LazyTensor:
+        """Raises: ValueError if the table of tensors has no such tensor."""
+        entry = self._table.state_dict_metadata.get(name)
+        if not isinstance(entry, TensorStorageMetadata) or entry.size.numel() != torch.Size(shape).numel():
+            size = "no" if entry is None else "another"
+            raise ValueError(
+                f"{self.checkpoint / METADATA} is damaged: it has {size} tensor {name!r} of shape "
+                f"{list(shape)}"
+            )
+        dtype = entry.properties.dtype
+
+        def read() -> torch.Tensor:
+            flat = torch.empty(torch.Size(shape).numel(), dtype=dtype)
+            try:
+                with warnings.catch_warnings():
+                    # It says of each tensor that this process is alone.
+                    warnings.simplefilter("ignore", UserWarning)
+                    dcp.load({name: flat}, storage_reader=self, no_dist=True)
+            except CheckpointException as error:
+                raise ValueError(f"{self.checkpoint} is damaged: {name}: {first_reason(error)}") from error
+            return flat.view(tuple(shape))
+
+        return LazyTensor(tuple(shape), dtype, read)
+
+
+def export_metadata(stored: StoredWeights) -> dict[str, str]:
+    """What an export's files say of it; `open_export` reads it."""
+    texts = {
+        "format": FORMAT,
+        "schema": SCHEMA,
+        "step": str(stored.step),
+        "config": dump_config(stored.config),
+        "settings": json.dumps(stored.settings),
+        "layout": json.dumps(dict(stored.layout)),
+    }
+    if stored.tokenizer:
+        texts["tokenizer"] = base64.b64encode(stored.tokenizer).decode()
+    if stored.origin:
+        texts["origin"] = json.dumps(stored.origin)
+    return texts
+
+
+def open_export(path: Path, settings: Sequence[str] = ()) -> StoredWeights:
+    """An export. Raises: ValueError if it is none, incomplete or damaged."""
+    metadata, tensors = read_files(path)
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} is no export of this program: its metadata name no format {FORMAT!r}; "
+            "tools/convert_checkpoint.py makes one of it"
+        )
+    if metadata.get("schema") != SCHEMA:
+        raise ValueError(f"{path} has schema {metadata.get('schema')}; this version reads schema {SCHEMA}")
+    try:
+        tree = parse_yaml(metadata["config"])
+        stored = StoredWeights(
+            path=path,
+            tensors=tensors,
+            config=make_config(tree, settings),
+            settings=json.loads(metadata["settings"]),
+            step=int(metadata["step"]),
+            tokenizer=base64.b64decode(metadata.get("tokenizer", ""), validate=True),
+            origin=json.loads(metadata.get("origin", "{}")),
+            layout=json.loads(metadata.get("layout", "{}")),
+        )
+    except (KeyError, TypeError, AttributeError, RecursionError, binascii.Error) as error:
+        raise ValueError(f"{path} is damaged: its metadata: {type(error).__name__}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: its metadata: {error}") from error
+    if not isinstance(stored.settings, dict) or not isinstance(stored.origin, dict):
+        raise ValueError(f"{path} is damaged: its metadata hold no settings")
+    return stored
+
+
+def read_files(path: Path) -> tuple[dict[str, str], dict[str, LazyTensor]]:
+    """Metadata and tensors of one safetensors file, or of a folder of one or of several with an index.
+
+    Raises: ValueError naming files and tensors that are missing or left over.
+    """
+    if path.is_file():
+        return read_tensors(path)
+    if (path / SINGLE).is_file():
+        return read_tensors(path / SINGLE)
+    return read_shards(path / INDEX)
+
+
+def read_shards(index: Path) -> tuple[dict[str, str], dict[str, LazyTensor]]:
+    """The same of the files that an index names. Raises: ValueError."""
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(places.values()))
+        are_plain = all("/" not in name and name.endswith(".safetensors") for name in files)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{index} is damaged: {type(error).__name__}: {error}") from error
+    if not are_plain or not files:
+        raise ValueError(f"{index} is damaged: expected names of safetensors files in its own folder")
+    metadata: dict[str, str] = {}
+    tensors: dict[str, LazyTensor] = {}
+    for name in files:
+        if not index.with_name(name).is_file():
+            raise ValueError(f"{index.parent} is not complete: {name} is missing")
+        found, held = read_tensors(index.with_name(name))
+        expected = {key for key, file in places.items() if file == name}
+        if wrong := sorted(expected ^ held.keys()):
+            raise ValueError(
+                f"{index.with_name(name)} does not hold what {index.name} says: "
+                f"{len(wrong)} tensors are missing or left over, such as {', '.join(wrong[:NAMED])}"
+            )
+        metadata |= found
+        tensors |= held
+    return metadata, tensors

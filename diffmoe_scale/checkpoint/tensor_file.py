@@ -1,0 +1,159 @@
+"""safetensors files, a tensor at a time: nothing holds more than one tensor in memory.
+
+The format (huggingface/safetensors): 8 bytes with the length of a JSON header, the header, then the bytes of
+all tensors, one behind the other.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self  # Any: JSON trees
+
+import torch
+from torch import Tensor
+
+LONGEST_HEADER = 100_000_000
+"""safetensors' own limit."""
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+ALIGNMENT = 8
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that is read, or computed, when it is asked for."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+    @staticmethod
+    def of(tensor: Tensor) -> "LazyTensor":
+        return LazyTensor(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+
+    @property
+    def num_bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    def map(self, change: Callable[[Tensor], Tensor], shape: Iterable[int] | None = None) -> Self:
+        """The tensor that `change` makes of this one; `shape` where it is another."""
+        return replace(
+            self,
+            shape=self.shape if shape is None else tuple(shape),
+            read=lambda: change(self.read()),
+        )
+
+    def view(self, *shape: int) -> Self:
+        return self.map(lambda tensor: tensor.reshape(shape), shape)
+
+    def to(self, dtype: torch.dtype) -> Self:
+        return replace(self, dtype=dtype, read=lambda: self.read().to(dtype))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str]) -> None:
+    """Write a new file and have it on disk; tensors are read one after another. Raises: OSError."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    place = 0
+    for name, tensor in tensors.items():
+        end = place + tensor.num_bytes
+        header[name] = {
+            "dtype": CODES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [place, end],
+        }
+        place = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    with path.open("xb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, tensor in tensors.items():
+            values = tensor.read()
+            assert (tuple(values.shape), values.dtype) == (tensor.shape, tensor.dtype), name
+            file.write(_bytes_of(values.contiguous()))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, LazyTensor]]:
+    """The metadata of a file, and its tensors.
+
+    Raises: ValueError if it is no safetensors file or is damaged; a later read raises so, too, if the file
+    has become shorter.
+    """
+    header, first = _read_header(path)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError(f"{path} is damaged: its metadata are no texts")
+    tensors, end, entries = {}, 0, []
+    for name, entry in header.items():
+        try:
+            dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+            start, stop = entry["data_offsets"]
+            are_counts = all(type(number) is int and number >= 0 for number in (*shape, start, stop))
+            is_whole = are_counts and stop - start == torch.Size(shape).numel() * dtype.itemsize
+        except (TypeError, KeyError, ValueError) as error:
+            raise ValueError(f"{path} is damaged: the entry of {name!r} is {str(entry)[:120]}") from error
+        if not is_whole:
+            raise ValueError(
+                f"{path} is damaged: {name!r} has shape {list(shape)} and bytes {start} to {stop}"
+            )
+        entries.append((start, stop, name))
+        tensors[name] = LazyTensor(shape, dtype, _reader(path, name, first + start, shape, dtype))
+    for start, stop, name in sorted(entries):
+        if start != end:
+            raise ValueError(f"{path} is damaged: {name!r} begins at byte {start}; expected {end}")
+        end = stop
+    if (size := path.stat().st_size) != first + end:
+        raise ValueError(f"{path} is damaged: it has {size} bytes; its header speaks of {first + end}")
+    return metadata, tensors
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header, and the place of the first tensor's bytes."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        size = os.fstat(file.fileno()).st_size
+        if not 2 <= length <= min(LONGEST_HEADER, size - 8):
+            raise ValueError(f"{path} is no safetensors file, or is truncated: it has {size} bytes")
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no safetensors file: its header is no JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise ValueError(f"{path} is no safetensors file: its header is a {type(header).__name__}")
+    return header, 8 + length
+
+
+def _reader(
+    path: Path, name: str, place: int, shape: tuple[int, ...], dtype: torch.dtype
+) -> Callable[[], Tensor]:
+    def read() -> Tensor:
+        tensor = torch.empty(shape, dtype=dtype)
+        with path.open("rb") as file:
+            file.seek(place)
+            target = _bytes_of(tensor)
+            if file.readinto(target) != len(target):  # type: ignore[attr-defined]  # typeshed has no readinto of Path.open("rb")
+                raise ValueError(f"{path} is damaged: it ends within {name!r}")
+        return tensor
+
+    return read
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a tensor that lies in one piece."""
+    array: Any = tensor.detach().reshape(-1).view(torch.uint8).numpy()  # numpy's stubs know no buffer
+    return memoryview(array)

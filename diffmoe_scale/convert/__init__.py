@@ -1,0 +1,18 @@
+"""Checkpoints of other programs to ours and back, and ours to files of weights alone.
+
+Every direction is a function from named tensors to named tensors, which are read when they are written.
+
+convert.py     a conversion from one path to another, with its proof
+export.py      the weights of a run as safetensors files
+foreign.py     models of the DiT family as files
+diffusers.py   transformers of diffusers from their folders
+reference.py   the DiT family's tensors to ours and back
+dit.py         the names of the DiT family, and what shapes say of a model
+dit_config.py  the settings of a model that is one of the DiT family
+rules.py       how one tensor is made of others, and back
+time.py        a flow whose time runs the other way, as weights of ours
+torch_file.py  files of torch.save, read so that they run no code
+plain.py       the networks of the DiT family in plain torch, for comparison
+verify.py      what a model answers to a fixed input, block by block
+place.py       a target that is complete or not there
+"""

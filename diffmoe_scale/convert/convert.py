@@ -1,0 +1,142 @@
+"""A conversion from one path to another: what the source is, the target whole or not at all, and the proof
+that both answer alike."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from diffmoe_scale.checkpoint.stored import FORMAT, StoredWeights, open_weights
+from diffmoe_scale.checkpoint.tensor_file import read_tensors
+from diffmoe_scale.config.check import RunError
+from diffmoe_scale.convert.diffusers import diffusers_class, open_diffusers
+from diffmoe_scale.convert.dit import read_shapes
+from diffmoe_scale.convert.export import (
+    DTYPES,
+    average_checkpoints,
+    cast_weights,
+    select_weights,
+    write_files,
+)
+from diffmoe_scale.convert.foreign import ask_foreign, export_foreign, import_foreign, open_foreign
+from diffmoe_scale.convert.place import new_target
+from diffmoe_scale.convert.torch_file import read_torch_file, write_torch_file
+from diffmoe_scale.convert.verify import Question, ask, check_tensors, difference, make_question
+
+logger = logging.getLogger(__name__)
+
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+SAME, ROUND_OFF = 0.0, 1e-4
+"""Tolerances: of our own network on the same numbers, and of another program for it, relative to the largest
+output."""
+Answer = Callable[[str, Question], Tensor]
+"""A family's answer to a question."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """`weights` are `ema`, `master` or `all`; "" is `ema` of a run, and all that any other source has."""
+
+    weights: str = ""
+    dtype: str = "fp32"
+    shard_gib: float = 0.0
+    average: int = 0
+    is_verified: bool = True
+    settings: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights of ours, and how what they come from answers by itself."""
+
+    stored: StoredWeights
+    answer: Answer
+    tolerance: float
+    is_run: bool = False
+
+
+def convert(source: Path, target: Path, options: Options) -> list[str]:
+    """Convert, and what was done, a line each.
+
+    Raises: ValueError for a source that is damaged, foreign or cannot be held by the target's format, or a
+    target that exists; RunError if source and target answer differently.
+    """
+    opened = open_source(source, options)
+    weights = options.weights or ("ema" if opened.is_run else "all")
+    stored = cast_weights(select_weights(opened.stored, weights), DTYPES[options.dtype])
+    check_tensors(stored.config, stored)
+    is_torch = target.suffix in TORCH_SUFFIXES
+    if options.shard_gib and (is_torch or target.suffix == ".safetensors"):
+        raise ValueError(f"--shard-gib is for a folder; {target} is the name of one file")
+    states = export_foreign(stored) if is_torch else {}
+    size = sum(tensor.num_bytes for tensor in stored.tensors.values())
+    with new_target(target, num_bytes=size) as path:
+        if is_torch:
+            write_torch_file(path, states, stored.origin.get("arguments"))
+        else:
+            is_file = target.suffix == ".safetensors"
+            write_files(stored, path, is_file=is_file, shard_gib=options.shard_gib)
+        lines = verify(opened, stored, path) if options.is_verified else ["not verified (--no-verify)"]
+    count = sum(tensor.shape != () for tensor in stored.tensors.values())
+    families = ", ".join(name for name in stored.families)
+    return [f"{target}: {count} tensors of {families} in {options.dtype}, {size:,} bytes", *lines]
+
+
+def open_source(path: Path, options: Options) -> Source:
+    """What lies at a path, recognised by its files. Raises: ValueError."""
+    if not path.exists():
+        raise ValueError(f"{path} does not exist")
+    if options.average:
+        stored = average_checkpoints(path, options.average, options.settings)
+        return Source(stored, lambda family, question: ask(stored, family, question), SAME, is_run=True)
+    if path.is_dir() and diffusers_class(path):
+        imported, answer, tolerance = open_diffusers(path, options.settings)
+        return Source(imported, answer, tolerance)
+    if path.is_file() and not _is_ours(path):
+        model = open_foreign(path, options.settings)
+        if options.weights in ("ema", "master"):
+            model = model.only(options.weights)
+        return Source(import_foreign(model), model.answer, ROUND_OFF)
+    own = open_weights(path, options.settings)
+    is_run = (path.is_dir() and own.path != path) or path.absolute().parent.name == "checkpoints"
+    return Source(own, lambda family, question: ask(own, family, question), SAME, is_run=is_run)
+
+
+def _is_ours(path: Path) -> bool:
+    return path.suffix == ".safetensors" and read_tensors(path)[0].get("format") == FORMAT
+
+
+def verify(source: Source, stored: StoredWeights, path: Path) -> list[str]:
+    """Compare what the written model answers with what the source does. Raises: RunError if they differ."""
+    question = make_question(stored.config)
+    lines = []
+    for family in [name for name in stored.families if name != "buffer"]:
+        expected = source.answer(family, question)
+        written = _ask_written(stored, path, family, question)
+        is_rounded = any(
+            tensor.dtype != source.stored.tensors[name].dtype for name, tensor in stored.tensors.items()
+        )
+        if is_rounded:
+            lines.append(f"{family}: rounding changes the output by {difference(written, expected):.2g}")
+            expected = ask(stored, family, question)
+        tolerance = SAME if is_rounded and path.suffix not in TORCH_SUFFIXES else source.tolerance
+        tolerance = max(tolerance, ROUND_OFF) if path.suffix in TORCH_SUFFIXES else tolerance
+        off = difference(written, expected)
+        if not off <= tolerance:
+            raise RunError(
+                f"the converted model's output ({family}) differs by {off:.3g} of the largest from the "
+                f"source's; tolerance {tolerance:g}; nothing was written"
+            )
+        lines.append(f"{family}: the output on a fixed input differs by {off:.2g} (tolerance {tolerance:g})")
+    return lines
+
+
+def _ask_written(stored: StoredWeights, path: Path, family: str, question: Question) -> Tensor:
+    if path.suffix not in TORCH_SUFFIXES:
+        return ask(open_weights(path), family, question)
+    states = read_torch_file(path).states
+    # A bare state dict does not say which weights it holds.
+    family = family if family in states else "ema"
+    return ask_foreign(states, family, read_shapes(states[family]), stored.config, question)

@@ -1,0 +1,167 @@
+"""What a model answers to a fixed input, block by block: no model is in memory whole.
+
+B samples, L text tokens.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any  # hooks
+
+import torch
+from torch import Tensor, nn
+
+from diffmoe_scale.checkpoint.stored import StoredWeights
+from diffmoe_scale.checkpoint.tensor_file import LazyTensor
+from diffmoe_scale.config.schema import Config
+from diffmoe_scale.convert.dit_config import FACTOR
+from diffmoe_scale.diffusion.objective import build_objective
+from diffmoe_scale.encoders.autoencoder.build import latent_format
+from diffmoe_scale.encoders.text.build import stream_widths
+from diffmoe_scale.encoders.text.features import StreamWidths, TextFeatures, TextStream
+from diffmoe_scale.encoders.text.tokenizer import END, Tokenizer
+from diffmoe_scale.encoders.text.trained import TrainedTextEncoder
+from diffmoe_scale.model.condition import NUM_SIZE_CONDITIONS, Condition
+from diffmoe_scale.model.denoiser import Denoiser
+from diffmoe_scale.model.networks import build_transformer
+from diffmoe_scale.moe.layer import single_rank_groups
+from diffmoe_scale.moe.routing import Selection
+from diffmoe_scale.plan.build import plain_experts
+
+TIMES = (0.2, 0.75)
+NUM_TOKENS = 5
+VOCABULARY = "text_encoder.token_embedding.weight"
+MOST_PATCHES = 64
+"""Of a side of the input: larger models are asked about a smaller picture."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Noisy latents, times t of ours, labels (in class mode); of everything else a model draws its own."""
+
+    x_BCHW: Tensor
+    t_B: Tensor
+    labels_B: Tensor
+
+
+def make_question(config: Config, *, seed: int = 0) -> Question:
+    """A fixed input; the last label is the null class."""
+    generator = torch.Generator().manual_seed(seed)
+    size = min(_latent_size(config) // config.model.patch_size, MOST_PATCHES) * config.model.patch_size
+    x_BCHW = torch.randn(len(TIMES), config.model.channels, size, size, generator=generator)
+    return Question(x_BCHW, torch.tensor(TIMES), torch.tensor([0, config.model.num_classes]))
+
+
+def _latent_size(config: Config) -> int:
+    try:
+        _, factor = latent_format(config.autoencoder)
+    except ValueError:  # its folder is not here; equality needs none
+        factor = FACTOR
+    return config.model.image_size // factor
+
+
+def build_meta(config: Config, tensors: Mapping[str, LazyTensor]) -> Denoiser:
+    """The model of a config on `meta`, with the vocabulary that the tensors have, for fp32 on a CPU."""
+    config = plain_experts(config)
+    is_text = config.model.conditioning == "text"
+    transformer = build_transformer(
+        config,
+        latent_size=_latent_size(config),
+        output_channels=build_objective(config.diffusion).output_channels(config.model.channels),
+        text_streams=stream_widths(config.text) if is_text else (),
+        groups=single_rank_groups(),
+    )
+    encoder = None
+    if VOCABULARY in tensors:
+        tokenizer = Tokenizer(lambda captions: [], start=[], end=END, max_tokens=config.text.max_tokens)
+        with torch.device("meta"):
+            encoder = TrainedTextEncoder(config.text, tokenizer, vocabulary=tensors[VOCABULARY].shape[0])
+    return Denoiser(transformer, encoder)
+
+
+def check_tensors(config: Config, stored: StoredWeights) -> None:
+    """Raises: ValueError naming the tensors of a family that are not those of the config's model."""
+    families = [name for name in stored.families if name != "buffer"]
+    for number, family in enumerate(families):
+        tensors = stored.family(family)
+        denoiser = build_meta(config, tensors)
+        expected = {name: tuple(tensor.shape) for name, tensor in denoiser.canonical_parameters().items()}
+        held = {name: tensor.shape for name, tensor in tensors.items()}
+        if number == 0:
+            expected |= {name: tuple(tensor.shape) for name, tensor in denoiser.canonical_buffers().items()}
+            held |= {name: tensor.shape for name, tensor in stored.family("buffer").items()}
+        wrong = [
+            f"{name} is {held.get(name, 'missing')} there and {expected.get(name, 'missing')} by the settings"
+            for name in sorted({*held, *expected})
+            if held.get(name) != expected.get(name)
+        ]
+        if wrong:
+            raise ValueError(f"{stored.path}: {len(wrong)} tensors differ, such as {'; '.join(wrong[:5])}")
+
+
+@torch.no_grad()
+def ask(stored: StoredWeights, family: str, question: Question) -> Tensor:
+    """The model's output [B, C, H, W] with one family of weights."""
+    config = stored.config
+    tensors = stored.family(family) | stored.family("buffer")
+    denoiser = build_meta(config, tensors).eval()
+    for part in [*denoiser.children(), *denoiser.transformer.children()]:
+        if part is not denoiser.transformer and part is not denoiser.transformer.blocks:
+            _fill(denoiser, part, tensors)
+    for block in denoiser.transformer.blocks:
+        block.register_forward_pre_hook(lambda module, _: _fill(denoiser, module, tensors))
+        block.register_forward_hook(_release)
+    objective = build_objective(config.diffusion)
+    prediction = denoiser(
+        question.x_BCHW,
+        objective.embedding_time(question.t_B),
+        make_condition(config, denoiser, question),
+        Selection(config.sampling.selection, config.sampling.gamma),
+    )
+    value_BCHW: Tensor = prediction.value_BCHW
+    return value_BCHW
+
+
+def make_condition(config: Config, denoiser: Denoiser, question: Question) -> Condition:
+    """Labels, or drawn features and ids; sizes where the model sees them."""
+    count = question.x_BCHW.shape[0]
+    generator = torch.Generator().manual_seed(1)
+    sizes_BZ = torch.randint(0, 512, (count, NUM_SIZE_CONDITIONS), generator=generator).float()
+    if config.model.conditioning == "class":
+        return Condition(question.labels_B, sizes_BZ)
+    encoder = denoiser.text_encoder
+    frozen = [
+        _draw_stream(widths, count, generator)
+        for number, widths in enumerate(stream_widths(config.text))
+        if encoder is None or number != denoiser.trained_stream
+    ]
+    condition = Condition(sizes_BZ=sizes_BZ, text=TextFeatures(tuple(frozen)) if frozen else None)
+    if encoder is None:
+        return condition
+    length = min(NUM_TOKENS, encoder.position_LT.shape[0])
+    vocabulary = encoder.token_embedding.weight.shape[0]
+    return replace(condition, tokens_BL=torch.randint(1, vocabulary, (count, length), generator=generator))
+
+
+def _draw_stream(widths: StreamWidths, count: int, generator: torch.Generator) -> TextStream:
+    tokens_BLT = torch.randn(count, NUM_TOKENS, widths.token, generator=generator)
+    mask_BL = torch.arange(NUM_TOKENS) < torch.arange(count)[:, None] + 2
+    pooled_BV = torch.randn(count, widths.pooled, generator=generator) if widths.pooled else None
+    return TextStream(tokens_BLT, mask_BL, pooled_BV)
+
+
+def _fill(denoiser: Denoiser, part: nn.Module, tensors: Mapping[str, LazyTensor]) -> None:
+    """Memory and values for a part that is on `meta`."""
+    part.to_empty(device="cpu")
+    own = {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
+    for name, tensor in (denoiser.canonical_parameters() | denoiser.canonical_buffers()).items():
+        if id(tensor) in own:
+            tensor.detach().copy_(tensors[name].read())
+
+
+def _release(module: nn.Module, *_: Any) -> None:
+    module.to("meta")
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """The largest difference over the largest element."""
+    return float((one - other).abs().max() / other.abs().max().clamp_min(1e-30))

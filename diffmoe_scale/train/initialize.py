@@ -1,0 +1,139 @@
+"""`run.initialize_from`: a new run that begins with the weights and thresholds of another, and nothing else
+of it."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar  # Any: settings of any type
+
+import torch.distributed as dist
+
+from diffmoe_scale.checkpoint.agreement import agree
+from diffmoe_scale.checkpoint.manifest import NAMED
+from diffmoe_scale.checkpoint.stored import FAMILIES, StoredWeights, different_settings, open_weights
+from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.config.schema import Config
+from diffmoe_scale.files import replace_file
+from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.parallel.slice import Slice
+from diffmoe_scale.train.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
+
+def copy_tokenizer(config: Config, directory: RunDirectory) -> bool:
+    """Give the run the tokenizer of the weights that it begins with; False if there is none. Raises:
+    ValueError if the weights cannot be read."""
+    if not config.run.initialize_from:
+        return False
+    stored = open_weights(Path(config.run.initialize_from), check_files=False)
+    if not stored.tokenizer:
+        return False
+    replace_file(directory.tokenizer, stored.tokenizer)
+    logger.info("the tokenizer is that of run.initialize_from %s", stored.path)
+    return True
+
+
+def begin_from_weights(
+    engine: Engine,
+    config: Config,
+    context: ParallelContext,
+    *,
+    step: int,
+    settings: Mapping[str, Any],
+) -> None:
+    """Fill the engine of a run that is at step 0 with the weights of `run.initialize_from`, if it is set.
+    Collective over the world.
+
+    Where these are of one family, weights and averages both begin with it. `settings` are the identity of the
+    run's model: differences are said, but only names and shapes must be the same.
+
+    Raises: ValueError naming tensors if they are not those of this model, or what is damaged.
+    """
+    if not config.run.initialize_from:
+        return
+    if step > 0:
+        logger.info("run.initialize_from is not used: the run has a checkpoint")
+        return
+    path, group = Path(config.run.initialize_from), context.checkpoint_group
+    # The main rank reads all files for the others.
+    stored = _together(group, lambda: open_weights(path, check_files=context.is_main))
+    sources = {family: _source_of(family, stored) for family in FAMILIES}
+    state = {name: piece for name, piece in engine.state().items() if name.split("/")[0] in sources}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for found in agree(group, lambda: {name: piece.shape for name, piece in state.items()}):
+        shapes |= found
+    changed = different_settings(stored.settings, settings)
+    _check_tensors(stored, shapes, sources, changed)
+    _together(group, lambda: _fill(state, stored, sources))
+    engine.restored(step_count=0)
+    logger.info(
+        "begins with the weights of run.initialize_from %s (step %d): weights from its %s, averages from its "
+        "%s, thresholds kept; the optimizer's state is new",
+        stored.path,
+        stored.step,
+        sources["master"],
+        sources["ema"],
+    )
+    if changed:
+        logger.warning("settings differ from those of run.initialize_from: %s", "; ".join(changed))
+
+
+def _together(group: dist.ProcessGroup, action: Callable[[], Answer]) -> Answer:
+    """What the action gives on this rank. Collective. Raises: ValueError on all ranks if one raised it."""
+    answers: list[Answer] = []
+
+    def attempt() -> str:
+        try:
+            answers.append(action())
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    if problem := next(filter(None, agree(group, attempt)), ""):
+        raise ValueError(problem)
+    return answers[0]
+
+
+def _source_of(family: str, stored: StoredWeights) -> str:
+    """The family of the stored weights that this one begins with."""
+    if family == "buffer" or family in stored.families:
+        return family
+    return "ema" if family == "master" else "master"
+
+
+def _check_tensors(
+    stored: StoredWeights,
+    shapes: Mapping[str, tuple[int, ...]],
+    sources: Mapping[str, str],
+    changed: Sequence[str],
+) -> None:
+    """Raises: ValueError unless the stored families hold exactly the tensors of this model."""
+    held = {
+        f"{family}/{name}": tensor.shape
+        for family, source in sources.items()
+        for name, tensor in stored.family(source).items()
+    }
+    wrong = [
+        f"{name} is {_show(held.get(name))} there and {_show(shapes.get(name))} here"
+        for name in sorted({*held, *shapes})
+        if held.get(name) != shapes.get(name)
+    ]
+    if wrong:
+        raise ValueError(
+            f"run.initialize_from {stored.path} holds weights of another model: {len(wrong)} tensors differ, "
+            f"such as {'; '.join(wrong[:NAMED])}. Settings that differ: {'; '.join(changed) or 'none'}"
+        )
+
+
+def _show(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else str(list(shape))
+
+
+def _fill(state: Mapping[str, Slice], stored: StoredWeights, sources: Mapping[str, str]) -> None:
+    for key, piece in state.items():
+        family, _, name = key.partition("/")
+        values = stored.tensors[f"{sources[family]}/{name}"].read().reshape(-1)
+        piece.values.copy_(values[piece.start : piece.start + piece.values.numel()].view_as(piece.values))

@@ -1,0 +1,152 @@
+"""A run's weights as safetensors files: the same tensors, whole or not at all."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from diffmoe_scale.checkpoint.stored import INDEX, SINGLE, open_weights
+from diffmoe_scale.convert.export import (
+    average_checkpoints,
+    cast_weights,
+    select_weights,
+    split_shards,
+    write_export,
+)
+from tests.convert.runs import STEPS, make_run
+
+State = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def export(run: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "export.safetensors"
+    write_export(select_weights(open_weights(run), "all"), path)
+    return path
+
+
+def assert_equal(got: State, expected: State) -> None:
+    assert got.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(got[name], tensor), name
+
+
+def test_an_export_holds_the_tensors_of_the_run(export: Path, state: State) -> None:
+    assert_equal(load_file(export), state)
+
+
+def test_the_config_is_inside(export: Path, run: Path) -> None:
+    with safe_open(export, "pt") as file:
+        assert "num_experts: 4" in file.metadata()["config"]
+    stored, of_run = open_weights(export), open_weights(run)
+    assert (stored.config, stored.settings, stored.step) == (of_run.config, of_run.settings, STEPS[-1])
+
+
+@pytest.mark.parametrize("weights", ["ema", "master"])
+def test_one_family_with_its_thresholds(run: Path, tmp_path: Path, state: State, weights: str) -> None:
+    write_export(select_weights(open_weights(run), weights), tmp_path / "a.safetensors")
+    expected = {name: tensor for name, tensor in state.items() if name.startswith((weights, "buffer"))}
+    assert_equal(load_file(tmp_path / "a.safetensors"), expected)
+
+
+def test_a_family_that_is_not_there_is_named(run: Path, tmp_path: Path) -> None:
+    write_export(select_weights(open_weights(run), "ema"), tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"--weights is 'master'; .* holds ema"):
+        select_weights(open_weights(tmp_path / "a.safetensors"), "master")
+
+
+def test_bf16_rounds_weights_and_leaves_thresholds(run: Path, tmp_path: Path, state: State) -> None:
+    stored = cast_weights(select_weights(open_weights(run), "ema"), torch.bfloat16)
+    write_export(stored, tmp_path / "a.safetensors")
+    for name, tensor in load_file(tmp_path / "a.safetensors").items():
+        expected = state[name] if name.startswith("buffer") else state[name].to(torch.bfloat16)
+        assert tensor.dtype == expected.dtype and torch.equal(tensor, expected), name
+
+
+def test_shards_have_at_most_their_size_and_an_index(run: Path, tmp_path: Path, state: State) -> None:
+    limit = 40_000
+    write_export(select_weights(open_weights(run), "all"), tmp_path / "a", shard_gib=limit / 2**30)
+    index = json.loads((tmp_path / "a" / INDEX).read_text())
+    files = sorted((tmp_path / "a").glob("*.safetensors"))
+    assert len(files) > 3 and {path.name for path in files} == set(index["weight_map"].values())
+    whole: State = {}
+    for path in files:
+        held = load_file(path)
+        assert sum(tensor.nbytes for tensor in held.values()) <= limit or len(held) == 1
+        whole |= held
+    assert_equal(whole, state)
+    stored = open_weights(tmp_path / "a")
+    assert_equal({name: tensor.read() for name, tensor in stored.tensors.items()}, state)
+
+
+def test_a_folder_without_a_limit_has_one_file(run: Path, tmp_path: Path) -> None:
+    write_export(open_weights(run), tmp_path / "a")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [SINGLE]
+
+
+def test_shards_of_one_file_are_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--shard-gib is for a folder"):
+        write_export(open_weights(run), tmp_path / "a.safetensors", shard_gib=1)
+
+
+def test_a_tensor_above_the_limit_has_a_file_of_its_own(run: Path) -> None:
+    tensors = open_weights(run).tensors
+    assert split_shards(tensors, 1) == [[name] for name in tensors]
+    assert split_shards(tensors, 0) == [list(tensors)]
+
+
+def test_an_average_is_the_mean_of_the_newest(tmp_path: Path) -> None:
+    states = {step: make_run(tmp_path / f"run_{step}", steps=[step]) for step in STEPS}
+    make_run(tmp_path / "run")
+    average = average_checkpoints(tmp_path / "run", 2)
+    for name, tensor in average.tensors.items():
+        expected = torch.stack([states[step][name].double() for step in STEPS[-2:]]).mean(0)
+        if name.startswith("buffer"):
+            expected = states[STEPS[-1]][name]
+        assert torch.equal(tensor.read(), expected.to(tensor.dtype)), name
+
+
+def test_an_average_of_more_checkpoints_than_there_are_is_refused(run: Path) -> None:
+    with pytest.raises(ValueError, match=r"--average is 4, but .* holds 3 complete checkpoints"):
+        average_checkpoints(run, 4)
+
+
+def test_a_checkpoint_of_another_config_is_refused(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    text = (copy / "config.yaml").read_text().replace("gate: softmax", "gate: sigmoid")
+    (copy / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"moe.gate was 'softmax', is 'sigmoid'"):
+        open_weights(copy)
+
+
+def test_a_damaged_checkpoint_is_refused(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    path = next((copy / "checkpoints" / f"step_{STEPS[-1]:08d}").glob("*.distcp"))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="is damaged"):
+        open_weights(copy)
+
+
+def test_an_older_checkpoint_by_its_folder(run: Path) -> None:
+    assert open_weights(run / "checkpoints" / "step_00000010").step == 10
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", INDEX])
+def test_an_incomplete_folder_is_refused(run: Path, tmp_path: Path, name: str) -> None:
+    write_export(select_weights(open_weights(run), "ema"), tmp_path / "a", shard_gib=250_000 / 2**30)
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    (tmp_path / "a" / (names[0] if name != INDEX else name)).unlink()
+    with pytest.raises(ValueError, match=r"is missing|holds no weights"):
+        open_weights(tmp_path / "a")
+
+
+def test_a_foreign_file_is_no_export(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="no export of this program"):
+        open_weights(tmp_path / "a.safetensors")

@@ -1,0 +1,71 @@
+"""A target is complete or not there."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from diffmoe_scale.convert.place import new_target
+
+
+def test_a_target_appears_when_it_is_complete(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "a"
+    with new_target(target, num_bytes=1) as path:
+        path.write_text("x")
+        assert not target.exists()
+    assert target.read_text() == "x" and os.listdir(target.parent) == ["a"]
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), new_target(tmp_path / "a", num_bytes=1) as path:
+        path.mkdir()
+        (path / "b").write_text("x")
+        raise RuntimeError
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_what_is_there_stays(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "a"
+    match kind:
+        case "file":
+            target.write_text("old")
+        case "folder":
+            target.mkdir()
+        case "link":
+            target.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="exists; nothing is overwritten"), new_target(target, num_bytes=1):
+        raise AssertionError
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_target_that_appears_meanwhile_stays(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="exists"), new_target(tmp_path / "a", num_bytes=1) as path:
+        path.write_text("new")
+        (tmp_path / "a").write_text("old")
+    assert (tmp_path / "a").read_text() == "old" and os.listdir(tmp_path) == ["a"]
+
+
+def test_a_full_disk_is_refused_before_the_work(tmp_path: Path) -> None:
+    too_many = shutil.disk_usage(tmp_path).total
+    with pytest.raises(ValueError, match="free space there"), new_target(tmp_path / "a", num_bytes=too_many):
+        raise AssertionError
+    assert not os.listdir(tmp_path)
+
+
+def test_what_a_killed_process_left_is_removed_but_not_what_another_makes(tmp_path: Path) -> None:
+    (tmp_path / "a.dead.unfinished").mkdir()
+    (tmp_path / "b.dead.unfinished").mkdir()
+    with new_target(tmp_path / "a", num_bytes=1) as first:
+        assert not (tmp_path / "a.dead.unfinished").exists()
+        first.write_text("1")
+        with (
+            pytest.raises(ValueError, match="exists"),
+            new_target(tmp_path / "a", num_bytes=1) as second,
+        ):
+            second.write_text("2")
+            assert first.exists()
+            (tmp_path / "a").write_text("3")
+        (tmp_path / "a").unlink()
+    assert (tmp_path / "a").read_text() == "1" and (tmp_path / "b.dead.unfinished").exists()

@@ -1,0 +1,69 @@
+"""Converts checkpoints: a run's weights to safetensors files, models of the DiT family (DiT, SiT, DiffMoE and
+its siblings) to ours and back."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from diffmoe_scale.cli.command import command_parser, run_command, user_path
+from diffmoe_scale.config.check import require
+
+EXAMPLES = """examples:
+  convert_checkpoint runs/demo demo.safetensors
+  convert_checkpoint runs/large large --dtype bf16 --shard-gib 4 --average 5
+  convert_checkpoint DiffMoE.pt diffmoe.safetensors model.heads=16
+  convert_checkpoint DiT-XL-2-256x256.pt dit.safetensors diffusion.kind=ddpm
+  convert_checkpoint diffmoe.safetensors DiffMoE.pt
+
+Training goes on from a safetensors export or from another run by run.initialize_from=PATH."""
+TO_HELP = (
+    "what to write: NAME.safetensors, a folder of such files, or NAME.pt with the names of DiT; it must not "
+    "exist"
+)
+SETTINGS_HELP = (
+    "settings that no tensor says: model.heads, diffusion.kind (ddpm or flow), autoencoder.path, moe.top_k, "
+    "moe.capacity, ..."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = command_parser("convert_checkpoint", __doc__ or "", epilog=EXAMPLES)
+    add = parser.add_argument
+    text = (
+        "what to read: a run directory (its newest checkpoint), one checkpoints/step_N folder, an export, a "
+        "file of DiT, SiT or DiffMoE, or a transformer's folder of diffusers"
+    )
+    add("source", metavar="FROM", type=user_path, help=text)
+    add("target", metavar="TO", type=user_path, help=TO_HELP)
+    text = "averaged weights, those of the last step, or both (default: ema of a run, else all there are)"
+    add("--weights", choices=("ema", "master", "all"), default="", help=text)
+    text = "number format of the weights; thresholds are kept as they are (default: fp32)"
+    add("--dtype", choices=("fp32", "bf16"), default="fp32", help=text)
+    text = "largest size of a file of the folder, in GiB (default: one file)"
+    add("--shard-gib", type=float, default=0.0, metavar="SIZE", help=text)
+    text = "take the mean of the weights of a run's newest N checkpoints"
+    add("--average", type=int, default=0, metavar="N", help=text)
+    text = "compare the outputs of source and target on a fixed input (default: yes)"
+    add("--verify", action=argparse.BooleanOptionalAction, default=True, help=text)
+    add("settings", nargs="*", metavar="key.sub=value", help=SETTINGS_HELP)
+    return run_command(parser, _convert, arguments)
+
+
+def _convert(parsed: argparse.Namespace) -> None:
+    from diffmoe_scale.convert.convert import Options, convert
+
+    require(0 <= parsed.shard_gib < 2**20, "--shard-gib", parsed.shard_gib, "0 (one file) or more")
+    require(0 <= parsed.average <= 1000, "--average", parsed.average, "0 (the newest alone) to 1000")
+    options = Options(
+        weights=parsed.weights,
+        dtype=parsed.dtype,
+        shard_gib=parsed.shard_gib,
+        average=parsed.average,
+        is_verified=parsed.verify,
+        settings=parsed.settings,
+    )
+    print("\n".join(convert(parsed.source, parsed.target, options)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
