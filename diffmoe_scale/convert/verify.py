@@ -13,20 +13,15 @@ from torch import Tensor, nn
 from diffmoe_scale.checkpoint.stored import StoredWeights
 from diffmoe_scale.checkpoint.tensor_file import LazyTensor
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.convert.dit_config import FACTOR
 from diffmoe_scale.diffusion.objective import build_objective
-from diffmoe_scale.encoders.autoencoder.build import latent_format
-from diffmoe_scale.encoders.text.build import stream_widths
 from diffmoe_scale.encoders.text.features import StreamWidths, TextFeatures, TextStream
-from diffmoe_scale.encoders.text.tokenizer import END, Tokenizer
-from diffmoe_scale.encoders.text.trained import TrainedTextEncoder
 from diffmoe_scale.model.condition import NUM_SIZE_CONDITIONS, Condition
 from diffmoe_scale.model.denoiser import Denoiser
-from diffmoe_scale.model.networks import build_transformer
-from diffmoe_scale.moe.layer import single_rank_groups
 from diffmoe_scale.moe.routing import Selection
-from diffmoe_scale.plan.build import plain_experts
+from diffmoe_scale.plan.assumed import latents_of, streams_of
+from diffmoe_scale.plan.build import build_denoiser, latent_shape, plain_experts
 
+ASSUMED = "sd-vae"
 TIMES = (0.2, 0.75)
 NUM_TOKENS = 5
 VOCABULARY = "text_encoder.token_embedding.weight"
@@ -46,36 +41,30 @@ class Question:
 def make_question(config: Config, *, seed: int = 0) -> Question:
     """A fixed input; the last label is the null class."""
     generator = torch.Generator().manual_seed(seed)
-    size = min(_latent_size(config) // config.model.patch_size, MOST_PATCHES) * config.model.patch_size
+    _, size, _ = latent_shape(_here(config))
+    size = min(size, MOST_PATCHES * config.model.patch_size)
     x_BCHW = torch.randn(len(TIMES), config.model.channels, size, size, generator=generator)
     return Question(x_BCHW, torch.tensor(TIMES), torch.tensor([0, config.model.num_classes]))
 
 
-def _latent_size(config: Config) -> int:
+def _here(config: Config) -> Config:
+    """The config for fp32 on a CPU. An autoencoder that is not on this machine is taken for one of factor 8:
+    the same for source and target, whose equality is asked about."""
+    config = plain_experts(config)
     try:
-        _, factor = latent_format(config.autoencoder)
-    except ValueError:  # its folder is not here; equality needs none
-        factor = FACTOR
-    return config.model.image_size // factor
+        latents_of(config.autoencoder, channels=config.model.channels)
+    except ValueError:
+        config = replace(config, autoencoder=replace(config.autoencoder, path=ASSUMED))
+    return config
 
 
 def build_meta(config: Config, tensors: Mapping[str, LazyTensor]) -> Denoiser:
-    """The model of a config on `meta`, with the vocabulary that the tensors have, for fp32 on a CPU."""
-    config = plain_experts(config)
-    is_text = config.model.conditioning == "text"
-    transformer = build_transformer(
-        config,
-        latent_size=_latent_size(config),
-        output_channels=build_objective(config.diffusion).output_channels(config.model.channels),
-        text_streams=stream_widths(config.text) if is_text else (),
-        groups=single_rank_groups(),
-    )
-    encoder = None
+    """The model of a config on `meta`, with the vocabulary that the tensors have."""
+    config = _here(config)
     if VOCABULARY in tensors:
-        tokenizer = Tokenizer(lambda captions: [], start=[], end=END, max_tokens=config.text.max_tokens)
-        with torch.device("meta"):
-            encoder = TrainedTextEncoder(config.text, tokenizer, vocabulary=tensors[VOCABULARY].shape[0])
-    return Denoiser(transformer, encoder)
+        text = replace(config.text, vocabulary=tensors[VOCABULARY].shape[0])
+        config = replace(config, text=text)
+    return build_denoiser(config)
 
 
 def check_tensors(config: Config, stored: StoredWeights) -> None:
@@ -131,7 +120,7 @@ def make_condition(config: Config, denoiser: Denoiser, question: Question) -> Co
     encoder = denoiser.text_encoder
     frozen = [
         _draw_stream(widths, count, generator)
-        for number, widths in enumerate(stream_widths(config.text))
+        for number, widths in enumerate(streams_of(config.text))
         if encoder is None or number != denoiser.trained_stream
     ]
     condition = Condition(sizes_BZ=sizes_BZ, text=TextFeatures(tuple(frozen)) if frozen else None)
