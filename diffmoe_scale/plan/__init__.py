@@ -10,6 +10,7 @@ storages: bytes of tensors as they come and go.
 stand_ins: fused attention and grouped products on meta.
 fake_ranks: one of many ranks in one process.
 trace: what a forward and backward pass keep in memory.
+trace_line: traces of micro-batches that were not traced.
 zero_memory: what DeepSpeed's ZeRO keeps in memory.
 memory: the two together: memory of a rank.
 network: bytes that a rank sends, and their time.

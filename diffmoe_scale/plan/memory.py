@@ -43,8 +43,8 @@ class Memory:
         return self.weights + states + self.gradients + self.activations + self.frozen
 
 
-def plan_memory(config: Config, *, ranks: int, is_gpu: bool) -> Memory:
-    """Of each of `ranks` ranks. Raises: as `trace.trace_step`."""
+def plan_memory(config: Config, *, ranks: int, is_gpu: bool, trace: Trace | None = None) -> Memory:
+    """Of each of `ranks` ranks, by `trace` or a new one. Raises: as `trace.trace_step`."""
     settings = ZeroSettings(
         stage=config.parallel.zero_stage,
         weight_bytes=NUMBER_FORMATS[config.model.precision].itemsize,
@@ -56,7 +56,7 @@ def plan_memory(config: Config, *, ranks: int, is_gpu: bool) -> Memory:
     # With gradients in fp32 whole parameters are copied, of which a rank may own a part only.
     is_even = settings.weight_bytes != FP32
     places = {0} if is_even else {0, ranks // 2, ranks - 1}
-    trace = trace_of(config)
+    trace = trace or trace_of(config)
     memory = max((_memory_of_rank(trace, settings, rank) for rank in places), key=lambda memory: memory.total)
     memory = replace(memory, activations=memory.activations + _pool_bytes(config, ranks))
     return _offloaded(memory, config) if config.parallel.offload_optimizer else memory

@@ -12,6 +12,8 @@ from diffmoe_scale.plan.memory import Memory, plan_memory, trace_of
 from diffmoe_scale.plan.network import Transfer, plan_transfers
 from diffmoe_scale.plan.parameters import ModelSize, count_parameters
 from diffmoe_scale.plan.step_time import StepTime, plan_time
+from diffmoe_scale.plan.trace import Trace
+from diffmoe_scale.plan.trace_line import TraceLine
 from diffmoe_scale.telemetry.hardware import GIB, Gpu
 
 RESERVED, FRAGMENTED = 2.5 * GIB, 0.05
@@ -77,12 +79,14 @@ class Planner:
             self._flops[micro_batch] = count_flops(self.config, num_samples=micro_batch)
         return self._flops[micro_batch]
 
-    def plan(self, layout: Layout) -> Plan:
-        """Raises: ValueError if the layout cannot be run at all."""
+    def plan(self, layout: Layout, trace: Trace | None = None) -> Plan:
+        """By `trace` or a new one. Raises: ValueError if the layout cannot be run at all."""
         config = apply_layout(self.config, layout)
         check_layout(config, self.ranks)
-        memory = replace(plan_memory(config, ranks=self.ranks, is_gpu=True), frozen=self.frozen or 0)
-        flops, trace = self.flops(layout.micro_batch), trace_of(config)
+        trace = trace or trace_of(config)
+        memory = plan_memory(config, ranks=self.ranks, is_gpu=True, trace=trace)
+        memory = replace(memory, frozen=self.frozen or 0)
+        flops = self.flops(layout.micro_batch)
         experts = self.size.by_part.get("experts", 0)
         transfers = plan_transfers(
             config,
@@ -117,18 +121,36 @@ class Planner:
 
     def search(self) -> list[Plan]:
         """All layouts but those with larger micro-batches than one that is too large: the fastest that fits
-        first; then those that do not, the smallest lack first."""
+        first; then those that do not, the smallest lack first. Micro-batches between the smallest and the
+        largest lie on the line through them; the first is exact."""
         plans = []
         for layout in families(self.config, self.ranks):
-            for micro_batch in divisors(self.config.run.global_batch // self.ranks, MAX_MICRO_BATCH):
-                try:
-                    plan = self.plan(replace(layout, micro_batch=micro_batch))
-                except ValueError:
-                    continue  # too few tokens for the experts of a micro-batch
-                plans.append(plan)
-                if not plan.fits:
-                    break
-        return sorted(plans, key=order_of)
+            line = self._line(layout)
+            for micro_batch in self._micro_batches() if line else []:
+                if line and micro_batch >= line.small_batch:
+                    plans.append(self.plan(replace(layout, micro_batch=micro_batch), line.at(micro_batch)))
+                    if not plans[-1].fits:
+                        break
+        plans.sort(key=order_of)
+        return sorted([self.plan(plan.layout) for plan in plans[:1]] + plans[1:], key=order_of)
+
+    def _micro_batches(self) -> list[int]:
+        return divisors(self.config.run.global_batch // self.ranks, MAX_MICRO_BATCH)
+
+    def _line(self, layout: Layout) -> TraceLine | None:
+        """The traces of a layout's micro-batches; None where even the largest has too few tokens for the
+        experts."""
+        for small in self._micro_batches():
+            try:
+                large = self._micro_batches()[-1]
+                traces = [
+                    trace_of(apply_layout(self.config, replace(layout, micro_batch=micro_batch)))
+                    for micro_batch in (small, large)
+                ]
+            except ValueError:
+                continue  # fewer tokens than experts, or than one for each
+            return TraceLine(traces[0], traces[1], small, large)
+        return None
 
 
 def order_of(plan: Plan) -> tuple[bool, float]:

@@ -225,7 +225,7 @@ class _Recorder:
             if self._is_forward:  # activation checkpointing calls a block again in the backward pass
                 self.open(str(index), self.trace.forward)
                 name = "before" if index == 0 else str(index - 1)
-                arguments[0].register_hook(lambda _: self.open(name, self.trace.backward))
+                self._open_backward(name, arguments)
 
         return note
 
@@ -233,6 +233,18 @@ class _Recorder:
         def note(_: nn.Module, arguments: Any, answer: Any) -> None:
             if self._is_forward:
                 self.open("after", self.trace.forward)
-                answer[0].register_hook(lambda _: self.open(str(index), self.trace.backward))
+                self._open_backward(str(index), answer)
 
         return note
+
+    def _open_backward(self, name: str, tensors: Any) -> None:
+        """Begin a part of the backward pass when the first gradient of `tensors` comes: of image or text
+        tokens between two blocks. (With cross-attention all blocks share the text: its gradient is last.)"""
+
+        def note(_: Tensor) -> None:
+            if name not in self.trace.backward:
+                self.open(name, self.trace.backward)
+
+        for tensor in tensors:
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                tensor.register_hook(note)

@@ -36,6 +36,7 @@ class Group:
     parameters: list[Parameter]
     ranks: int
     rank: int
+    index: int
     is_expert: bool = False
     share: int = 0
     inside: set[str] = field(default_factory=set)
@@ -77,8 +78,9 @@ class ZeroMemory:
         self.own = 0
         """Gradients that lie in storages of their own."""
         self.buckets = self.temporary = 0
-        self.partitions: dict[int, int] = {}
-        """fp32 gradients of this rank's shares, by group."""
+        self._partitions: dict[int, int] = {}
+        self.partitions = 0
+        """fp32 gradients of this rank's shares."""
         self.copied = self.summed = 0
         """Without such: gradients of the parameters this rank has a part of, of a micro-batch and of all."""
         self._inside = sum(self._numel[name] for group in self.groups for name in group.inside)
@@ -93,7 +95,7 @@ class ZeroMemory:
     @property
     def held(self) -> int:
         """Bytes for gradients, buckets and copies."""
-        gradients = self.own + sum(self.partitions.values()) + self.copied + self.summed
+        gradients = self.own + self.partitions + self.copied + self.summed
         return gradients + self.buckets + self.temporary
 
     def note(self, activations: int) -> None:
@@ -157,7 +159,7 @@ class ZeroMemory:
                 self.note(activations)
                 self.temporary = 0
             self.note(activations)
-            self.partitions.pop(index, None)
+            self.partitions -= self._partitions.pop(index, 0)
         self.summed = self.buckets = 0
 
     def _keep(self, name: str, size: int) -> None:
@@ -195,7 +197,9 @@ class ZeroMemory:
 
     def _partition(self, group: Group) -> None:
         """fp32 gradients of this rank's share, made when the first of them comes."""
-        self.partitions[self.groups.index(group)] = FP32 * group.share
+        if group.index not in self._partitions:
+            self._partitions[group.index] = FP32 * group.share
+            self.partitions += FP32 * group.share
 
 
 def _groups(parameters: Sequence[Parameter], settings: ZeroSettings, rank: int) -> list[Group]:
@@ -204,9 +208,9 @@ def _groups(parameters: Sequence[Parameter], settings: ZeroSettings, rank: int) 
         is_expert, is_decayed, is_router = parameter.group
         is_spread = is_expert and settings.expert_parallel > 1
         members.setdefault((is_spread, is_decayed, is_router), []).append(parameter)
-    groups = []
+    groups: list[Group] = []
     for (is_spread, *_), group in members.items():
         ranks = settings.ranks // settings.expert_parallel if is_spread else settings.ranks
         place = rank // settings.expert_parallel if is_spread else rank
-        groups.append(Group(group, ranks, place, is_expert=is_spread))
+        groups.append(Group(group, ranks, place, index=len(groups), is_expert=is_spread))
     return groups

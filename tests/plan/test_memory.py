@@ -23,6 +23,20 @@ LAYOUTS = [
     ["parallel.zero_stage=1", "moe.capacity=2", "moe.shared_experts=1", "moe.activation=swiglu"],
     ["parallel.zero_stage=2", "moe.every=1", "moe.backend=loop", "moe.expert_width_ratio=1"],
     ["parallel.zero_stage=1", "moe.router=token_choice", "sampling.selection=static"],
+    [
+        "parallel.zero_stage=2",
+        "model.conditioning=text",
+        "model.num_classes=0",
+        "text.width=64",
+        "model.text_projection=true",
+        "model.attention=joint",
+        "model.modulation=shared",
+        "model.positions=rope2d",
+        "model.qk_norm=rms",
+        "model.precision=bf16",
+        "moe.every=1",
+        "moe.first_dense=1",
+    ],
 ]
 
 
@@ -49,6 +63,20 @@ def test_a_block_of_each_kind_stands_for_all(checkpointing: str, monkeypatch: py
     short = peak()
     monkeypatch.setattr(trace_module, "keep_distinct_blocks", lambda network: list(range(6)))
     assert short == pytest.approx(peak(), rel=5e-3)
+
+
+@pytest.mark.parametrize("attention", ["cross", "joint"])
+def test_every_gradient_is_taken_once_in_the_part_of_its_block(attention: str) -> None:
+    words = ["model.conditioning=text", "model.num_classes=0", "model.text_projection=true"]
+    trace = trace_step(config_of(*words, f"model.attention={attention}", "model.depth=6"), num_samples=4)
+    kinds = len(set(trace.order))
+    for kind in range(kinds):
+        names = [gradient.name for gradient in trace.backward[str(kind)].gradients]
+        assert names and all(name.startswith(f"transformer.blocks.{kind}.") for name in names)
+    ends = [gradient.name for part in ("after", "before") for gradient in trace.backward[part].gradients]
+    assert len(ends) == len(set(ends)) and not any(
+        ".blocks." in f".{name}" for name in ends if "text_encoder" not in name
+    )
 
 
 def settings(**others: int) -> ZeroSettings:
