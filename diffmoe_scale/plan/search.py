@@ -103,7 +103,7 @@ class Planner:
             flops=flops,
             trace=trace,
             transfers=transfers,
-            share=memory.masters // 4,
+            share=self.size.total // self.ranks,
             gpu=self.gpu,
             ranks=self.ranks,
         )

@@ -22,6 +22,8 @@ LAUNCH_S = 5e-6
 OPTIMIZER_BYTES = 38
 """That the update moves for each weight of a rank's share: five fp32 numbers are read, four are written, and
 the weight itself."""
+HOST_RATE = 20e9
+"""Bytes a second of the same update on the processor, for each GPU, with parallel.offload_optimizer."""
 HIDDEN_SHARE = 0.5
 FP8_COPIES = 4
 """Bytes that FP8 moves for each number it casts: bf16 read, and written in two layouts."""
@@ -67,6 +69,8 @@ def plan_time(
     reduction = sum(time for what, time in seconds.items() if what.startswith("all-reduce"))
     reductions = accumulation if config.parallel.zero_stage == 2 else 1
     hidden = HIDDEN_SHARE * (backward + repeated + other / 2) * reductions
+    is_offloaded = config.parallel.offload_optimizer
+    update_rate = HOST_RATE if is_offloaded else gpu.bandwidth * MEMORY_EFFICIENCY
     return StepTime(
         products=products * accumulation,
         other_operations=other * accumulation,
@@ -74,7 +78,7 @@ def plan_time(
         all_to_all=seconds.get("all-to-all of tokens", 0.0),
         gradients=max(0.0, reduction - hidden),
         weights=sum(time for what, time in seconds.items() if what.startswith("all-gather")),
-        update=OPTIMIZER_BYTES * share / (gpu.bandwidth * MEMORY_EFFICIENCY),
+        update=OPTIMIZER_BYTES * share / update_rate,
     )
 
 
