@@ -4,8 +4,12 @@ Every function answers with a dict: what breaks the rule (a file, function or fo
 """
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.size_rules import long_files, long_functions, wide_lines
+from tests.source_files import imports, name_of, python_files, tree_of
 
 TOOLS_LEVEL = 9
 LEVELS = {
@@ -45,7 +49,7 @@ LEVELS = {
 """A file imports from lower levels or from its own folder; a file with a level of its own is named whole.
 Nothing imports files of tools/."""
 USERS = {
-    "deepspeed": {"train/engine", "train/zero", "parallel/context", "parallel/expert_groups"},
+    "deepspeed": {"train/zero", "parallel/context", "parallel/expert_groups"},
     "megatron": {
         "parallel/context",
         "moe/routers",
@@ -73,39 +77,27 @@ USERS = {
     "imagehash": {"prepare/duplicates"},
     "sentencepiece": {"encoders/text/tokenizer"},
     "open_clip": {"encoders/text/clip"},
+    "transformers": {"encoders/text/architecture"},
+    "tokenizers": {"encoders/text/vocabulary"},
+    "safetensors": {
+        "encoders/text/weights",
+        "data/features/format",
+        "data/features/locate",
+        "data/features/source",
+        "bench/data_contenders",
+    },
+    "scipy": {"scenes/checker"},
+    "torchvision": {"bench/data_contenders"},
     "diffusers": {"encoders/autoencoder/diffusers"},
     "wandb": {"telemetry/trackers"},
     "matplotlib": {"report/plots", "telemetry/picture_grid"},
     "pydantic": {"config/load", "checkpoint/manifest", "data/shards/record"},
     "yaml": {"config/load", "config/help", "config/yaml_file"},
 }
-"""Third-party packages and the only files that may import them."""
-MAX_LINES, MAX_BENCHMARK_LINES, MAX_FUNCTION_LINES, MAX_COLUMNS = 250, 300, 60, 110
-TEXT_SUFFIXES = {".sh", ".sbatch", ".example", ".yaml"}
-
-
-def python_files(root: Path, *folders: str) -> list[Path]:
-    return sorted(path for folder in folders for path in (root / folder).rglob("*.py"))
-
-
-def name_of(root: Path, path: Path) -> str:
-    """`moe/layer` for a file of the package, `tools/report` for others."""
-    return path.relative_to(root).with_suffix("").as_posix().removeprefix("diffmoe_scale/")
-
-
-def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
-    """Dotted modules that a file imports, and whether relatively. `from a import b` gives a and a.b."""
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, False) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            yield module, node.level > 0
-            yield from ((f"{module}.{alias.name}", node.level > 0) for alias in node.names)
+"""Third-party packages and the files that import them: no others, and each of them."""
+EVERYWHERE = {"torch", "numpy", "PIL", "tqdm"}
+"""Third-party packages that any file may import."""
+OURS = {"diffmoe_scale", "tools", "tests"}
 
 
 def edges(root: Path) -> dict[str, set[str]]:
@@ -165,47 +157,22 @@ def relative_imports(root: Path) -> dict[str, str]:
 def stray_packages(root: Path) -> dict[str, str]:
     found = {}
     for path in python_files(root, "diffmoe_scale", "tools"):
-        for package in {module.split(".")[0] for module, _ in imports(path)} & USERS.keys():
-            if (name := name_of(root, path)) not in USERS[package]:
-                found[f"{name} -> {package}"] = f"only {', '.join(sorted(USERS[package]))} may import it"
+        packages = {module.split(".")[0] for module, is_relative in imports(path) if not is_relative}
+        for package in packages - sys.stdlib_module_names - EVERYWHERE - OURS:
+            if (name := name_of(root, path)) not in USERS.get(package, set()):
+                allowed = ", ".join(sorted(USERS.get(package, {"no file"})))
+                found[f"{name} -> {package}"] = f"only {allowed} may import it (USERS)"
     return found
 
 
-def long_files(root: Path) -> dict[str, str]:
+def lost_packages(root: Path) -> dict[str, str]:
+    """Files that USERS lists, but that import the package no more."""
+    paths = {name_of(root, path): path for path in python_files(root, "diffmoe_scale", "tools")}
     found = {}
-    for path in python_files(root, "diffmoe_scale", "tools", "tests", "launch"):
-        name = name_of(root, path)
-        limit = MAX_BENCHMARK_LINES if "bench" in name else MAX_LINES
-        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > limit:
-            found[name] = f"{lines} lines; at most {limit}"
-    return found
-
-
-def wide_lines(root: Path) -> dict[str, str]:
-    """Also of scripts, recipes and lines that ruff lets pass for a pragma at their end."""
-    others = [root / name for name in ("Makefile", "pyproject.toml", "setup.py")]
-    for folder in ("launch", "configs"):
-        others += [path for path in (root / folder).rglob("*") if path.suffix in TEXT_SUFFIXES]
-    found = {}
-    for path in [*python_files(root, "diffmoe_scale", "tools", "tests"), *others]:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        for number, line in enumerate(lines, 1):
-            if len(line) > MAX_COLUMNS:
-                where = f"{path.relative_to(root).as_posix()}:{number}"
-                found[where] = f"{len(line)} columns; at most {MAX_COLUMNS}"
-    return found
-
-
-def long_functions(root: Path) -> dict[str, str]:
-    found = {}
-    for path in python_files(root, "diffmoe_scale", "tools", "tests", "launch"):
-        for node in ast.walk(tree_of(path)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                lines = (node.end_lineno or node.lineno) - node.lineno + 1
-                if lines > MAX_FUNCTION_LINES:
-                    found[f"{name_of(root, path)}:{node.name}"] = (
-                        f"{lines} lines; at most {MAX_FUNCTION_LINES}"
-                    )
+    for package, users in USERS.items():
+        for name in users & paths.keys():
+            if package not in {module.split(".")[0] for module, _ in imports(paths[name])}:
+                found[f"{name} -> {package}"] = "it does not import it; take it out of USERS"
     return found
 
 
@@ -240,6 +207,7 @@ RULES = {
         circles,
         relative_imports,
         stray_packages,
+        lost_packages,
         long_files,
         wide_lines,
         long_functions,

@@ -52,7 +52,9 @@ BROKEN = {
     "stray_packages": [
         ({"diffmoe_scale/moe/a.py": "def f():\n    import yaml.nodes"}, "moe/a -> yaml"),
         ({"tools/a.py": "from deepspeed import x"}, "tools/a -> deepspeed"),
+        ({"diffmoe_scale/moe/a.py": "import pandas"}, "moe/a -> pandas"),
     ],
+    "lost_packages": [({"diffmoe_scale/train/optim.py": "import torch"}, "train/optim -> apex")],
     "long_files": [
         ({"tests/test_a.py": "x = 1\n" * 251}, "tests/test_a"),
         ({"tools/bench_a.py": "x = 1\n" * 301}, "tools/bench_a"),
