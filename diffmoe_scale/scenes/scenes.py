@@ -193,8 +193,8 @@ def _full_layout(generator: np.random.Generator, count: int) -> list[tuple[float
     largest = (0, 0.7, 0.4, 0.33, 0.3)[count]
     while True:
         radii = np.exp(generator.uniform(math.log(0.22), math.log(largest), count))
-        room = 1 - GAP / 2 - EXTENT * radii
-        places = generator.uniform(-1, 1, (count, 2)) * room[:, None]
+        reach = 1 - GAP / 2 - EXTENT * radii
+        places = generator.uniform(-1, 1, (count, 2)) * reach[:, None]
         if all(
             np.linalg.norm(places[i] - places[j]) >= EXTENT * (radii[i] + radii[j]) + GAP
             for i, j in itertools.combinations(range(count), 2)

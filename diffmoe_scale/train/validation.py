@@ -89,7 +89,7 @@ class Validation:
                 seed=self.config.run.seed + 1,
                 selection=Selection(rule="train"),
             )
-            # The mean counts slots of weight 0; undone here, since their number differs between ranks.
+            # The mean counts rows of weight 0; undone here, since their number differs between ranks.
             total += torch.stack(
                 [loss.parts["loss/diffusion"] * len(batch.keys), batch.weight_B.sum().to(total)]
             )

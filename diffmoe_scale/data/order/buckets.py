@@ -3,7 +3,7 @@
 A bucket holds the images whose aspect ratio (width over height) is nearest to its own; B of them. It has an
 order of its own, epoch after epoch, and a step takes its next samples from one bucket: all images of a global
 batch have one size on all ranks. What is left of a bucket at the end of an epoch begins its first batch of
-the next, so that no slot is padded.
+the next, so that no place of a batch is padded.
 """
 
 import math

@@ -58,7 +58,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Sample:
-    """One slot of a batch before collation: `picture` or, of a set of features, `latents`; neither when there
+    """One row of a batch before collation: `picture` or, of a set of features, `latents`; neither when there
     is a failure."""
 
     index: int
@@ -76,7 +76,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of a rank. A failed sample keeps its slot: grey image (zero latents), no condition,
+    """One micro-batch of a rank. A failed sample keeps its row: grey image (zero latents), no condition,
     weight 0."""
 
     pixels_BHWC: Tensor | None
@@ -87,7 +87,7 @@ class Batch:
     labels_B: Tensor
     """int64: the class, num_classes where dropped, -1 in a run conditioned on text."""
     weight_B: Tensor
-    """float32: 1, or 0 for a slot that must not count."""
+    """float32: 1, or 0 for a row that must not count."""
     indices_B: Tensor
     """int64: number of the sample in the run, epoch * samples + position; seeds its random numbers."""
     keys: list[str]

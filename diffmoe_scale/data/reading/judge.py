@@ -42,7 +42,7 @@ class Judge:
                 self.counts[failure.kind] += 1
                 self._log(
                     failure.kind,
-                    f"sample {failure.key}: {failure.reason}; its slot has weight 0",
+                    f"sample {failure.key}: {failure.reason}; it has weight 0",
                     limit=LOGGED_FAILURES,
                 )
             for key in batch.uncaptioned:

@@ -154,7 +154,7 @@ class Reader:
         """The first `limit` samples of the shards in a fixed order, size by size, split over the ranks; no
         dropout, no flip.
 
-        Every rank gets the same number of full micro-batches; slots beyond the last sample of a size repeat
+        Every rank gets the same number of full micro-batches; rows beyond the last sample of a size repeat
         its first ones with weight 0.
         """
         for size, numbers in self.fixed_groups(range(min(limit, self.num_samples))).items():

@@ -29,7 +29,7 @@ def test_a_corrupt_image_is_skipped_counted_and_logged(
         and reader.judge.bad_samples == 1
         and reader.judge.read_samples == 40
     )
-    assert caplog.text.count("shard-001.tar/1_3") == 1 and "its slot has weight 0" in caplog.text
+    assert caplog.text.count("shard-001.tar/1_3") == 1 and "it has weight 0" in caplog.text
 
 
 def test_many_notes_are_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
