@@ -39,7 +39,7 @@ from diffmoe_scale.encoders.text.tokenizer import load_tokenizer
 from diffmoe_scale.evaluation.results import read_evaluation
 from diffmoe_scale.prepare.entries import list_pictures
 from diffmoe_scale.prepare.place import Columns
-from diffmoe_scale.prepare.publish import read_manifest as read_set_manifest
+from diffmoe_scale.prepare.publish import read_set_manifest
 from diffmoe_scale.prepare.sources import Sources
 from diffmoe_scale.sampling.prompts import read_prompt_file
 from diffmoe_scale.telemetry.metrics import MetricsWriter, read_metrics

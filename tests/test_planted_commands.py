@@ -19,7 +19,7 @@ from diffmoe_scale.prepare.place import Columns
 from diffmoe_scale.prepare.texts import read_known
 from diffmoe_scale.report.pictures import picture
 from diffmoe_scale.report.report import write_report
-from diffmoe_scale.sampling.calibration import choose_prompts
+from diffmoe_scale.sampling.calibration import collect_prompts
 from diffmoe_scale.sampling.loading import load_pipeline
 from diffmoe_scale.sampling.picture_files import read_metadata as read_picture_metadata
 from diffmoe_scale.sampling.prompts import read_prompt_file
@@ -131,7 +131,7 @@ def test_a_command_in_the_config_of_a_run_is_not_run(tmp_path: Path, marker: Pat
     with pytest.raises(ValueError, match="holds no complete checkpoint"):
         load_pipeline(run)
     with pytest.raises(ValueError, match="names a command instead of a file"):
-        choose_prompts(load_run_config(path), 3)
+        collect_prompts(load_run_config(path), 3)
     check_captions(load_run_config(path), run / "tokenizer.model")
     write_report(run)
     assert not marker.exists()

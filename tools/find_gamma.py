@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(parsed: argparse.Namespace) -> None:
     # Imported here: `--help` and wrong arguments answer at once.
     from diffmoe_scale.sampling.batch import check_seed
-    from diffmoe_scale.sampling.calibration import choose_prompts, find_gamma
+    from diffmoe_scale.sampling.calibration import collect_prompts, find_gamma
     from diffmoe_scale.sampling.loading import load_pipeline
     from diffmoe_scale.sampling.prompts import read_prompt_file
 
@@ -60,7 +60,7 @@ def run(parsed: argparse.Namespace) -> None:
     rows = read_prompt_file(parsed.prompts)[: parsed.images] if parsed.prompts else []
     model = load_pipeline(parsed.checkpoint, weights=parsed.weights, settings=parsed.settings)
     check_output("--checkpoint", model.directory.gamma)
-    prompts = [row.prompt for row in rows] or choose_prompts(model.config, parsed.images)
+    prompts = [row.prompt for row in rows] or collect_prompts(model.config, parsed.images)
     trials = find_gamma(model, prompts, model.config.sampling, capacity=parsed.capacity, seed=parsed.seed)
     record = {
         "checkpoint": str(model.checkpoint),

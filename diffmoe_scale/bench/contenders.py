@@ -16,7 +16,7 @@ from diffmoe_scale.parallel.context import keep_freed_memory
 DTYPES: dict[DataType, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def prepare_device(device: Device, *, threads: int) -> torch.device:
+def set_up_device(device: Device, *, threads: int) -> torch.device:
     """The device to measure on, and the process made ready: on CPU freed memory is kept, as in training, for
     all contenders alike."""
     torch.set_num_threads(threads)

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from diffmoe_scale.bench.contenders import DTYPES, layer_configs, prepare_device, scatter_loop
+from diffmoe_scale.bench.contenders import DTYPES, layer_configs, scatter_loop, set_up_device
 from diffmoe_scale.bench.options import SAMPLE_TOKENS, DataType, LayerOptions, LayerShape
 from diffmoe_scale.bench.timing import MIB, measure_memory, quartiles, ratios, time_interleaved
 from diffmoe_scale.config.moe import MoEConfig
@@ -149,7 +149,7 @@ class ShapeBench:
 
 def bench_layers(options: LayerOptions) -> tuple[list[dict[str, object]], torch.device]:
     """A row for every shape, phase and contender, and the device that they were measured on."""
-    device = prepare_device(options.device, threads=options.threads)
+    device = set_up_device(options.device, threads=options.threads)
     table: list[dict[str, object]] = []
     for shape in options.shapes:
         bench = ShapeBench(shape, dtype=options.dtype, device=device)

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from diffmoe_scale.bench.contenders import DTYPES, layer_configs, prepare_device, scatter_loop
+from diffmoe_scale.bench.contenders import DTYPES, layer_configs, scatter_loop, set_up_device
 from diffmoe_scale.bench.options import StepOptions
 from diffmoe_scale.bench.timing import measure_memory, quartiles, ratios, time_interleaved
 from diffmoe_scale.config.model import ModelConfig
@@ -98,7 +98,7 @@ def set_thresholds(model: DiffusionTransformer, x_BCHW: Tensor) -> None:
 
 def bench_step(options: StepOptions) -> tuple[list[dict[str, object]], torch.device]:
     """A row for every phase and contender, and the device that they were measured on."""
-    device = prepare_device(options.device, threads=options.threads)
+    device = set_up_device(options.device, threads=options.threads)
     models = build_models(options, device)
     shape = options.batch, CHANNELS, options.latent_size, options.latent_size
     x_BCHW = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)

@@ -92,7 +92,7 @@ def ratios(seconds: list[float], baseline: list[float]) -> dict[str, float]:
     return quartiles([a / b for a, b in zip(seconds, baseline, strict=True)])
 
 
-def describe_run(device: torch.device) -> dict[str, object]:
+def describe_measurement(device: torch.device) -> dict[str, object]:
     """Hardware, versions, command, date, threads and environment: what a figure means nothing without."""
     cpu = next(
         (
@@ -144,7 +144,7 @@ def report(
 def write_result(path: Path, device: torch.device, **result: object) -> None:
     """One JSON file: the run's description, then `result`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(describe_run(device) | result, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(describe_measurement(device) | result, indent=1) + "\n", encoding="utf-8")
 
 
 def _format_cell(value: object) -> str:

@@ -18,7 +18,7 @@ MANIFEST = "manifest.json"
 METADATA = ".metadata"
 """The table of tensors of torch.distributed.checkpoint."""
 STEP_FOLDER = re.compile(r"step_(\d{8,18})", re.ASCII)
-NAMED = 5
+MOST_SHOWN = 5
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]
 """No folder: a manifest cannot point outside of its checkpoint."""
 
@@ -106,7 +106,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
         manifest = TypeAdapter(Manifest).validate_json(text)
     except ValidationError as error:
         wrong = "; ".join(
-            f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.errors()[:NAMED]
+            f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.errors()[:MOST_SHOWN]
         )
         raise ValueError(
             f"{MANIFEST} of {checkpoint} has other fields than this version writes ({wrong})"
@@ -181,7 +181,7 @@ def check_model(
     if not wrong and not changed:
         return
     tensors = (
-        f"{counted(len(wrong), 'tensor')} of other shape, such as {'; '.join(wrong[:NAMED])}"
+        f"{counted(len(wrong), 'tensor')} of other shape, such as {'; '.join(wrong[:MOST_SHOWN])}"
         if wrong
         else "all tensors have the same shapes"
     )

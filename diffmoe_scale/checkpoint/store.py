@@ -33,7 +33,7 @@ from diffmoe_scale.checkpoint.files import (
 from diffmoe_scale.checkpoint.folders import make_unfinished, name_finished, record_saved, remove_checkpoint
 from diffmoe_scale.checkpoint.manifest import (
     METADATA,
-    NAMED,
+    MOST_SHOWN,
     Manifest,
     StoredFile,
     check_model,
@@ -167,7 +167,7 @@ class CheckpointStore:
                 return candidate, read_manifest(candidate)
             self._damaged.add(candidate)
             logger.warning(
-                "checkpoint %s is damaged and not used: %s", candidate, "; ".join(problems[:NAMED])
+                "checkpoint %s is damaged and not used: %s", candidate, "; ".join(problems[:MOST_SHOWN])
             )
         if candidates:
             raise RunError(

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from diffmoe_scale.checkpoint.files import Reader, first_reason
 from diffmoe_scale.checkpoint.manifest import (
     METADATA,
-    NAMED,
+    MOST_SHOWN,
     complete_checkpoints,
     find_damage,
     read_manifest,
@@ -99,7 +99,7 @@ def open_checkpoint(
     """One checkpoint of a run. Raises: ValueError."""
     manifest = read_manifest(checkpoint)
     if damage := find_damage(checkpoint, manifest, manifest.files if check_files else ()):
-        raise ValueError(f"{checkpoint} is damaged: {'; '.join(damage[:NAMED])}")
+        raise ValueError(f"{checkpoint} is damaged: {'; '.join(damage[:MOST_SHOWN])}")
     config = make_config(read_yaml(directory.config), settings)
     identity = model_settings(config, tokenizer=directory.tokenizer, frozen={})
     if changed := different_settings(manifest.settings, identity):
@@ -243,7 +243,7 @@ def read_shards(index: Path) -> tuple[dict[str, str], dict[str, LazyTensor]]:
         if wrong := sorted(expected ^ held.keys()):
             raise ValueError(
                 f"{index.with_name(name)} does not hold what {index.name} says: "
-                f"{len(wrong)} tensors are missing or left over, such as {', '.join(wrong[:NAMED])}"
+                f"{len(wrong)} tensors are missing or left over, such as {', '.join(wrong[:MOST_SHOWN])}"
             )
         metadata |= found
         tensors |= held

@@ -146,7 +146,8 @@ def _reader(
         with path.open("rb") as file:
             file.seek(place)
             target = _bytes_of(tensor)
-            if file.readinto(target) != len(target):  # type: ignore[attr-defined]  # typeshed has no readinto of Path.open("rb")
+            # typeshed has no readinto of Path.open("rb").
+            if file.readinto(target) != len(target):  # type: ignore[attr-defined]
                 raise ValueError(f"{path} is damaged: it ends within {name!r}")
         return tensor
 

@@ -24,7 +24,7 @@ from diffmoe_scale.files import replace_file
 from diffmoe_scale.prepare.encoding import LEFT_OUT, Encoders, FeatureWriter
 from diffmoe_scale.prepare.losses import Losses
 from diffmoe_scale.prepare.options import FeatureOptions, Tell
-from diffmoe_scale.prepare.publish import begin, publish, read_manifest, to_json
+from diffmoe_scale.prepare.publish import begin, publish, read_set_manifest, to_json
 from diffmoe_scale.prepare.sources import Sources, state_of
 from diffmoe_scale.prepare.space import parse_size, show_size, size_of
 from diffmoe_scale.words import counted
@@ -152,7 +152,7 @@ def _finish(folder: Path, reader: Reader, options: FeatureOptions, *, tell: Tell
     try:
         for file in sorted((folder / LEFT_OUT).glob("*.json")):
             left_out.extend(Losses.from_json(json.loads(file.read_text(encoding="utf-8"))))
-        begun = read_manifest(folder, FEATURES_FILE) or {}
+        begun = read_set_manifest(folder, FEATURES_FILE) or {}
         replace_file(folder / FEATURES_FILE, to_json(begun | {"left_out": left_out.to_json()}))
         shutil.rmtree(folder / LEFT_OUT, ignore_errors=True)
     except FileNotFoundError:

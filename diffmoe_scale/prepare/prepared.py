@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffmoe_scale.prepare.losses import Losses
-from diffmoe_scale.prepare.publish import read_manifest
+from diffmoe_scale.prepare.publish import read_set_manifest
 from diffmoe_scale.unicode import clean_name
 from diffmoe_scale.words import counted
 
@@ -88,7 +88,7 @@ class Prepared:
 
 def read_prepared(output: Path) -> Prepared:
     """What a finished set says of itself."""
-    manifest = read_manifest(output, SHARDS_FILE) or {}
+    manifest = read_set_manifest(output, SHARDS_FILE) or {}
     return Prepared(
         output,
         is_new=False,
@@ -104,6 +104,6 @@ def read_prepared(output: Path) -> Prepared:
 
 def read_class_names(folder: Path) -> list[str]:
     """Of a set of shards, by label; none for a set without labels, or one that was made by another tool."""
-    classes = (read_manifest(folder, SHARDS_FILE) or {}).get("classes")
+    classes = (read_set_manifest(folder, SHARDS_FILE) or {}).get("classes")
     is_ours = isinstance(classes, list) and all(isinstance(one, dict) and "name" in one for one in classes)
     return [clean_name(str(one["name"])) for one in classes] if is_ours and classes else []

@@ -22,7 +22,7 @@ def unfinished_folder(output: Path) -> Path:
     return output.with_name(output.name + ".unfinished")
 
 
-def read_manifest(folder: Path, name: str) -> dict[str, Any] | None:
+def read_set_manifest(folder: Path, name: str) -> dict[str, Any] | None:
     """What the complete set in a folder was made with; None if there is none."""
     try:
         found = json.loads((folder / name).read_text(encoding="utf-8"))
@@ -50,7 +50,7 @@ def begin(
     """
     wanted = dict(made_with) | ({} if sources is None else {"sources": sources.describe()})
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        found = read_manifest(output, manifest)
+        found = read_set_manifest(output, manifest)
         if found is None:
             raise ValueError(
                 f"{output} exists and holds no {manifest} of an earlier call; choose another --output"
@@ -64,7 +64,7 @@ def begin(
                 "choose another --output or give --overwrite"
             )
     unfinished = unfinished_folder(output)
-    begun = read_manifest(unfinished, manifest)
+    begun = read_set_manifest(unfinished, manifest)
     difference = "" if begun is None else _differences(unfinished, begun, wanted, sources)
     if difference:
         if not is_overwritten:

@@ -21,7 +21,7 @@ from diffmoe_scale.prepare.losses import Losses
 from diffmoe_scale.prepare.options import ShardOptions, Tell
 from diffmoe_scale.prepare.place import Columns, Entry
 from diffmoe_scale.prepare.prepared import SHARDS_FILE, Prepared, read_prepared
-from diffmoe_scale.prepare.publish import begin, publish, read_manifest, to_json, write_shard
+from diffmoe_scale.prepare.publish import begin, publish, read_set_manifest, to_json, write_shard
 from diffmoe_scale.prepare.tables import json_text
 from diffmoe_scale.prepare.texts import read_known
 from diffmoe_scale.unicode import clean_name
@@ -69,7 +69,7 @@ def prepare_shards(options: ShardOptions, *, tell: Tell = print) -> Prepared:
         prepared = _describe(options, listing, pairs, splits, classes)
         _check_splits(prepared, folder, options)
         _write_shards(folder, splits, options, classes, pool)
-    begun = read_manifest(folder, SHARDS_FILE) or {}
+    begun = read_set_manifest(folder, SHARDS_FILE) or {}
     replace_file(folder / SHARDS_FILE, to_json(begun | {"input": str(options.input)} | prepared.manifest()))
     shutil.rmtree(folder / "looks")
     publish(options.output)

@@ -21,7 +21,7 @@ from diffmoe_scale.data.shards.index import IMAGE_SUFFIXES, Span
 from diffmoe_scale.prepare.images import unseen_parts
 from diffmoe_scale.prepare.losses import Losses
 from diffmoe_scale.prepare.prepared import read_class_names
-from diffmoe_scale.prepare.publish import read_manifest
+from diffmoe_scale.prepare.publish import read_set_manifest
 from diffmoe_scale.prepare.texts import parse_record
 from diffmoe_scale.prepare.walk import TEXT_SUFFIXES
 from diffmoe_scale.unicode import TEXT_NOTES, clean_text, decode_text
@@ -112,7 +112,7 @@ def _read_left_out(folders: Collection[Path]) -> dict[str, Losses]:
     found = {}
     for folder in sorted(folders):
         for name in ("shards.json", "features.json"):
-            manifest = read_manifest(folder, name) or {}
+            manifest = read_set_manifest(folder, name) or {}
             losses = Losses()
             for part in ("left_out_names", "unused", "left_out"):
                 losses.extend(Losses.from_json(manifest.get(part)))

@@ -112,7 +112,7 @@ def _logit(gamma: float) -> float:
     return math.log(gamma / (1 - gamma))
 
 
-def choose_prompts(config: Config, count: int) -> list[str] | list[int]:
+def collect_prompts(config: Config, count: int) -> list[str] | list[int]:
     """`count` captions of the run's validation shards, else of its training shards; in class mode labels,
     evenly spread.
 

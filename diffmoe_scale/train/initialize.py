@@ -9,7 +9,7 @@ from typing import Any, TypeVar  # Any: settings of any type
 import torch.distributed as dist
 
 from diffmoe_scale.checkpoint.agreement import agree
-from diffmoe_scale.checkpoint.manifest import NAMED
+from diffmoe_scale.checkpoint.manifest import MOST_SHOWN
 from diffmoe_scale.checkpoint.stored import FAMILIES, StoredWeights, different_settings, open_weights
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
@@ -124,7 +124,7 @@ def _check_tensors(
     if wrong:
         raise ValueError(
             f"run.initialize_from {stored.path} holds weights of another model: {len(wrong)} tensors differ, "
-            f"such as {'; '.join(wrong[:NAMED])}. Settings that differ: {'; '.join(changed) or 'none'}"
+            f"such as {'; '.join(wrong[:MOST_SHOWN])}. Settings that differ: {'; '.join(changed) or 'none'}"
         )
 
 

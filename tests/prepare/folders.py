@@ -58,7 +58,7 @@ def read_captions(output: Path) -> dict[str, str]:
     return {key: sample["txt"].decode() for key, sample in read_samples(output).items()}
 
 
-def read_manifest(output: Path) -> dict[str, dict[str, dict[str, object]]]:
+def read_set_manifest(output: Path) -> dict[str, dict[str, dict[str, object]]]:
     return json.loads((output / SHARDS_FILE).read_text(encoding="utf-8"))
 
 

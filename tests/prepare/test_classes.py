@@ -7,7 +7,7 @@ from diffmoe_scale.config.data import DataConfig
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.data.reading.build import build_reader
 from tests.data.samples import read_batches
-from tests.prepare.folders import add_picture, prepare, read_manifest, read_samples, write_table
+from tests.prepare.folders import add_picture, prepare, read_samples, read_set_manifest, write_table
 
 
 def add_classes(folder: Path, counts: dict[str, int]) -> Path:
@@ -44,7 +44,7 @@ def test_folders_are_classes_in_the_order_of_their_names(tmp_path: Path) -> None
 def test_the_manifest_names_and_counts_the_classes_and_is_read_again(tmp_path: Path) -> None:
     add_classes(tmp_path / "in", {"a": 20, "b": 30})
     first = prepare(tmp_path / "in", tmp_path / "out", classes="folders", validation=0.3)
-    manifest = read_manifest(tmp_path / "out")
+    manifest = read_set_manifest(tmp_path / "out")
     assert manifest["classes"] == [
         {"label": 0, "folder": "a", "name": "a"},
         {"label": 1, "folder": "b", "name": "b"},
@@ -110,7 +110,7 @@ def test_a_changed_list_is_named(tmp_path: Path) -> None:
 
 def test_sets_without_classes_are_known_as_before(images: Path, tmp_path: Path) -> None:
     prepare(images, tmp_path / "out")
-    assert not {"classes", "class_samples"} & read_manifest(tmp_path / "out").keys()
+    assert not {"classes", "class_samples"} & read_set_manifest(tmp_path / "out").keys()
 
 
 def test_training_reads_the_labels(tmp_path: Path) -> None:

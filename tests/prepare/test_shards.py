@@ -16,8 +16,8 @@ from tests.prepare.folders import (
     add_picture,
     prepare,
     read_captions,
-    read_manifest,
     read_samples,
+    read_set_manifest,
     write_table,
 )
 
@@ -82,7 +82,7 @@ def test_broken_images_are_left_out_and_named(images: Path, tmp_path: Path) -> N
     printed = "\n".join(prepared.lines())
     assert "3 training and 0 validation samples" in printed and "left out 3 of 6 images" in printed
     assert all(f"'{name}'" in printed for name in ("broken.png", "empty.jpg", "half.jpg"))
-    manifest = read_manifest(tmp_path / "out")
+    manifest = read_set_manifest(tmp_path / "out")
     assert manifest["samples"] == {"train": 3, "validation": 0, "uncaptioned": 0}
     assert manifest["images"] == 6 and manifest["left_out"] == {"broken": 3}
     assert len(manifest["skipped"]) == 3
@@ -93,7 +93,7 @@ def test_of_many_broken_images_some_are_named_and_all_are_counted(images: Path, 
         (images / f"broken{number:04d}.png").touch()
     printed = "\n".join(prepare(images, tmp_path / "out").lines())
     assert printed.count("'broken") == 10 and f"and {KEPT_NAMES - 5} more" in printed.replace(",", "")
-    kept = read_manifest(tmp_path / "out")["left_out_names"]["broken"]
+    kept = read_set_manifest(tmp_path / "out")["left_out_names"]["broken"]
     assert kept["count"] == KEPT_NAMES + 5 and len(kept["names"]) == KEPT_NAMES  # type: ignore[arg-type]
 
 

@@ -16,7 +16,7 @@ from diffmoe_scale.data.features.source import FeatureSet, FeatureSource
 from diffmoe_scale.data.reading.pictures import Size
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.sampling.batch import generate_batch, number_requests
-from diffmoe_scale.sampling.calibration import MAX_TRIALS, TOLERANCE, choose_prompts, search
+from diffmoe_scale.sampling.calibration import MAX_TRIALS, TOLERANCE, collect_prompts, search
 from diffmoe_scale.sampling.loading import load_pipeline
 from diffmoe_scale.train import run as training
 from tests.data.samples import write_shards
@@ -80,7 +80,7 @@ def find_and_draw(run: Path) -> tuple[int, list[int], float]:
         "sampling.guidance=2.0",
     ]
     model = load_pipeline(run, weights="ema", settings=chosen)
-    requests = number_requests(choose_prompts(model.config, 6), seed=0)
+    requests = number_requests(collect_prompts(model.config, 6), seed=0)
     capacity = generate_batch(model.networks, requests, model.config.sampling).loads.capacity
     return codes[0], codes[1:], capacity
 
@@ -112,7 +112,7 @@ def test_prompts_are_captions_of_the_run_s_shards_also_of_features_in_buckets(tm
         replaced={f"0_{row}": {"safetensors": member, "txt": f"caption {row}".encode()} for row in range(2)},
     )
     buckets = ["buckets.enabled=true", "buckets.aspects=[0.5,1.0]", "buckets.step=8"]
-    assert choose_prompts(load_config(None, [f"data.train=[{tmp_path}/*.tar]", *buckets]), 3) == [
+    assert collect_prompts(load_config(None, [f"data.train=[{tmp_path}/*.tar]", *buckets]), 3) == [
         "caption 0",
         "caption 1",
         "caption 0",
@@ -120,7 +120,7 @@ def test_prompts_are_captions_of_the_run_s_shards_also_of_features_in_buckets(tm
 
 
 def test_prompts_of_a_class_model_are_labels_evenly_spread() -> None:
-    assert choose_prompts(load_config(None, ["model.conditioning=class", "model.num_classes=10"]), 4) == [
+    assert collect_prompts(load_config(None, ["model.conditioning=class", "model.num_classes=10"]), 4) == [
         0,
         2,
         5,
@@ -147,7 +147,7 @@ def test_a_command_in_the_config_of_a_run_is_not_run(tmp_path: Path, command: st
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": data}))
     config = load_run_config(tmp_path / "config.yaml", ["sampling.steps=2"])
     with pytest.raises(ValueError, match="names a command instead of a file"):
-        choose_prompts(config, 3)
+        collect_prompts(config, 3)
     assert not planted.exists()
 
 
@@ -156,14 +156,14 @@ def test_a_command_of_the_command_line_is_run(tmp_path: Path) -> None:
     text = yaml.safe_dump({"data": {"train": ["pipe:false"], "cache_folder": str(tmp_path / "cache")}})
     (tmp_path / "config.yaml").write_text(text)
     config = load_run_config(tmp_path / "config.yaml", [f"data.train=['pipe:cat {shard}']"])
-    assert len(choose_prompts(config, 3)) == 3
+    assert len(collect_prompts(config, 3)) == 3
 
 
 def test_a_file_that_the_user_names_may_hold_a_command(tmp_path: Path) -> None:
     (shard,) = write_shards(tmp_path, [3])
     data = {"train": [f"pipe:cat {shard}"], "cache_folder": str(tmp_path / "cache")}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": data}))
-    assert len(choose_prompts(load_config(tmp_path / "config.yaml"), 3)) == 3
+    assert len(collect_prompts(load_config(tmp_path / "config.yaml"), 3)) == 3
 
 
 def test_other_shards_of_a_run_are_read(tmp_path: Path) -> None:
@@ -172,4 +172,4 @@ def test_other_shards_of_a_run_are_read(tmp_path: Path) -> None:
     write_shards(tmp_path / "a:b", [3, 2])
     text = yaml.safe_dump({"data": {"train": [f"{tmp_path}/a:b/shard-{{000..001}}.tar"]}})
     (tmp_path / "config.yaml").write_text(text)
-    assert len(choose_prompts(load_run_config(tmp_path / "config.yaml"), 5)) == 5
+    assert len(collect_prompts(load_run_config(tmp_path / "config.yaml"), 5)) == 5

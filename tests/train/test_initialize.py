@@ -37,7 +37,8 @@ def begin(context: ParallelContext, settings: list[str], step: int = 0) -> tuple
     engine = Engine(pipeline.denoiser, config, context)
     messages: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]  # the shortest handler
+    # The shortest handler.
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     module.logger.addHandler(handler)
     module.logger.setLevel(logging.INFO)
     identity = model_settings(config, tokenizer=Path("none"), frozen=pipeline.frozen)

@@ -17,7 +17,7 @@ from diffmoe_scale.words import counted
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
-NAMED = 10
+SHOWN_NAMES = 10
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -123,5 +123,5 @@ def _short(name: str) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = f", ... and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    more = f", ... and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(names[:SHOWN_NAMES]) + more
