@@ -112,7 +112,7 @@ def load_autoencoder(config: AutoencoderConfig, *, device: torch.device) -> Diff
     sources = [folder / "config.json", *folder.glob("*.safetensors")]
     try:
         files = WeightFiles(sources, record=folder / "fingerprint.json")
-        model, report = _class_of(read_folder(folder)["_class_name"]).from_pretrained(
+        model, report = class_of(read_folder(folder)["_class_name"]).from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,
@@ -130,7 +130,7 @@ def load_autoencoder(config: AutoencoderConfig, *, device: torch.device) -> Diff
     return autoencoder
 
 
-def _class_of(name: str) -> Any:
+def class_of(name: str) -> Any:
     """One of diffusers' classes; each import takes seconds."""
     import diffusers
 
