@@ -83,7 +83,7 @@ def test_other_bytes_are_a_change_and_a_rewrite_beside_it_is_said_too(tmp_path: 
     start(tmp_path)
     (_, changed), (level, rewritten) = told(messages)
     now = (tmp_path / "a.tar").stat().st_size
-    assert f"1 shards changed since the last start: a.tar ({before} bytes, now {now})." in changed
+    assert f"1 shard changed since the last start: a.tar ({before} bytes, now {now})." in changed
     assert level == "INFO" and rewritten.endswith("with the same size: b.tar; their contents may differ")
 
 
