@@ -12,12 +12,16 @@ EXAMPLES = """examples:
   sample --checkpoint runs/demo --prompt "a red circle" --count 8
   sample --checkpoint runs/demo --prompts prompts.csv --output pictures --format webp
   sample --checkpoint runs/demo --prompt "a star" --count 1 --output star.png sampling.guidance=3.0
+  sample --checkpoint runs/demo --prompts prompts.txt --count 1 --output pictures.npz
+  torchrun --nproc-per-node 8 -m diffmoe_scale.sample --checkpoint runs/demo --prompts x.txt --output pictures
 """
 MAX_COUNT = 1_000_000
 OUTPUT_HELP = (
-    "folder for the pictures and grid.png; or, for one picture, its file (.png, .jpg, .webp); or, for "
-    "several, that of their grid (.png), with the pictures in a folder beside it. Nothing is overwritten: "
-    "the next free name NAME-2, NAME-3, ... is taken (default: RUN/samples/sample-stepN-seedS and ....png)"
+    "folder for the pictures and grid.png, or one .npz file for all pictures: a drawing that was stopped is "
+    "gone on with there, and pictures drawn otherwise are refused. Or, for one picture, its file (.png, "
+    ".jpg, .webp), or, for several, that of their grid (.png), with the pictures in a folder beside it: "
+    "there the next free name NAME-2, NAME-3, ... is taken (default: RUN/samples/sample-stepN-seedS and "
+    "....png)"
 )
 
 
@@ -50,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--output", type=user_path, help=OUTPUT_HELP)
     add(
         "--format",
-        choices=("png", "jpeg", "webp"),
-        help="of the single pictures (default: png, or that of --output FILE)",
+        choices=("png", "jpeg", "webp", "npz"),
+        help="of the single pictures (default: png, or that of --output FILE); npz is one array of all",
     )
     return run_command(parser, run, arguments)
 
@@ -74,7 +78,7 @@ def run(parsed: argparse.Namespace) -> None:
         raise ValueError("nothing to draw: give --prompt, --prompts or, for a model of classes, --label")
     output = choose_output(parsed.output, parsed.format, num_pictures=len(rows) * parsed.count)
     if output.path is not None:
-        check_output("--output", output.path, is_folder=not (output.is_single or output.is_grid))
+        check_output("--output", output.path, is_folder=not output.is_file)
     pipeline = load_pipeline(parsed.checkpoint, weights=parsed.weights, settings=parsed.settings)
     conditioning = pipeline.config.model.conditioning
     if any(isinstance(row, int) != (conditioning == "class") for row in rows):
@@ -91,7 +95,8 @@ def run(parsed: argparse.Namespace) -> None:
     default = pipeline.directory.samples / name
     if output.path is None:
         check_output("the default --output", default, is_folder=True)
-    print("\n".join(write_pictures(pipeline, requests, output, default=default, columns=parsed.count)))
+    for line in write_pictures(pipeline, requests, output, default=default, columns=parsed.count):
+        print(line)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """One family of a checkpoint's weights on one process, whatever layout of ranks wrote them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any  # settings of any type
 
@@ -14,15 +14,22 @@ from diffmoe_scale.parallel.slice import Slice
 
 
 def fill_tensors(
-    checkpoint: Path, tensors: Mapping[str, Tensor], *, family: str, settings: Mapping[str, Any]
+    checkpoint: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    family: str,
+    settings: Mapping[str, Any],
+    elsewhere: Collection[str] = (),
 ) -> None:
     """Copy one family into whole tensors of any dtype, by name, on one process and without its peers.
+    Tensors `elsewhere` are in the checkpoint and on other ranks.
 
     Raises: ValueError naming tensors and settings if the checkpoint is of another model, or what is damaged.
     """
     manifest = read_manifest(checkpoint)
     pieces = {f"{family}/{name}": Slice.whole(tensor) for name, tensor in tensors.items()}
     held = {name: shape for name, shape in manifest.shapes.items() if name.startswith(f"{family}/")}
+    held = {name: shape for name, shape in held.items() if name.removeprefix(f"{family}/") not in elsewhere}
     shapes = {name: list(piece.shape) for name, piece in pieces.items()}
     check_model(checkpoint, manifest, shapes, settings, held=held)
     if problem := find_problem(checkpoint / METADATA):

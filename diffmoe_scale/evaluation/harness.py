@@ -1,6 +1,7 @@
 """All suites over one model: pictures, scores, chance, and what the experts did."""
 
 import logging
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -41,10 +42,11 @@ def evaluate(
             "them out"
         )
     scores, loads = {}, LoadByTime()
+    calls: list[float] = []
     pipeline.directory.samples.mkdir(exist_ok=True)
     for name in SUITES:
         prompts = build_suite(name, num_prompts=prompts_per_suite, seed=seed)
-        scores[name] = _score(pipeline, sampling, name, prompts, seed=seed, loads=loads)
+        scores[name] = _score(pipeline, sampling, name, prompts, seed=seed, loads=loads, calls=calls)
         logger.info("%s %.2f (captions shuffled: %.2f)", name, scores[name].score, scores[name].shuffled)
     return Evaluation(
         checkpoint=str(pipeline.checkpoint),
@@ -58,6 +60,7 @@ def evaluate(
             layers=[layer.layer_index for layer in pipeline.networks.denoiser.moe_layers()],
             load_TLE=loads.load_TLE.numpy(),
         ),
+        calls=statistics.fmean(calls),
     )
 
 
@@ -69,8 +72,10 @@ def _score(
     *,
     seed: int,
     loads: LoadByTime,
+    calls: list[float],
 ) -> SuiteScore:
-    """One suite, judged batch by batch; adds what the experts did to `loads`."""
+    """One suite, judged batch by batch; adds what the experts did to `loads`, and how often the network was
+    called for each picture to `calls`."""
     requests = number_requests([prompt.text for prompt in prompts], seed=seed)
     others = shuffled(prompts)
     passed: list[bool] = []
@@ -81,6 +86,7 @@ def _score(
         passed += score_images(batch.images_BCHW, prompts[first:last])
         by_chance += score_images(batch.images_BCHW, others[first:last])
         loads.merge(batch.loads)
+        calls += [batch.calls] * len(batch.requests)
         if first < NUM_SHOWN:
             shown.append(batch.images_BCHW[: NUM_SHOWN - first].cpu())
     save_image_grid(

@@ -55,6 +55,8 @@ class Evaluation:
     sampling: dict[str, Any]
     scores: dict[str, SuiteScore]
     capacity: Capacity
+    calls: float = 0.0
+    """Calls of the network a picture; 0 in files of older versions."""
 
     @property
     def mean(self) -> SuiteScore:
@@ -108,6 +110,7 @@ def _from_tree(tree: Any) -> Evaluation:
         sampling=sampling if isinstance(sampling, dict) else {},
         scores={str(name): _score(entry) for name, entry in tree["scores"].items()},
         capacity=_capacity(tree["capacity"]),
+        calls=_number(tree.get("calls", 0.0)),
     )
 
 

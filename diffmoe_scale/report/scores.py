@@ -45,7 +45,8 @@ def scores_section(
         for name, score, error, chance, prompts in _rows(evaluation)
     ]
     settings = ", ".join(f"{name} {value}" for name, value in evaluation.sampling.items())
-    origin = f"Step {evaluation.step:,} ({evaluation.checkpoint}); sampling: {settings}."
+    calls = f"; {evaluation.calls:.4g} network calls a picture" if evaluation.calls else ""
+    origin = f"Step {evaluation.step:,} ({evaluation.checkpoint}); sampling: {settings}{calls}."
     is_old = bool(records) and records[-1]["step"] > evaluation.step
     parts = [
         title,

@@ -14,9 +14,13 @@ guidance.py         the network as samplers call it, with guidance
 heun.py             sampler: second-order steps of two calls
 loading.py          a trained model from its run directory
 loads.py            how much the experts worked, by the time of the network's calls
-output.py           pictures as they are drawn to single files and one grid
+metadata.py         what a picture was made of, and whether two were made alike
+npz_file.py         all pictures in one array, written picture by picture
+output.py           pictures as they are drawn, by one rank or many, to their store
 picture_files.py    files that say how they were made, under free and safe names
 prompts.py          files of prompts, and the pictures that they ask for
+ranks.py            who draws which picture, and what ranks tell each other
 sampler.py          the signature of all samplers
 schedule.py         the times at which a sampler calls the network
+stores.py           numbered files in a folder, or one file
 """

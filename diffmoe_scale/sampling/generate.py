@@ -28,10 +28,16 @@ logger = logging.getLogger(__name__)
 
 
 def generate_batches(
-    networks: Networks, requests: Sequence[Request], sampling: SamplingConfig, *, title: str = "sampling"
+    networks: Networks,
+    requests: Sequence[Request],
+    sampling: SamplingConfig,
+    *,
+    title: str = "sampling",
+    has_progress: bool = True,
 ) -> Iterator[Generated]:
     """The pictures of all requests in batches of `sampling.batch`, with a progress bar."""
-    with tqdm(total=len(requests), desc=title, unit="image", disable=None) as progress:
+    is_hidden = None if has_progress else True  # None: hidden where there is no terminal
+    with tqdm(total=len(requests), desc=title, unit="image", disable=is_hidden) as progress:
         for first in range(0, len(requests), sampling.batch):
             batch = generate_batch(networks, requests[first : first + sampling.batch], sampling)
             is_finite_B = batch.images_BCHW.isfinite().flatten(1).all(1)

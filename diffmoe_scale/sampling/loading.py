@@ -1,7 +1,8 @@
 """A trained model from its run directory, on one process whatever layout it was trained on."""
 
 import logging
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,11 +20,13 @@ from diffmoe_scale.config.section import expand_home
 from diffmoe_scale.model.denoiser import Denoiser
 from diffmoe_scale.model.networks import Networks, build_networks
 from diffmoe_scale.parallel.context import ParallelContext, initialize
+from diffmoe_scale.sampling.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = ("ema", "master")
 """Averaged weights, and those of the last step."""
+EXPERT = re.compile(r"(.*\bexperts\.)\d+(\..*)")
 MAX_ATTEMPTS = 50
 """Checkpoints that may be removed one after another while they are read."""
 
@@ -38,14 +41,23 @@ class Pipeline:
     checkpoint: Path
     step: int
     weights: str = "ema"
+    context: ParallelContext | None = None
+    """The ranks that draw together; None is this process alone."""
 
 
-def load_pipeline(path: Path | str, *, weights: str = "ema", settings: Sequence[str] = ()) -> Pipeline:
+def load_pipeline(
+    path: Path | str,
+    *,
+    weights: str = "ema",
+    settings: Sequence[str] = (),
+    context: ParallelContext | None = None,
+) -> Pipeline:
     """The model of a run directory (newest complete checkpoint) or of one of its `checkpoints/step_N`
     folders.
 
     `weights` are `ema` (averaged) or `master` (of the last step); `settings` are `key.sub=value` words that
-    override the run's.
+    override the run's, but for parallel.expert_parallel, which is 1 unless it is given there. Without
+    `context` the ranks that the launcher started are joined. Collective over them.
 
     Raises: ValueError if there is no complete checkpoint, it is damaged, or it does not fit RUN/config.yaml.
     """
@@ -61,17 +73,24 @@ def load_pipeline(path: Path | str, *, weights: str = "ema", settings: Sequence[
         )
     if not directory.config.read_bytes().strip():
         raise ValueError(f"{directory.config} is empty; restore it: it says what the weights are of")
-    config = load_run_config(directory.config, [*settings, "parallel.expert_parallel=1"])
+    config = load_run_config(directory.config, ["parallel.expert_parallel=1", *settings])
     named = path if is_checkpoint else None
     if named is None:
         _newest(directory)  # before the networks are built: without one the answer comes at once
-    context = join_alone()
+    context = context or join_ranks(config.parallel.expert_parallel)
     networks = build_networks(
-        config, tokenizer_path=directory.tokenizer, groups=context.megatron_groups, device=context.device
+        config,
+        tokenizer_path=directory.tokenizer,
+        groups=context.megatron_groups,
+        device=context.device,
+        waiting_group=context.waiting_group,
     )
     meaning = model_settings(config, tokenizer=directory.tokenizer, frozen=networks.frozen)
+    if context.world_size > 1:
+        # A training beside us may complete a checkpoint between two ranks' looks.
+        named = Ranks(context).of_main(lambda: named or _newest(directory))
     checkpoint, step = _fill(networks.denoiser, directory, named, weights=weights, settings=meaning)
-    return Pipeline(networks, config, directory, checkpoint, step, weights)
+    return Pipeline(networks, config, directory, checkpoint, step, weights, context)
 
 
 def _fill(
@@ -120,16 +139,30 @@ def _newest(directory: RunDirectory) -> Path:
 
 
 @cache
-def join_alone() -> ParallelContext:
-    """This process as a world of one. Made once, so that several models can be loaded."""
-    return initialize(expert_parallel=1, timeout_s=ParallelConfig().timeout_s)
+def join_ranks(expert_parallel: int) -> ParallelContext:
+    """The ranks that the launcher started, or this process as a world of one. Joined once, so that several
+    models can be loaded."""
+    return initialize(expert_parallel=expert_parallel, timeout_s=ParallelConfig().timeout_s)
 
 
 def load_weights(checkpoint: Path, denoiser: Denoiser, *, family: str, settings: Mapping[str, Any]) -> None:
     """Fill the denoiser with one family of weights (`ema` or `master`) and the thresholds of a checkpoint of
-    any layout."""
+    any layout, but for experts of other ranks."""
     for name, tensors in (
         (family, denoiser.canonical_parameters()),
         ("buffer", denoiser.canonical_buffers()),
     ):
-        fill_tensors(checkpoint, tensors, family=name, settings=settings)
+        others = other_experts(tensors, num_experts=_num_experts(denoiser))
+        fill_tensors(checkpoint, tensors, family=name, settings=settings, elsewhere=others)
+
+
+def _num_experts(denoiser: Denoiser) -> int:
+    layers = denoiser.moe_layers()
+    return layers[0].token_dispatcher.num_experts if layers else 0
+
+
+def other_experts(names: Iterable[str], *, num_experts: int) -> set[str]:
+    """Names of experts' tensors (`LAYER.experts.<index>.w_in`, ...) that are not among these of one rank."""
+    here = set(names)
+    matches = [match for name in here if (match := EXPERT.fullmatch(name))]
+    return {f"{match[1]}{index}{match[2]}" for match in matches for index in range(num_experts)} - here

@@ -23,6 +23,13 @@ class LoadByTime:
         self._sums[time] = self._sums.get(time, 0.0) + load_LE * weight
         self._weights[time] = self._weights.get(time, 0.0) + weight
 
+    def on_cpu(self) -> "LoadByTime":
+        """A copy that can travel to other ranks."""
+        copy = LoadByTime()
+        copy._sums = {time: total_LE.cpu() for time, total_LE in self._sums.items()}
+        copy._weights = dict(self._weights)
+        return copy
+
     def merge(self, other: "LoadByTime") -> None:
         for time, total_LE in other._sums.items():
             self._sums[time] = self._sums.get(time, 0.0) + total_LE

@@ -1,40 +1,29 @@
-"""Pictures as they are drawn to single files, and the first of them to one captioned grid."""
+"""Pictures as they are drawn, by one rank or many, to the store that the command line names."""
 
-import itertools
-import json
-import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import torch
-from torch import Tensor
-
-from diffmoe_scale import __version__
-from diffmoe_scale.sampling.batch import Request
+from diffmoe_scale.sampling.batch import Request, latent_shape
 from diffmoe_scale.sampling.generate import generate_batches
 from diffmoe_scale.sampling.loading import Pipeline
 from diffmoe_scale.sampling.loads import LoadByTime
-from diffmoe_scale.sampling.picture_files import (
-    SUFFIXES,
-    Metadata,
-    PictureFormat,
-    encode_picture,
-    file_stem,
-    make_free_folder,
-    write_free,
-)
-from diffmoe_scale.telemetry.picture_grid import save_image_grid, to_pixels
+from diffmoe_scale.sampling.metadata import picture_metadata
+from diffmoe_scale.sampling.npz_file import NpzFile
+from diffmoe_scale.sampling.picture_files import SUFFIXES, Metadata, PictureFormat, make_free_folder
+from diffmoe_scale.sampling.ranks import Ranks
+from diffmoe_scale.sampling.stores import PictureFolder, SingleFile, Store
+from diffmoe_scale.telemetry.picture_grid import to_pixels
 
-OTHER_SUFFIXES = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jxl", ".ppm", ".svg", ".pdf")
-MAX_GRID_PIXELS = 2**24
-"""Of the pictures of a grid together: 256 of 256 x 256. More are drawn, but not shown in it."""
-NUMBER = re.compile(r"(\d{5,12})[-.]")
+OTHER_SUFFIXES = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jxl", ".ppm", ".svg", ".pdf", ".npy")
+OutputFormat = Literal["png", "jpeg", "webp", "npz"]
 
 
 @dataclass(frozen=True)
 class Output:
-    """Where pictures go: into a folder, with a grid; or one picture into one file (`is_single`).
+    """Where pictures go: into a folder, with a grid; one picture into one file (`is_single`); or all into one
+    array (`is_npz`).
 
     `path` is None for a name of the run's own.
     """
@@ -43,24 +32,36 @@ class Output:
     kind: PictureFormat
     is_single: bool = False
     is_grid: bool = False
+    is_npz: bool = False
+
+    @property
+    def is_file(self) -> bool:
+        return self.is_single or self.is_grid or self.is_npz
 
 
-def choose_output(path: Path | None, kind: PictureFormat | None, *, num_pictures: int) -> Output:
+def choose_output(path: Path | None, kind: OutputFormat | None, *, num_pictures: int) -> Output:
     """Raises: ValueError for a file that cannot hold what is drawn."""
     suffix = "" if path is None else path.suffix.lower()
+    if suffix == ".npz" or kind == "npz":
+        if path is None or path.is_dir() or suffix != ".npz" or kind not in (None, "npz"):
+            where = "no --output" if path is None else f"--output {path}"
+            raise ValueError(
+                f"--format {kind or 'npz'} with {where}; expected a file --output NAME.npz for all pictures"
+            )
+        return Output(path, "png", is_npz=True)
     if path is None or path.is_dir() or suffix not in (*SUFFIXES, *OTHER_SUFFIXES):
         if path is not None and path.exists() and not path.is_dir():
             raise ValueError(f"--output {path} is a file; expected a folder, or a .png, .jpg or .webp file")
         return Output(path, kind or "png")
     if suffix in OTHER_SUFFIXES:
         raise ValueError(
-            f"--output {path} is no kind of picture that is written; expected .png, .jpg or .webp"
+            f"--output {path} is no kind of picture that is written; expected .png, .jpg, .webp or .npz"
         )
     if num_pictures > 1:
         if suffix != ".png":
             raise ValueError(
-                f"--output {path} is one file for {num_pictures} pictures; expected a folder, or a .png "
-                "file for the grid of all"
+                f"--output {path} is one file for {num_pictures} pictures; expected a folder, a .png "
+                "file for the grid of all, or a .npz file"
             )
         return Output(path, kind or "png", is_grid=True)
     if kind is not None and kind != SUFFIXES[suffix]:
@@ -71,91 +72,80 @@ def choose_output(path: Path | None, kind: PictureFormat | None, *, num_pictures
 def write_pictures(
     pipeline: Pipeline, requests: Sequence[Request], output: Output, *, default: Path, columns: int
 ) -> list[str]:
-    """Draw and write; what was written, a line each. `default` is the folder where `output` names none.
+    """Draw what is not there yet, and write; what was written, a line each, on the main rank. `default` is
+    the folder where `output` names none. Collective over the pipeline's ranks.
 
-    Raises: OSError.
+    Raises: ValueError for pictures that are there and were drawn otherwise, OSError.
     """
-    if output.is_single:
-        return [_write_one(pipeline, requests[0], output)]
-    folder = _make_folder(output, default)
-    numbers = itertools.count(_first_number(folder))
-    loads, shown = LoadByTime(), _Shown(columns)
-    for batch in generate_batches(pipeline.networks, requests, pipeline.config.sampling):
-        for request, pixels_HWC in zip(batch.requests, to_pixels(batch.images_BCHW), strict=True):
-            data = encode_picture(pixels_HWC, output.kind, _metadata(pipeline, request))
-            write_free(folder, file_stem(next(numbers), request.prompt), _suffix(output.kind), data)
-        shown.add(batch.images_BCHW)
+    ranks = Ranks(pipeline.context)
+
+    def describe(number: int) -> Metadata:
+        return picture_metadata(pipeline, requests[number])
+
+    folder = ranks.of_main(lambda: _make_folder(output, default))
+    store: Store
+    if output.is_npz:
+        store = _npz(pipeline, output, len(requests), describe)
+    elif output.is_single:
+        assert output.path is not None
+        store = SingleFile(output.path, output.kind, describe)
+    else:
+        assert folder is not None
+        grid = _grid_path(output, folder)
+        store = PictureFolder(folder, output.kind, len(requests), describe, columns, grid)
+    missing = ranks.of_main(store.missing)
+    summary = _draw(pipeline, requests, store, missing, ranks)
+    lines = ranks.of_main(lambda: store.finish(drawn=len(missing), summary=summary))
+    return lines if ranks.is_main else []
+
+
+def _draw(
+    pipeline: Pipeline, requests: Sequence[Request], store: Store, missing: Sequence[int], ranks: Ranks
+) -> str:
+    """Draw this rank's share of the missing pictures. What they cost, for all ranks. Collective."""
+    share = ranks.share(missing)
+    # A repeated picture is as good as any for a rank that has none left: it is not written.
+    padded = [*share.places, *([missing[0]] * (share.count - len(share.places)) if missing else [])]
+    loads, calls, drawn = LoadByTime(), 0.0, 0
+    asked = [requests[number] for number in padded]
+    for batch in generate_batches(
+        pipeline.networks, asked, pipeline.config.sampling, has_progress=ranks.is_main
+    ):
+        for pixels_HWC in to_pixels(batch.images_BCHW):
+            if drawn < len(share.places):
+                store.write(share.places[drawn], pixels_HWC)
+            drawn += 1
         loads.merge(batch.loads)
-    grid = _grid_path(output, folder)
-    captions = [str(request.prompt) for request in requests[: shown.count]]
-    save_image_grid(torch.cat(shown.images), captions, grid, columns=columns)
-    count = f"{len(requests)} picture{'s' * (len(requests) > 1)}"
-    rest = f" (the first {shown.count} shown)" if shown.count < len(requests) else ""
-    capacity = f"average inference capacity {loads.capacity:.3f}"
-    return [f"{folder}: {count}", f"{grid}: {count}{rest}, {capacity}"]
+        calls += batch.calls * len(batch.requests)
+    everything = LoadByTime()
+    parts = ranks.gather((loads.on_cpu(), calls, drawn))
+    for part, _, _ in parts:
+        everything.merge(part)
+    calls_a_picture = sum(part[1] for part in parts) / max(1, sum(part[2] for part in parts))
+    return (
+        f"average inference capacity {everything.capacity:.3f}, {calls_a_picture:.4g} network calls a picture"
+    )
 
 
-def _write_one(pipeline: Pipeline, request: Request, output: Output) -> str:
+def _npz(pipeline: Pipeline, output: Output, count: int, describe: Callable[[int], Metadata]) -> NpzFile:
     assert output.path is not None
-    output.path.parent.mkdir(parents=True, exist_ok=True)
-    (batch,) = generate_batches(pipeline.networks, [request], pipeline.config.sampling)
-    data = encode_picture(to_pixels(batch.images_BCHW)[0], output.kind, _metadata(pipeline, request))
-    path = write_free(output.path.parent, output.path.stem, output.path.suffix, data)
-    return f"{path}: 1 picture, average inference capacity {batch.loads.capacity:.3f}"
+    _, height, width = latent_shape(pipeline.networks, pipeline.config.sampling)
+    factor = pipeline.networks.autoencoder.factor
+    return NpzFile(output.path, count, height * factor, width * factor, describe)
 
 
-class _Shown:
-    """The first pictures, as many as fit in a grid, but at least a row."""
-
-    def __init__(self, columns: int) -> None:
-        self.columns = columns
-        self.images: list[Tensor] = []
-        self.count = 0
-
-    def add(self, images_BCHW: Tensor) -> None:
-        pixels = images_BCHW.shape[2] * images_BCHW.shape[3]
-        free = max(self.columns, MAX_GRID_PIXELS // pixels) - self.count
-        if free > 0:
-            self.images.append(images_BCHW[:free].float().cpu())
-            self.count += len(self.images[-1])
-
-
-def _make_folder(output: Output, default: Path) -> Path:
+def _make_folder(output: Output, default: Path) -> Path | None:
     if output.path is None:
         return make_free_folder(default, beside=".png")
     if output.is_grid:
         return make_free_folder(output.path.with_suffix(""), beside=output.path.suffix)
-    output.path.mkdir(parents=True, exist_ok=True)
-    return output.path
+    if not output.is_file:
+        output.path.mkdir(parents=True, exist_ok=True)
+        return output.path
+    return None
 
 
-def _grid_path(output: Output, folder: Path) -> Path:
+def _grid_path(output: Output, folder: Path) -> Path | None:
     if output.path is None:
         return folder.with_name(f"{folder.name}.png")
-    if output.is_grid:
-        return folder.with_name(f"{folder.name}{output.path.suffix}")
-    return write_free(folder, "grid", ".png", b"")  # the name is ours from now on
-
-
-def _first_number(folder: Path) -> int:
-    """Behind the pictures that the folder holds from before."""
-    taken = [int(match[1]) for path in folder.iterdir() if (match := NUMBER.match(path.name))]
-    return max(taken, default=-1) + 1
-
-
-def _suffix(kind: PictureFormat) -> str:
-    return ".jpg" if kind == "jpeg" else f".{kind}"
-
-
-def _metadata(pipeline: Pipeline, request: Request) -> Metadata:
-    return {
-        "prompt": str(request.prompt),
-        "negative_prompt": request.negative_prompt,
-        "seed": request.seed,
-        "index": request.index,
-        "settings": json.dumps(asdict(pipeline.config.sampling)),
-        "checkpoint": str(pipeline.checkpoint),
-        "step": pipeline.step,
-        "weights": pipeline.weights,
-        "version": f"diffmoe_scale {__version__}",
-    }
+    return folder.with_name(f"{folder.name}{output.path.suffix}") if output.is_grid else None

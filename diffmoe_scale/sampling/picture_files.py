@@ -32,8 +32,7 @@ version."""
 def encode_picture(pixels_HWC: np.ndarray, kind: PictureFormat, metadata: Metadata) -> bytes:
     """A file's bytes. PNG: a text entry for each entry of `metadata`. JPEG and WebP: one JSON object as the
     EXIF comment, the prompt also as the XMP description."""
-    limit = MAX_TEXT_OF_JPEG if kind == "jpeg" else MAX_TEXT
-    entries = {name: _shortened(value, limit) for name, value in metadata.items()}
+    entries = entries_of(metadata, kind)
     picture, buffer = Image.fromarray(pixels_HWC), BytesIO()
     if kind == "png":
         text = PngInfo()
@@ -46,6 +45,16 @@ def encode_picture(pixels_HWC: np.ndarray, kind: PictureFormat, metadata: Metada
     xmp = _xmp(str(entries.get("prompt", "")))
     picture.save(buffer, kind.upper(), quality=QUALITY, exif=exif.tobytes(), xmp=xmp)
     return buffer.getvalue()
+
+
+def entries_of(metadata: Metadata, kind: PictureFormat) -> Metadata:
+    """`metadata` as a file of this kind can hold it."""
+    limit = MAX_TEXT_OF_JPEG if kind == "jpeg" else MAX_TEXT
+    return {name: _shortened(value, limit) for name, value in metadata.items()}
+
+
+def suffix_of(kind: PictureFormat) -> str:
+    return ".jpg" if kind == "jpeg" else f".{kind}"
 
 
 def read_metadata(path: Path) -> dict[str, str | int]:

@@ -16,7 +16,7 @@ from diffmoe_scale.model.networks import build_networks
 from diffmoe_scale.nn.generator import named_generator
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.parallel.slice import Slice
-from diffmoe_scale.sampling.loading import join_alone
+from diffmoe_scale.sampling.loading import join_ranks
 from tests.train.runs import tiny_config
 
 CPU = torch.device("cpu")
@@ -69,4 +69,4 @@ def manifest(config: Config, step: int) -> Manifest:
 
 def make_run(folder: Path, *settings: str, steps: Sequence[int] = STEPS) -> dict[str, torch.Tensor]:
     """One process's run in the folder, and the state of its last step."""
-    return save_run(join_alone(), folder, settings, steps)
+    return save_run(join_ranks(1), folder, settings, steps)

@@ -36,7 +36,7 @@ def perfect_batches(
         loads = LoadByTime()
         loads.add(1.0, torch.tensor([[0.5, 1.5]]), weight=len(batch))
         loads.add(0.5, torch.tensor([[2.0, 2.0]]), weight=len(batch))
-        yield Generated(batch, torch.from_numpy(np.stack(images)), loads)
+        yield Generated(batch, torch.from_numpy(np.stack(images)), loads, 20 + 10 * (first > 0))
 
 
 def test_perfect_pictures_score_one_in_every_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,6 +49,7 @@ def test_perfect_pictures_score_one_in_every_suite(tmp_path: Path, monkeypatch: 
         with Image.open(tmp_path / "samples" / f"evaluation-{name}.png") as grid:
             assert grid.width > 0
     assert found.capacity.times == [1.0, 0.5] and found.capacity.average == 1.5
+    assert 20 < found.calls < 30
     assert found.capacity.load_TLE.tolist() == [[[0.5, 1.5]], [[2.0, 2.0]]]
 
 
