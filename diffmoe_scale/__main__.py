@@ -19,6 +19,7 @@ TOOLS = {
     "inspect_data": "show what shards hold, and what is broken",
     "cache_features": "encode pictures and captions of shards in advance",
     "convert_checkpoint": "convert weights: runs, safetensors files, DiT, SiT, DiffMoE",
+    "inspect_checkpoint": "show what a checkpoint is, and how two differ",
     "find_gamma": "find the threshold that gives a sampling cost",
     "report": "write a run's report anew",
     "compare_runs": "show where the metrics of two runs differ",

@@ -88,7 +88,7 @@ USERS = {
     },
     "scipy": {"scenes/checker"},
     "torchvision": {"bench/data_contenders"},
-    "diffusers": {"encoders/autoencoder/diffusers"},
+    "diffusers": {"convert/diffusers", "encoders/autoencoder/diffusers"},
     "wandb": {"telemetry/trackers"},
     "matplotlib": {"report/plots", "telemetry/picture_grid"},
     "pydantic": {"config/load", "checkpoint/manifest", "data/shards/record"},

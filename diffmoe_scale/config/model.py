@@ -49,6 +49,9 @@ class ModelConfig(Section, name="model"):
     size_conditioning: bool = False
     """Tell the network the original's size, the crop's place and the image's size (SDXL's micro-conditions),
     added to the timestep embedding."""
+    time_frequencies: Literal["dit", "diffusers"] = "dit"
+    """Frequencies of the timestep's 128 sines and cosines: 10000^(-i/128) (DiT, SiT, the DiffMoE reference),
+    or 10000^(-i/127), as DiTTransformer2DModel of diffusers has them."""
     activation_checkpointing: Annotated[Literal["none", "blocks", "experts"], FREE] = "none"
     """What is recomputed in the backward pass instead of being stored: whole blocks, or their feed-forward
     networks (dense and experts) alone."""

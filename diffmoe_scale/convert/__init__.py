@@ -14,5 +14,6 @@ time.py        a flow whose time runs the other way, as weights of ours
 torch_file.py  files of torch.save, read so that they run no code
 plain.py       the networks of the DiT family in plain torch, for comparison
 verify.py      what a model answers to a fixed input, block by block
+inspect.py     what a checkpoint is, and how two differ
 place.py       a target that is complete or not there
 """

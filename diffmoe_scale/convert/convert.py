@@ -28,9 +28,9 @@ from diffmoe_scale.convert.verify import Question, ask, check_tensors, differenc
 logger = logging.getLogger(__name__)
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
-SAME, ROUND_OFF = 0.0, 1e-4
-"""Tolerances: of our own network on the same numbers, and of another program for it, relative to the largest
-output."""
+SAME, ROUND_OFF, DIFFUSERS_ROUND_OFF = 0.0, 1e-4, 1e-3
+"""Tolerances, relative to the largest output: of our own network on the same numbers, of another program for
+it, and of diffusers, one of whose norms has an epsilon of its own (1e-5)."""
 Answer = Callable[[str, Question], Tensor]
 """A family's answer to a question."""
 
@@ -79,7 +79,7 @@ def convert(source: Path, target: Path, options: Options) -> list[str]:
             is_file = target.suffix == ".safetensors"
             write_files(stored, path, is_file=is_file, shard_gib=options.shard_gib)
         lines = verify(opened, stored, path) if options.is_verified else ["not verified (--no-verify)"]
-    count = sum(tensor.shape != () for tensor in stored.tensors.values())
+    count = len(stored.tensors)
     families = ", ".join(name for name in stored.families)
     return [f"{target}: {count} tensors of {families} in {options.dtype}, {size:,} bytes", *lines]
 
@@ -92,8 +92,9 @@ def open_source(path: Path, options: Options) -> Source:
         stored = average_checkpoints(path, options.average, options.settings)
         return Source(stored, lambda family, question: ask(stored, family, question), SAME, is_run=True)
     if path.is_dir() and diffusers_class(path):
-        imported, answer, tolerance = open_diffusers(path, options.settings)
-        return Source(imported, answer, tolerance)
+        diffusers_model = open_diffusers(path, options.settings)
+        imported = import_foreign(diffusers_model.model)
+        return Source(imported, diffusers_model.answer, DIFFUSERS_ROUND_OFF)
     if path.is_file() and not _is_ours(path):
         model = open_foreign(path, options.settings)
         if options.weights in ("ema", "master"):

@@ -66,7 +66,7 @@ class DiffusionTransformer(nn.Module):
         self.rotated_width = width // config.heads if config.positions == "rope2d" else 0
         self.recompute_blocks = config.activation_checkpointing == "blocks"
         self.patch_embedding = nn.Linear(config.channels * patch * patch, width)
-        self.time_embedding = TimestepEmbedding(width)
+        self.time_embedding = TimestepEmbedding(width, reaches_end=config.time_frequencies == "diffusers")
         self.text_projections = build_text_projections(config, text_streams)
         pooled_width = sum(stream.pooled for stream in text_streams)
         self.pooled_projection = nn.Linear(pooled_width, width) if pooled_width else None

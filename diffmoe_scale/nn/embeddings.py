@@ -13,12 +13,17 @@ from torch import Tensor, nn
 from diffmoe_scale.nn.generator import draw_defaults
 
 
-def sinusoidal_embedding(time_B: Tensor, width: int, *, max_period: float = 10000.0) -> Tensor:
+def sinusoidal_embedding(
+    time_B: Tensor, width: int, *, max_period: float = 10000.0, reaches_end: bool = False
+) -> Tensor:
     """Cosines, then sines, of time times `width / 2` falling frequencies; fp32 [B, width] (DiT's
-    timestep_embedding)."""
+    timestep_embedding). The last is 1 / max_period if it `reaches_end` (diffusers'
+    downscale_freq_shift=1)."""
     half = width // 2
     frequencies = torch.exp(
-        -math.log(max_period) / half * torch.arange(half, device=time_B.device, dtype=torch.float32)
+        -math.log(max_period)
+        / (half - reaches_end)
+        * torch.arange(half, device=time_B.device, dtype=torch.float32)
     )
     angles = time_B.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
@@ -66,9 +71,10 @@ def position_embedding_on(device: torch.device, rows: int, columns: int, width: 
 class TimestepEmbedding(nn.Module):
     """MLP on 256 sinusoids of the timestep: [B] -> [B, D]."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, reaches_end: bool = False) -> None:
         super().__init__()
         self.num_frequencies = 256
+        self.reaches_end = reaches_end
         first, last = nn.Linear(self.num_frequencies, width), nn.Linear(width, width)
         self.mlp = nn.Sequential(first, nn.SiLU(), last)
 
@@ -82,9 +88,8 @@ class TimestepEmbedding(nn.Module):
 
     def forward(self, time_B: Tensor) -> Tensor:
         first: nn.Linear = self.mlp[0]  # type: ignore[assignment]  # Sequential's items are typed as Module
-        embedding_BD: Tensor = self.mlp(
-            sinusoidal_embedding(time_B, self.num_frequencies).to(first.weight.dtype)
-        )
+        sinusoids_BF = sinusoidal_embedding(time_B, self.num_frequencies, reaches_end=self.reaches_end)
+        embedding_BD: Tensor = self.mlp(sinusoids_BF.to(first.weight.dtype))
         return embedding_BD
 
 

@@ -24,6 +24,7 @@ IDENTITY = {
         "feed_forward_ratio",
         "text_projection",
         "size_conditioning",
+        "time_frequencies",
     ),
     "moe": (
         "num_experts",
@@ -52,6 +53,7 @@ OTHER_VALUES = {
     "model.qk_norm": ["model.qk_norm=rms"],
     "model.positions": ["model.positions=rope2d"],
     "model.modulation": ["model.modulation=shared"],
+    "model.time_frequencies": ["model.time_frequencies=diffusers"],
     "moe.first_dense": ["moe.first_dense=2"],
     "moe.shared_experts": ["moe.shared_experts=1"],
     "moe.router": ["moe.router=expert_choice"],
