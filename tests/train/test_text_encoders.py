@@ -57,13 +57,13 @@ def settings_of(folder: Path) -> list[str]:
     ]
 
 
-def train_here(context: ParallelContext, settings: list[str], *, never_encodes: bool) -> None:
+def train_here(context: ParallelContext, settings: list[str], never_encodes: bool) -> None:
     if never_encodes:
 
         def refuse(encoder: FrozenTextEncoder, device: torch.device) -> None:
             raise AssertionError(f"{encoder.name} is loaded")
 
-        FrozenTextEncoder.load = refuse  # type: ignore[method-assign]  # in this process alone
+        FrozenTextEncoder.load = refuse  # type: ignore[method-assign, assignment]  # in this process alone
     config = tiny_config(settings)
     train(config, context, RunDirectory(Path(config.run.directory)))
 
@@ -87,7 +87,7 @@ def test_several_encoders_are_trained_with_on_the_fly_or_cached_and_sampled(
         monkeypatch.setenv(name, value)
     settings = settings_of(tmp_path)
     drawing = ["telemetry.sample_every=2", "sampling.steps=2", f"run.directory={tmp_path / 'fly'}"]
-    run_on_ranks(train_here, 1, [*settings, *drawing], never_encodes=False)
+    run_on_ranks(train_here, 1, [*settings, *drawing], False)
     assert (tmp_path / "fly" / "samples" / "step_00000002.png").is_file()
 
     assert cache(tmp_path / "features", settings) == 0
@@ -103,7 +103,7 @@ def test_several_encoders_are_trained_with_on_the_fly_or_cached_and_sampled(
             f"data.validation=[{features}-002.tar]",
             f"run.directory={tmp_path / 'cached'}",
         ],
-        never_encodes=True,
+        True,
     )
     on_the_fly, cached = losses_of(tmp_path / "fly"), losses_of(tmp_path / "cached")
     # Latents and features were stored in bf16.

@@ -1,7 +1,7 @@
 """Networks of transformers as text encoders: which are known, how large they are, and how one is built that
 ends at a chosen layer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any  # Any: transformers' configs and networks, whose attributes differ
@@ -21,6 +21,7 @@ SENTENCEPIECE = ("t5", "umt5")
 DECODERS = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3")
 """A token sees those before it."""
 KNOWN = (*ENCODERS, *DECODERS)
+MOST_LAYERS = 1000
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def read_architecture(folder: ModelFolder) -> Architecture:
             f"its {CONFIG_FILE} describes a {model_type!r} model; expected one of {', '.join(KNOWN)}"
         )
     try:
+        _check_depth(folder.settings)
         config = _config_class(model_type).from_dict(dict(folder.settings))
         text = _text_config(config, model_type)
         positions = 0 if model_type in SENTENCEPIECE else int(text.max_position_embeddings)
@@ -60,6 +62,15 @@ def read_architecture(folder: ModelFolder) -> Architecture:
         raise folder.error(
             f"its {CONFIG_FILE} describes no {model_type} model ({_one_line(error)})"
         ) from error
+
+
+def _check_depth(settings: Mapping[str, Any]) -> None:  # JSON
+    """Raises: ValueError for more layers than a model has: transformers lists them before it checks any."""
+    for part in (settings, settings.get("encoder"), settings.get("decoder")):
+        for name in ("num_layers", "num_hidden_layers", "num_decoder_layers"):
+            value = part.get(name, 1) if isinstance(part, dict) else 1
+            if not isinstance(value, int | None) or (value or 1) > MOST_LAYERS:
+                raise ValueError(f"{name} is {value!r:.80}; expected a whole number up to {MOST_LAYERS}")
 
 
 def _one_line(error: Exception) -> str:

@@ -30,6 +30,7 @@ from diffmoe_scale.encoders.text.weights import digest_weights, fill, open_weigh
 
 logger = logging.getLogger(__name__)
 
+PROBED_TOKENS = 64
 IRRELEVANT = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
 """Of config.json: decides no feature."""
 
@@ -78,6 +79,27 @@ class PretrainedEncoder(FrozenTextEncoder):
         network = build_network(folder, architecture, layer=plan.layer)
         with open_weights(folder) as weights:
             self._stored_names = weights.names_for(network)
+
+    def load(self, device: torch.device) -> None:
+        """Read the weights, and encode some tokens. Raises: ValueError where that fails or gives NaN."""
+        if self.tower is not None:
+            return
+        super().load(device)
+        folder, count = self.plan.folder, min(self.tokenizer.max_tokens, PROBED_TOKENS)
+        ids_BL = torch.arange(count, device=device)[None] % self.plan.architecture.vocabulary
+        try:
+            with torch.no_grad():
+                found_BLT = self.encode(ids_BL, torch.ones_like(ids_BL, dtype=torch.bool)).tokens_BLT
+        except (RuntimeError, ValueError, LookupError, TypeError, ArithmeticError) as error:
+            raise folder.error(
+                f"its model cannot be computed ({type(error).__name__}: {error}); expected the settings in "
+                f"{CONFIG_FILE} that its weights were trained with"
+            ) from error
+        if not found_BLT.isfinite().all():
+            raise folder.error(
+                f"its model gives numbers that are not finite in {self.plan.precision}; restore its weights "
+                f"and {CONFIG_FILE} from a copy"
+            )
 
     def fingerprint(self) -> str:
         plan, max_tokens = self.plan, self.tokenizer.max_tokens

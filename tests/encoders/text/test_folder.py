@@ -4,12 +4,15 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
+from typing import Any  # values of JSON
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from diffmoe_scale.encoders.text.build import build_text_encoder
 from tests.encoders.text.language_models import config_of, copy, edit_config
+from tests.encoders.text.texts import SHORT, encode, load_encoder
 
 
 def remove(name: str) -> Callable[[Path], None]:
@@ -103,3 +106,68 @@ def test_a_folder_that_does_not_fit_is_named_with_what_was_expected(
     with pytest.raises(ValueError, match=message) as caught:
         build_text_encoder(config_of(folder), tokenizer_path=Path("unused"))
     assert str(caught.value).count("\n") == 0
+
+
+def test_weights_that_are_not_finite_are_named_when_they_are_read(
+    model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copy(model_folders["t5"], tmp_path)
+    state = load_file(folder / "model.safetensors")
+    state["encoder.block.1.layer.0.SelfAttention.v.weight"][3, 3] = float("nan")
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=PATH + r"its model gives numbers that are not finite in fp32"):
+        load_encoder(config_of(folder))
+
+
+VALUES: list[Any] = [None, True, -1, 0, 1, 3, 7, 2**40, 1e308, float("nan"), "x", [], [1], {}, -0.5, 10**30]
+
+
+@pytest.mark.slow
+def test_any_config_json_is_a_value_error_or_gives_numbers(
+    model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    random, refused = Random(0), 0
+    for kind in ("t5", "qwen3", "gemma3_text", "t5gemma"):
+        folder = copy(model_folders[kind], tmp_path / kind)
+        good = json.loads((folder / "config.json").read_text())
+        for _ in range(60):
+            settings = json.loads(json.dumps(good))
+            part = settings["encoder"] if kind == "t5gemma" else settings
+            part[random.choice(list(part))] = random.choice(VALUES)
+            (folder / "config.json").write_text(json.dumps(settings))
+            try:
+                stream = encode(load_encoder(config_of(folder, max_tokens=16)), [SHORT, ""])
+            except ValueError as error:
+                assert "\n" not in str(error) and len(str(error)) < 700, settings
+                refused += 1
+            else:
+                assert stream.tokens_BLT.isfinite().all(), settings
+    assert 60 < refused < 240
+
+
+@pytest.mark.slow
+def test_any_damage_to_a_tokenizer_is_a_value_error_or_gives_ids_of_the_model(
+    model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    random, refused = Random(0), 0
+    for kind, name in (("t5", "spiece.model"), ("gemma", "tokenizer.json")):
+        folder = copy(model_folders[kind], tmp_path / kind)
+        good = (folder / name).read_bytes()
+        for _ in range(120):
+            damaged = bytearray(good)
+            place = random.randrange(len(damaged))
+            match random.randrange(3):
+                case 0:
+                    damaged[place] ^= 1 << random.randrange(8)
+                case 1:
+                    del damaged[place:]
+                case 2:
+                    damaged[place : place + 4] = random.randbytes(4)
+            (folder / name).write_bytes(damaged)
+            try:
+                encoder = build_text_encoder(config_of(folder), tokenizer_path=Path("unused"))
+            except ValueError:
+                refused += 1
+                continue
+            assert encoder.tokenize([SHORT, "", "an \u00e9 \u57ce"]).max() < 330
+    assert refused > 100
