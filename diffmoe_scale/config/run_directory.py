@@ -40,7 +40,7 @@ class RunDirectory:
 
     @property
     def shards(self) -> Path:
-        """The training shards of the last start: what they held."""
+        """The shards of the last start, of training and of validation: what they held."""
         return self.path / "shards.json"
 
     @property

@@ -76,7 +76,8 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
     refuse_other_features([reader, validation.reader], networks, config)
     load_text_encoders([reader, validation.reader], networks, config)
     if context.is_main:
-        record_shards(reader.catalog, directory.shards)
+        held_out = None if validation.reader is None else validation.reader.catalog
+        record_shards(reader.catalog, directory.shards, validation=held_out)
     wait_for_ranks(context.waiting_group)
     batches = reader.batches(plan, position, dp_rank=context.dp_group.rank(), dp_size=context.dp_group.size())
     return Training(

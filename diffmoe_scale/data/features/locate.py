@@ -1,6 +1,7 @@
 """Where the file that says what made a set's features lies, and what it says."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,6 +18,8 @@ from diffmoe_scale.data.features.source import (
     stream_name,
 )
 from diffmoe_scale.data.shards.remote import RemoteShards, is_url
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,14 @@ def _split_streams(tensors: dict[str, Tensor]) -> tuple[CaptionFeatures, ...]:
     return found
 
 
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as one: the length of a header of JSON, and the header."""
+    with path.open("rb") as file:
+        beginning = file.read(9)
+    length = int.from_bytes(beginning[:8], "little")
+    return beginning[8:] == b"{" and length <= path.stat().st_size
+
+
 def find_feature_set(shards: Sequence[Path], remote: RemoteShards | None = None) -> FeatureSet | None:
     """What made the features in some shards, from a file in each folder; None for shards of pictures. A
     URL's is fetched once and kept.
@@ -96,7 +107,11 @@ def find_feature_set(shards: Sequence[Path], remote: RemoteShards | None = None)
     files = list(dict.fromkeys(set_file(path, remote) for path in shards))
     for file in files:
         if remote is not None and is_url(file.name) and file.place is not None and not file.place.is_file():
-            remote.fetch_file(file.name, file.place, otherwise="the shards beside it are taken for pictures")
+            otherwise = "the shards beside it are taken for pictures"
+            is_there = remote.fetch_file(file.name, file.place, otherwise=otherwise)
+            if is_there and not _is_safetensors(file.place):
+                logger.info("%s is no such file, as of a server that answers all; %s", file.name, otherwise)
+                file.place.unlink()
     if not any(file.place is not None and file.place.is_file() for file in files):
         return None
     (first, found), *others = ((file, load_feature_set(file)) for file in files)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from diffmoe_scale.data.order.buckets import bucket_size, nearest_bucket
 from diffmoe_scale.data.reading.pictures import Size
+from diffmoe_scale.files import replace_file
 
 FEATURE_SUFFIX = "safetensors"
 
@@ -122,10 +123,9 @@ class FeatureSet:
             tensors[stream_name("tokens_LT", number)] = features.tokens_LT.contiguous()
             if features.pooled_P is not None:
                 tensors[stream_name("pooled_P", number)] = features.pooled_P.contiguous()
+        source = json.dumps(asdict(self.source))
         # As bytes: `save_file` would map the file, which another rank may be writing too.
-        (folder / SET_FILE).write_bytes(
-            safetensors.torch.save(tensors, metadata={"source": json.dumps(asdict(self.source))})
-        )
+        replace_file(folder / SET_FILE, safetensors.torch.save(tensors, metadata={"source": source}))
 
 
 def stream_name(name: str, number: int) -> str:

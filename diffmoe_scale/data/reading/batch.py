@@ -15,6 +15,7 @@ from diffmoe_scale.encoders.text.features import TextFeatures
 from diffmoe_scale.unicode import TEXT_NOTES
 
 GREY = 128
+UNREADABLE_JSON = "unreadable_json"
 FAILURES = {
     "read": "bytes that could not be read",
     "label": "no usable class label",
@@ -28,6 +29,7 @@ FAILURES = {
 NOTES = {
     "caption": "no caption, or an empty one",
     "long_caption": "caption cut: far longer than any text encoder reads",
+    UNREADABLE_JSON: ".json that is no JSON object, so without its captions",
     "cmyk": "CMYK, converted",
     "16_bit": "16 bits a channel, converted",
     "palette": "palette, converted",

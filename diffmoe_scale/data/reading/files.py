@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 
+from diffmoe_scale.data.reading.batch import UNREADABLE_JSON
 from diffmoe_scale.data.reading.captions import clean_captions
 from diffmoe_scale.data.shards.catalog import ShardCatalog
 from diffmoe_scale.data.shards.index import Span
@@ -43,7 +44,7 @@ class ShardFiles:
         data.caption_weights.
 
         A source is the `.txt`, or a field of the `.json` with a text or a list of texts; a `.json` that is no
-        object has none. `notes` is filled with kinds of unicode.TEXT_NOTES.
+        object has none. `notes` is filled with kinds of batch.NOTES.
         """
         drawn, fallback = (
             [name for name, weight in weights.items() if (weight > 0) == is_drawn]
@@ -70,6 +71,8 @@ class ShardFiles:
                 record = json.loads(text)
             except (ValueError, RecursionError):
                 record = None
+            if not isinstance(record, dict):
+                kinds.add(UNREADABLE_JSON)
         found: dict[str, object] = (
             {name: record.get(name) for name in names} if isinstance(record, dict) else {}
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.data import DataConfig
-from diffmoe_scale.data.reading.batch import FAILURES, NOTES, Batch, Note
+from diffmoe_scale.data.reading.batch import FAILURES, NOTES, UNREADABLE_JSON, Batch, Note
 from diffmoe_scale.unicode import TEXT_NOTES
 from diffmoe_scale.words import counted
 
@@ -16,7 +16,7 @@ LOGGED_FAILURES = 10
 # A note costs no sample: one line of each kind says that there are some.
 LOGGED_NOTES = 1
 JUDGED_SAMPLES = 200
-WARNED_OF = ("long_caption", "retry", *TEXT_NOTES)
+WARNED_OF = ("long_caption", "retry", UNREADABLE_JSON, *TEXT_NOTES)
 
 
 class Judge:

@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,13 @@ logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 SHOWN_NAMES = 10
+EFFECTS = {
+    "shards": "The run goes on behind as many samples as before; which samples an epoch holds, and their "
+    "order, are those of the shards as they are now: some may come again or not at all in this epoch",
+    "validation": "loss/validation is of other samples from here on: do not compare it with that before",
+}
+"""What a change means, by the entries of the file: shards of training and of validation."""
+NOUNS = {"shards": "shard", "validation": "validation shard"}
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -33,17 +41,20 @@ class ShardRecord:
 _RECORDS = TypeAdapter(list[ShardRecord])
 
 
-def record_shards(catalog: ShardCatalog, path: Path) -> None:
+def record_shards(catalog: ShardCatalog, path: Path, *, validation: ShardCatalog | None = None) -> None:
     """Compare the shards with those in the file `path`, log what changed, and write them there.
 
     For the main rank, once a start has succeeded. Raises: OSError if the file cannot be written.
     """
-    now = describe_shards(catalog)
+    now = {"shards": describe_shards(catalog)}
+    if validation is not None:
+        now["validation"] = describe_shards(validation)
     before = _read(path)
-    if before is not None:
-        log_changes(before, now)
-    tree = {"schema": SCHEMA, "shards": _RECORDS.dump_python(now, mode="json")}
-    replace_file(path, json.dumps(tree, ensure_ascii=False, indent=0).encode())
+    for name, effect in EFFECTS.items():
+        if name in before and name in now:
+            log_changes(before[name], now[name], effect=effect, noun=NOUNS[name])
+    tree = {name: _RECORDS.dump_python(records, mode="json") for name, records in now.items()}
+    replace_file(path, json.dumps({"schema": SCHEMA} | tree, ensure_ascii=False, indent=0).encode())
 
 
 def describe_shards(catalog: ShardCatalog) -> list[ShardRecord]:
@@ -60,62 +71,91 @@ def describe_shards(catalog: ShardCatalog) -> list[ShardRecord]:
     return found
 
 
-def log_changes(before: Sequence[ShardRecord], now: Sequence[ShardRecord]) -> None:
-    """A warning that names shards with other samples or bytes, and says what the position in the data is."""
+def log_changes(
+    before: Sequence[ShardRecord], now: Sequence[ShardRecord], *, effect: str, noun: str = "shard"
+) -> None:
+    """A warning that names shards with other samples or bytes, and what follows from it."""
+    moved = _moved(before, now)
+    if moved:
+        (name, place), *_ = moved.items()
+        logger.info(
+            "%s moved since the last start, such as %s to %s: the same names, samples and sizes",
+            counted(len(moved), noun),
+            clean_name(name),
+            clean_name(place),
+        )
+    before = [replace(record, name=moved.get(record.name, record.name)) for record in before]
     old, new = {record.name: record for record in before}, {record.name: record for record in now}
-    changes = [
-        f"{_short(name)} is gone ({counted(old[name].samples, 'sample')})" for name in old if name not in new
-    ]
-    changes += [
-        f"{_short(name)} is new ({counted(new[name].samples, 'sample')})" for name in new if name not in old
-    ]
+    changes = [f"{_short(name)} is gone ({_samples(old[name])})" for name in old if name not in new]
+    changes += [f"{_short(name)} is new ({_samples(new[name])})" for name in new if name not in old]
     touched = []
     for name in (name for name in new if name in old):
         was, is_now = old[name], new[name]
         if was.samples != is_now.samples:
-            changes.append(f"{_short(name)} ({counted(was.samples, 'sample')}, now {is_now.samples})")
+            changes.append(f"{_short(name)} ({_samples(was)}, now {is_now.samples})")
         elif was.bytes != is_now.bytes:
             changes.append(f"{_short(name)} ({counted(was.bytes, 'byte')}, now {is_now.bytes})")
-        elif was.mtime_ns != is_now.mtime_ns:
+        elif was.mtime_ns != is_now.mtime_ns and name not in moved.values():
             touched.append(_short(name))
     if changes:
         logger.warning(
-            "%s changed since the last start: %s. The run goes on behind as many samples as before; "
-            "which samples an epoch holds, and their order, are those of the shards as they are "
-            "now: some "
-            "may come again or not at all in this epoch",
-            counted(len(changes), "shard"),
-            _listed(changes),
+            "%s changed since the last start: %s. %s", counted(len(changes), noun), _listed(changes), effect
         )
     if touched:
         logger.info(
             "written again since the last start, with the same size: %s (%s); their contents may differ",
-            counted(len(touched), "shard"),
+            counted(len(touched), noun),
             _listed(touched),
         )
     if not changes and [record.name for record in before] != [record.name for record in now]:
-        logger.warning(
-            "the shards changed their order since the last start: the rest of this epoch holds the "
-            "samples "
-            "of the new order"
-        )
+        logger.warning("the %ss changed their order since the last start. %s", noun, effect)
 
 
-def _read(path: Path) -> list[ShardRecord] | None:
-    """The shards of the last start; None without a record, or for one that cannot be read (logged)."""
+def _moved(before: Sequence[ShardRecord], now: Sequence[ShardRecord]) -> dict[str, str]:
+    """The new name of each shard that lies elsewhere and is the same by file name, samples and bytes; only of
+    those that one alone can be."""
+    old, new = {record.name for record in before}, {record.name for record in now}
+    gone = _by_look(record for record in before if record.name not in new)
+    come = _by_look(record for record in now if record.name not in old)
+    return {
+        names[0]: come[look][0]
+        for look, names in gone.items()
+        if len(names) == 1 and len(come.get(look, ())) == 1
+    }
+
+
+def _by_look(records: Iterable[ShardRecord]) -> dict[tuple[str, int, int], list[str]]:
+    found: dict[tuple[str, int, int], list[str]] = {}
+    for record in records:
+        found.setdefault((Path(record.name).name, record.samples, record.bytes), []).append(record.name)
+    return found
+
+
+def _samples(record: ShardRecord) -> str:
+    return counted(record.samples, "sample")
+
+
+def _read(path: Path) -> dict[str, list[ShardRecord]]:
+    """The shards of the last start, those of validation by an entry of their own; none without a record, or
+    for one that cannot be read (logged)."""
     if not path.exists():
-        return None
+        return {}
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(tree, dict) or tree.get("schema") != SCHEMA:
             raise ValueError(f"it is no record of schema {SCHEMA}")
-        return _RECORDS.validate_python(tree.get("shards"))
+        # An older version has no entry for validation.
+        return {
+            name: _RECORDS.validate_python(tree.get(name))
+            for name in EFFECTS
+            if name == "shards" or name in tree
+        }
     except (OSError, ValueError, RecursionError, ValidationError) as error:
         reason = " ".join(str(error).split())[:200]
         logger.info(
             "%s cannot be read (%s): whether shards changed since the last start is not known", path, reason
         )
-        return None
+        return {}
 
 
 def _short(name: str) -> str:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from diffmoe_scale.data.reading.batch import FAILURES, NOTES, collate
 from diffmoe_scale.data.reading.captions import choose
+from diffmoe_scale.data.reading.pictures import Size
 from diffmoe_scale.data.reading.source import LONGEST_CAPTION
 from tests.data.reading.sources import IMAGE, make_source
 from tests.data.samples import Members, make_sample
@@ -140,3 +142,26 @@ def test_odd_captions_are_read_cleaned_and_noted(tmp_path: Path) -> None:
         "0_3": ("ab", ["nuls"]),
         "0_4": ("an emoji cut in half \ufffd", ["half_pair"]),
     }
+
+
+def test_a_json_that_cannot_be_read_is_noted_where_it_is_looked_at(tmp_path: Path) -> None:
+    texts = [
+        b"{broken",
+        b"[" * 3000,
+        b'{"a":' * 3000,
+        b'["no object"]',
+        b"\xff\xfe\x00",
+        b'{"title": "fine"}',
+    ]
+    replaced = {
+        f"0_{row}": {"png": make_sample(0, row)["png"], "json": text} for row, text in enumerate(texts)
+    }
+    replaced["0_6"] = replaced["0_0"] | {"txt": b"a caption of its own"}
+    source = replace(make_source(tmp_path, [7], replaced=replaced), is_augmented=False)
+    samples = {sample.key.split("/")[1]: sample for sample in map(source.load, range(7))}
+    for row in range(7):
+        kinds = [note.kind for note in samples[f"0_{row}"].notes]
+        assert ("unreadable_json" in kinds) == (row < 5), row
+    assert samples["0_6"].caption == "a caption of its own"
+    batch = collate(list(samples.values()), size=Size(4, 4))
+    assert dict(zip((*FAILURES, *NOTES), batch.count_kinds().tolist(), strict=True))["unreadable_json"] == 5

@@ -84,7 +84,9 @@ def test_other_bytes_are_a_change_and_a_rewrite_beside_it_is_said_too(tmp_path: 
     (_, changed), (level, rewritten) = told(messages)
     now = (tmp_path / "a.tar").stat().st_size
     assert f"1 shard changed since the last start: a.tar ({before} bytes, now {now})." in changed
-    assert level == "INFO" and rewritten.endswith("with the same size: b.tar; their contents may differ")
+    assert level == "INFO" and rewritten.endswith(
+        "with the same size: 1 shard (b.tar); their contents may differ"
+    )
 
 
 def test_shards_in_another_order_are_said(tmp_path: Path, messages: Log) -> None:
@@ -142,3 +144,54 @@ def test_a_file_name_that_is_no_utf8_is_the_same_shard_at_each_start(tmp_path: P
     start(tmp_path)
     start(tmp_path)
     assert told(messages) == []
+
+
+def test_changed_validation_shards_are_named_as_such(tmp_path: Path, messages: Log) -> None:
+    for name in ("a.tar", "held_out.tar"):
+        write(tmp_path / name, 3)
+    training, record = ShardCatalog([tmp_path / "a.tar"]), tmp_path / "shards.json"
+    record_shards(training, record)  # by an older version, which kept those of training alone
+    for _ in range(2):
+        record_shards(training, record, validation=ShardCatalog([tmp_path / "held_out.tar"]))
+    assert told(messages) == []
+    write(tmp_path / "held_out.tar", 2)
+    record_shards(training, record, validation=ShardCatalog([tmp_path / "held_out.tar"]))
+    ((level, text),) = told(messages)
+    assert level == "WARNING" and "loss/validation is of other samples" in text
+    assert text.startswith(
+        "1 validation shard changed since the last start: held_out.tar (3 samples, now 2). "
+    )
+
+
+def test_a_folder_that_moved_is_said_to_have_moved(tmp_path: Path, messages: Log) -> None:
+    (tmp_path / "old").mkdir()
+    for number in range(3):
+        write(tmp_path / "old" / f"{number}.tar", 3 + number)
+    record = tmp_path / "shards.json"
+    record_shards(ShardCatalog(sorted((tmp_path / "old").glob("*.tar"))), record)
+    (tmp_path / "old").rename(tmp_path / "new")
+    record_shards(ShardCatalog(sorted((tmp_path / "new").glob("*.tar"))), record)
+    ((level, text),) = told(messages)
+    assert level == "INFO" and text == (
+        f"3 shards moved since the last start, such as {tmp_path}/old/0.tar to {tmp_path}/new/0.tar: "
+        "the same names, samples and sizes"
+    )
+    (tmp_path / "new").rename(tmp_path / "newer")
+    write(tmp_path / "newer" / "1.tar", 9)
+    record_shards(ShardCatalog(sorted((tmp_path / "newer").glob("*.tar"))), record)
+    (_, moved), (level, changed) = told(messages)
+    assert moved.startswith("2 shards moved") and level == "WARNING"
+    assert "1.tar is gone (4 samples), 1.tar is new (9 samples)" in changed and "0.tar" not in changed
+
+
+def test_shards_that_may_have_changed_places_are_not_said_to_have_moved(
+    tmp_path: Path, messages: Log
+) -> None:
+    for folder in ("a", "b", "c", "d"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "0.tar", 3)
+    record = tmp_path / "shards.json"
+    record_shards(ShardCatalog([tmp_path / "a" / "0.tar", tmp_path / "b" / "0.tar"]), record)
+    record_shards(ShardCatalog([tmp_path / "c" / "0.tar", tmp_path / "d" / "0.tar"]), record)
+    ((level, text),) = told(messages)
+    assert level == "WARNING" and text.startswith("4 shards changed")

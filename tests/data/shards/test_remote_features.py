@@ -103,3 +103,27 @@ def test_features_out_of_a_command_are_refused(tmp_path: Path) -> None:
         ),
     ):
         make_reader(tmp_path, f"pipe:cat {tmp_path}/served/shard-000.tar")
+
+
+def test_a_server_that_answers_every_path_serves_pictures_all_the_same(
+    tmp_path: Path, server: Server
+) -> None:
+    served = tmp_path / "served"
+    page = b"<!doctype html><title>Files</title>" * 9
+    (served / SET_FILE).write_bytes(page)
+    for path in served.glob("*.tar"):
+        for kind in (".index.npz", ".sizes.index.npz"):
+            (served / f"{path.name}{kind}").write_bytes(page)
+    for _ in range(2):
+        reader = make_reader(tmp_path, f"{server.url}/shard-{{000..005}}.tar")
+        assert reader.source.features is None and reader.num_samples == sum(COUNTS)
+
+
+@pytest.mark.parametrize("beginning", [b"", b"<", b"\x05\0\0\0\0\0\0\0{"])
+def test_features_whose_set_file_is_another_file_are_refused(
+    tmp_path: Path, server: Server, beginning: bytes
+) -> None:
+    write_features(tmp_path / "served")
+    (tmp_path / "served" / SET_FILE).write_bytes(beginning)
+    with pytest.raises(ValueError, match="is missing or damaged"):
+        make_reader(tmp_path, f"{server.url}/shard-{{000..005}}.tar")
