@@ -11,9 +11,10 @@ from typing import Annotated, Any  # Any: JSON trees
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from diffmoe_scale.config.load import config_tree, load_config
 from diffmoe_scale.words import counted
 
-SCHEMA = 1
+MANIFEST_SCHEMA = 1
 MANIFEST = "manifest.json"
 METADATA = ".metadata"
 """The table of tensors of torch.distributed.checkpoint."""
@@ -54,7 +55,7 @@ class Manifest:
     shapes: dict[str, list[Count]] = field(default_factory=dict)
     files: dict[FileName, StoredFile] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
-    schema: int = SCHEMA
+    schema: int = MANIFEST_SCHEMA
     checksum: str = ""
     """Of all other fields; made when the manifest is written."""
 
@@ -98,8 +99,10 @@ def read_manifest(checkpoint: Path) -> Manifest:
         raise ValueError(
             f"{path} holds a {type(tree).__name__}; expected an object with step, files, checksum, ..."
         )
-    if tree.get("schema") != SCHEMA:
-        raise ValueError(f"{checkpoint} has schema {tree.get('schema')}; this version reads schema {SCHEMA}")
+    if tree.get("schema") != MANIFEST_SCHEMA:
+        raise ValueError(
+            f"{checkpoint} has schema {tree.get('schema')}; this version reads schema {MANIFEST_SCHEMA}"
+        )
     if tree.get("checksum") != _manifest_checksum(tree):
         raise ValueError(f"{MANIFEST} of {checkpoint} has another check sum than when it was written")
     try:
@@ -174,7 +177,7 @@ def check_model(
     ]
     changed = [
         f"{section}.{key} was {before!r}, is {settings.get(section, {}).get(key)!r}"
-        for section, entries in manifest.settings.items()
+        for section, entries in _completed(manifest.settings, settings).items()
         for key, before in entries.items()
         if settings.get(section, {}).get(key) != before
     ]
@@ -189,6 +192,22 @@ def check_model(
         f"checkpoint {checkpoint} is of another model: {tensors}. "
         f"Settings that differ: {'; '.join(changed) or 'none'}. Restore them, or choose another run.directory"
     )
+
+
+def _completed(
+    stated: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The settings that a manifest states and, for those of `settings` that an older one did not know yet,
+    their defaults: what was the only way then. One that states none at all is compared by its tensors alone."""
+    defaults = config_tree(load_config(None)) if stated else {}
+    completed = {
+        section: {key: value for key, value in entries.items() if key in settings.get(section, {})}
+        for section, entries in defaults.items()
+    }
+    return {
+        section: completed.get(section, {}) | dict(stated.get(section, {}))
+        for section in {**stated, **completed}
+    }
 
 
 def _manifest_checksum(tree: Mapping[str, Any]) -> str:

@@ -53,7 +53,7 @@ from diffmoe_scale.parallel.slice import Slice
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "deepspeed", "megatron-core")
+RECORDED_PACKAGES = ("torch", "deepspeed", "megatron-core")
 
 
 class CheckpointStore:
@@ -213,7 +213,7 @@ class CheckpointStore:
         for found_files, found_shapes in shares:
             files |= found_files
             shapes |= found_shapes
-        versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
+        versions = {name: version(name) for name in RECORDED_PACKAGES} | {"python": platform.python_version()}
         full = replace(
             manifest,
             files=dict(sorted(files.items())),

@@ -10,7 +10,7 @@ from diffmoe_scale.files import find_obstacle
 
 MAY_NOT = "choose a path that you may use, or change its permissions"
 NO_SPACE = "free space there, or choose another disk"
-ADVICE = {
+OS_ADVICE = {
     errno.EACCES: MAY_NOT,
     errno.EPERM: MAY_NOT,
     errno.EROFS: "its disk is mounted for reading only; choose another",
@@ -40,7 +40,7 @@ def explain_os_error(error: OSError, parser: argparse.ArgumentParser, given: Map
     if error.errno is None:
         return str(error)  # a sentence of our own
     reason = error.strerror or str(error)
-    advice = f"; {ADVICE[error.errno]}" if error.errno in ADVICE else ""
+    advice = f"; {OS_ADVICE[error.errno]}" if error.errno in OS_ADVICE else ""
     if not isinstance(error.filename, str | bytes | os.PathLike):
         return f"{reason}{advice}"
     path = os.fsdecode(error.filename)

@@ -7,7 +7,7 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-BITS = 64
+HASH_BITS = 64
 # Equal outlines in other colours are other pictures.
 MAX_COLOR_DISTANCE = 12
 Look = tuple[int, tuple[int, int, int]]
@@ -29,7 +29,7 @@ def find_duplicates(looks: Iterable[Look], *, max_distance: int) -> list[int]:
     compared.
     """
     parts = max_distance + 1
-    edges = [BITS * part // parts for part in range(parts + 1)]
+    edges = [HASH_BITS * part // parts for part in range(parts + 1)]
     known: list[dict[int, list[int]]] = [{} for _ in range(parts)]
     seen, firsts = [], []
     for number, look in enumerate(looks):

@@ -34,7 +34,7 @@ KEPT_SUFFIXES = ("txt", "json", "cls")
 LEFT_OUT = "left_out"
 """Folder of an unfinished set: what each of its shards lacks."""
 UNUSABLE = "sample whose picture cannot be used"
-JUDGED_SAMPLES = 2000
+ESTIMATED_SAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class FeatureWriter:
     def estimate_size(self) -> float:
         """Bytes of all shards: those of some samples spread over the set, computed with their real captions
         and empty features."""
-        counts, places = self.reader.catalog.counts, self.reader.places(JUDGED_SAMPLES)
+        counts, places = self.reader.catalog.counts, self.reader.places(ESTIMATED_SAMPLES)
         mean = sum(self._estimate_sample(shard, row) for shard, row in places) / len(places)
         # A tar file ends with two empty blocks and is filled up to 10,240 bytes.
         return sum(math.ceil((samples * mean + 1024) / 10240) * 10240 for samples in counts)

@@ -9,7 +9,7 @@ from diffmoe_scale.prepare.losses import Losses
 from diffmoe_scale.prepare.pairs import pair_texts
 from diffmoe_scale.prepare.parquet import list_parquet
 from diffmoe_scale.prepare.place import Columns, Entry, FilePlace, Text
-from diffmoe_scale.prepare.sources import COUNT, NOT_USED, Sources, sources_of
+from diffmoe_scale.prepare.sources import UNUSED, UNUSED_COUNT, Sources, sources_of
 from diffmoe_scale.prepare.tables import LINE_TABLES, list_table
 from diffmoe_scale.prepare.tars import list_tar
 from diffmoe_scale.prepare.walk import PICTURE_SUFFIXES, by_suffix, list_files, suffix_of
@@ -28,8 +28,10 @@ class Listing:
 
     def sources(self) -> Sources:
         """State of every file, and what is not used: it goes into the manifest."""
-        unused = {f"{NOT_USED}{reason}": str(names) for reason, names in self.unused.names.items()}
-        counts = {f"{NOT_USED}{reason}{COUNT}": str(count) for reason, count in self.unused.counts.items()}
+        unused = {f"{UNUSED}{reason}": str(names) for reason, names in self.unused.names.items()}
+        counts = {
+            f"{UNUSED}{reason}{UNUSED_COUNT}": str(count) for reason, count in self.unused.counts.items()
+        }
         return Sources({**sources_of(self.files).states, **unused, **counts})
 
 

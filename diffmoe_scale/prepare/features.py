@@ -30,7 +30,7 @@ from diffmoe_scale.prepare.space import parse_size, show_size, size_of
 from diffmoe_scale.words import counted
 
 FEATURES_FILE = "features.json"
-FORMAT = 2
+FEATURES_FORMAT = 2
 """Of what is written; sets of another one are not gone on with."""
 
 
@@ -173,7 +173,7 @@ def _made_with(config: Config, source: FeatureSource) -> dict[str, object]:
     packages += ["open_clip_torch"] if "open_clip" in kinds else []
     packages += ["transformers"] if "transformers" in kinds else []
     return asdict(source) | {
-        "format": FORMAT,
+        "format": FEATURES_FORMAT,
         "aspects": list(source.aspects),
         "caption_weights": dict(config.data.caption_weights),
         "background": list(config.data.background),

@@ -7,7 +7,7 @@ from PIL import Image, ImageCms
 
 from diffmoe_scale.data.reading.pictures import identify
 
-SUFFIXES = {
+SUFFIX_BY_FORMAT = {
     "PNG": "png",
     "JPEG": "jpg",
     "MPO": "jpg",
@@ -26,11 +26,11 @@ PROFILE = "colour profile other than sRGB: training reads the numbers as sRGB"
 
 
 def suffix_by_format(data: bytes) -> str:
-    """Raises: ValueError for a format that is none of SUFFIXES."""
+    """Raises: ValueError for a format that is none of SUFFIX_BY_FORMAT."""
     kind = str(identify(data).format)
-    if kind not in SUFFIXES:
-        raise ValueError(f"a picture of the format {kind}; expected {', '.join(SUFFIXES)}")
-    return SUFFIXES[kind]
+    if kind not in SUFFIX_BY_FORMAT:
+        raise ValueError(f"a picture of the format {kind}; expected {', '.join(SUFFIX_BY_FORMAT)}")
+    return SUFFIX_BY_FORMAT[kind]
 
 
 def unseen_parts(data: bytes) -> list[str]:

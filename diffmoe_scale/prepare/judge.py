@@ -20,7 +20,7 @@ from diffmoe_scale.prepare.texts import BadText, read_known
 from diffmoe_scale.unicode import clean_name
 
 LOOKED_TOGETHER = 1000
-WHITE = (255, 255, 255)
+SHOWN_WHITE = (255, 255, 255)
 NO_HASH = -1
 
 
@@ -93,7 +93,7 @@ def look(entry: Entry, *, options: ShardOptions) -> Look:
         return Look("too small", f"{size}; --min-size is {options.min_size}")
     if 0 < options.max_aspect * short < long:
         return Look("too long", f"{size}; --max-aspect is {options.max_aspect:g}")
-    code, color = look_of(flatten(image, WHITE)) if options.duplicates >= 0 else (NO_HASH, (0, 0, 0))
+    code, color = look_of(flatten(image, SHOWN_WHITE)) if options.duplicates >= 0 else (NO_HASH, (0, 0, 0))
     notes = known.notes + [(kind, "") for kind in unseen_parts(data)]
     return Look(captions=len(known.captions), hash=code, color=color, notes=notes)
 

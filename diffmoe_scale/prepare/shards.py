@@ -27,7 +27,7 @@ from diffmoe_scale.prepare.texts import read_known
 from diffmoe_scale.unicode import clean_name
 from diffmoe_scale.words import counted
 
-FORMAT = 2
+SHARDS_FORMAT = 2
 """Of what is written; sets of another one are not gone on with."""
 READ_TOGETHER = 64
 UNCAPTIONED = "without a caption"
@@ -47,7 +47,7 @@ def prepare_shards(options: ShardOptions, *, tell: Tell = print) -> Prepared:
         classes = find_classes(options.classes, options.input, listing, excluded=options.outputs())
     if classes is None and not any(map(_is_captioned, listing.entries)):
         raise ValueError(_no_captions(listing))
-    made_with = {"format": FORMAT} | options.made_with()
+    made_with = {"format": SHARDS_FORMAT} | options.made_with()
     if classes is not None:
         made_with["classes"] = classes.describe()
     if options.resize or options.duplicates >= 0:

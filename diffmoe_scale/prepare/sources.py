@@ -13,7 +13,7 @@ from diffmoe_scale.unicode import clean_name
 
 FILE = "sources.json.gz"
 NAMED_FILES = 3
-NOT_USED, COUNT = "not used, ", ", count"
+UNUSED, UNUSED_COUNT = "not used, ", ", count"
 """Beginning of the names of what was found and not used, by reason: its state is the list of names as text;
 and the end of the name that has its count."""
 
@@ -58,23 +58,23 @@ class Sources:
 
 
 def _of_files(states: Mapping[str, str]) -> dict[str, str]:
-    return {name: state for name, state in states.items() if not name.startswith(NOT_USED)}
+    return {name: state for name, state in states.items() if not name.startswith(UNUSED)}
 
 
 def _unused_differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     """How what is not used differs, by reason: names where they were kept, else counts."""
     reasons = dict.fromkeys(
-        name.removeprefix(NOT_USED)
+        name.removeprefix(UNUSED)
         for name in (*new, *old)
-        if name.startswith(NOT_USED) and not name.endswith(COUNT)
+        if name.startswith(UNUSED) and not name.endswith(UNUSED_COUNT)
     )
     parts = []
     for reason in reasons:
-        before, now = (_names_in(states.get(f"{NOT_USED}{reason}", "[]")) for states in (old, new))
+        before, now = (_names_in(states.get(f"{UNUSED}{reason}", "[]")) for states in (old, new))
         added, lost = ([name for name in a if name not in b] for a, b in ((now, before), (before, now)))
         parts += [f"{len(added)} new that cannot be used ({reason}: {_some(added)})"] if added else []
         parts += [f"{len(lost)} gone that could not be used ({reason}: {_some(lost)})"] if lost else []
-        counts = [states.get(f"{NOT_USED}{reason}{COUNT}", "0") for states in (old, new)]
+        counts = [states.get(f"{UNUSED}{reason}{UNUSED_COUNT}", "0") for states in (old, new)]
         if not added and not lost and counts[0] != counts[1]:
             parts.append(f"{reason}: {counts[0]} there, {counts[1]} now")
     return parts

@@ -29,7 +29,7 @@ from diffmoe_scale.unicode import TEXT_NOTES, clean_text, decode_text
 SHOWN = 24
 LONGEST_LABEL = 20
 SHOWN_SIZE = Size(128, 128)
-BACKGROUND: RGB = (255, 255, 255)
+SHOWN_BEHIND: RGB = (255, 255, 255)
 
 
 @dataclass
@@ -190,7 +190,9 @@ def _look_at_picture(
     survey.widths.append(image.width)
     survey.heights.append(image.height)
     if is_shown:
-        survey.shown.append((decode_image(data, size=SHOWN_SIZE, background=BACKGROUND).pixels_HWC, caption))
+        survey.shown.append(
+            (decode_image(data, size=SHOWN_SIZE, background=SHOWN_BEHIND).pixels_HWC, caption)
+        )
     return unseen_parts(data)
 
 

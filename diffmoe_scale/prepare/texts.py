@@ -11,7 +11,7 @@ from diffmoe_scale.unicode import TEXT_NOTES, clean_text, decode_text
 DEEPEST = 100
 """Levels of a JSON text; Python's own limit depends on where it is read."""
 NOT_USED = "text beside one that comes before it"
-UNREADABLE = "text that could not be read"
+UNREADABLE_TEXT = "text that could not be read"
 
 
 class BadText(ValueError):
@@ -46,7 +46,7 @@ def read_known(entry: Entry) -> Known:
         try:
             _read_one(text, known, records)
         except (OSError, ValueError) as error:
-            problems.append((UNREADABLE, f"{text.name}: {error}"))
+            problems.append((UNREADABLE_TEXT, f"{text.name}: {error}"))
     for text, _ in records[1:]:
         known.notes.append((NOT_USED, text.name))
     known.record = records[0][1] if records else {}

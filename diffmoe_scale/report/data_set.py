@@ -15,7 +15,7 @@ from diffmoe_scale.report.plots import plot_histograms
 from diffmoe_scale.telemetry.picture_grid import save_image_grid
 from diffmoe_scale.words import counted
 
-GRID_COLUMNS = 8
+SAMPLE_COLUMNS = 8
 
 
 def data_set_page(
@@ -54,5 +54,5 @@ def _draw_samples(survey: Survey) -> bytes:
         path = Path(folder) / "grid.png"
         pixels_BHWC = torch.from_numpy(np.stack([pixels for pixels, _ in survey.shown]))
         captions = [caption for _, caption in survey.shown]
-        save_image_grid(to_unit_range(pixels_BHWC), captions, path, GRID_COLUMNS)
+        save_image_grid(to_unit_range(pixels_BHWC), captions, path, SAMPLE_COLUMNS)
         return path.read_bytes()

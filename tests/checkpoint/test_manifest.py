@@ -17,6 +17,8 @@ from diffmoe_scale.checkpoint.manifest import (
     read_manifest,
     write_manifest,
 )
+from diffmoe_scale.config.identity import model_settings
+from diffmoe_scale.config.load import load_config
 
 MANIFEST = Manifest(
     step=3,
@@ -198,3 +200,18 @@ def test_another_setting_with_equal_tensors_is_refused() -> None:
             {"master/w": [3, 4]},
             {"moe": {name: "another" for name in MANIFEST.settings["moe"]}},
         )
+
+
+def test_a_setting_that_an_older_manifest_does_not_state_had_its_default() -> None:
+    settings = {
+        section: dict(entries)
+        for section, entries in model_settings(load_config(None), tokenizer=Path(), frozen={}).items()
+    }
+    older = replace(MANIFEST, settings={"moe": {"num_experts": settings["moe"]["num_experts"]}})
+    check_model(Path("run"), older, {"master/w": [3, 4]}, settings)
+    for section, key in (("moe", "router"), ("model", "depth"), ("diffusion", "kind")):
+        before = settings[section][key]
+        changed = settings | {section: settings[section] | {key: "another"}}
+        with pytest.raises(ValueError, match=f"differ: {section}.{key} was {before!r}, is 'another'"):
+            check_model(Path("run"), older, {"master/w": [3, 4]}, changed)
+    check_model(Path("run"), replace(MANIFEST, settings={}), {"master/w": [3, 4]}, changed)

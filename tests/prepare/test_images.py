@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from diffmoe_scale.prepare.images import ANIMATION, PROFILE, SUFFIXES, suffix_by_format, unseen_parts
+from diffmoe_scale.prepare.images import ANIMATION, PROFILE, SUFFIX_BY_FORMAT, suffix_by_format, unseen_parts
 from tests.data.samples import encode
 from tests.prepare.folders import prepare, read_samples
 
@@ -26,7 +26,7 @@ def test_the_suffix_is_that_of_the_format_whatever_the_name(tmp_path: Path, kind
     (tmp_path / "photos" / "a.jpg").write_bytes(encode(RED, kind))
     (tmp_path / "photos" / "a.txt").write_text("x")
     prepare(tmp_path / "photos", tmp_path / "out")
-    assert SUFFIXES[kind] in read_samples(tmp_path / "out")["a"]
+    assert SUFFIX_BY_FORMAT[kind] in read_samples(tmp_path / "out")["a"]
 
 
 def test_a_multi_picture_file_is_a_jpeg(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 HEADER_BYTES = 1 << 14
 SIDECAR = ".sizes"
 REMEMBERED_SHARDS = 128
-UNKNOWN = Size(0, 0)
+NO_SIZE = Size(0, 0)
 
 
 class ImageBuckets:
@@ -144,7 +144,7 @@ def scan_sizes(index: ShardIndex, shard: int, files: ShardFiles, *, has_features
         # By the member and not by the set: sizes are kept, also where what says that it is a set of features
         # comes only later.
         stored = stored_original if suffix == FEATURE_SUFFIX else stored_size
-        sizes_RZ[row] = _read_size(files, shard, members[suffix], stored) if suffix in members else UNKNOWN
+        sizes_RZ[row] = _read_size(files, shard, members[suffix], stored) if suffix in members else NO_SIZE
     return sizes_RZ
 
 
@@ -157,7 +157,7 @@ def _read_size(files: ShardFiles, shard: int, span: Span, stored: Callable[[byte
             Exception
         ):  # of a dozen types, as in decoding; the image is counted and named when its turn comes
             continue
-    return UNKNOWN
+    return NO_SIZE
 
 
 def _digest(index: ShardIndex) -> str:

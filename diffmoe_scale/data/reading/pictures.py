@@ -9,14 +9,14 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 # Pillow's other formats start programs (EPS) or are no photographs.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 # Just below the size from which Pillow warns of a decompression bomb.
 MAX_PIXELS = 89_000_000
 # Camera orientations that lie on their side.
 LYING = (5, 6, 7, 8)
 RGB = tuple[int, int, int]
 PNG = b"\x89PNG\r\n\x1a\n"
-MARKS = {PNG: "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+PICTURE_MARKS = {PNG: "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
 """How files of some formats begin."""
 # Pillow's limit is 1 MiB of text, which 1,016 compressed bytes can give.
 LONGEST_TEXT = 1000
@@ -120,16 +120,16 @@ def _open(data: bytes, *, draft_size: int | None, oddities: set[str] | None) -> 
 def identify(data: bytes) -> Image.Image:
     """A picture whose header alone was read. Raises: BadPicture."""
     try:
-        image: Image.Image = Image.open(io.BytesIO(_without_long_texts(data)), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(_without_long_texts(data)), formats=PICTURE_FORMATS)
     except UnidentifiedImageError as error:
-        kind = next((kind for mark, kind in MARKS.items() if data.startswith(mark)), "")
+        kind = next((kind for mark, kind in PICTURE_MARKS.items() if data.startswith(mark)), "")
         if kind:
             message = f"{len(data)} bytes that begin as a {kind}, whose header is damaged or cut off"
             raise BadPicture("corrupt", message) from error
         # Pillow's message names the address of the buffer.
         message = (
             f"{len(data)} bytes that begin with {data[:8]!r} are no picture of a kind that is "
-            f"read ({', '.join(FORMATS)})"
+            f"read ({', '.join(PICTURE_FORMATS)})"
         )
         raise BadPicture("no_picture", message) from error
     except Image.DecompressionBombError as error:

@@ -17,7 +17,7 @@ from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 1
+RECORD_SCHEMA = 1
 SHOWN_NAMES = 10
 EFFECTS = {
     "shards": "The run goes on behind as many samples as before; which samples an epoch holds, and their "
@@ -54,7 +54,7 @@ def record_shards(catalog: ShardCatalog, path: Path, *, validation: ShardCatalog
         if name in before and name in now:
             log_changes(before[name], now[name], effect=effect, noun=NOUNS[name])
     tree = {name: _RECORDS.dump_python(records, mode="json") for name, records in now.items()}
-    replace_file(path, json.dumps({"schema": SCHEMA} | tree, ensure_ascii=False, indent=0).encode())
+    replace_file(path, json.dumps({"schema": RECORD_SCHEMA} | tree, ensure_ascii=False, indent=0).encode())
 
 
 def describe_shards(catalog: ShardCatalog) -> list[ShardRecord]:
@@ -142,8 +142,8 @@ def _read(path: Path) -> dict[str, list[ShardRecord]]:
         return {}
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(tree, dict) or tree.get("schema") != SCHEMA:
-            raise ValueError(f"it is no record of schema {SCHEMA}")
+        if not isinstance(tree, dict) or tree.get("schema") != RECORD_SCHEMA:
+            raise ValueError(f"it is no record of schema {RECORD_SCHEMA}")
         # An older version has no entry for validation.
         return {
             name: _RECORDS.validate_python(tree.get(name))

@@ -25,7 +25,7 @@ from diffmoe_scale.files import replace_file
 logger = logging.getLogger(__name__)
 
 
-FORMAT = 3
+SIDECAR_FORMAT = 3
 
 
 CHECKSUM_BYTES = 32
@@ -50,7 +50,7 @@ def stamp_of(path: Path, *, is_copy: bool = False) -> dict[str, int | str]:
 
     Of the copy of a URL (`is_copy`) neither size nor time are known beforehand.
     """
-    stamp: dict[str, int | str] = {"format": FORMAT, "shard": path.name}
+    stamp: dict[str, int | str] = {"format": SIDECAR_FORMAT, "shard": path.name}
     if is_copy:
         return stamp
     status = path.stat()
