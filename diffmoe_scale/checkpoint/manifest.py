@@ -198,7 +198,7 @@ def _completed(
     stated: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """The settings that a manifest states and, for those of `settings` that an older one did not know yet,
-    their defaults: what was the only way then. One that states none at all is compared by its tensors alone."""
+    their defaults: what was the only way then. One that states none is compared by its tensors alone."""
     defaults = config_tree(load_config(None)) if stated else {}
     completed = {
         section: {key: value for key, value in entries.items() if key in settings.get(section, {})}
