@@ -24,6 +24,7 @@ from diffmoe_scale.convert.foreign import ask_foreign, export_foreign, import_fo
 from diffmoe_scale.convert.place import new_target
 from diffmoe_scale.convert.torch_file import read_torch_file, write_torch_file
 from diffmoe_scale.convert.verify import Question, ask, check_tensors, difference, make_question
+from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def convert(source: Path, target: Path, options: Options) -> list[str]:
         lines = verify(opened, stored, path) if options.is_verified else ["not verified (--no-verify)"]
     count = len(stored.tensors)
     families = ", ".join(name for name in stored.families)
-    return [f"{target}: {count} tensors of {families} in {options.dtype}, {size:,} bytes", *lines]
+    return [f"{target}: {counted(count, 'tensor')} of {families} in {options.dtype}, {size:,} bytes", *lines]
 
 
 def open_source(path: Path, options: Options) -> Source:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from diffmoe_scale.checkpoint.tensor_file import LazyTensor
 from diffmoe_scale.convert.rules import Rule, computed, joined, reshaped, same
 from diffmoe_scale.convert.time import NUM_FREQUENCIES, keep_velocity, reflect_time, restore_velocity
+from diffmoe_scale.words import counted
 
 PREFIX = "transformer."
 POSITIONS = "pos_embed"
@@ -241,7 +242,7 @@ def check_names(found: Iterable[str], expected: Iterable[str]) -> None:
     missing, left = sorted({*expected} - {*found}), sorted({*found} - {*expected})
     if missing or left:
         parts = [
-            f"{len(names)} tensors are {what}, such as {', '.join(names[:SHOWN])}"
+            f"{counted(len(names), 'tensor')} {what}, such as {', '.join(names[:SHOWN])}"
             for what, names in (("missing", missing), ("left over", left))
             if names
         ]

@@ -20,6 +20,7 @@ from diffmoe_scale.model.denoiser import Denoiser
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.plan.assumed import latents_of, streams_of
 from diffmoe_scale.plan.build import build_denoiser, latent_shape, plain_experts
+from diffmoe_scale.words import counted
 
 ASSUMED = "sd-vae"
 TIMES = (0.2, 0.75)
@@ -84,7 +85,10 @@ def check_tensors(config: Config, stored: StoredWeights) -> None:
             if held.get(name) != expected.get(name)
         ]
         if wrong:
-            raise ValueError(f"{stored.path}: {len(wrong)} tensors differ, such as {'; '.join(wrong[:5])}")
+            raise ValueError(
+                f"{stored.path}: {counted(len(wrong), 'tensor')} of other numbers, such as "
+                f"{'; '.join(wrong[:5])}"
+            )
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from diffmoe_scale.plan.step_time import StepTime, plan_time
 from diffmoe_scale.plan.trace import Trace
 from diffmoe_scale.plan.trace_line import TraceLine
 from diffmoe_scale.telemetry.hardware import GIB, Gpu
+from diffmoe_scale.words import counted
 
 RESERVED, FRAGMENTED = 2.5 * GIB, 0.05
 """Kept free: CUDA's context, NCCL and the libraries' workspaces, and a share for gaps between tensors.
@@ -221,6 +222,6 @@ def check_layout(config: Config, ranks: int) -> None:
     share = config.run.global_batch // ranks
     if share % micro_batch != 0:
         raise ValueError(
-            f"run.micro_batch is {micro_batch} but each of {ranks} GPUs gets {share} samples of "
+            f"run.micro_batch is {micro_batch} but each of {ranks} GPUs gets {counted(share, 'sample')} of "
             f"run.global_batch {config.run.global_batch}; expected one of {divisors(share, share)}"
         )

@@ -18,6 +18,7 @@ from diffmoe_scale.plan.text import (
     table,
 )
 from diffmoe_scale.telemetry.hardware import Gpu
+from diffmoe_scale.words import counted
 
 LARGEST_CLUSTER = 4096
 TRIED_GROWTHS = (2, 4, 8, 16)
@@ -89,7 +90,7 @@ class Summary:
         run, best = self.config.run, self.best
         hours = run.steps * best.time.total / 3600
         samples = run.steps * run.global_batch / 1e6
-        line = f"{run.steps:,} steps of {run.global_batch:,}: {samples:,.1f} M samples"
+        line = f"{counted(run.steps, 'step', ',')} of {run.global_batch:,}: {samples:,.1f} M samples"
         if best.fits:
             line += f", {hours:,.1f} hours, {hours * self.ranks:,.0f} GPU-hours (estimate)"
             price = hours * self.ranks * self.price_per_hour
@@ -97,7 +98,7 @@ class Summary:
         lines = [line]
         if self.epochs.samples:
             epoch = self.epochs.samples / run.global_batch
-            lines.append(f"epoch: {self.epochs.samples:,} samples, {epoch:,.1f} steps")
+            lines.append(f"epoch: {counted(self.epochs.samples, 'sample', ',')}, {epoch:,.1f} steps")
         by_bucket = self.epochs.steps_by_bucket or {}
         rows = [(f"  width over height {name}", f"{steps:,.1f} steps") for name, steps in by_bucket.items()]
         return lines + (table(rows) if rows else [])

@@ -17,6 +17,7 @@ from diffmoe_scale.files import replace_file
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.parallel.slice import Slice
 from diffmoe_scale.train.engine import Engine
+from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
 
