@@ -243,7 +243,7 @@ def read_shards(index: Path) -> tuple[dict[str, str], dict[str, LazyTensor]]:
         if wrong := sorted(expected ^ held.keys()):
             raise ValueError(
                 f"{index.with_name(name)} does not hold what {index.name} says: "
-                f"{len(wrong)} tensors are missing or left over, such as {', '.join(wrong[:MOST_SHOWN])}"
+                f"missing or left over are {len(wrong)}, such as {', '.join(wrong[:MOST_SHOWN])}"
             )
         metadata |= found
         tensors |= held

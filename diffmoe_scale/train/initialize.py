@@ -17,7 +17,6 @@ from diffmoe_scale.files import replace_file
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.parallel.slice import Slice
 from diffmoe_scale.train.engine import Engine
-from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +123,7 @@ def _check_tensors(
     ]
     if wrong:
         raise ValueError(
-            f"run.initialize_from {stored.path} holds weights of another model: {len(wrong)} tensors differ, "
+            f"run.initialize_from {stored.path} holds weights of another model in {len(wrong)} of its tensors, "
             f"such as {'; '.join(wrong[:MOST_SHOWN])}. Settings that differ: {'; '.join(changed) or 'none'}"
         )
 
