@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 from diffmoe_scale.checkpoint.manifest import complete_checkpoints
+from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.report.html import Markup, element, facts, fold, join, missing, table
@@ -68,7 +69,7 @@ def _rows(config: Config) -> list[tuple[str, str]]:
     layout = f"ZeRO {config.parallel.zero_stage}, expert parallel {config.parallel.expert_parallel}"
     rate = f"AdamW, peak rate {optimizer.learning_rate:g}, {batch}"
     return [
-        ("Model", f"{shape}, {model.conditioning}-conditional"),
+        ("Model", f"{shape}, {_variants(model)}{model.conditioning}-conditional"),
         ("Images", f"{_images(config)}, autoencoder {config.autoencoder.kind}"),
         ("Experts", _experts(config)),
         ("Objective", f"{config.diffusion.kind}, {diffusion}"),
@@ -81,6 +82,17 @@ def _rows(config: Config) -> list[tuple[str, str]]:
         ),
         ("Seed", str(config.run.seed)),
     ]
+
+
+def _variants(model: ModelConfig) -> str:
+    """What the blocks have beside the paper's."""
+    names = {
+        "joint attention": model.attention == "joint",
+        "2-D RoPE": model.positions == "rope2d",
+        "QK-norm": model.qk_norm == "rms",
+        "shared modulation": model.modulation == "shared",
+    }
+    return "".join(f"{name}, " for name, is_there in names.items() if is_there)
 
 
 def _images(config: Config) -> str:

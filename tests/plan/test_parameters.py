@@ -21,7 +21,7 @@ from diffmoe_scale.model.initialization import initialize_transformer
 from diffmoe_scale.model.networks import build_networks, build_transformer
 from diffmoe_scale.model.transformer import DiffusionTransformer
 from diffmoe_scale.plan.parameters import count_parameters
-from tests.model.models import make_transformer
+from tests.model.models import VARIANTS, make_transformer
 from tests.moe.layers import alone
 
 L_SIZE: dict[str, Any] = {
@@ -191,9 +191,10 @@ def test_a_network_on_meta_has_the_names_shapes_and_formats_of_one_with_memory(
     assert format_of(on_meta.bfloat16()) == format_of(with_memory.bfloat16())
 
 
-def test_weights_do_not_depend_on_what_the_memory_held_before() -> None:
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_weights_do_not_depend_on_what_the_memory_held_before(variant: str) -> None:
     with torch.device("meta"):
-        first, second = make_transformer("text"), make_transformer("text")
+        first, second = (make_transformer("text", model=VARIANTS[variant]) for _ in range(2))
     for transformer, garbage in ((first, float("nan")), (second, 7.0)):
         transformer.to_empty(device="cpu")
         for tensor in transformer.state_dict().values():
