@@ -123,7 +123,7 @@ def _check_tensors(
     ]
     if wrong:
         raise ValueError(
-            f"run.initialize_from {stored.path} is another model's in {len(wrong)} of its tensors, "
+            f"run.initialize_from {stored.path} has weights of another model ({len(wrong)} here), "
             f"such as {'; '.join(wrong[:MOST_SHOWN])}. Settings that differ: {'; '.join(changed) or 'none'}"
         )
 
