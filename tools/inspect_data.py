@@ -21,8 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--input", action="append", required=True, help=text)
     text = (
         "YAML file of a training: counts tokens by its tokenizer, autoencoder and patches, and takes "
-        "captions "
-        "by its data.caption_weights (default: counts words)"
+        "captions by its data.caption_weights (default: counts words)"
     )
     add("--config", type=user_path, help=text)
     text = "samples to read, spread evenly over the shards (default: 2000; 0: all)"

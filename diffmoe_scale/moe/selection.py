@@ -72,10 +72,9 @@ def tokens_per_expert(capacity: float, num_tokens: int, num_experts: int, *, mul
         rounding = f", rounded down to a multiple of {multiple} for moe.precision" if multiple > 1 else ""
         raise ValueError(
             f"moe.num_experts is {num_experts} for a pool of {counted(num_tokens, 'token')} at capacity "
-            f"{capacity:g}: "
-            f"{counted(exact, 'token')} an expert{rounding}; expected at least {multiple}, and as many "
-            f"tokens as "
-            "experts: enlarge run.micro_batch, the image, moe.pool or moe.capacity, or use fewer experts"
+            f"{capacity:g}: {counted(exact, 'token')} an expert{rounding}; expected at least {multiple}, and "
+            "as many tokens as experts: enlarge run.micro_batch, the image, moe.pool or moe.capacity, or use "
+            "fewer experts"
         )
     return k
 

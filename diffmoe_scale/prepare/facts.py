@@ -58,8 +58,7 @@ def list_facts(survey: Survey, lengths: Lengths, config: Config | None) -> Facts
         (
             "samples",
             f"{survey.samples:,} in {counted(survey.shards, 'shard', ',')}, "
-            f"{survey.size_bytes / 1e6:,.1f} MB; "
-            f"{survey.looked:,} read",
+            f"{survey.size_bytes / 1e6:,.1f} MB; {survey.looked:,} read",
         ),
         ("members", ", ".join(f".{suffix} {count:,}" for suffix, count in survey.members.most_common())),
         ("broken tar members", _counts(survey.lost.counts)),

@@ -138,8 +138,7 @@ def _check_splits(prepared: Prepared, folder: Path, options: ShardOptions) -> No
     elif options.validation > 0 and counts["validation"] == 0:
         problem = (
             f"--validation is {options.validation}, and none of {counted(counts['train'], 'image')} fell "
-            f"into that "
-            "share; raise it, or leave it out"
+            "into that share; raise it, or leave it out"
         )
     if problem:
         shutil.rmtree(folder)

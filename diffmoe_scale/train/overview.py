@@ -91,8 +91,7 @@ def _describe_data(config: Config, num_samples: int) -> str:
     batch, steps = config.run.global_batch, config.run.steps
     return (
         f"data: {counted(num_samples, 'sample', ',')}, so an epoch is {num_samples / batch:,.1f} steps "
-        f"of {batch:,} "
-        f"(run.global_batch); run.steps ({steps:,}) is {steps * batch / num_samples:,.2f} epochs"
+        f"of {batch:,} (run.global_batch); run.steps ({steps:,}) is {steps * batch / num_samples:,.2f} epochs"
     )
 
 

@@ -64,8 +64,7 @@ def load_feature_set(file: SetFile) -> FeatureSet:
     if stated.keys() != set(expected):
         raise ValueError(
             f"{file.name} has {', '.join(stated)}; expected {', '.join(expected)}: the features were made "
-            "by another version of "
-            "tools/cache_features.py; make them anew"
+            "by another version of tools/cache_features.py; make them anew"
         )
     source = FeatureSource(**stated | {"aspects": tuple(stated["aspects"])})
     if empty and source.num_streams != len(empty):

@@ -83,8 +83,8 @@ def _check_losses(config: DataConfig, catalog: ShardCatalog) -> None:
         raise ValueError(
             f"indexing the shards found {counted(num_lost, 'problem')} ({dict(catalog.problems)}) beside "
             f"{counted(num_samples, 'good sample')}, more than data.max_bad_fraction "
-            f"({config.max_bad_fraction}); "
-            "the log of the first start names them; repair the shards or raise the limit"
+            f"({config.max_bad_fraction}); the log of the first start names them; repair the shards or raise "
+            "the limit"
         )
     lost = f"; problems: {dict(catalog.problems)}" if catalog.problems else ""
     logger.info("%s in %s%s", counted(num_samples, "sample"), counted(len(catalog.paths), "shard"), lost)

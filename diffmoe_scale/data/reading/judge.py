@@ -67,9 +67,8 @@ class Judge:
         if self.read_samples >= JUDGED_SAMPLES and self.bad_samples > limit * self.read_samples:
             raise RunError(
                 f"unusable are {self.bad_samples} of {counted(self.read_samples, 'sample')} "
-                f"({dict(self.counts)}), "
-                "more than "
-                f"data.max_bad_fraction ({limit}); the log names them; repair the shards or raise the limit"
+                f"({dict(self.counts)}), more than data.max_bad_fraction ({limit}); the log names them; "
+                "repair the shards or raise the limit"
             )
 
     def _log(self, kind: str, sentence: str, *, limit: int, level: int = logging.WARNING) -> None:

@@ -163,7 +163,6 @@ class ShardCatalog:
         if len(index) != self.counts[shard]:
             raise RunError(
                 f"shard {self.paths[shard]} held {counted(self.counts[shard], 'sample')} when the run "
-                f"started and holds "
-                f"{len(index)} now; shards must not change during a run"
+                f"started and holds {len(index)} now; shards must not change during a run"
             )
         return index
