@@ -57,11 +57,12 @@ def build_models(options: StepOptions, device: torch.device) -> dict[str, Diffus
     models = {name: build_model(options, device, config) for name, config in configs.items()}
     for layer in models["scatter_loop"].moe_layers():
         # An attribute of the object hides the method.
-        layer.forward = partial(scatter_loop, layer)  # type: ignore[method-assign]
+        layer.forward = partial(scatter_loop, layer)  # type: ignore[method-assign]  # on purpose
     return models
 
 
 def predict(model: DiffusionTransformer, x_BCHW: Tensor, selection: Selection) -> Prediction:
+    """Of a batch with a time and a class for each sample."""
     batch, device = len(x_BCHW), x_BCHW.device
     prediction: Prediction = model(
         x_BCHW,

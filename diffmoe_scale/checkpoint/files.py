@@ -134,8 +134,9 @@ def _check_places(path: Path, metadata: Metadata) -> None:
 
 
 def _is_within(offset: object, length: object, size: int) -> bool:
-    are_numbers = type(offset) is int and type(length) is int
-    return are_numbers and 0 <= offset <= size and 0 < length <= size - offset  # type: ignore[operator]
+    if type(offset) is not int or type(length) is not int:
+        return False
+    return 0 <= offset <= size and 0 < length <= size - offset
 
 
 class _Unpickler(pickle.Unpickler):

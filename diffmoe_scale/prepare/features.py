@@ -197,6 +197,7 @@ def sources_of_shards(catalog: ShardCatalog) -> Sources:
 
 
 def build_encoders(config: Config, *, device: torch.device, tell: Tell) -> Encoders:
+    """The autoencoder and the frozen text encoders of a config, with their weights."""
     text = TextEncoders()
     if config.model.conditioning == "text":
         text = build_frozen_encoders(config.text)
@@ -210,6 +211,8 @@ def build_encoders(config: Config, *, device: torch.device, tell: Tell) -> Encod
 
 
 def describe_features(config: Config, encoders: Encoders, *, precision: str) -> FeatureSet:
+    """What the features will be made by, and those of the empty caption. Raises: ValueError if pictures and
+    autoencoder do not fit each other."""
     size, buckets, factor = config.model.image_size, config.buckets, encoders.autoencoder.factor
     check_picture_sizes(config, factor=factor)
     aspects, step = bucket_fields(buckets)

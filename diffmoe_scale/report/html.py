@@ -135,6 +135,7 @@ def missing(what: str, command: str) -> Markup:
 
 
 def page(title: str, body: Markup) -> str:
+    """A whole document that needs no other file."""
     return f"""<!doctype html>
 <html lang="en">
 <head>

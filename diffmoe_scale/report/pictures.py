@@ -15,6 +15,7 @@ EVALUATION_PREFIX = "evaluation-"
 
 
 def samples_section(directory: RunDirectory, sample_command: str) -> Markup:
+    """The newest grids of samples, or the command that draws some."""
     title = element("h2", "Samples")
     files = [path for path in _newest_first(directory.samples) if not _is_of_evaluation(path)]
     if not files:

@@ -37,6 +37,7 @@ def format_scores(evaluation: Evaluation) -> str:
 def scores_section(
     evaluation: Evaluation | None, records: Sequence[Record], directory: RunDirectory, command: str
 ) -> Markup:
+    """A row a suite and the evaluation's pictures, or the command that makes them."""
     title = element("h2", "Scores")
     if evaluation is None:
         return join([title, missing("No evaluation yet. To score the model:", command)])
@@ -63,6 +64,7 @@ def scores_section(
 def experts_section(
     evaluation: Evaluation | None, records: Sequence[Record], config: Config | None, command: str
 ) -> Markup:
+    """What experts did in the evaluation, else in training."""
     title = element("h2", "Experts")
     if config is not None and config.moe.num_experts == 0:
         return join([title, element("p", "A dense model: it has no experts.")])

@@ -22,6 +22,7 @@ MAX_CONFIG = 1_000_000
 def status_section(
     records: Sequence[Record], config: Config | None, directory: RunDirectory, train_command: str
 ) -> Markup:
+    """How far the run is, how fast, and its last losses."""
     if not records:
         return missing("Nothing has been trained yet. To train:", train_command)
     last = records[-1]
@@ -45,6 +46,7 @@ def status_section(
 
 
 def settings_section(config: Config | None, directory: RunDirectory, train_command: str) -> Markup:
+    """The settings that say most, and config.yaml to unfold."""
     title = element("h2", "Settings")
     if not directory.config.is_file():
         text = "The run directory has no config.yaml; training writes it:"

@@ -24,6 +24,7 @@ EVENTS = {
 
 
 def troubles_section(records: Sequence[Record], config: Config | None, log: Path) -> Markup:
+    """What went wrong, from the metrics and the warnings of log.txt."""
     warnings = list(_warnings(log))
     return join(
         [

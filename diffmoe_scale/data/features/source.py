@@ -134,6 +134,7 @@ def stream_name(name: str, number: int) -> str:
 
 
 def differences(found: FeatureSource, expected: FeatureSource) -> str:
+    """What differs, with both values; "" if nothing does."""
     pairs = [
         (name, value, _parts(expected)[name])
         for name, value in _parts(found).items()
