@@ -4,6 +4,7 @@ B captions, L tokens, T token width, V pooled width.
 """
 
 import difflib
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ def build_open_clip(config: TextEncoderConfig, names: SettingNames) -> OpenClipE
         read_tower=partial(_read_tower, config, names, name, weights),
     )
     # A description that makes no network is found before the run begins.
-    with _named_errors(config, names), torch.device("meta"):
+    with _named_errors(config, names), _without_warnings(), torch.device("meta"):
         open_clip.create_model(name, load_weights=False, device="meta")
     return encoder
 
@@ -150,6 +151,21 @@ def open_clip_widths(config: TextEncoderConfig, names: SettingNames) -> tuple[in
 def _widths(architecture: dict[str, Any]) -> tuple[int, int]:  # open_clip's JSON
     _check_architecture(architecture)
     return int(architecture["text_cfg"]["width"]), int(architecture["embed_dim"])
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """open_clip (3.3) warns of random weights on the root logger; on `meta` there are none."""
+    root = logging.getLogger()
+
+    def is_of_others(record: logging.LogRecord) -> bool:
+        return record.module != "factory"
+
+    root.addFilter(is_of_others)
+    try:
+        yield
+    finally:
+        root.removeFilter(is_of_others)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import open_clip
 import pytest
 import torch
 
-from diffmoe_scale.config.text import TextConfig
+from diffmoe_scale.config.text import TextConfig, TextEncoderConfig
 from diffmoe_scale.encoders.fingerprint import fingerprint
 from diffmoe_scale.encoders.text.build import build_text_encoder, stream_widths
 from tests.encoders.text.texts import CLOSE, LONG, SHORT, TOWER, encode, load_encoder
@@ -174,3 +174,18 @@ def test_a_damaged_description_is_an_error_that_names_the_setting(tower_folder, 
     config = TextConfig(kind="open_clip", open_clip_weights=f"local-dir:{tmp_path}", max_tokens=12)
     with pytest.raises(ValueError, match=r"text\.open_clip_weights"):
         load_encoder(config)
+
+
+def test_bf16_gives_fp32_features_near_those_of_fp32_and_the_same_fingerprint(
+    tower_folder, open_clip_encoder, caplog
+):
+    path = f"local-dir:{tower_folder}"
+    entry = TextEncoderConfig(kind="open_clip", path=path, max_tokens=12, precision="bf16")
+    encoder = load_encoder(TextConfig(encoders=(entry,)))
+    assert {weight.dtype for weight in encoder.parameters()} == {torch.bfloat16}
+    found, exact = encode(encoder, [SHORT, LONG]), encode(open_clip_encoder, [SHORT, LONG])
+    for name in ("tokens_BLT", "pooled_BV"):
+        ours, expected = getattr(found, name), getattr(exact, name)
+        assert ours.dtype == torch.float32 and (ours - expected).norm() < 0.03 * expected.norm()
+    assert encoder.fingerprint() == open_clip_encoder.fingerprint()
+    assert "randomly" not in caplog.text
