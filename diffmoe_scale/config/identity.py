@@ -1,6 +1,7 @@
 """The settings that decide what a model's weights mean: all that is not marked as free to change."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any  # settings of any type
@@ -28,7 +29,8 @@ def model_settings(config: Config, *, tokenizer: Path, frozen: Mapping[str, str]
     compared by the settings that it holds: one that was written before a setting existed has what was the
     only way then.
     """
-    tree = config_tree(config)
+    # One encoder is the same model however it is written.
+    tree = config_tree(replace(config, text=config.text.plainest()))
     settings = {
         section: {key: tree[section][key] for key in keys} for section, keys in identity_fields().items()
     }

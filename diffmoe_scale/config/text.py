@@ -1,6 +1,6 @@
 """Settings of the text encoders: captions to features."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from diffmoe_scale.config.check import require
@@ -119,6 +119,21 @@ class TextConfig(Section, name="text"):
                 f"text.encoders.{trained[1]}.kind is 'sentencepiece' once more; expected at most one encoder "
                 "that is trained along"
             )
+
+    def plainest(self) -> "TextConfig":
+        """The same encoders, a list of one as the settings for one alone where these can say it."""
+        if len(self.encoders) != 1 or self.encoders[0].kind == "transformers":
+            return self
+        (encoder,) = self.encoders
+        assert encoder.kind != "transformers"
+        return replace(
+            self,
+            encoders=(),
+            kind=encoder.kind,
+            max_tokens=encoder.max_tokens,
+            open_clip_name=encoder.architecture or self.open_clip_name,
+            open_clip_weights=encoder.path,
+        )
 
     def listed(self) -> tuple[TextEncoderConfig, ...]:
         """The encoders, that of the settings for one alone among them."""

@@ -90,3 +90,23 @@ def test_paths_and_formats_of_encoders_are_free_and_the_rest_is_the_model(tmp_pa
     )
     assert first != identity(*listed(T5.replace("-2", "-1")))
     assert first != identity(*listed(T5.replace("256", "128")))
+
+
+@pytest.mark.parametrize(
+    ("alone", "entry"),
+    [
+        (["text.max_tokens=32", "text.width=64"], OWN),
+        (["text.kind=open_clip", "text.open_clip_weights='local-dir:~/clip'", "text.max_tokens=77"], CLIP),
+        (
+            ["text.kind=open_clip", "text.open_clip_weights=x.pt", "text.open_clip_name=ViT-B-32"],
+            "{kind: open_clip, path: x.pt, architecture: ViT-B-32, max_tokens: 24}",
+        ),
+    ],
+)
+def test_a_list_of_one_is_the_model_of_the_settings_for_one_alone(
+    alone: list[str], entry: str, tmp_path: Path
+) -> None:
+    more = tuple(word for word in alone if "width" in word)
+    configs = load_config(None, alone), load_config(None, listed(entry, more=more))
+    first, second = (model_settings(config, tokenizer=tmp_path / "none", frozen={}) for config in configs)
+    assert first == second
