@@ -16,6 +16,7 @@ from diffmoe_scale.checkpoint.tensor_file import LazyTensor
 from diffmoe_scale.convert.diffusers import diffusers_class, read_diffusers
 from diffmoe_scale.convert.dit import is_dit
 from diffmoe_scale.convert.torch_file import read_torch_file
+from diffmoe_scale.words import counted
 
 THRESHOLDS = ("expert_threshold", "expert_threshold_E")
 BLOCK = re.compile(r"^(.*?blocks?\.)(\d+)\.(.*)$")
@@ -68,7 +69,7 @@ def _family_of(names: Mapping[str, LazyTensor]) -> str:
 
 def _facts(stored: StoredWeights) -> dict[str, Any]:
     model, moe = stored.config.model, stored.config.moe
-    experts = f", {moe.num_experts} experts ({moe.router})" if moe.num_experts else ""
+    experts = f", {counted(moe.num_experts, 'expert')} ({moe.router})" if moe.num_experts else ""
     return {
         "path": str(stored.path),
         "model": f"{model.depth} blocks, {model.width} wide, {model.heads} heads{experts}",
@@ -164,7 +165,7 @@ def _distance(a: Tensor, b: Tensor) -> float:
 def describe(found: Mapping[str, Any]) -> list[str]:
     """The lines of a text of what `inspect` found."""
     step = "" if found["step"] is None else f", step {found['step']}"
-    lines = [f"{found['kind']}{step}: {found['tensors']} tensors of {', '.join(found['dtypes'])}"]
+    lines = [f"{found['kind']}{step}: {found['tensors']} tensor(s) of {', '.join(found['dtypes'])}"]
     lines += [f"  {key}: {_short(value)}" for key, value in found["facts"].items()]
     lines += _table("numbers by family", found["parameters_by_family"], "{:,}".format)
     lines += _table("numbers by module", found["parameters_by_module"], "{:,}".format)
@@ -180,7 +181,7 @@ def describe(found: Mapping[str, Any]) -> list[str]:
 
 def describe_difference(found: Mapping[str, Any]) -> list[str]:
     """The lines of a text of what `compare` found."""
-    lines = [f"{found['equal']} tensors are equal"]
+    lines = [f"{found['equal']} tensor(s) are equal"]
     for key, title in (("only_in_first", "only in the first"), ("only_in_second", "only in the second")):
         if names := found[key]:
             more = f", ... ({len(names)} in all)" if len(names) > SHOWN else ""
