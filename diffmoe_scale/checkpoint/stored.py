@@ -27,16 +27,15 @@ from diffmoe_scale.checkpoint.manifest import (
     find_damage,
     read_manifest,
 )
-from diffmoe_scale.checkpoint.tensor_file import LazyTensor, read_tensors
+from diffmoe_scale.checkpoint.tensor_file import INDEX, SINGLE, LazyTensor, read_files
 from diffmoe_scale.config.identity import model_settings
 from diffmoe_scale.config.load import dump_config, make_config
+from diffmoe_scale.config.origin import mark_foreign
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.config.yaml_file import parse_yaml, read_yaml
 
 FORMAT, SCHEMA = "diffmoe_scale weights", "1"
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 FAMILIES = ("master", "ema", "buffer")
 """What a model is: weights of the last step, averaged weights, thresholds. An export may also hold `source`:
 what its foreign origin had and this model has not."""
@@ -78,7 +77,7 @@ def open_weights(path: Path, settings: Sequence[str] = (), *, check_files: bool 
 
     Raises: ValueError if it is none of these, is damaged, or its config is of another model.
     """
-    if path.is_file() or (path / INDEX).is_file() or (path / SINGLE).is_file():
+    if is_export(path):
         return open_export(path, settings)
     is_checkpoint = path.absolute().parent.name == "checkpoints"
     directory = RunDirectory(path.absolute().parent.parent if is_checkpoint else path)
@@ -91,6 +90,11 @@ def open_weights(path: Path, settings: Sequence[str] = (), *, check_files: bool 
     if not checkpoints:
         raise ValueError(f"{directory.checkpoints} holds no complete checkpoint; train first")
     return open_checkpoint(checkpoints[-1], directory, settings, check_files=check_files)
+
+
+def is_export(path: Path) -> bool:
+    """Whether a path is one of safetensors files, and not a run."""
+    return path.is_file() or (path / INDEX).is_file() or (path / SINGLE).is_file()
 
 
 def open_checkpoint(
@@ -180,8 +184,11 @@ def export_metadata(stored: StoredWeights) -> dict[str, str]:
     return texts
 
 
-def open_export(path: Path, settings: Sequence[str] = ()) -> StoredWeights:
-    """An export. Raises: ValueError if it is none, incomplete or damaged."""
+def open_export(path: Path, settings: Sequence[str] = (), *, is_foreign: bool = False) -> StoredWeights:
+    """An export. `is_foreign`: no command among the shards that its config names is run.
+
+    Raises: ValueError if it is none, incomplete or damaged.
+    """
     metadata, tensors = read_files(path)
     if metadata.get("format") != FORMAT:
         raise ValueError(
@@ -192,6 +199,8 @@ def open_export(path: Path, settings: Sequence[str] = ()) -> StoredWeights:
         raise ValueError(f"{path} has schema {metadata.get('schema')}; this version reads schema {SCHEMA}")
     try:
         tree = parse_yaml(metadata["config"])
+        if is_foreign:
+            mark_foreign(tree)
         stored = StoredWeights(
             path=path,
             tensors=tensors,
@@ -209,42 +218,3 @@ def open_export(path: Path, settings: Sequence[str] = ()) -> StoredWeights:
     if not isinstance(stored.settings, dict) or not isinstance(stored.origin, dict):
         raise ValueError(f"{path} is damaged: its metadata hold no settings")
     return stored
-
-
-def read_files(path: Path) -> tuple[dict[str, str], dict[str, LazyTensor]]:
-    """Metadata and tensors of one safetensors file, or of a folder of one or of several with an index.
-
-    Raises: ValueError naming files and tensors that are missing or left over.
-    """
-    if path.is_file():
-        return read_tensors(path)
-    if (path / SINGLE).is_file():
-        return read_tensors(path / SINGLE)
-    return read_shards(path / INDEX)
-
-
-def read_shards(index: Path) -> tuple[dict[str, str], dict[str, LazyTensor]]:
-    """The same of the files that an index names. Raises: ValueError."""
-    try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted(set(places.values()))
-        are_plain = all("/" not in name and name.endswith(".safetensors") for name in files)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{index} is damaged: {type(error).__name__}: {error}") from error
-    if not are_plain or not files:
-        raise ValueError(f"{index} is damaged: expected names of safetensors files in its own folder")
-    metadata: dict[str, str] = {}
-    tensors: dict[str, LazyTensor] = {}
-    for name in files:
-        if not index.with_name(name).is_file():
-            raise ValueError(f"{index.parent} is not complete: {name} is missing")
-        found, held = read_tensors(index.with_name(name))
-        expected = {key for key, file in places.items() if file == name}
-        if wrong := sorted(expected ^ held.keys()):
-            raise ValueError(
-                f"{index.with_name(name)} does not hold what {index.name} says: "
-                f"missing or left over are {len(wrong)}, such as {', '.join(wrong[:MOST_SHOWN])}"
-            )
-        metadata |= found
-        tensors |= held
-    return metadata, tensors

@@ -15,6 +15,9 @@ from typing import Any, Self  # Any: JSON trees
 import torch
 from torch import Tensor
 
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+MOST_SHOWN = 5
 LONGEST_HEADER = 100_000_000
 """safetensors' own limit."""
 DTYPES = {
@@ -158,3 +161,42 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     """The memory of a tensor that lies in one piece."""
     array: Any = tensor.detach().reshape(-1).view(torch.uint8).numpy()  # numpy's stubs know no buffer
     return memoryview(array)
+
+
+def read_files(path: Path) -> tuple[dict[str, str], dict[str, LazyTensor]]:
+    """Metadata and tensors of one safetensors file, or of a folder of one or of several with an index.
+
+    Raises: ValueError naming files and tensors that are missing or left over.
+    """
+    if path.is_file():
+        return read_tensors(path)
+    if (path / SINGLE).is_file():
+        return read_tensors(path / SINGLE)
+    return read_shards(path / INDEX)
+
+
+def read_shards(index: Path) -> tuple[dict[str, str], dict[str, LazyTensor]]:
+    """The same of the files that an index names. Raises: ValueError."""
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(places.values()))
+        are_plain = all("/" not in name and name.endswith(".safetensors") for name in files)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{index} is damaged: {type(error).__name__}: {error}") from error
+    if not are_plain or not files:
+        raise ValueError(f"{index} is damaged: expected names of safetensors files in its own folder")
+    metadata: dict[str, str] = {}
+    tensors: dict[str, LazyTensor] = {}
+    for name in files:
+        if not index.with_name(name).is_file():
+            raise ValueError(f"{index.parent} is not complete: {name} is missing")
+        found, held = read_tensors(index.with_name(name))
+        expected = {key for key, file in places.items() if file == name}
+        if wrong := sorted(expected ^ held.keys()):
+            raise ValueError(
+                f"{index.with_name(name)} does not hold what {index.name} says: "
+                f"missing or left over are {len(wrong)}, such as {', '.join(wrong[:MOST_SHOWN])}"
+            )
+        metadata |= found
+        tensors |= held
+    return metadata, tensors

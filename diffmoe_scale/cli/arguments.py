@@ -16,7 +16,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         type=user_path,
         required=True,
-        help="run directory (its newest complete checkpoint) or one checkpoints/step_N folder",
+        help="run directory (its newest complete checkpoint), one checkpoints/step_N folder, or a "
+        ".safetensors export",
     )
     parser.add_argument(
         "--weights", choices=("ema", "master"), default="ema", help="averaged or last weights (default: ema)"

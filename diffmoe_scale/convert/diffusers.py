@@ -13,8 +13,7 @@ from typing import Any  # JSON trees
 import torch
 from torch import Tensor
 
-from diffmoe_scale.checkpoint.stored import read_shards
-from diffmoe_scale.checkpoint.tensor_file import LazyTensor, read_tensors
+from diffmoe_scale.checkpoint.tensor_file import LazyTensor, read_shards, read_tensors
 from diffmoe_scale.convert.dit import check_names, read_shapes
 from diffmoe_scale.convert.dit_config import FACTOR, make_dit_config
 from diffmoe_scale.convert.foreign import ForeignModel

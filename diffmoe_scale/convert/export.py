@@ -9,14 +9,8 @@ import torch
 from torch import Tensor
 
 from diffmoe_scale.checkpoint.manifest import complete_checkpoints
-from diffmoe_scale.checkpoint.stored import (
-    INDEX,
-    SINGLE,
-    StoredWeights,
-    export_metadata,
-    open_checkpoint,
-)
-from diffmoe_scale.checkpoint.tensor_file import LazyTensor, write_tensors
+from diffmoe_scale.checkpoint.stored import StoredWeights, export_metadata, open_checkpoint
+from diffmoe_scale.checkpoint.tensor_file import INDEX, SINGLE, LazyTensor, write_tensors
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.convert.place import new_target
 

@@ -11,8 +11,8 @@ from typing import Any  # JSON trees
 import torch
 from torch import Tensor
 
-from diffmoe_scale.checkpoint.stored import INDEX, SINGLE, StoredWeights, open_weights, read_files
-from diffmoe_scale.checkpoint.tensor_file import LazyTensor
+from diffmoe_scale.checkpoint.stored import StoredWeights, open_weights
+from diffmoe_scale.checkpoint.tensor_file import INDEX, SINGLE, LazyTensor, read_files
 from diffmoe_scale.convert.diffusers import diffusers_class, read_diffusers
 from diffmoe_scale.convert.dit import is_dit
 from diffmoe_scale.convert.torch_file import read_torch_file

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any  # settings of any type
 
 from diffmoe_scale.checkpoint.manifest import complete_checkpoints, find_damage, read_manifest
+from diffmoe_scale.checkpoint.stored import StoredWeights, different_settings, is_export, open_export
 from diffmoe_scale.checkpoint.weights import fill_tensors
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.identity import model_settings
@@ -17,9 +18,11 @@ from diffmoe_scale.config.parallel import ParallelConfig
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.config.section import expand_home
+from diffmoe_scale.files import replace_file
 from diffmoe_scale.model.denoiser import Denoiser
 from diffmoe_scale.model.networks import Networks, build_networks
 from diffmoe_scale.parallel.context import ParallelContext, initialize
+from diffmoe_scale.parallel.waiting import wait_for_ranks
 from diffmoe_scale.sampling.ranks import Ranks
 
 logger = logging.getLogger(__name__)
@@ -52,8 +55,8 @@ def load_pipeline(
     settings: Sequence[str] = (),
     context: ParallelContext | None = None,
 ) -> Pipeline:
-    """The model of a run directory (newest complete checkpoint) or of one of its `checkpoints/step_N`
-    folders.
+    """The model of a run directory (newest complete checkpoint), of one of its `checkpoints/step_N` folders,
+    or of an export of weights (a .safetensors file or a folder of such files).
 
     `weights` are `ema` (averaged) or `master` (of the last step); `settings` are `key.sub=value` words that
     override the run's, but for parallel.expert_parallel, which is 1 unless it is given there. Without
@@ -64,6 +67,8 @@ def load_pipeline(
     path = Path(expand_home(str(path), "the path of a run"))
     if weights not in WEIGHTS:
         raise ValueError(f"weights are {weights!r}; expected one of {', '.join(WEIGHTS)}")
+    if is_export(path):
+        return _load_export(path, weights=weights, settings=settings, context=context)
     is_checkpoint = path.absolute().parent.name == "checkpoints"
     directory = RunDirectory(path.absolute().parent.parent if is_checkpoint else path)
     if not directory.config.is_file():
@@ -91,6 +96,53 @@ def load_pipeline(
         named = Ranks(context).of_main(lambda: named or _newest(directory))
     checkpoint, step = _fill(networks.denoiser, directory, named, weights=weights, settings=meaning)
     return Pipeline(networks, config, directory, checkpoint, step, weights, context)
+
+
+def _load_export(
+    path: Path, *, weights: str, settings: Sequence[str], context: ParallelContext | None
+) -> Pipeline:
+    """The model of an export. Its directory, for pictures and scores, is the folder of its files, or one
+    beside the file with its name; the tokenizer is put there. Raises: ValueError as `load_pipeline`."""
+    stored = open_export(path, ["parallel.expert_parallel=1", *settings], is_foreign=True)
+    if weights not in stored.families:
+        held = ", ".join(name for name in stored.families if name != "buffer")
+        raise ValueError(f"weights are {weights!r}, but {path} holds {held}; give --weights {held}")
+    config = stored.config
+    directory = RunDirectory(path if path.is_dir() else path.with_suffix(""))
+    context = context or join_ranks(config.parallel.expert_parallel)
+    if stored.tokenizer and Ranks(context).is_main:
+        directory.path.mkdir(parents=True, exist_ok=True)
+        replace_file(directory.tokenizer, stored.tokenizer)
+    wait_for_ranks(context.waiting_group)
+    networks = build_networks(
+        config,
+        tokenizer_path=directory.tokenizer,
+        groups=context.megatron_groups,
+        device=context.device,
+        waiting_group=context.waiting_group,
+    )
+    meaning = model_settings(config, tokenizer=directory.tokenizer, frozen=networks.frozen)
+    if changed := different_settings(stored.settings, meaning):
+        raise ValueError(f"{path} is of another model: {'; '.join(changed)}")
+    fill_from(stored, networks.denoiser, weights)
+    return Pipeline(networks, config, directory, path, stored.step, weights, context)
+
+
+def fill_from(stored: StoredWeights, denoiser: Denoiser, family: str) -> None:
+    """Fill this rank's part of the denoiser. Raises: ValueError naming tensors that are missing or of another
+    shape."""
+    for name, tensors in (
+        (family, denoiser.canonical_parameters()),
+        ("buffer", denoiser.canonical_buffers()),
+    ):
+        for key, tensor in tensors.items():
+            held = stored.tensors.get(f"{name}/{key}")
+            if held is None or held.shape != tuple(tensor.shape):
+                there = "missing" if held is None else str(list(held.shape))
+                raise ValueError(
+                    f"{stored.path} is of another model: {key} is {there} there and {list(tensor.shape)} here"
+                )
+            tensor.detach().copy_(held.read())
 
 
 def _fill(

@@ -9,7 +9,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from diffmoe_scale.checkpoint.stored import INDEX, SINGLE, open_weights
+from diffmoe_scale.checkpoint.stored import open_weights
+from diffmoe_scale.checkpoint.tensor_file import INDEX, SINGLE
 from diffmoe_scale.convert.export import (
     average_checkpoints,
     cast_weights,
