@@ -1,6 +1,7 @@
 """`python -m diffmoe_scale.sample --checkpoint RUN --prompt "..."`: pictures from a trained model."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -62,12 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(parsed: argparse.Namespace) -> None:
     # Imported here: `--help` and wrong arguments answer at once.
+    from diffmoe_scale.parallel.launcher import adopt_launcher_variables
     from diffmoe_scale.sampling.batch import check_seed, latent_shape
     from diffmoe_scale.sampling.generate import check_requests
     from diffmoe_scale.sampling.loading import load_pipeline
     from diffmoe_scale.sampling.output import choose_output, write_pictures
     from diffmoe_scale.sampling.prompts import PromptRow, decode_argument, make_requests, read_prompt_file
 
+    if adopt_launcher_variables() > 0:
+        logging.getLogger("diffmoe_scale").setLevel(logging.WARNING)
     if not 1 <= parsed.count <= MAX_COUNT:
         raise ValueError(f"--count is {parsed.count}; expected 1 to {MAX_COUNT}")
     check_seed(parsed.seed)

@@ -1,6 +1,7 @@
 """Times of the network's calls."""
 
 import math
+import random
 from typing import Literal
 
 import pytest
@@ -35,6 +36,19 @@ def test_shifted_times_begin_at_noise_and_stay_above_the_end(steps: int, shift: 
     torch.testing.assert_close(gaps, gaps.mean().expand(len(gaps)), rtol=0, atol=1e-6)
     if times[-1] > 0.0501:
         torch.testing.assert_close(back[-1], torch.tensor(1 / steps).double(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_times_fall_from_noise_to_the_end_whatever_is_asked_for() -> None:
+    choose = random.Random(0)
+    for _ in range(300):
+        steps = choose.choice([1, 2, 3, 7, 50, 999, 10_000])
+        shift = math.exp(choose.uniform(-4.6, 4.6))
+        end = choose.choice([0.0, 1e-3, 0.05, choose.uniform(0, 0.9)])
+        times = sampling_times(steps, end=end, shift=shift)
+        case = steps, end, shift
+        assert times.dtype == torch.float32 and len(times) == steps and times[0] == 1, case
+        assert (times[1:] < times[:-1]).all() and times[-1] >= torch.tensor(end) and times[-1] > 0, case
 
 
 @pytest.mark.parametrize(
