@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from diffmoe_scale.checkpoint.folders import sync_folder
+
 SUFFIX = ".unfinished"
 SPARE_BYTES = 1 << 20
 
@@ -36,9 +38,9 @@ def new_target(target: Path, *, num_bytes: int) -> Iterator[Path]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield folder / target.name
         _refuse_existing(target)
-        _sync(folder)
+        sync_folder(folder)
         os.rename(folder / target.name, target)
-        _sync(target.parent)
+        sync_folder(target.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
@@ -63,11 +65,3 @@ def _remove_leftovers(target: Path) -> None:
 
 def _escaped(name: str) -> str:
     return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in name)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

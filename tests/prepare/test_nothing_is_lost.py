@@ -107,7 +107,7 @@ def draw_files(draw: random.Random) -> dict[str, bytes]:
     return files
 
 
-def test_folders(tmp_path: Path) -> None:
+def test_every_file_of_a_folder_is_paired_or_named(tmp_path: Path) -> None:
     for case in range(CASES):
         draw = random.Random(case)
         root = tmp_path / str(case) / "photos"
@@ -131,7 +131,7 @@ def test_folders(tmp_path: Path) -> None:
         assert not prepare(root, output, **options).is_new
 
 
-def test_tars(tmp_path: Path) -> None:
+def test_every_member_of_a_tar_is_paired_or_named(tmp_path: Path) -> None:
     for case in range(CASES):
         draw = random.Random(case)
         members = list(draw_files(draw).items())
@@ -171,7 +171,7 @@ def test_damaged_tars_end_in_a_set_or_a_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
-def test_tables(tmp_path: Path, kind: str) -> None:
+def test_every_row_of_a_table_is_kept_or_named(tmp_path: Path, kind: str) -> None:
     signs = ["a", '"', "'", ",", ";", " b", "é", "\\"] + {
         "csv": ["\n", "\t"],
         "tsv": [],
