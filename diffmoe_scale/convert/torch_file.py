@@ -14,7 +14,6 @@ from torch import Tensor
 
 from diffmoe_scale.checkpoint.tensor_file import LazyTensor
 
-TRAINING_KEYS = {"model", "ema", "opt", "args"}
 State = dict[str, LazyTensor]
 
 

@@ -4,7 +4,7 @@ build: what is trained, on meta.
 assumed: shapes of frozen networks whose folder is not there.
 frozen: bytes of frozen networks.
 parameters: how many parameters.
-parts: the parts of a network that counts are told for.
+parts: the parts of a network, each of which is counted by itself.
 flops: operations a picture, forward and backward.
 storages: bytes of tensors as they come and go.
 stand_ins: fused attention and grouped products on meta.

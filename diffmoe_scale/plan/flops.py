@@ -71,11 +71,6 @@ class Flops:
         """Of forward and backward, without what is repeated: what MFU counts."""
         return sum(self.forward.values()) + sum(self.backward.values())
 
-    @property
-    def hardware(self) -> float:
-        """All that is computed."""
-        return self.model + self.recomputed
-
 
 def count_flops(config: Config, *, num_samples: int | None = None) -> Flops:
     """Operations of a training sample, the mean over a micro-batch of `num_samples` (by default the run's).

@@ -1,4 +1,4 @@
-"""The parts of a network that counts are told for."""
+"""The parts of a network, each of which is counted by itself."""
 
 PARTS = {
     "experts": ".experts.linear_",

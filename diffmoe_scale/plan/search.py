@@ -50,12 +50,12 @@ class Plan:
     images_per_s: float
     """Of all GPUs together."""
     mfu: float
-    room: int
+    free_bytes: int
     """Bytes that stay free; below 0: that are missing."""
 
     @property
     def fits(self) -> bool:
-        return self.room >= 0
+        return self.free_bytes >= 0
 
 
 class Planner:
@@ -117,7 +117,7 @@ class Planner:
             transfers=transfers,
             images_per_s=images_per_s,
             mfu=flops.model * images_per_s / self.ranks / peak,
-            room=self.usable - memory.total,
+            free_bytes=self.usable - memory.total,
         )
 
     def search(self) -> list[Plan]:
@@ -156,7 +156,7 @@ class Planner:
 
 def order_of(plan: Plan) -> tuple[bool, float]:
     """Sorts the best first."""
-    return not plan.fits, -plan.images_per_s if plan.fits else -plan.room
+    return not plan.fits, -plan.images_per_s if plan.fits else -plan.free_bytes
 
 
 def families(config: Config, ranks: int) -> Iterator[Layout]:

@@ -57,7 +57,7 @@ class Summary:
     def text(self) -> str:
         """For a reader."""
         own = self.own
-        verdict = "fits" if own.fits else f"does NOT fit: {-own.room / 1e9:.1f} GB too many"
+        verdict = "fits" if own.fits else f"does NOT fit: {-own.free_bytes / 1e9:.1f} GB too many"
         lines = [
             *describe_model(self.size, self.flops),
             "",
@@ -127,7 +127,7 @@ class Summary:
 
     def advice(self) -> str:
         """By how much nothing fits, and what to change."""
-        lack = -self.best.room / 1e9
+        lack = -self.best.free_bytes / 1e9
         sentence = (
             f"no layout fits: {self.best.layout} needs {self.best.memory.total / 1e9:.1f} GB of "
             f"{self.usable / 1e9:.1f} GB usable on {self.gpu.name}, {lack:.1f} GB too many"
@@ -224,7 +224,7 @@ def plan_tree(plan: Plan) -> dict[str, object]:
     return {
         **settings_of(plan.layout),
         "fits": plan.fits,
-        "free_bytes": plan.room,
+        "free_bytes": plan.free_bytes,
         "memory_bytes": {**asdict(plan.memory), "total": plan.memory.total},
         "estimated_seconds": {**asdict(plan.time), "total": plan.time.total},
         "estimated_images_per_s": plan.images_per_s,

@@ -111,11 +111,11 @@ def describe_search(plans: Sequence[Plan]) -> list[str]:
     lacking = [plan for plan in plans if not plan.fits]
     if lacking:
         lines.append("layouts that do not fit, and larger micro-batches of each do not either")
-        rows = [(str(plan.layout), f"{-plan.room / 1e9:.1f} GB too many") for plan in lacking]
+        rows = [(str(plan.layout), f"{-plan.free_bytes / 1e9:.1f} GB too many") for plan in lacking]
         lines += [f"  {line}" for line in table(rows)]
     return lines
 
 
 def _row(plan: Plan) -> tuple[str, ...]:
     speed = f"{plan.images_per_s:,.0f} images/s"
-    return str(plan.layout), speed, f"MFU {100 * plan.mfu:.1f} %", f"{plan.room / 1e9:.1f} GB free"
+    return str(plan.layout), speed, f"MFU {100 * plan.mfu:.1f} %", f"{plan.free_bytes / 1e9:.1f} GB free"

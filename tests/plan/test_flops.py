@@ -86,7 +86,7 @@ def test_checkpointing_computes_blocks_or_their_experts_twice() -> None:
     feed_forward = sum(
         flops.forward[part] for part in ("experts", "dense feed-forward", "routers", "capacity predictors")
     )
-    assert flops.recomputed == 0 and flops.hardware == flops.model
+    assert flops.recomputed == 0
     assert recomputed("experts") == feed_forward
     blocks = feed_forward + flops.forward["attention"] + flops.forward["modulation"]
     assert recomputed("blocks") == blocks

@@ -45,7 +45,7 @@ def test_the_fastest_that_fits_comes_first_and_others_say_what_they_lack() -> No
     assert speeds == sorted(speeds, reverse=True)
     usable = Planner(config, ranks=2, gpu=gpu).usable
     for plan in plans:
-        assert plan.room == usable - plan.memory.total
+        assert plan.free_bytes == usable - plan.memory.total
 
 
 def test_a_larger_micro_batch_of_a_layout_that_does_not_fit_is_not_tried() -> None:
