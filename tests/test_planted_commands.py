@@ -21,7 +21,7 @@ from diffmoe_scale.report.pictures import picture
 from diffmoe_scale.report.report import write_report
 from diffmoe_scale.sampling.calibration import collect_prompts
 from diffmoe_scale.sampling.loading import load_pipeline
-from diffmoe_scale.sampling.picture_files import read_metadata as read_picture_metadata
+from diffmoe_scale.sampling.picture_files import read_picture_metadata
 from diffmoe_scale.sampling.prompts import read_prompt_file
 from diffmoe_scale.telemetry.trackers import TensorBoardTracker
 from tests.data.samples import encode, make_sample

@@ -16,7 +16,7 @@ from PIL import Image
 from diffmoe_scale import sample
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.parallel.context import ParallelContext
-from diffmoe_scale.sampling.picture_files import read_metadata
+from diffmoe_scale.sampling.picture_files import read_picture_metadata
 from diffmoe_scale.train import run as training
 from tests.ranks import run_alone, run_on_ranks
 from tests.train.runs import text_settings, tiny_config
@@ -103,7 +103,7 @@ def test_one_picture_goes_into_the_file_named_with_what_made_it(run: Path, tmp_p
     written = ["x.png", "x-2.png", "y.jpg", "z.webp"]
     for (code, text), name in zip(answers, written, strict=True):
         assert code == 0 and text.splitlines()[-1].startswith(f"{tmp_path / name}: 1 picture, average"), text
-        found = read_metadata(tmp_path / name)
+        found = read_picture_metadata(tmp_path / name)
         assert (found["prompt"], str(found["seed"]), str(found["index"])) == ("caption 1", "5", "0")
         assert (str(found["step"]), found["weights"]) == ("4", "ema")
         assert found["checkpoint"] == str(run / "checkpoints" / "step_00000004")
@@ -125,7 +125,7 @@ def test_rows_of_a_table_have_seeds_and_negative_prompts_of_their_own(run: Path,
     ((code, text),) = run_alone(call, sample.main, [[*command, "sampling.guidance=2"]])
     assert code == 0, text
     files = sorted((tmp_path / "out").glob("0*"))
-    found = [read_metadata(path) for path in files]
+    found = [read_picture_metadata(path) for path in files]
     made = [(entry["seed"], entry["index"], entry["negative_prompt"]) for entry in found]
     assert made == [
         ("7", "0", "caption 4"),

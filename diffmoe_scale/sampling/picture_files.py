@@ -57,7 +57,7 @@ def suffix_of(kind: PictureFormat) -> str:
     return ".jpg" if kind == "jpeg" else f".{kind}"
 
 
-def read_metadata(path: Path) -> dict[str, str | int]:
+def read_picture_metadata(path: Path) -> dict[str, str | int]:
     """What `encode_picture` wrote; numbers of a PNG as text. Empty for other pictures.
 
     Raises: OSError if the file is no picture.

@@ -20,7 +20,7 @@ from diffmoe_scale.sampling.picture_files import (
     encode_picture,
     entries_of,
     file_stem,
-    read_metadata,
+    read_picture_metadata,
     suffix_of,
     write_free,
 )
@@ -109,7 +109,7 @@ class PictureFolder:
 
     def _difference(self, path: Path, number: int) -> str:
         try:
-            found = read_metadata(path)
+            found = read_picture_metadata(path)
         except OSError as error:
             raise ValueError(f"{path} cannot be read as a picture ({error}); remove it to go on") from error
         is_ours = number < self.count

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any  # networks of diffusers
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
 """Checkpoints of the DiffMoE reference: there and back to the bit, and ours has the recorded outputs."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any  # options of any type
 
 import numpy as np
 import pytest

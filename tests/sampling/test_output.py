@@ -16,7 +16,7 @@ from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.sampling.batch import number_requests
 from diffmoe_scale.sampling.loading import Pipeline
 from diffmoe_scale.sampling.output import OutputFormat, choose_output, write_pictures
-from diffmoe_scale.sampling.picture_files import read_metadata
+from diffmoe_scale.sampling.picture_files import read_picture_metadata
 from diffmoe_scale.sampling.stores import PictureFolder
 from tests.sampling.models import PLAIN, SIZE, build, config
 
@@ -126,7 +126,7 @@ def test_an_array_has_the_layout_of_adm_and_says_how_it_was_made(pipeline: Pipel
         with Image.open(path) as picture:
             assert np.array_equal(np.asarray(picture), pixels[number])
         single = {name: str(value) for name, value in (common | pictures[number]).items()}
-        assert single.items() >= read_metadata(path).items()
+        assert single.items() >= read_picture_metadata(path).items()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "x.npz"]
     assert "nothing was drawn" in draw(pipeline, tmp_path / "x.npz")[0]
     with pytest.raises(ValueError, match=r"picture 0 was drawn with sampling\.steps 4 instead of 9"):

@@ -16,7 +16,7 @@ from diffmoe_scale.sampling.picture_files import (
     encode_picture,
     file_stem,
     make_free_folder,
-    read_metadata,
+    read_picture_metadata,
     write_free,
 )
 
@@ -33,7 +33,7 @@ METADATA: dict[str, str | int] = {
 def test_pictures_say_what_they_were_made_of(tmp_path: Path, kind: PictureFormat) -> None:
     path = tmp_path / f"x.{kind}"
     path.write_bytes(encode_picture(PIXELS, kind, METADATA))
-    found = read_metadata(path)
+    found = read_picture_metadata(path)
     assert {name: str(value) for name, value in found.items()} == {
         name: str(value) for name, value in METADATA.items()
     }
@@ -51,7 +51,7 @@ def test_any_prompt_can_be_written_and_read(tmp_path: Path, kind: PictureFormat,
     path = tmp_path / "picture"
     made_of: dict[str, str | int] = {"prompt": prompt, "negative_prompt": prompt, "seed": 0}
     path.write_bytes(encode_picture(PIXELS, kind, made_of))
-    found = str(read_metadata(path)["prompt"])
+    found = str(read_picture_metadata(path)["prompt"])
     assert len(found) <= 10_000 and found[:1] == prompt[:1]
     assert len(prompt) <= 10_000 or found.endswith("\N{HORIZONTAL ELLIPSIS}")
 
@@ -69,7 +69,7 @@ def test_pictures_of_others_have_no_metadata(tmp_path: Path) -> None:
         buffer = BytesIO()
         Image.fromarray(PIXELS).save(buffer, kind, exif=own.tobytes())
         (tmp_path / "other").write_bytes(buffer.getvalue())
-        assert "prompt" not in read_metadata(tmp_path / "other")
+        assert "prompt" not in read_picture_metadata(tmp_path / "other")
 
 
 @pytest.mark.parametrize(
