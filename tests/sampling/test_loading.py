@@ -106,6 +106,21 @@ def test_one_process_gets_the_weights_that_two_ranks_trained(fp32: Trained) -> N
     )
 
 
+def load_shared(context: ParallelContext, path: Path) -> dict[str, np.ndarray]:
+    loaded = load_pipeline(path, settings=["parallel.expert_parallel=2"], context=context)
+    tensors = loaded.networks.denoiser.canonical_parameters().items()
+    return {f"ema/{name}": tensor.detach().double().flatten().numpy() for name, tensor in tensors}
+
+
+def test_ranks_that_share_experts_each_get_their_own(fp32: Trained) -> None:
+    parts = run_on_ranks(load_shared, 2, fp32.path, expert_parallel=2)
+    first, second = ({name for name in part if ".experts." in name} for part in parts)
+    assert len(first) == len(second) > 0 and not first & second
+    assert parts[0].keys() | parts[1].keys() == {name for name in fp32.state if name.startswith("ema/")}
+    for name, values in (parts[0] | parts[1]).items():
+        assert np.array_equal(values, fp32.state[name].astype(np.float32).astype(np.float64)), name
+
+
 def test_weights_of_a_bf16_run_are_rounded_from_its_fp32_ones_and_thresholds_are_not(bf16: Trained) -> None:
     assert_loaded(run_alone(load_families, bf16.path), bf16)
 
