@@ -17,6 +17,7 @@ from diffmoe_scale.diffusion.objective import build_objective
 from diffmoe_scale.encoders.text.features import StreamWidths, TextFeatures, TextStream
 from diffmoe_scale.model.condition import NUM_SIZE_CONDITIONS, Condition
 from diffmoe_scale.model.denoiser import Denoiser
+from diffmoe_scale.moe.grouped_linear import LoopLinear
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.plan.assumed import latents_of, streams_of
 from diffmoe_scale.plan.build import build_denoiser, latent_shape, plain_experts
@@ -97,12 +98,18 @@ def ask(stored: StoredWeights, family: str, question: Question) -> Tensor:
     config = stored.config
     tensors = stored.family(family) | stored.family("buffer")
     denoiser = build_meta(config, tensors).eval()
-    for part in [*denoiser.children(), *denoiser.transformer.children()]:
-        if part is not denoiser.transformer and part is not denoiser.transformer.blocks:
-            _fill(denoiser, part, tensors)
+    weights = _Weights(denoiser, tensors)
+    blocks = {id(module) for block in denoiser.transformer.blocks for module in block.modules()}
+    for module in denoiser.modules():
+        if id(module) not in blocks:
+            weights.fill(module)
+        elif isinstance(module, LoopLinear):
+            # The largest part: one linear of all experts at a time.
+            module.register_forward_pre_hook(lambda linear, _: weights.fill(linear))
+            module.register_forward_hook(lambda linear, *_: weights.release(linear))
     for block in denoiser.transformer.blocks:
-        block.register_forward_pre_hook(lambda module, _: _fill(denoiser, module, tensors))
-        block.register_forward_hook(_release)
+        block.register_forward_pre_hook(lambda module, _: weights.fill(*_without_experts(module)))
+        block.register_forward_hook(lambda module, *_: weights.release(*_without_experts(module)))
     objective = build_objective(config.diffusion)
     prediction = denoiser(
         question.x_BCHW,
@@ -142,17 +149,39 @@ def _draw_stream(widths: StreamWidths, count: int, generator: torch.Generator) -
     return TextStream(tokens_BLT, mask_BL, pooled_BV)
 
 
-def _fill(denoiser: Denoiser, part: nn.Module, tensors: Mapping[str, LazyTensor]) -> None:
-    """Memory and values for a part that is on `meta`."""
-    part.to_empty(device="cpu")
-    own = {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
-    for name, tensor in (denoiser.canonical_parameters() | denoiser.canonical_buffers()).items():
-        if id(tensor) in own:
-            tensor.detach().copy_(tensors[name].read())
+def _without_experts(block: nn.Module) -> list[nn.Module]:
+    return [module for module in block.modules() if not isinstance(module, LoopLinear)]
 
 
-def _release(module: nn.Module, *_: Any) -> None:
-    module.to("meta")
+class _Weights:
+    """Puts tensors in the place of a module's own on `meta`, and takes them away again."""
+
+    def __init__(self, denoiser: Denoiser, tensors: Mapping[str, LazyTensor]) -> None:
+        self.tensors = tensors
+        self.names = {
+            id(tensor): name
+            for name, tensor in (denoiser.canonical_parameters() | denoiser.canonical_buffers()).items()
+        }
+        self.on_meta: dict[nn.Module, tuple[dict[str, Any], dict[str, Any]]] = {}
+
+    def fill(self, *modules: nn.Module) -> None:
+        for module in modules:
+            self.on_meta[module] = dict(module._parameters), dict(module._buffers)
+            for key, own in module._parameters.items():
+                if own is not None:
+                    module._parameters[key] = nn.Parameter(self._read(own), requires_grad=False)
+            for key, held in module._buffers.items():
+                if held is not None:
+                    module._buffers[key] = self._read(held)
+
+    def release(self, *modules: nn.Module) -> None:
+        for module in modules:
+            parameters, buffers = self.on_meta.pop(module)
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
+
+    def _read(self, own: Tensor) -> Tensor:
+        return self.tensors[self.names[id(own)]].read().to(own.dtype)
 
 
 def difference(one: Tensor, other: Tensor) -> float:

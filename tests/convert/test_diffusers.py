@@ -80,7 +80,7 @@ def test_a_missing_tensor_is_named(folder: Path, tmp_path: Path) -> None:
     state = load_file(folder / WEIGHTS)
     del state["proj_out_1.bias"]
     save_file(state, folder / WEIGHTS)
-    with pytest.raises(ValueError, match=r"1 tensors are missing, such as proj_out_1.bias"):
+    with pytest.raises(ValueError, match=r"1 tensor missing, such as proj_out_1.bias"):
         convert(folder, tmp_path / "a.safetensors", Options())
 
 

@@ -82,7 +82,7 @@ def test_two_checkpoints_are_compared(tmp_path: Path, capsys: pytest.CaptureFixt
     }
     assert main([str(path) for path in paths]) == 0
     assert capsys.readouterr().out.splitlines()[:3] == [
-        "1 tensors are equal",
+        "1 tensor(s) are equal",
         "only in the first: c",
         "only in the second: e",
     ]

@@ -47,7 +47,7 @@ WRONG: dict[str, tuple[Change, str]] = {
         lambda s: s.pop("blocks.1.mlp.experts.2.fc1.bias"),
         "missing, such as blocks.1.mlp.experts.2.fc1.bias",
     ),
-    "left over": (lambda s: s.update(more=torch.zeros(2)), "1 tensors are left over, such as more"),
+    "left over": (lambda s: s.update(more=torch.zeros(2)), "1 tensor left over, such as more"),
     "another name": (
         lambda s: s.update({"blocks.0.attn.q_norm.weight": torch.ones(8)}),
         "normalized queries and keys",
