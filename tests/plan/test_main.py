@@ -16,9 +16,9 @@ def test_every_config_plans(
     config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)  # where no pretrained network is
-    assert main(["--config", str(config), "--gpus", "32", "--layout-only", "run.global_batch=2048"]) == 0
+    assert main(["--config", str(config), "--gpus", "64", "--layout-only", "run.global_batch=8192"]) == 0
     text = capsys.readouterr().out
-    assert "B parameters" in text and "on 32 x h100" in text and ": fits\n" in text
+    assert "B parameters" in text and "on 64 x h100" in text and ": fits\n" in text
     assert "estimate, not measured" in text and "scaling of" in text
 
 

@@ -53,7 +53,7 @@ def test_lines_name_size_data_memory_and_place(tmp_path: Path) -> None:
     assert f"{total:,} parameters, of which a token activates {used:,} on average; 4 experts" in network
     tokens = (config.model.image_size // config.model.patch_size) ** 2
     assert f"; {tokens} tokens a picture" in network
-    assert "100 samples, so an epoch is 12.5 steps of 8" in data and "are 2.40 epochs" in data
+    assert "100 samples, so an epoch is 12.5 steps of 8" in data and "is 2.40 epochs" in data
     mib = (8 * total + 16 * total / 2) / 2**20 - 4 * total / 2 / 2**20 * (config.parallel.zero_stage > 1)
     assert memory.startswith(f"memory of a rank (2 in all): {mib:.1f} MiB for weights")
     assert str(tmp_path / "run") in place and "every 7 steps" in place
