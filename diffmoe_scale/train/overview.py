@@ -6,6 +6,8 @@ from diffmoe_scale.config.choices import describe_choices
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.reading.build import build_reader
+from diffmoe_scale.encoders.autoencoder.build import latent_format
+from diffmoe_scale.encoders.text.build import stream_widths
 from diffmoe_scale.plan.parameters import ModelSize, count_parameters
 from diffmoe_scale.train.engine import accumulation_steps
 from diffmoe_scale.train.start import find_newest
@@ -35,7 +37,7 @@ def describe_run(config: Config, directory: RunDirectory, *, num_samples: int, r
         _describe_network(size),
         _describe_data(config, num_samples),
         _describe_memory(estimate_memory(config, size, ranks=ranks), ranks),
-        f"writes to {directory.path.resolve()}: a checkpoint after each "
+        f"writes to {directory.path.resolve()}: a checkpoint every "
         f"{counted(config.checkpoint.every, 'step')}, of which the newest {config.checkpoint.keep_last} stay",
         *_describe_warmup(config),
         *describe_choices(config),
@@ -49,6 +51,10 @@ def describe_planned_run(config: Config, directory: RunDirectory, *, ranks: int)
     Raises: ValueError for what would keep the run from its start.
     """
     newest = find_newest(directory)
+    # A plan may assume the shapes of frozen networks that are not here; a run may not.
+    latent_format(config.autoencoder)
+    if config.model.conditioning == "text":
+        stream_widths(config.text)
     accumulation_steps(config, ranks=ranks)
     readers = [
         build_reader(config.data, patterns, model=config.model, seed=config.run.seed, buckets=config.buckets)

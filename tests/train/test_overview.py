@@ -98,6 +98,16 @@ def test_dry_run_finds_what_would_keep_the_run_from_its_start(tmp_path: Path) ->
         describe_planned_run(config, RunDirectory(tmp_path / "other"), ranks=3)
 
 
+def test_a_planned_run_needs_the_frozen_networks_that_a_plan_may_assume(tmp_path: Path) -> None:
+    latents = ["autoencoder.kind=diffusers", "autoencoder.path=pretrained/sd-vae", "model.channels=4"]
+    with pytest.raises(ValueError, match="autoencoder.path is 'pretrained/sd-vae'"):
+        describe_planned_run(tiny_config(latents), RunDirectory(tmp_path), ranks=1)
+    encoder = {"kind": "transformers", "path": "pretrained/qwen3-4b", "max_tokens": 8}
+    captions = [*text_settings(tmp_path), f"text.encoders=[{json.dumps(encoder)}]", "text.max_tokens=24"]
+    with pytest.raises(ValueError, match="text.encoders.0.path is 'pretrained/qwen3-4b'"):
+        describe_planned_run(tiny_config(captions), RunDirectory(tmp_path), ranks=1)
+
+
 def test_end_names_the_run_its_report_and_the_next_command(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
