@@ -100,11 +100,11 @@ def test_dry_run_finds_what_would_keep_the_run_from_its_start(tmp_path: Path) ->
 
 def test_a_planned_run_needs_the_frozen_networks_that_a_plan_may_assume(tmp_path: Path) -> None:
     latents = ["autoencoder.kind=diffusers", "autoencoder.path=pretrained/sd-vae", "model.channels=4"]
-    with pytest.raises(ValueError, match="autoencoder.path is 'pretrained/sd-vae'"):
+    with pytest.raises(ValueError, match=r"autoencoder\.path is 'pretrained/sd-vae'"):
         describe_planned_run(tiny_config(latents), RunDirectory(tmp_path), ranks=1)
     encoder = {"kind": "transformers", "path": "pretrained/qwen3-4b", "max_tokens": 8}
     captions = [*text_settings(tmp_path), f"text.encoders=[{json.dumps(encoder)}]", "text.max_tokens=24"]
-    with pytest.raises(ValueError, match="text.encoders.0.path is 'pretrained/qwen3-4b'"):
+    with pytest.raises(ValueError, match=r"text\.encoders\.0\.path is 'pretrained/qwen3-4b'"):
         describe_planned_run(tiny_config(captions), RunDirectory(tmp_path), ranks=1)
 
 
