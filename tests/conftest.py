@@ -1,8 +1,12 @@
 """Settings of the whole test run."""
 
+import os
 import signal
+from collections.abc import Iterator
 
+import pytest
 import torch
+import torch.distributed as dist
 
 # Tiny models: threads would only wait for each other, and for the ranks that tests start.
 torch.set_num_threads(1)
@@ -10,3 +14,18 @@ torch.set_num_threads(1)
 # that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_world_is_left_behind() -> Iterator[None]:
+    """Tests that join a world in this process leave none to those of the next file."""
+    environment, threads = dict(os.environ), torch.get_num_threads()
+    yield
+    if dist.is_initialized():
+        from megatron.core import parallel_state  # seconds, and needed by few
+
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+        torch.set_num_threads(threads)
+        os.environ.clear()
+        os.environ.update(environment)

@@ -14,6 +14,7 @@ from diffmoe_scale.config.check import RunError
 from diffmoe_scale.files import replace_file
 from diffmoe_scale.sampling.metadata import find_difference
 from diffmoe_scale.sampling.picture_files import (
+    FORMATS,
     SUFFIXES,
     Metadata,
     PictureFormat,
@@ -137,5 +138,5 @@ class PictureFolder:
 
 
 def _read_pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
+    with Image.open(path, formats=[kind.upper() for kind in FORMATS]) as picture:
         return np.asarray(picture.convert("RGB"))

@@ -89,7 +89,7 @@ def compare(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
             LINES[:2],
             [],
             1,
-            "2 steps are in one of the runs only, the first is 3\nthe runs differ from step 3 on\n",
+            "in one of the runs only: 2 steps, the first is 3\nthe runs differ from step 3 on\n",
         ),
     ],
     ids=[
