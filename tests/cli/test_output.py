@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from diffmoe_scale.__main__ import COMMANDS
 from diffmoe_scale.__main__ import main as run_any
 from diffmoe_scale.cli.command import command_parser, output_file, output_folder, run_command
 from diffmoe_scale.cli.output import check_output
