@@ -2,11 +2,11 @@
 values."""
 
 import argparse
-import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any  # what a file holds
 
 import torch
@@ -56,12 +56,12 @@ def _load(path: Path) -> Any:  # whatever it holds
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         text = " ".join(str(error).split())
         name = (
             text.partition("GLOBAL ")[2].partition(" ")[0] or text.partition("global ")[2].partition(" ")[0]
         )
-        reason = f"it names {name}" if name else text[:160]
+        reason = f"it names {name}" if name else "torch.save did not write it"
         raise ValueError(
             f"{path} is refused: {reason}; expected tensors and plain values, as loading anything else would "
             "run the file's code"
