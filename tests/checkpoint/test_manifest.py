@@ -215,3 +215,6 @@ def test_a_setting_that_an_older_manifest_does_not_state_had_its_default() -> No
         with pytest.raises(ValueError, match=f"differ: {section}.{key} was {before!r}, is 'another'"):
             check_model(Path("run"), older, {"master/w": [3, 4]}, changed)
     check_model(Path("run"), replace(MANIFEST, settings={}), {"master/w": [3, 4]}, changed)
+    newer = replace(MANIFEST, settings={"unknown": {"key": 1}})
+    with pytest.raises(ValueError, match=r"differ: unknown\.key was 1, is None"):
+        check_model(Path("run"), newer, {"master/w": [3, 4]}, settings)

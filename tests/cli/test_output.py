@@ -61,12 +61,17 @@ def test_a_path_that_cannot_be_written_is_refused_before_the_work(
         (errno.EACCES, "out.unfinished/a", "--output: out.unfinished/a: Permission denied; choose a path", 2),
         (errno.EROFS, "data/in", "--input: data/in: Read-only file system; its disk is mounted for", 1),
         (errno.ENOENT, "data", "--input: data: No such file or directory; expected a path that exists", 2),
+        (errno.EISDIR, "data/in", "--input: data/in: Is a directory; expected a file", 2),
+        (errno.ENOTDIR, "data/in/a", "--input: data/in/a: Not a directory; one of its folders is a file", 2),
+        (errno.EEXIST, "out", "--output: out: File exists; choose another path", 2),
+        (errno.ENOENT, "run.steps=3", "key.sub=value: run.steps=3: No such file or directory", 2),
+        (errno.ENOSPC, 3, "No space left on device; free space there", 1),
         (errno.EIO, "/elsewhere", "/elsewhere: Input/output error", 1),
         (errno.ENOSPC, None, "No space left on device; free space there", 1),
     ],
 )
 def test_an_error_of_the_system_names_the_option_the_path_and_what_to_do(
-    capsys: pytest.CaptureFixture[str], number: int, path: str | None, sentence: str, code: int
+    capsys: pytest.CaptureFixture[str], number: int, path: str | int | None, sentence: str, code: int
 ) -> None:
     def fail(parsed: argparse.Namespace) -> None:
         del parsed.input  # as commands do that hand the rest on
@@ -77,6 +82,26 @@ def test_an_error_of_the_system_names_the_option_the_path_and_what_to_do(
     told = capsys.readouterr().err
     assert told.startswith(f"error: {sentence}") and told.count("\n") == 1
     assert "Errno" not in told
+
+
+@pytest.mark.parametrize("name, told_of", [("out/in/a", "--input: "), ("out/b", "--output: "), ("c", "")])
+def test_an_error_names_the_argument_nearest_to_its_path(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    told_of: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    parser = parser_of(output_folder)
+    parser.add_argument("--title", default="")
+    path = str(tmp_path / name)
+
+    def fail(parsed: argparse.Namespace) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    run_command(parser, fail, ["--output", "out", "--input", "out/in"])
+    assert capsys.readouterr().err == f"error: {told_of}{path}: Input/output error\n"
 
 
 def test_what_can_be_written_is_not_touched(tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ def test_help_describes_every_setting() -> None:
     ("name", "shown"),
     [
         ("run.steps", "run.steps=1000"),
+        (" run.steps ", "run.steps=1000"),
         ("moe.router", "moe.router=diffmoe   [diffmoe, "),
         ("optimizer.learning_rate=1", "optimizer.learning_rate="),
         ("data.train", "data.train=[]"),

@@ -1,12 +1,16 @@
 import json
+import tarfile
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from diffmoe_scale.config.data import DataConfig
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.data.reading.build import build_reader
-from tests.data.samples import read_batches
+from diffmoe_scale.prepare.prepared import read_class_names
+from tests.data.samples import make_sample, read_batches, write_shard
 from tests.prepare.folders import add_picture, prepare, read_samples, read_set_manifest, write_table
 
 
@@ -167,6 +171,32 @@ def test_an_empty_folder_would_be_no_class(tmp_path: Path) -> None:
     assert prepare(tmp_path / "in", output, classes="folders").class_names == ["a", "c"]
 
 
+def test_an_empty_tar_file_would_be_no_class_and_some_of_many_are_named(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    (source / "f").mkdir(parents=True)
+    write_shard(source / "a.tar", {"0": make_sample(0, 0)})
+    for number in range(6):
+        tarfile.open(source / f"e{number}.tar", "w").close()
+    with pytest.raises(
+        ValueError, match=r"has 7 class folders without a picture: e0, e1, e2, e3, e4, \.\.\.; "
+    ):
+        prepare(source, tmp_path / "out", classes="folders")
+
+
+def test_names_of_classes_change_nothing_in_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    add_classes(tmp_path / "in", {"a": 1, "b\x1b": 1})
+    assert prepare(tmp_path / "in", tmp_path / "of_folders", classes="folders").class_names == ["a", r"b\x1b"]
+    (tmp_path / "list.txt").write_text("a a\u202eb\n", encoding="utf-8")
+    output = tmp_path / "of_list"
+    assert prepare(tmp_path / "in", output, classes="~/list.txt").class_names == [r"a\u202eb"]
+    manifest = read_set_manifest(output)
+    (output / "shards.json").write_text(json.dumps(manifest | {"classes": [{"name": "a\x1b"}]}))
+    assert read_class_names(output) == [r"a\x1b"]
+
+
 def test_a_class_that_loses_all_its_pictures_is_an_error(tmp_path: Path) -> None:
     add_classes(tmp_path / "in", {"a": 2})
     add_picture(tmp_path / "in", "b/0.png", size=(2, 2))
@@ -183,6 +213,15 @@ def test_only_a_tree_of_folders_has_classes(images: Path, tmp_path: Path) -> Non
         ValueError, match=r"--input is .*list\.csv'; expected a folder with one folder for each"
     ):
         prepare(table, tmp_path / "out", classes="folders")
+    archive = write_shard(tmp_path / "x.tar", {"a/0": make_sample(0, 0)})
+    (tmp_path / "tables").mkdir()
+    cells = {"jpg": [make_sample(0, 0)["png"]], "caption": ["x"]}
+    pyarrow.parquet.write_table(pyarrow.table(cells), tmp_path / "tables" / "a.parquet")
+    for source in (archive, tmp_path / "tables"):
+        with pytest.raises(
+            ValueError, match=r"expected a folder with one folder for each class, for --cl.*s$"
+        ):
+            prepare(source, tmp_path / "out", classes="folders")
     flat = tmp_path / "flat"
     add_picture(flat, "a.png")
     with pytest.raises(

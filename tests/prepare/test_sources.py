@@ -190,8 +190,11 @@ def test_what_is_not_used_is_named_by_its_file_and_reason() -> None:
     assert found == "1 new that cannot be used (text without a picture: notes.txt)"
     found = known({stray: ["notes.txt", "b.txt"]}).differences(known({stray: ["b.txt"]}))
     assert found == "1 gone that could not be used (text without a picture: notes.txt)"
+    found = known({stray: ["a\x1b", *"bcd"]}).differences(known({}))
+    assert found == rf"4 gone that could not be used ({stray}: a\x1b, b, c, ...)"
     found = known({stray: ["b.txt"]}, 1001).differences(known({stray: ["b.txt"]}, 1002))
     assert found == "text without a picture: 1001 there, 1002 now"
     assert known({stray: ["b.txt"]}).differences(known({stray: ["b.txt"]})) == ""
-    damaged = Sources({f"not used, {stray}": "[" * 3000})
-    assert "notes.txt" in damaged.differences(known({stray: ["notes.txt"]}))
+    for text in ("[" * 3000, "3"):
+        damaged = Sources({f"not used, {stray}": text})
+        assert "notes.txt" in damaged.differences(known({stray: ["notes.txt"]}))

@@ -41,6 +41,13 @@ def test_many_notes_are_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert "shard-000.tar/0_" in line and line.endswith("more of this kind are only counted")
 
 
+def test_a_json_that_cannot_be_read_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    broken = {"0_1": {"png": make_sample(0, 1)["png"], "json": b"{broken"}}
+    first_batches(make_reader(tmp_path, [4], replaced=broken), 2)
+    (line,) = [record for record in caplog.records if "no JSON object" in record.message]
+    assert line.levelno == logging.WARNING and "shard-000.tar/0_1" in line.message
+
+
 def test_of_many_failures_the_first_are_logged_and_all_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

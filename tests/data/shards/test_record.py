@@ -1,13 +1,14 @@
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from diffmoe_scale.data.shards.catalog import ShardCatalog
 from diffmoe_scale.data.shards.patterns import expand_patterns
-from diffmoe_scale.data.shards.record import record_shards
+from diffmoe_scale.data.shards.record import ShardRecord, log_changes, record_shards
 from tests.data.samples import make_sample, write_shard
 from tests.data.shards.servers import COUNTS, Server, cached_copies, make_remote
 
@@ -116,7 +117,8 @@ def test_shards_behind_a_server_are_known_by_url_and_size_without_a_copy(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"schema": 1, "shards": [{"name": 3}]}', '{"schema": 9}', "[" * 9999]
+    "text",
+    ["", "{", "[]", '{"schema": 1}', '{"schema": 1, "shards": [{"name": 3}]}', '{"schema": 9}', "[" * 9999],
 )
 def test_a_damaged_record_is_unknown_and_made_anew(tmp_path: Path, messages: Log, text: str) -> None:
     write(tmp_path / "a.tar", 3)
@@ -195,3 +197,26 @@ def test_shards_that_may_have_changed_places_are_not_said_to_have_moved(
     record_shards(ShardCatalog([tmp_path / "c" / "0.tar", tmp_path / "d" / "0.tar"]), record)
     ((level, text),) = told(messages)
     assert level == "WARNING" and text.startswith("4 shards changed")
+
+
+A, B, C = (ShardRecord(f"{folder}/0.tar", samples=3, bytes=9, mtime_ns=1) for folder in "abc")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ([A], [replace(B, mtime_ns=2)], ["1 shard moved since the last start, such as a/0.tar to b/0.tar: "]),
+        ([A, B], [C], ["3 shards changed since the last start: 0.tar is gone"]),
+        ([A], [B, C], ["3 shards changed since the last start: 0.tar is gone"]),
+        ([A], [A, B], ["1 shard changed since the last start: 0.tar is new"]),
+        ([A, B], [A], ["1 shard changed since the last start: 0.tar is gone"]),
+        ([A], [replace(B, bytes=8)], ["2 shards changed since the last start: "]),
+        ([A], [replace(B, samples=2)], ["2 shards changed since the last start: "]),
+        ([A], [replace(B, name="b/1.tar")], ["2 shards changed since the last start: "]),
+    ],
+)
+def test_only_what_one_shard_alone_can_be_has_moved(
+    messages: Log, before: list[ShardRecord], now: list[ShardRecord], said: list[str]
+) -> None:
+    log_changes(before, now, effect="")
+    assert [text[: len(start)] for (_, text), start in zip(told(messages), said, strict=True)] == said
