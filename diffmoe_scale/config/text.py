@@ -106,12 +106,13 @@ class TextConfig(Section, name="text"):
 
     def _check_encoders(self) -> None:
         for name in ("kind", "max_tokens", "open_clip_name", "open_clip_weights"):
-            value = getattr(self, name)
+            value, default = getattr(self, name), getattr(type(self), name)
             require(
-                value == getattr(type(self), name),
+                value == default,
                 f"text.{name}",
                 value,
-                "none beside text.encoders: it belongs into one of the encoders",
+                f"its default {default!r} beside text.encoders, of which each has its own; take it out of "
+                "the file, or set it to that",
             )
         trained = [number for number, one in enumerate(self.encoders) if one.kind == "sentencepiece"]
         if len(trained) > 1:

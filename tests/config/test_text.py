@@ -61,7 +61,7 @@ def test_settings_of_one_encoder_are_a_list_of_one() -> None:
         (listed(CLIP.replace("local-dir:", "")), r"text\.encoders\.0\.architecture is ''; expected the name"),
         (listed(OWN, OWN), r"text\.encoders\.1\.kind is 'sentencepiece' once more"),
         (listed(OWN, T5, more=()), r"model\.text_projection is False; expected true"),
-        (listed(T5, more=("text.max_tokens=77",)), r"text\.max_tokens is 77; expected none beside"),
+        (listed(T5, more=("text.max_tokens=77",)), r"text\.max_tokens is 77; expected its default 24 beside"),
         (
             listed(T5, more=("model.conditioning=class", "model.num_classes=3")),
             r"text\.encoders is \['transformers'\]; expected none: with model\.conditioning 'class'",

@@ -128,7 +128,9 @@ def identify(data: bytes) -> Image.Image:
             raise BadPicture("corrupt", message) from error
         # Pillow's message names the address of the buffer.
         message = (
-            f"{len(data)} bytes that begin with {data[:8]!r} are no picture of a kind that is "
+            "an empty file"
+            if not data
+            else f"{len(data)} bytes that begin with {data[:8]!r} are no picture of a kind that is "
             f"read ({', '.join(PICTURE_FORMATS)})"
         )
         raise BadPicture("no_picture", message) from error

@@ -73,7 +73,9 @@ def test_broken_pictures_raise() -> None:
     )
     with pytest.raises(OSError, match="truncated"):
         open_image(good[: len(good) // 2])
-    for data in (b"", b"not a picture", good[20:]):
+    with pytest.raises(ValueError, match="an empty file"):
+        open_image(b"")
+    for data in (b"not a picture", good[20:]):
         with pytest.raises(ValueError, match="no picture of a kind that is read"):
             open_image(data)
 
