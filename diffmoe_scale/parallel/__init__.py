@@ -2,6 +2,7 @@
 
 launcher.py       the launcher's environment variables, checked; imports no torch
 context.py        device, process groups and threads of this process
+bucket.py         how many gradients are sent at once
 expert_groups.py  which parameters are experts, for DeepSpeed
 slice.py          a part of a tensor that is spread over ranks
 waiting.py        waiting for ranks that have other work to do

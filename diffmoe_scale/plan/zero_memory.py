@@ -8,11 +8,10 @@ remove_grads`, `average_tensor`, `independent_gradient_partition_epilogue`, `ste
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from diffmoe_scale.parallel.bucket import bucket_size
 from diffmoe_scale.plan.trace import Gradient, Parameter
 
 FP32, FP64 = 4, 8
-MAX_BUCKET = 200_000_000
-"""Elements of a bucket (train/zero.py)."""
 ALIGNMENT = 2
 """DeepSpeed pads a group to a multiple of this times its ranks."""
 
@@ -69,8 +68,7 @@ class ZeroMemory:
         self._numel = {p.name: p.numel for p in parameters}
         self.weights = settings.weight_bytes * sum(group.share * group.ranks for group in self.groups)
         self.share = sum(group.share for group in self.groups)
-        total = sum(self._numel.values())
-        self._bucket = min(MAX_BUCKET, total + total % 2)
+        self._bucket = bucket_size(sum(self._numel.values()))
         self._is_compact = settings.weight_bytes != FP32
         is_accumulated = settings.stage == 1 or not self._is_compact
         self._bucket_bytes = FP32 if is_accumulated else settings.weight_bytes

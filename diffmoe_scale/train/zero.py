@@ -14,10 +14,10 @@ from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
 from torch import Tensor, nn
 
 from diffmoe_scale.config.schema import Config
+from diffmoe_scale.parallel.bucket import bucket_size
 from diffmoe_scale.parallel.context import ParallelContext
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-MAX_BUCKET = 200_000_000
 
 
 class ZeroEngine(DeepSpeedEngine):
@@ -175,8 +175,7 @@ def deepspeed_settings(
     config: Config, context: ParallelContext, *, accumulation: int, num_parameters: int
 ) -> dict[str, Any]:
     """DeepSpeed's configuration of a run: it shards and steps; schedule, logging and checkpoints are ours."""
-    # DeepSpeed wants an even number.
-    bucket = min(MAX_BUCKET, num_parameters + num_parameters % 2)
+    bucket = bucket_size(num_parameters)
     settings: dict[str, Any] = {
         "train_batch_size": config.run.global_batch,
         "train_micro_batch_size_per_gpu": config.run.micro_batch,
