@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -156,6 +156,18 @@ def describe_file(path: Path) -> StoredFile:
         )
 
 
+def different_shapes(
+    held: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]], *, by: str = "here"
+) -> list[str]:
+    """`NAME is [3, 4] there and missing here` for each tensor of another shape, and each that only one has;
+    `by` says where the expected ones are from."""
+    return [
+        f"{name} is {held.get(name, 'missing')} there and {expected.get(name, 'missing')} {by}"
+        for name in sorted({*held, *expected})
+        if held.get(name) != expected.get(name)
+    ]
+
+
 def check_model(
     checkpoint: Path,
     manifest: Manifest,
@@ -170,11 +182,7 @@ def check_model(
     Settings too: heads, objective or gate can change what weights mean and leave every shape as it is.
     """
     held = manifest.shapes if held is None else held
-    wrong = [
-        f"{name} is {held.get(name, 'missing')} there and {shapes.get(name, 'missing')} here"
-        for name in sorted({*held, *shapes})
-        if held.get(name) != shapes.get(name)
-    ]
+    wrong = different_shapes(held, shapes)
     changed = [
         f"{section}.{key} was {before!r}, is {settings.get(section, {}).get(key)!r}"
         for section, entries in _completed(manifest.settings, settings).items()

@@ -10,6 +10,7 @@ from typing import Any  # hooks
 import torch
 from torch import Tensor, nn
 
+from diffmoe_scale.checkpoint.manifest import MOST_SHOWN, different_shapes
 from diffmoe_scale.checkpoint.stored import StoredWeights
 from diffmoe_scale.checkpoint.tensor_file import LazyTensor
 from diffmoe_scale.config.schema import Config
@@ -80,15 +81,10 @@ def check_tensors(config: Config, stored: StoredWeights) -> None:
         if number == 0:
             expected |= {name: tuple(tensor.shape) for name, tensor in denoiser.canonical_buffers().items()}
             held |= {name: tensor.shape for name, tensor in stored.family("buffer").items()}
-        wrong = [
-            f"{name} is {held.get(name, 'missing')} there and {expected.get(name, 'missing')} by the settings"
-            for name in sorted({*held, *expected})
-            if held.get(name) != expected.get(name)
-        ]
-        if wrong:
+        if wrong := different_shapes(held, expected, by="by the settings"):
             raise ValueError(
                 f"{stored.path}: {counted(len(wrong), 'tensor')} of other numbers, such as "
-                f"{'; '.join(wrong[:5])}"
+                f"{'; '.join(wrong[:MOST_SHOWN])}"
             )
 
 

@@ -83,14 +83,7 @@ def load_pipeline(
     if named is None:
         _newest(directory)  # before the networks are built: without one the answer comes at once
     context = context or join_ranks(config.parallel.expert_parallel)
-    networks = build_networks(
-        config,
-        tokenizer_path=directory.tokenizer,
-        groups=context.megatron_groups,
-        device=context.device,
-        waiting_group=context.waiting_group,
-    )
-    meaning = model_settings(config, tokenizer=directory.tokenizer, frozen=networks.frozen)
+    networks, meaning = _build(config, directory, context)
     if context.world_size > 1:
         # A training beside us may complete a checkpoint between two ranks' looks.
         named = Ranks(context).of_main(lambda: named or _newest(directory))
@@ -114,6 +107,18 @@ def _load_export(
         directory.path.mkdir(parents=True, exist_ok=True)
         replace_file(directory.tokenizer, stored.tokenizer)
     wait_for_ranks(context.waiting_group)
+    networks, meaning = _build(config, directory, context)
+    if changed := different_settings(stored.settings, meaning):
+        raise ValueError(f"{path} is of another model: {'; '.join(changed)}")
+    fill_from(stored, networks.denoiser, weights)
+    return Pipeline(networks, config, directory, path, stored.step, weights, context)
+
+
+def _build(
+    config: Config, directory: RunDirectory, context: ParallelContext
+) -> tuple[Networks, dict[str, Any]]:
+    """Networks without their weights, and the settings that say what weights mean. Collective over the
+    world."""
     networks = build_networks(
         config,
         tokenizer_path=directory.tokenizer,
@@ -122,10 +127,7 @@ def _load_export(
         waiting_group=context.waiting_group,
     )
     meaning = model_settings(config, tokenizer=directory.tokenizer, frozen=networks.frozen)
-    if changed := different_settings(stored.settings, meaning):
-        raise ValueError(f"{path} is of another model: {'; '.join(changed)}")
-    fill_from(stored, networks.denoiser, weights)
-    return Pipeline(networks, config, directory, path, stored.step, weights, context)
+    return networks, meaning
 
 
 def fill_from(stored: StoredWeights, denoiser: Denoiser, family: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar  # Any: settings of any type
 import torch.distributed as dist
 
 from diffmoe_scale.checkpoint.agreement import agree
-from diffmoe_scale.checkpoint.manifest import MOST_SHOWN
+from diffmoe_scale.checkpoint.manifest import MOST_SHOWN, different_shapes
 from diffmoe_scale.checkpoint.stored import FAMILIES, StoredWeights, different_settings, open_weights
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
@@ -62,8 +62,8 @@ def begin_from_weights(
     stored = _together(group, lambda: open_weights(path, check_files=context.is_main))
     sources = {family: _source_of(family, stored) for family in FAMILIES}
     state = {name: piece for name, piece in engine.state().items() if name.split("/")[0] in sources}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for found in agree(group, lambda: {name: piece.shape for name, piece in state.items()}):
+    shapes: dict[str, list[int]] = {}
+    for found in agree(group, lambda: {name: list(piece.shape) for name, piece in state.items()}):
         shapes |= found
     changed = different_settings(stored.settings, settings)
     _check_tensors(stored, shapes, sources, changed)
@@ -106,30 +106,21 @@ def _source_of(family: str, stored: StoredWeights) -> str:
 
 def _check_tensors(
     stored: StoredWeights,
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, list[int]],
     sources: Mapping[str, str],
     changed: Sequence[str],
 ) -> None:
     """Raises: ValueError unless the stored families hold exactly the tensors of this model."""
     held = {
-        f"{family}/{name}": tensor.shape
+        f"{family}/{name}": list(tensor.shape)
         for family, source in sources.items()
         for name, tensor in stored.family(source).items()
     }
-    wrong = [
-        f"{name} is {_show(held.get(name))} there and {_show(shapes.get(name))} here"
-        for name in sorted({*held, *shapes})
-        if held.get(name) != shapes.get(name)
-    ]
-    if wrong:
+    if wrong := different_shapes(held, shapes):
         raise ValueError(
             f"run.initialize_from {stored.path} has weights of another model ({len(wrong)} here), "
             f"such as {'; '.join(wrong[:MOST_SHOWN])}. Settings that differ: {'; '.join(changed) or 'none'}"
         )
-
-
-def _show(shape: tuple[int, ...] | None) -> str:
-    return "missing" if shape is None else str(list(shape))
 
 
 def _fill(state: Mapping[str, Slice], stored: StoredWeights, sources: Mapping[str, str]) -> None:
