@@ -36,9 +36,8 @@ def check_output(option: str, path: Path, *, is_folder: bool = False) -> None:
 
 
 def explain_os_error(error: OSError, parser: argparse.ArgumentParser, given: Mapping[str, object]) -> str:
-    """One sentence: the option that named the path, the path, what is wrong, what to do."""
-    if error.errno is None:
-        return str(error)  # a sentence of our own
+    """One sentence: the option that named the path, the path, what is wrong, what to do; an error of our
+    own as it is."""
     reason = error.strerror or str(error)
     advice = f"; {OS_ADVICE[error.errno]}" if error.errno in OS_ADVICE else ""
     if not isinstance(error.filename, str | bytes | os.PathLike):
