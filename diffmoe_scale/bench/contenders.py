@@ -7,13 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffmoe_scale.bench.options import DataType, Device
+from diffmoe_scale.bench.options import Device
 from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.moe.layer import MoELayer
 from diffmoe_scale.moe.routing import Routing, RoutingContext
 from diffmoe_scale.parallel.context import keep_freed_memory
-
-DTYPES: dict[DataType, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def set_up_device(device: Device, *, threads: int) -> torch.device:

@@ -7,13 +7,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from diffmoe_scale.bench.contenders import DTYPES, layer_configs, scatter_loop, set_up_device
+from diffmoe_scale.bench.contenders import layer_configs, scatter_loop, set_up_device
 from diffmoe_scale.bench.options import SAMPLE_TOKENS, DataType, LayerOptions, LayerShape
 from diffmoe_scale.bench.timing import MIB, measure_memory, quartiles, ratios, time_interleaved
 from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.moe.layer import MoELayer, single_rank_groups
 from diffmoe_scale.moe.routing import RoutingContext, Selection
 from diffmoe_scale.nn.feed_forward import FeedForward
+from diffmoe_scale.nn.number_formats import NUMBER_FORMATS
 
 PHASES = ("forward", "forward+backward", "inference")
 Network = Callable[..., object]
@@ -87,7 +88,7 @@ class ShapeBench:
     """The contenders of one shape, on the same random tokens."""
 
     def __init__(self, shape: LayerShape, *, dtype: DataType, device: torch.device) -> None:
-        generator, torch_dtype = torch.Generator().manual_seed(0), DTYPES[dtype]
+        generator, torch_dtype = torch.Generator().manual_seed(0), NUMBER_FORMATS[dtype]
         self.shape, self.device = shape, device
         self.x_SD, self.grad_SD = (
             torch.randn(shape.num_tokens, shape.width, generator=generator).to(device, torch_dtype)
@@ -163,6 +164,6 @@ def describe_buffers(options: LayerOptions) -> str:
     lines = []
     for shape in options.shapes:
         numbers = shape.num_tokens * shape.num_experts * shape.width
-        mib = numbers * DTYPES[options.dtype].itemsize / MIB
+        mib = numbers * NUMBER_FORMATS[options.dtype].itemsize / MIB
         lines.append(f"{shape}: a buffer of tokens x experts x width would be {mib:,.0f} MiB")
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from diffmoe_scale.bench.contenders import DTYPES, layer_configs, scatter_loop, set_up_device
+from diffmoe_scale.bench.contenders import layer_configs, scatter_loop, set_up_device
 from diffmoe_scale.bench.options import StepOptions
 from diffmoe_scale.bench.timing import measure_memory, quartiles, ratios, time_interleaved
 from diffmoe_scale.config.model import ModelConfig
@@ -20,6 +20,7 @@ from diffmoe_scale.model.initialization import initialize_transformer
 from diffmoe_scale.model.transformer import DiffusionTransformer, Prediction
 from diffmoe_scale.moe.layer import single_rank_groups
 from diffmoe_scale.moe.routing import Selection
+from diffmoe_scale.nn.number_formats import NUMBER_FORMATS
 from diffmoe_scale.train.loss import mean_auxiliary_losses
 
 PHASES = ("forward+backward", "step", "inference")
@@ -46,7 +47,7 @@ def build_model(options: StepOptions, device: torch.device, moe: MoEConfig) -> D
         groups=single_rank_groups(),
     )
     initialize_transformer(model, 0)
-    return model.to(device, DTYPES[options.dtype])
+    return model.to(device, NUMBER_FORMATS[options.dtype])
 
 
 def build_models(options: StepOptions, device: torch.device) -> dict[str, DiffusionTransformer]:

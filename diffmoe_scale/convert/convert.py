@@ -14,7 +14,6 @@ from diffmoe_scale.config.check import RunError
 from diffmoe_scale.convert.diffusers import diffusers_class, open_diffusers
 from diffmoe_scale.convert.dit import read_shapes
 from diffmoe_scale.convert.export import (
-    DTYPES,
     average_checkpoints,
     cast_weights,
     select_weights,
@@ -24,6 +23,7 @@ from diffmoe_scale.convert.foreign import ask_foreign, export_foreign, import_fo
 from diffmoe_scale.convert.place import new_target
 from diffmoe_scale.convert.torch_file import read_torch_file, write_torch_file
 from diffmoe_scale.convert.verify import Question, ask, check_tensors, difference, make_question
+from diffmoe_scale.nn.number_formats import NUMBER_FORMATS
 from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def convert(source: Path, target: Path, options: Options) -> list[str]:
     """
     opened = open_source(source, options)
     weights = options.weights or ("ema" if opened.is_run else "all")
-    stored = cast_weights(select_weights(opened.stored, weights), DTYPES[options.dtype])
+    stored = cast_weights(select_weights(opened.stored, weights), NUMBER_FORMATS[options.dtype])
     check_tensors(stored.config, stored)
     is_torch = target.suffix in TORCH_SUFFIXES
     if options.shard_gib and (is_torch or target.suffix == ".safetensors"):

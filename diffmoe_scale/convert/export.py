@@ -15,7 +15,6 @@ from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.convert.place import new_target
 
 WEIGHTS = ("ema", "master")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 KEPT = ("buffer/", "source/")
 """Thresholds stay fp32: they decide. So does what the model has no use for but its origin had."""
 

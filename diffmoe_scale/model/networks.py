@@ -19,8 +19,7 @@ from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.denoiser import Denoiser
 from diffmoe_scale.model.initialization import initialize_weights
 from diffmoe_scale.model.transformer import DiffusionTransformer
-
-NUMBER_FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from diffmoe_scale.nn.number_formats import NUMBER_FORMATS
 
 
 @dataclass(frozen=True)

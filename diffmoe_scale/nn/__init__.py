@@ -5,6 +5,7 @@ embeddings: of positions, of the timestep and of picture sizes.
 feed_forward: the dense feed-forward network, which is also the model of an expert.
 generator: random generators that a name determines, and torch's own initialization.
 modulation: shifts, scales and gates from time and condition, of a block alone or shared.
+number_formats: the number formats that settings name.
 norms: LayerNorm without weights, and adaLN's shift and scale.
 patches: images to tokens and back.
 rope: rotary positions in two axes.

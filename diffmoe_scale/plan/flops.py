@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.model.denoiser import Denoiser
-from diffmoe_scale.model.networks import NUMBER_FORMATS
 from diffmoe_scale.moe.routing import Selection
+from diffmoe_scale.nn.number_formats import NUMBER_FORMATS
 from diffmoe_scale.plan.build import (
     build_denoiser,
     even_routing,

@@ -11,8 +11,8 @@ from diffmoe_scale.data.reading.batch import Batch
 from diffmoe_scale.diffusion.objective import build_objective
 from diffmoe_scale.model.condition import NUM_SIZE_CONDITIONS, Condition
 from diffmoe_scale.model.initialization import initialize_weights
-from diffmoe_scale.model.networks import NUMBER_FORMATS
 from diffmoe_scale.moe.routing import Selection
+from diffmoe_scale.nn.number_formats import NUMBER_FORMATS
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.plan.build import build_denoiser, latent_shape, step_inputs
 from diffmoe_scale.plan.storages import StorageTracker

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.model.networks import NUMBER_FORMATS
+from diffmoe_scale.nn.number_formats import NUMBER_FORMATS
 from diffmoe_scale.plan.build import tokens_per_picture
 from diffmoe_scale.plan.trace import Trace, trace_step
 from diffmoe_scale.plan.zero_memory import FP32, ZeroMemory, ZeroSettings

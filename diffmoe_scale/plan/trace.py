@@ -16,11 +16,11 @@ from diffmoe_scale.config.schema import Config
 from diffmoe_scale.diffusion.objective import build_objective
 from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.denoiser import Denoiser
-from diffmoe_scale.model.networks import NUMBER_FORMATS
 from diffmoe_scale.model.transformer import Prediction
 from diffmoe_scale.moe.grouped_linear import LoopLinear
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.nn.embeddings import position_embedding_on
+from diffmoe_scale.nn.number_formats import NUMBER_FORMATS
 from diffmoe_scale.nn.rope import rotation_2d_on
 from diffmoe_scale.plan.build import META, build_denoiser, even_routing, keep_distinct_blocks, step_inputs
 from diffmoe_scale.plan.fake_ranks import expert_groups

@@ -15,10 +15,10 @@ from diffmoe_scale.encoders.autoencoder.convention import Convention, convention
 from diffmoe_scale.encoders.autoencoder.folder import misfit, read_folder
 from diffmoe_scale.encoders.autoencoder.tiles import decode_in_tiles
 from diffmoe_scale.encoders.fingerprint import WeightFiles
+from diffmoe_scale.nn.number_formats import NUMBER_FORMATS
 from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
-NUMBER_FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class DiffusersAutoencoder:

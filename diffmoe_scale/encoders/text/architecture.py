@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any  # Any: transformers' configs and networks, whose attributes differ
 
-import torch
 from torch import Tensor, nn
 
 from diffmoe_scale.encoders.text.folder import CONFIG_FILE, ModelFolder
@@ -212,6 +211,3 @@ def check_layer(layer: int, architecture: Architecture, setting: str) -> int:
             f"the {architecture.model_type} model has {architecture.depth} layers"
         )
     return number
-
-
-FORMATS = {"bf16": torch.bfloat16, "fp32": torch.float32}

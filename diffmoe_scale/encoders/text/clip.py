@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from diffmoe_scale.config.check import require
 from diffmoe_scale.config.text import LOCAL_FOLDER, TextEncoderConfig
 from diffmoe_scale.encoders.fingerprint import WeightFiles, fingerprint
-from diffmoe_scale.encoders.text.architecture import FORMATS
 from diffmoe_scale.encoders.text.features import TextStream
 from diffmoe_scale.encoders.text.frozen import FrozenTextEncoder
 from diffmoe_scale.encoders.text.tokenizer import PAD, Tokenizer
+from diffmoe_scale.nn.number_formats import NUMBER_FORMATS
 
 DEFAULT_CONTEXT = 77
 """Of a description that has none: open_clip's."""
@@ -133,7 +133,7 @@ def _read_tower(
     with _named_errors(config, names):
         tower = open_clip.create_model(name, pretrained=weights, require_pretrained=True)
         del tower.visual
-        return tower.to(device, FORMATS[config.precision])
+        return tower.to(device, NUMBER_FORMATS[config.precision])
 
 
 def open_clip_widths(config: TextEncoderConfig, names: SettingNames) -> tuple[int, int]:

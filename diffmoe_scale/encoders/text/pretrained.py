@@ -15,7 +15,6 @@ from diffmoe_scale.config.check import require
 from diffmoe_scale.config.text import TextEncoderConfig
 from diffmoe_scale.encoders.fingerprint import WeightFiles
 from diffmoe_scale.encoders.text.architecture import (
-    FORMATS,
     Architecture,
     build_network,
     check_layer,
@@ -27,6 +26,7 @@ from diffmoe_scale.encoders.text.folder import CONFIG_FILE, ModelFolder, open_fo
 from diffmoe_scale.encoders.text.frozen import FrozenTextEncoder
 from diffmoe_scale.encoders.text.vocabulary import build_tokenizer, tokenizer_path
 from diffmoe_scale.encoders.text.weights import digest_weights, fill, open_weights
+from diffmoe_scale.nn.number_formats import NUMBER_FORMATS
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class _Plan:
                     self.folder.path,
                     self.precision,
                 )
-            fill(network, weights, device, FORMATS[self.precision])
+            fill(network, weights, device, NUMBER_FORMATS[self.precision])
         return network
 
 
