@@ -1,5 +1,6 @@
 """Bytes of tensors as they come and go, real ones or on `meta`."""
 
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any  # arguments of torch's operations
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+LET_GO_S = 2e-3
+"""Time in which gloo's thread lets go of the tensors of a collective that is over."""
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 
 
@@ -28,6 +31,7 @@ class StorageTracker(TorchDispatchMode):
         """Most bytes since `reset_peak`."""
         self.launches = self.traffic = 0
         """Operations that compute something, and bytes that those read and write which are no products."""
+        self._is_after_collective = False
         self._alive: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
 
     def __torch_dispatch__(
@@ -41,6 +45,9 @@ class StorageTracker(TorchDispatchMode):
             return True
         if func is torch.ops.aten._to_copy.default and args[0].is_meta and _goes_to_cpu(kwargs or {}):
             return torch.zeros(args[0].shape, dtype=args[0].dtype)
+        if self._is_after_collective:
+            time.sleep(LET_GO_S)
+        self._is_after_collective = func.namespace == "c10d"
         answer = func(*args, **(kwargs or {}))
         before = len(self._alive)
         for entry in (answer,) if isinstance(answer, Tensor) else tree_iter(answer):
