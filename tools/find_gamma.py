@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(parsed: argparse.Namespace) -> None:
     # Imported here: `--help` and wrong arguments answer at once.
     from diffmoe_scale.sampling.batch import check_seed
-    from diffmoe_scale.sampling.calibration import collect_prompts, find_gamma
+    from diffmoe_scale.sampling.calibration import calibrate, collect_prompts
     from diffmoe_scale.sampling.loading import load_pipeline
     from diffmoe_scale.sampling.prompts import read_prompt_file
 
@@ -61,7 +61,8 @@ def run(parsed: argparse.Namespace) -> None:
     model = load_pipeline(parsed.checkpoint, weights=parsed.weights, settings=parsed.settings)
     check_output("--checkpoint", model.directory.gamma)
     prompts = [row.prompt for row in rows] or collect_prompts(model.config, parsed.images)
-    trials = find_gamma(model, prompts, model.config.sampling, capacity=parsed.capacity, seed=parsed.seed)
+    found = calibrate(model, prompts, model.config.sampling, capacity=parsed.capacity, seed=parsed.seed)
+    trials = found.trials
     record = {
         "checkpoint": str(model.checkpoint),
         "weights": parsed.weights,

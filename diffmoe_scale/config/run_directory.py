@@ -77,6 +77,11 @@ class RunDirectory:
         return self.path / "gamma.json"
 
     @property
+    def calibrations(self) -> Path:
+        """Thresholds for `sampling.capacity`, a file for each checkpoint, capacity and way of sampling."""
+        return self.path / "calibrations"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from diffmoe_scale.config.check import require
-from diffmoe_scale.config.section import Range, Section
+from diffmoe_scale.config.moe import MoEConfig
+from diffmoe_scale.config.section import PATH, Range, Section
 
 SamplerName = Literal["euler", "heun", "adams_bashforth", "dpm_solver", "dopri5", "ddim", "ancestral"]
 SAMPLERS: dict[str, tuple[SamplerName, ...]] = {
@@ -49,6 +50,17 @@ class SamplingConfig(Section, name="sampling", is_free=True):
     code), predictor over gamma, or top K."""
     gamma: Annotated[float, Range(0, 1)] = 0.5
     """The constant threshold of `interval`."""
+    capacity: Annotated[float, Range(0, 100_000)] = 0.0
+    """Average experts a token gets, over pictures and steps: thresholds that give it are found before the
+    first picture and kept in RUN/calibrations. 0 leaves it to `selection`."""
+    calibration: Literal["gamma", "quantile"] = "gamma"
+    """What is found for `capacity`: one threshold for all, or one for each layer and expert, by which all
+    take equally many tokens."""
+    calibration_images: Annotated[int, Range(1, 1_000_000)] = 128
+    """Pictures that are drawn for each trial of a calibration."""
+    calibration_prompts: Annotated[str, PATH] = ""
+    """File of their prompts, as for `sample --prompts`; empty takes captions of the run's validation shards
+    (else training shards), in class mode all labels."""
     batch: Annotated[int, Range(1, 65_536)] = 64
     """Images drawn at once."""
     batch_invariant: bool = False
@@ -75,6 +87,12 @@ class SamplingConfig(Section, name="sampling", is_free=True):
             f"0 for sampling.sampler {self.sampler!r}",
         )
         require(
+            self.capacity == 0 or self.selection == "threshold",
+            "sampling.capacity",
+            self.capacity,
+            f"0 for sampling.selection {self.selection!r}; with 'threshold' its thresholds are calibrated",
+        )
+        require(
             self.guidance_end <= self.guidance_start,
             "sampling.guidance_end",
             self.guidance_end,
@@ -92,6 +110,25 @@ class SamplingConfig(Section, name="sampling", is_free=True):
             self.shift,
             "'none' for sampling.sampler 'dopri5', which finds its own times",
         )
+
+
+def check_capacity(sampling: SamplingConfig, moe: MoEConfig) -> None:
+    """Raises: ValueError for a capacity that this model cannot be asked for."""
+    if sampling.capacity == 0:
+        return
+    require(moe.num_experts > 0, "sampling.capacity", sampling.capacity, "0: a dense model has no experts")
+    require(
+        moe.router == "diffmoe",
+        "sampling.capacity",
+        sampling.capacity,
+        f"0: moe.router {moe.router!r} has no capacity predictor, its capacity is that of training",
+    )
+    require(
+        sampling.capacity < moe.num_experts,
+        "sampling.capacity",
+        sampling.capacity,
+        f"below moe.num_experts ({moe.num_experts})",
+    )
 
 
 def check_sampler(sampling: SamplingConfig, kind: Literal["flow", "ddpm"]) -> None:

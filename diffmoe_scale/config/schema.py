@@ -11,7 +11,7 @@ from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.config.optimizer import OptimizerConfig
 from diffmoe_scale.config.parallel import ParallelConfig
 from diffmoe_scale.config.run import CheckpointConfig, DefenceConfig, RunConfig
-from diffmoe_scale.config.sampling import SamplingConfig, check_sampler
+from diffmoe_scale.config.sampling import SamplingConfig, check_capacity, check_sampler
 from diffmoe_scale.config.telemetry import TelemetryConfig
 from diffmoe_scale.config.text import TextConfig
 
@@ -51,6 +51,7 @@ class Config:
             self.sampling.selection,
             f"'static': moe.router {self.moe.router!r} has no capacity predictor",
         )
+        check_capacity(self.sampling, self.moe)
         check_sampler(self.sampling, self.diffusion.kind)
         require(
             experts == 0 or self.moe.every <= self.model.depth,

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from diffmoe_scale.config.sampling import SamplingConfig
 from diffmoe_scale.evaluation.results import Capacity, Evaluation, SuiteScore
-from diffmoe_scale.sampling.batch import latent_shape, number_requests
-from diffmoe_scale.sampling.generate import generate_batches
+from diffmoe_scale.moe.routing import Selection
+from diffmoe_scale.sampling.batch import generate_batches, latent_shape, number_requests
+from diffmoe_scale.sampling.cost import measure_cost
 from diffmoe_scale.sampling.loading import Pipeline
 from diffmoe_scale.sampling.loads import LoadByTime
+from diffmoe_scale.sampling.thresholds import find_selection
 from diffmoe_scale.scenes.suites import SUITES, Prompt, build_suite, score_images, shuffled
 from diffmoe_scale.telemetry.picture_grid import save_image_grid
 
@@ -41,13 +43,18 @@ def evaluate(
             "the suites are about square pictures; make sampling.height and sampling.width equal, or leave "
             "them out"
         )
+    selection = find_selection(pipeline, sampling)
     scores, loads = {}, LoadByTime()
     calls: list[float] = []
     pipeline.directory.samples.mkdir(exist_ok=True)
     for name in SUITES:
         prompts = build_suite(name, num_prompts=prompts_per_suite, seed=seed)
-        scores[name] = _score(pipeline, sampling, name, prompts, seed=seed, loads=loads, calls=calls)
+        scores[name] = _score(
+            pipeline, sampling, name, prompts, selection=selection, seed=seed, loads=loads, calls=calls
+        )
         logger.info("%s %.2f (captions shuffled: %.2f)", name, scores[name].score, scores[name].shuffled)
+    average_calls = statistics.fmean(calls)
+    cost = measure_cost(pipeline, sampling, loads, calls=average_calls, num_pictures=len(calls))
     return Evaluation(
         checkpoint=str(pipeline.checkpoint),
         step=pipeline.step,
@@ -60,7 +67,8 @@ def evaluate(
             layers=[layer.layer_index for layer in pipeline.networks.denoiser.moe_layers()],
             load_TLE=loads.load_TLE.numpy(),
         ),
-        calls=statistics.fmean(calls),
+        calls=average_calls,
+        flops=cost.flops,
     )
 
 
@@ -70,6 +78,7 @@ def _score(
     name: str,
     prompts: Sequence[Prompt],
     *,
+    selection: Selection,
     seed: int,
     loads: LoadByTime,
     calls: list[float],
@@ -81,7 +90,8 @@ def _score(
     passed: list[bool] = []
     by_chance: list[bool] = []
     shown: list[Tensor] = []
-    for batch in generate_batches(pipeline.networks, requests, sampling, title=name):
+    batches = generate_batches(pipeline.networks, requests, sampling, selection=selection, title=name)
+    for batch in batches:
         first, last = len(passed), len(passed) + len(batch.requests)
         passed += score_images(batch.images_BCHW, prompts[first:last])
         by_chance += score_images(batch.images_BCHW, others[first:last])

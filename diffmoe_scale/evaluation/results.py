@@ -57,6 +57,8 @@ class Evaluation:
     capacity: Capacity
     calls: float = 0.0
     """Calls of the network a picture; 0 in files of older versions."""
+    flops: float = 0.0
+    """Operations of the network a picture; 0 in files of older versions."""
 
     @property
     def mean(self) -> SuiteScore:
@@ -111,6 +113,7 @@ def _from_tree(tree: Any) -> Evaluation:
         scores={str(name): _score(entry) for name, entry in tree["scores"].items()},
         capacity=_capacity(tree["capacity"]),
         calls=_number(tree.get("calls", 0.0)),
+        flops=_number(tree.get("flops", 0.0)),
     )
 
 

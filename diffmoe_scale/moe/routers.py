@@ -99,7 +99,7 @@ class DiffMoERouter(ExpertRouter):
             return self.take_top(scores_SE, num_pools, context)
         probability_SE = self.predictor(x_SD).sigmoid()
         if selection.rule == "interval":
-            return probability_SE > selection.gamma, None
+            return probability_SE > selection.gamma_by_block.get(self.layer_index, selection.gamma), None
         over_SE = probability_SE > self.predictor.threshold()
         if selection.rule == "threshold":
             return over_SE, None

@@ -1,7 +1,7 @@
 """What a router is given and what it answers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,11 +16,13 @@ class Selection:
     """How experts choose: `train` as in training; at inference by the predictor over its dynamic threshold
     (`threshold`), by that count and the gate score (`threshold_count`), by the predictor over `gamma`
     (`interval`), or the top K of this rank's tokens, of each sample where samples are the pools (`static`).
-    `step` is the optimizer step, None outside of training: it sets the capacity, and errors name it."""
+    `step` is the optimizer step, None outside of training: it sets the capacity, and errors name it.
+    `gamma_by_block` are thresholds [E] of `interval` by block, where experts have thresholds of their own."""
 
     rule: Rule = "train"
     gamma: float = 0.5
     step: int | None = None
+    gamma_by_block: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ frozen: bytes of frozen networks.
 parameters: how many parameters.
 parts: the parts of a network, each of which is counted by itself.
 flops: operations a picture, forward and backward.
+picture: operations of a picture, for what its experts did.
 storages: bytes of tensors as they come and go.
 stand_ins: fused attention and grouped products on meta.
 fake_ranks: one of many ranks in one process.

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.evaluation.results import Evaluation
+from diffmoe_scale.plan.picture import format_flops
 from diffmoe_scale.report.html import Markup, bar, element, figure, join, missing, table
 from diffmoe_scale.report.pictures import evaluation_pictures
 from diffmoe_scale.report.plots import plot_capacity, plot_load_by_layer, plot_load_by_time
@@ -31,6 +32,9 @@ def format_scores(evaluation: Evaluation) -> str:
         lines.append(f"{name:<{width}}  {score:5.2f}  {error:4.2f}  {shuffled:10.2f}  {prompts:7d}")
     average = evaluation.capacity.average
     lines.append(f"average inference capacity {average:.3f} (1 = the cost of the dense network)")
+    if evaluation.flops:
+        calls = f"{evaluation.calls:.4g} network calls a picture"
+        lines.append(f"{calls}, {format_flops(evaluation.flops)} a picture")
     return "\n".join(lines)
 
 
@@ -47,6 +51,7 @@ def scores_section(
     ]
     settings = ", ".join(f"{name} {value}" for name, value in evaluation.sampling.items())
     calls = f"; {evaluation.calls:.4g} network calls a picture" if evaluation.calls else ""
+    calls += f", {format_flops(evaluation.flops)} a picture" if evaluation.flops else ""
     origin = f"Step {evaluation.step:,} ({evaluation.checkpoint}); sampling: {settings}{calls}."
     is_old = bool(records) and records[-1]["step"] > evaluation.step
     parts = [

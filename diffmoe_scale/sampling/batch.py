@@ -1,20 +1,26 @@
-"""One batch of pictures from trained networks."""
+"""Pictures from trained networks, batch after batch."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from tqdm import tqdm
 
 from diffmoe_scale.config.check import require
 from diffmoe_scale.config.sampling import SamplingConfig
 from diffmoe_scale.diffusion.noise import sample_noise
 from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.networks import Networks
+from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.sampling.build import build_sampler, times_for
 from diffmoe_scale.sampling.guidance import GuidedNetwork
 from diffmoe_scale.sampling.loads import LoadByTime
+from diffmoe_scale.words import counted
+
+logger = logging.getLogger(__name__)
 
 STEP_SEED = 1_000_003
 """Between the seeds of two steps' fresh noise. torch's generator of a CPU reads 32 bits of a seed: a power of
@@ -62,15 +68,51 @@ def check_seed(seed: object) -> None:
         raise ValueError(f"the seed is {seed!r:.80}; expected a whole number, 0 to {MAX_SEED}")
 
 
+def generate_batches(
+    networks: Networks,
+    requests: Sequence[Request],
+    sampling: SamplingConfig,
+    *,
+    selection: Selection | None = None,
+    title: str = "sampling",
+    has_progress: bool = True,
+) -> Iterator[Generated]:
+    """The pictures of all requests in batches of `sampling.batch`, with a progress bar; `selection` as for
+    `generate_batch`."""
+    is_hidden = None if has_progress else True  # None: hidden where there is no terminal
+    with tqdm(total=len(requests), desc=title, unit="image", disable=is_hidden) as progress:
+        for first in range(0, len(requests), sampling.batch):
+            asked = requests[first : first + sampling.batch]
+            batch = generate_batch(networks, asked, sampling, selection=selection)
+            is_finite_B = batch.images_BCHW.isfinite().flatten(1).all(1)
+            if not is_finite_B.all():
+                count = int((~is_finite_B).sum())
+                logger.warning("numbers that are not finite in %s, drawn in grey", counted(count, "picture"))
+            yield batch
+            progress.update(len(batch.requests))
+
+
 @torch.no_grad()
-def generate_batch(networks: Networks, requests: Sequence[Request], sampling: SamplingConfig) -> Generated:
+def generate_batch(
+    networks: Networks,
+    requests: Sequence[Request],
+    sampling: SamplingConfig,
+    *,
+    selection: Selection | None = None,
+) -> Generated:
     """A picture for each request: it does not change with the batch that it is drawn in. All ranks of an
     expert-parallel group must call this with equal numbers of requests.
 
-    Raises: ValueError if `sampling.height` or `sampling.width` cannot be cut into patches.
+    `selection` is how experts choose (`thresholds.find_selection`), by default what `sampling` says.
+
+    Raises: ValueError if `sampling.height` or `sampling.width` cannot be cut into patches, or without the
+    selection that `sampling.capacity` needs.
     """
+    selection = selection or plain_selection(sampling)
     if sampling.batch_invariant and len(requests) > 1:
-        return _join([generate_batch(networks, [request], sampling) for request in requests])
+        return _join(
+            [generate_batch(networks, [request], sampling, selection=selection) for request in requests]
+        )
     channels, height, width = latent_shape(networks, sampling)
     factor = networks.autoencoder.factor
     # An original of just this size, not cropped; also for the unconditional half, as in SDXL.
@@ -87,6 +129,7 @@ def generate_batch(networks: Networks, requests: Sequence[Request], sampling: Sa
             sampling,
             _condition(networks, requests, sizes_BZ),
             _unconditional(networks, requests, sizes_BZ),
+            selection=selection,
             is_any=is_any,
         )
         sampler = build_sampler(
@@ -105,6 +148,19 @@ def generate_batch(networks: Networks, requests: Sequence[Request], sampling: Sa
         denoiser.train(was_training)
     images_BCHW = networks.autoencoder.decode(latents_BCHW).clamp(-1, 1)
     return Generated(requests, images_BCHW, predict.loads, predict.calls)
+
+
+def plain_selection(sampling: SamplingConfig) -> Selection:
+    """How experts choose where no thresholds were calibrated.
+
+    Raises: ValueError with `sampling.capacity`.
+    """
+    if sampling.capacity != 0:
+        raise ValueError(
+            f"sampling.capacity is {sampling.capacity:g}, but its thresholds were not looked for; give "
+            "generate_batches the selection of diffmoe_scale.sampling.thresholds.find_selection"
+        )
+    return Selection(rule=sampling.selection, gamma=sampling.gamma)
 
 
 def _join(parts: Sequence[Generated]) -> Generated:

@@ -1,105 +1,169 @@
-"""The constant threshold `sampling.gamma` of the rule `interval` that makes experts work as much as was asked
-for."""
+"""The thresholds by which experts work as much as was asked for, found by drawing pictures."""
 
 import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
 
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.data import DatasetConfig
-from diffmoe_scale.config.sampling import SamplingConfig
+from diffmoe_scale.config.sampling import SamplingConfig, check_capacity
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.reading.build import build_reader
 from diffmoe_scale.data.reading.reader import iterate_captions
-from diffmoe_scale.sampling.batch import number_requests
-from diffmoe_scale.sampling.generate import generate_batches
+from diffmoe_scale.moe.routing import Selection
+from diffmoe_scale.sampling.batch import Request, generate_batches, number_requests
 from diffmoe_scale.sampling.loading import Pipeline
 from diffmoe_scale.sampling.loads import LoadByTime
+from diffmoe_scale.sampling.logit_counts import LogitCounts
+from diffmoe_scale.sampling.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
+Kind = Literal["gamma", "quantile"]
 TOLERANCE = 0.01
+"""Half of what other prompts may be off by."""
 MAX_TRIALS = 24
-LOGIT_STEP = 2.0
+LOGIT_PER_LOG, SHORTEST_STEP = 2.0, 0.05
+"""Steps of the logit while all trials are on one side of the capacity: as long as the logarithm of their
+ratio asks for with the first number, at least the second, and each twice as far as that."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A threshold, and the average inference capacity (DiffMoE eq. 15) measured with it."""
+    """A threshold (or the share of its tokens that each expert leaves), and the average inference capacity
+    (DiffMoE eq. 15) measured with it."""
 
     gamma: float
     capacity: float
 
 
-def find_gamma(
-    model: Pipeline, prompts: Sequence[str | int], sampling: SamplingConfig, *, capacity: float, seed: int
-) -> list[Trial]:
-    """Draws pictures of the prompts with one gamma after another; the last trial is within 0.01 of
-    `capacity`.
+@dataclass(frozen=True)
+class Found:
+    """The selection that gives the capacity asked for, and the trials that led there; the last is its own."""
 
-    Half of the 0.02 that other prompts may be off by. Raises: ValueError without a capacity predictor or for
-    a capacity that no gamma gives, RunError if the search does not end.
+    selection: Selection
+    trials: list[Trial]
+
+    @property
+    def capacity(self) -> float:
+        return self.trials[-1].capacity
+
+
+def calibrate(
+    model: Pipeline,
+    prompts: Sequence[str | int],
+    sampling: SamplingConfig,
+    *,
+    capacity: float,
+    seed: int,
+    kind: Kind = "gamma",
+) -> Found:
+    """Draws pictures of the prompts with one threshold after another; the last trial is within 0.01 of
+    `capacity`. Collective over the model's ranks.
+
+    `gamma` is one threshold for all. `quantile` is one for each layer and expert: what a share of the tokens
+    stays below, the same share for all, in pictures drawn with the experts' top K.
+
+    Raises: ValueError without a capacity predictor or for a capacity that no threshold gives, RunError if the
+    search does not end.
     """
-    moe = model.config.moe
-    if moe.num_experts == 0 or moe.router != "diffmoe":
-        what = "a dense model" if moe.num_experts == 0 else f"moe.router {moe.router!r}"
-        raise ValueError(
-            f"{model.directory.path} is {what}, without a capacity predictor; sampling.selection 'interval' "
-            "needs moe.router 'diffmoe'"
-        )
-    if not 0 < capacity < moe.num_experts:
-        raise ValueError(
-            f"the capacity asked for is {capacity}; expected above 0 and below moe.num_experts "
-            f"({moe.num_experts})"
-        )
-
+    asked = replace(sampling, selection="threshold", capacity=capacity)
+    if not capacity > 0:
+        raise ValueError(f"the capacity asked for is {capacity}; expected above 0")
+    check_capacity(asked, model.config.moe)
+    plain = replace(sampling, selection="static", capacity=0.0)
     requests = number_requests(prompts, seed=seed)
+    counts = LogitCounts(model.networks.denoiser.moe_layers(), device=model.networks.device)
+    with counts.counting():
+        _measure(model, requests, plain, Selection("static"), title="capacity of the top K")
+    parts = Ranks(model.context).gather(counts.counts_LEX.cpu())
+    counts.counts_LEX = torch.stack(parts).sum(dim=0).to(counts.counts_LEX)
+
+    def selection(gamma: float) -> Selection:
+        if kind == "gamma":
+            return Selection("interval", gamma=gamma)
+        return Selection("interval", gamma_by_block=counts.quantiles(gamma))
 
     def measure(gamma: float) -> float:
-        chosen = replace(sampling, selection="interval", gamma=gamma)
-        loads = LoadByTime()
-        for batch in generate_batches(model.networks, requests, chosen, title=f"gamma {gamma:.4g}"):
-            loads.merge(batch.loads)
-        return loads.capacity
+        title = f"{kind} {gamma:.4g}"
+        return _measure(model, requests, plain, selection(gamma), title=title)
 
-    return search(measure, capacity)
+    share = 1 - capacity / model.config.moe.num_experts
+    start = counts.pooled_quantile(share) if kind == "gamma" else math.log(share / (1 - share))
+    trials = search(measure, capacity, start=start, name=kind)
+    return Found(selection(trials[-1].gamma), trials)
 
 
-def search(measure: Callable[[float], float], capacity: float) -> list[Trial]:
-    """Trials until one is within 0.01 of `capacity`: `measure` falls with gamma, the logarithm of what it
-    gives nearly linearly with the logit of gamma (DiffMoE's table of thresholds), so intervals are cut
-    there."""
+def _measure(
+    model: Pipeline,
+    requests: Sequence[Request],
+    sampling: SamplingConfig,
+    selection: Selection,
+    *,
+    title: str,
+) -> float:
+    """The average inference capacity of the requests' pictures, a share of them by each rank. Collective."""
+    ranks = Ranks(model.context)
+    share = ranks.share(range(len(requests)))
+    places = [*share.places, *[0] * (share.count - len(share.places))]
+    loads = LoadByTime()
+    for batch in generate_batches(
+        model.networks,
+        [requests[place] for place in places],
+        sampling,
+        selection=selection,
+        title=title,
+        has_progress=ranks.is_main,
+    ):
+        loads.merge(batch.loads)
+    everything = LoadByTime()
+    for part in ranks.gather(loads.on_cpu()):
+        everything.merge(part)
+    return everything.capacity
+
+
+def search(
+    measure: Callable[[float], float], capacity: float, *, start: float = 0.0, name: Kind = "gamma"
+) -> list[Trial]:
+    """Trials until one is within 0.01 of `capacity`, from the logit `start`: `measure` falls with gamma, the
+    logarithm of what it gives nearly linearly with the logit of gamma (DiffMoE's table of thresholds), so
+    intervals are cut there."""
     trials: list[Trial] = []
     over: Trial | None = None
     under: Trial | None = None
-    logit = 0.0
+    logit, reach = start, 1.0
     while len(trials) < MAX_TRIALS:
         gamma = float(f"{1 / (1 + math.exp(-logit)):.6g}")  # as it will be printed
         trial = Trial(gamma, measure(gamma))
         trials.append(trial)
-        logger.info("gamma %.6g: average inference capacity %.3f", trial.gamma, trial.capacity)
+        logger.info("%s %.6g: average inference capacity %.3f", name, trial.gamma, trial.capacity)
         if abs(trial.capacity - capacity) <= TOLERANCE:
             return trials
         if trial.capacity > capacity:
             over = trial
         else:
             under = trial
-        logit = _next_logit(over, under, capacity)
+        distance = abs(math.log(max(trial.capacity, 1e-3) / capacity))
+        logit = _next_logit(over, under, capacity, step=reach * max(SHORTEST_STEP, LOGIT_PER_LOG * distance))
+        reach *= 2
     nearest = min(trials, key=lambda trial: abs(trial.capacity - capacity))
     raise RunError(
-        f"{MAX_TRIALS} trials found no gamma for capacity {capacity}; the nearest was "
-        f"{nearest.capacity:.3f} at gamma {nearest.gamma:g}: train longer (the predictor's probabilities are "
-        "too much alike), or draw more images"
+        f"{MAX_TRIALS} trials found no {name} for capacity {capacity}; the nearest was "
+        f"{nearest.capacity:.3f} at {name} {nearest.gamma:g}: train longer (the predictor's probabilities "
+        "are too much alike), or draw more images"
     )
 
 
-def _next_logit(over: Trial | None, under: Trial | None, capacity: float) -> float:
+def _next_logit(over: Trial | None, under: Trial | None, capacity: float, *, step: float) -> float:
     if under is None:
         assert over is not None
-        return _logit(over.gamma) + LOGIT_STEP
+        return _logit(over.gamma) + step
     if over is None:
-        return _logit(under.gamma) - LOGIT_STEP
+        return _logit(under.gamma) - step
     most, least = (math.log(max(trial.capacity, 1e-3)) for trial in (over, under))
     share = (most - math.log(capacity)) / (most - least)
     # Not at an end of the interval: each trial must shorten it.

@@ -1,51 +1,24 @@
-"""Pictures as a stream: batch after batch, none kept."""
+"""Pictures as a stream, one after another, for notebooks."""
 
-import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, get_args, get_type_hints  # Any: settings as a caller gave them
 
 from PIL import Image
-from tqdm import tqdm
 
-from diffmoe_scale.config.sampling import SamplingConfig, check_sampler
+from diffmoe_scale.config.sampling import SamplingConfig, check_capacity, check_sampler
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.model.networks import Networks
 from diffmoe_scale.sampling.batch import (
-    Generated,
     Request,
     check_seed,
-    generate_batch,
+    generate_batches,
     latent_shape,
     number_requests,
 )
 from diffmoe_scale.sampling.loading import Pipeline
+from diffmoe_scale.sampling.thresholds import find_selection
 from diffmoe_scale.telemetry.picture_grid import to_pixels
-from diffmoe_scale.words import counted
-
-logger = logging.getLogger(__name__)
-
-
-def generate_batches(
-    networks: Networks,
-    requests: Sequence[Request],
-    sampling: SamplingConfig,
-    *,
-    title: str = "sampling",
-    has_progress: bool = True,
-) -> Iterator[Generated]:
-    """The pictures of all requests in batches of `sampling.batch`, with a progress bar."""
-    is_hidden = None if has_progress else True  # None: hidden where there is no terminal
-    with tqdm(total=len(requests), desc=title, unit="image", disable=is_hidden) as progress:
-        for first in range(0, len(requests), sampling.batch):
-            batch = generate_batch(networks, requests[first : first + sampling.batch], sampling)
-            is_finite_B = batch.images_BCHW.isfinite().flatten(1).all(1)
-            if not is_finite_B.all():
-                count = int((~is_finite_B).sum())
-                logger.warning("numbers that are not finite in %s, drawn in grey", counted(count, "picture"))
-            yield batch
-            progress.update(len(batch.requests))
 
 
 def generate(
@@ -69,13 +42,14 @@ def generate(
     requests = number_requests(listed, seed=seed, negative_prompt=negative_prompt)
     check_requests(requests, pipeline.config, sampling)
     latent_shape(pipeline.networks, sampling)
-    return _pictures(pipeline.networks, requests, sampling)
+    return _pictures(pipeline, requests, sampling)
 
 
 def _pictures(
-    networks: Networks, requests: Sequence[Request], sampling: SamplingConfig
+    pipeline: Pipeline, requests: Sequence[Request], sampling: SamplingConfig
 ) -> Iterator[Image.Image]:
-    for batch in generate_batches(networks, requests, sampling):
+    selection = find_selection(pipeline, sampling)
+    for batch in generate_batches(pipeline.networks, requests, sampling, selection=selection):
         for request, pixels_HWC in zip(batch.requests, to_pixels(batch.images_BCHW), strict=True):
             picture = Image.fromarray(pixels_HWC)
             picture.info |= {"prompt": request.prompt, "seed": request.seed, "index": request.index}
@@ -91,16 +65,22 @@ def override_sampling(sampling: SamplingConfig, settings: Mapping[str, Any]) -> 
             raise ValueError(f"sampling has no setting {name!r}; expected one of {', '.join(sorted(known))}")
         choices = get_args(hints[name])
         kinds = (int, float) if hints[name] is float else (type(getattr(sampling, name)),)
-        is_right = value in choices if choices else type(value) in kinds and math.isfinite(value)
+        is_right = value in choices if choices else type(value) in kinds and _is_finite(value)
         if not is_right:
-            expected = f"one of {', '.join(choices)}" if choices else f"a number ({hints[name].__name__})"
+            kind = "text" if hints[name] is str else f"a number ({hints[name].__name__})"
+            expected = f"one of {', '.join(choices)}" if choices else kind
             raise ValueError(f"sampling.{name} is {value!r}; expected {expected}")
     return replace(sampling, **settings)
+
+
+def _is_finite(value: float | str) -> bool:
+    return isinstance(value, str) or math.isfinite(value)
 
 
 def check_requests(requests: Sequence[Request], config: Config, sampling: SamplingConfig) -> None:
     """Raises: ValueError for what the model cannot draw."""
     check_sampler(sampling, config.diffusion.kind)
+    check_capacity(sampling, config.moe)
     is_class = config.model.conditioning == "class"
     for request in requests:
         if isinstance(request.prompt, bool) or not isinstance(request.prompt, int if is_class else str):

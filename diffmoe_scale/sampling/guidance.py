@@ -46,13 +46,14 @@ class GuidedNetwork:
         condition: Condition,
         unconditional: Condition,
         *,
+        selection: Selection,
         is_any: Callable[[bool], bool] = bool,
     ) -> None:
         self.networks, self.sampling, self.is_any = networks, sampling, is_any
         # Captions are encoded once, not at each time.
         self.condition = networks.denoiser.encode(condition)
         self.unconditional = networks.denoiser.encode(unconditional)
-        self.selection = Selection(rule=sampling.selection, gamma=sampling.gamma)
+        self.selection = selection
         self.loads = LoadByTime()
         self.calls = 0
 

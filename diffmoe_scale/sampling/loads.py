@@ -48,6 +48,12 @@ class LoadByTime:
         return torch.stack([self._sums[time] / self._weights[time] for time in self.times]).cpu()
 
     @property
+    def work(self) -> float:
+        """The sum over calls of the network and their pictures of the capacity of each: what its experts
+        computed, in units of a dense network's; 0 for a dense model."""
+        return float(sum(total_LE.mean() for total_LE in self._sums.values()))
+
+    @property
     def capacity(self) -> float:
         """Average inference capacity (DiffMoE eq. 15): the mean over times, layers and experts; 1 for a dense
         model."""

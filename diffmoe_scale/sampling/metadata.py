@@ -7,19 +7,22 @@ from typing import Any  # JSON values
 
 from diffmoe_scale import __version__
 from diffmoe_scale.config.sampling import SamplingConfig
+from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.sampling.batch import Request
 from diffmoe_scale.sampling.loading import Pipeline
 from diffmoe_scale.sampling.picture_files import Metadata
+from diffmoe_scale.sampling.thresholds import describe_thresholds
 
 COMPARED = ("prompt", "negative_prompt", "seed", "index")
-COMPARED_OF_ALL = ("checkpoint", "step", "weights")
+COMPARED_OF_ALL = ("checkpoint", "step", "weights", "thresholds")
 """Of one picture, and of all pictures that are drawn together. The version is left out."""
 NOT_SEEN = ("batch",)
 """Settings that no picture shows."""
 
 
-def picture_metadata(pipeline: Pipeline, request: Request) -> Metadata:
-    return {
+def picture_metadata(pipeline: Pipeline, request: Request, selection: Selection | None = None) -> Metadata:
+    """`selection` is that of a calibration, if there was one."""
+    metadata: dict[str, str | int] = {
         "prompt": str(request.prompt),
         "negative_prompt": request.negative_prompt,
         "seed": request.seed,
@@ -30,6 +33,9 @@ def picture_metadata(pipeline: Pipeline, request: Request) -> Metadata:
         "weights": pipeline.weights,
         "version": f"diffmoe_scale {__version__}",
     }
+    if selection is not None and pipeline.config.sampling.capacity != 0:
+        metadata["thresholds"] = describe_thresholds(selection)
+    return metadata
 
 
 def find_difference(found: Metadata, wanted: Metadata, *, is_same_place: bool = True) -> str:
@@ -41,8 +47,8 @@ def find_difference(found: Metadata, wanted: Metadata, *, is_same_place: bool = 
         return "no word of how it was made"
     names = (*COMPARED, *COMPARED_OF_ALL) if is_same_place else COMPARED_OF_ALL
     for name in names:
-        if str(found.get(name, "")) != str(wanted[name]):
-            return f"{name} {found.get(name, '')!r:.120} instead of {wanted[name]!r:.120}"
+        if str(found.get(name, "")) != str(wanted.get(name, "")):
+            return f"{name} {found.get(name, '')!r:.120} instead of {wanted.get(name, '')!r:.120}"
     before, now = _settings(found["settings"]), _settings(wanted["settings"])
     for name, value in now.items():
         if before.get(name) != value and name not in NOT_SEEN:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from diffmoe_scale.sampling.batch import Request, latent_shape
-from diffmoe_scale.sampling.generate import generate_batches
+from diffmoe_scale.moe.routing import Selection
+from diffmoe_scale.sampling.batch import Request, generate_batches, latent_shape
+from diffmoe_scale.sampling.cost import measure_cost
 from diffmoe_scale.sampling.loading import Pipeline
 from diffmoe_scale.sampling.loads import LoadByTime
 from diffmoe_scale.sampling.metadata import picture_metadata
@@ -14,6 +15,7 @@ from diffmoe_scale.sampling.npz_file import NpzFile
 from diffmoe_scale.sampling.picture_files import SUFFIXES, Metadata, PictureFormat, make_free_folder
 from diffmoe_scale.sampling.ranks import Ranks
 from diffmoe_scale.sampling.stores import PictureFolder, SingleFile, Store
+from diffmoe_scale.sampling.thresholds import find_selection
 from diffmoe_scale.telemetry.picture_grid import to_pixels
 
 OTHER_SUFFIXES = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jxl", ".ppm", ".svg", ".pdf", ".npy")
@@ -79,8 +81,10 @@ def write_pictures(
     """
     ranks = Ranks(pipeline.context)
 
+    selection = find_selection(pipeline, pipeline.config.sampling)
+
     def describe(number: int) -> Metadata:
-        return picture_metadata(pipeline, requests[number])
+        return picture_metadata(pipeline, requests[number], selection)
 
     folder = ranks.of_main(lambda: _make_folder(output, default))
     store: Store
@@ -94,22 +98,28 @@ def write_pictures(
         grid = _grid_path(output, folder)
         store = PictureFolder(folder, output.kind, len(requests), describe, columns, grid)
     missing = ranks.of_main(store.missing)
-    summary = _draw(pipeline, requests, store, missing, ranks)
+    summary = _draw(pipeline, requests, selection, store, missing, ranks)
     lines = ranks.of_main(lambda: store.finish(drawn=len(missing), summary=summary))
     return lines if ranks.is_main else []
 
 
 def _draw(
-    pipeline: Pipeline, requests: Sequence[Request], store: Store, missing: Sequence[int], ranks: Ranks
+    pipeline: Pipeline,
+    requests: Sequence[Request],
+    selection: Selection,
+    store: Store,
+    missing: Sequence[int],
+    ranks: Ranks,
 ) -> str:
     """Draw this rank's share of the missing pictures. What they cost, for all ranks. Collective."""
+    sampling = pipeline.config.sampling
     share = ranks.share(missing)
     # A repeated picture is as good as any for a rank that has none left: it is not written.
     padded = [*share.places, *([missing[0]] * (share.count - len(share.places)) if missing else [])]
     loads, calls, drawn = LoadByTime(), 0.0, 0
     asked = [requests[number] for number in padded]
     for batch in generate_batches(
-        pipeline.networks, asked, pipeline.config.sampling, has_progress=ranks.is_main
+        pipeline.networks, asked, sampling, selection=selection, has_progress=ranks.is_main
     ):
         for pixels_HWC in to_pixels(batch.images_BCHW):
             if drawn < len(share.places):
@@ -121,10 +131,11 @@ def _draw(
     parts = ranks.gather((loads.on_cpu(), calls, drawn))
     for part, _, _ in parts:
         everything.merge(part)
-    calls_a_picture = sum(part[1] for part in parts) / max(1, sum(part[2] for part in parts))
-    return (
-        f"average inference capacity {everything.capacity:.3f}, {calls_a_picture:.4g} network calls a picture"
-    )
+    count = max(1, sum(part[2] for part in parts))
+    calls_a_picture = sum(part[1] for part in parts) / count
+    cost = measure_cost(pipeline, sampling, everything, calls=calls_a_picture, num_pictures=count)
+    asked_for = f" (sampling.capacity {sampling.capacity:g})" if sampling.capacity else ""
+    return f"{cost}{asked_for}"
 
 
 def _npz(pipeline: Pipeline, output: Output, count: int, describe: Callable[[int], Metadata]) -> NpzFile:

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from diffmoe_scale.config.run_directory import RunDirectory
-from diffmoe_scale.sampling import generate as module
-from diffmoe_scale.sampling.batch import Generated, generate_batch, number_requests
-from diffmoe_scale.sampling.generate import generate, generate_batches
+from diffmoe_scale.sampling import batch as module
+from diffmoe_scale.sampling.batch import Generated, generate_batch, generate_batches, number_requests
+from diffmoe_scale.sampling.generate import generate
 from diffmoe_scale.sampling.loading import Pipeline
 from diffmoe_scale.telemetry.picture_grid import to_pixels
 from tests.sampling.models import NUM_CLASSES, PLAIN, SIZE, build, config, text_networks
@@ -53,9 +53,9 @@ def test_a_model_of_squares_draws_other_shapes(positions: str, attention: str, t
 def test_pictures_come_batch_by_batch(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
 
-    def count(networks: Any, requests: Any, sampling: Any) -> Generated:
+    def count(networks: Any, requests: Any, sampling: Any, **options: Any) -> Generated:
         drawn.append(len(requests))
-        return generate_batch(networks, requests, sampling)
+        return generate_batch(networks, requests, sampling, **options)
 
     monkeypatch.setattr(module, "generate_batch", count)
     pictures = generate(pipeline, [0, 1, 2, 0, 1], batch=2)
@@ -111,8 +111,8 @@ def test_a_negative_prompt_without_guidance_is_refused(tmp_path: Path) -> None:
 def test_pictures_without_finite_numbers_are_said(
     pipeline: Pipeline, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spoil(networks: Any, requests: Any, sampling: Any) -> Generated:
-        generated = generate_batch(networks, requests, sampling)
+    def spoil(*arguments: Any, **options: Any) -> Generated:
+        generated = generate_batch(*arguments, **options)
         generated.images_BCHW[0, 0, 0, 0] = float("nan")
         return generated
 

@@ -23,6 +23,8 @@ from tests.sampling.models import (
     text_networks,
 )
 
+THRESHOLD = Selection("threshold")
+
 
 def test_guidance_of_one_is_the_conditional_prediction() -> None:
     conditional, unconditional = torch.randn(2, 3), torch.randn(2, 3)
@@ -106,7 +108,7 @@ def test_a_learned_variance_is_not_guided() -> None:
     networks = build(config(diffusion=DiffusionConfig(kind="ddpm")))
     x_BCHW, t_B = torch.randn(2, 3, SIZE, SIZE), torch.full((2,), 0.5)
     conditions = [Condition(torch.full((2,), label)) for label in (0, NUM_CLASSES)]
-    predict = GuidedNetwork(networks, SamplingConfig(guidance=3.0), *conditions)
+    predict = GuidedNetwork(networks, SamplingConfig(guidance=3.0), *conditions, selection=THRESHOLD)
     time_B = networks.objective.embedding_time(t_B)
     with torch.no_grad():
         guided = predict(x_BCHW, t_B)
@@ -124,11 +126,11 @@ def test_samples_at_times_of_their_own_are_guided_and_noted_each_by_its_time() -
     conditions = [Condition(torch.full((2,), label)) for label in (0, NUM_CLASSES)]
     x_BCHW, t_B = torch.randn(2, 3, SIZE, SIZE), torch.tensor([0.8, 0.301])
     with torch.no_grad():
-        predict = GuidedNetwork(networks, sampling, *conditions)
+        predict = GuidedNetwork(networks, sampling, *conditions, selection=THRESHOLD)
         together = predict(x_BCHW, t_B)
         for row in range(2):
             singles = [Condition(torch.full((1,), label)) for label in (0, NUM_CLASSES)]
-            alone = GuidedNetwork(networks, sampling, *singles)
+            alone = GuidedNetwork(networks, sampling, *singles, selection=THRESHOLD)
             value = alone(x_BCHW[row : row + 1], t_B[row : row + 1])
             torch.testing.assert_close(together[row : row + 1], value, rtol=1e-5, atol=1e-5)
             assert alone.calls == (2, 1)[row]

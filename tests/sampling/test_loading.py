@@ -12,8 +12,7 @@ from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.sampling import SamplingConfig
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.sampling import loading
-from diffmoe_scale.sampling.batch import number_requests
-from diffmoe_scale.sampling.generate import generate_batches
+from diffmoe_scale.sampling.batch import generate_batches, number_requests
 from diffmoe_scale.sampling.loading import load_pipeline
 from diffmoe_scale.sampling.loads import LoadByTime
 from diffmoe_scale.train import run as training

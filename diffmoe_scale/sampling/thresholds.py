@@ -1,0 +1,198 @@
+"""How experts choose when pictures are drawn: by the rule that the settings name, or by thresholds that were
+calibrated for `sampling.capacity` and are kept in RUN/calibrations with what they were made of."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any  # JSON values
+
+from diffmoe_scale.checkpoint.manifest import MANIFEST
+from diffmoe_scale.config.sampling import SamplingConfig, check_capacity
+from diffmoe_scale.files import replace_file
+from diffmoe_scale.moe.routing import Selection
+from diffmoe_scale.sampling.batch import plain_selection
+from diffmoe_scale.sampling.calibration import Found, calibrate, collect_prompts
+from diffmoe_scale.sampling.loading import Pipeline
+from diffmoe_scale.sampling.logit_counts import thresholds_on
+from diffmoe_scale.sampling.prompts import read_prompt_file
+from diffmoe_scale.sampling.ranks import Ranks
+
+logger = logging.getLogger(__name__)
+
+SEED = 2**31
+"""Of the calibration's pictures: not the noise that pictures are asked for with."""
+NOT_MEASURED = (
+    "selection",
+    "gamma",
+    "capacity",
+    "calibration",
+    "calibration_images",
+    "calibration_prompts",
+    "batch",
+    "batch_invariant",
+)
+"""Settings of sampling that do not change what experts do, or that the file says in another place."""
+
+
+def find_selection(pipeline: Pipeline, sampling: SamplingConfig) -> Selection:
+    """The selection for pictures by these settings: with `sampling.capacity`, that of the thresholds in
+    RUN/calibrations, which are looked for first where there are none, or were made of another checkpoint,
+    other prompts or other settings. Collective over the pipeline's ranks.
+
+    Raises: ValueError without a capacity predictor, or where prompts for the calibration cannot be read,
+    RunError if no thresholds are found.
+    """
+    if sampling.capacity == 0:
+        return plain_selection(sampling)
+    check_capacity(sampling, pipeline.config.moe)
+    ranks = Ranks(pipeline.context)
+    path = _path(pipeline, sampling)
+    prompts, kept = ranks.of_main(lambda: _look(pipeline, sampling, path))
+    if kept is None:
+        assert prompts is not None
+        if ranks.is_main:
+            logger.info(
+                "sampling.capacity %g: thresholds are looked for with %d prompts",
+                sampling.capacity,
+                len(prompts),
+            )
+        plain = SamplingConfig(**asdict(sampling) | {"capacity": 0.0})
+        found = calibrate(
+            pipeline, prompts, plain, capacity=sampling.capacity, seed=SEED, kind=sampling.calibration
+        )
+        kept = _tree(pipeline, sampling, prompts, found)
+        if ranks.is_main:
+            _keep(path, kept)
+    blocks = {int(block): values for block, values in kept["thresholds"].items()}
+    return Selection(
+        "interval", gamma=kept["gamma"], gamma_by_block=thresholds_on(blocks, pipeline.networks.device)
+    )
+
+
+def describe_thresholds(selection: Selection) -> str:
+    """Twelve hexadecimal digits that differ between thresholds; "" for a rule without a calibration."""
+    if not selection.gamma_by_block:
+        return f"gamma {selection.gamma:g}" if selection.rule == "interval" else ""
+    tree = {str(block): values.tolist() for block, values in selection.gamma_by_block.items()}
+    return blake2b(json.dumps(tree).encode(), digest_size=6).hexdigest()
+
+
+def _path(pipeline: Pipeline, sampling: SamplingConfig) -> Path:
+    """Each checkpoint, capacity and way of sampling has its file, so that a sweep keeps all of its own."""
+    way = _digest(_measured(sampling))[:8]
+    kind = f"{sampling.calibration}-{sampling.capacity:g}-{way}"
+    return pipeline.directory.calibrations / f"{pipeline.checkpoint.stem}-{pipeline.weights}-{kind}.json"
+
+
+def _look(
+    pipeline: Pipeline, sampling: SamplingConfig, path: Path
+) -> tuple[list[str | int] | None, dict[str, Any] | None]:
+    """The prompts for a calibration, and the one that is kept and still holds (None: there is none)."""
+    kept, problem = _read(path)
+    try:
+        prompts = _prompts(pipeline, sampling)
+    except (ValueError, OSError) as error:
+        if kept is None:
+            raise ValueError(
+                f"sampling.capacity needs prompts to calibrate with, and they cannot be read ({error}); set "
+                "sampling.calibration_prompts to a file of prompts"
+            ) from error
+        prompts = None
+        logger.info("the prompts of %s cannot be read to compare them (%s)", path, error)
+    if kept is not None:
+        wanted = _made_of(pipeline, sampling, prompts)
+        problem = ", ".join(
+            name for name, value in wanted.items() if value is not None and kept["made_of"].get(name) != value
+        )
+        problem = problem and f"was made of another {problem}"
+    if problem:
+        logger.info("%s %s; the calibration is made anew", path, problem)
+        kept = None
+    return prompts, kept
+
+
+def _read(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """What is kept at `path`, and what is wrong with it; None without a file."""
+    if not path.is_file():
+        return None, ""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        is_right = isinstance(tree["made_of"], dict) and isinstance(tree["gamma"], float)
+        numbers = [float(value) for values in tree["thresholds"].values() for value in values]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return None, f"cannot be read ({error!r:.120})"
+    if not is_right or not all(0 <= number <= 1 for number in [*numbers, tree["gamma"]]):
+        return None, "holds no thresholds"
+    return tree, ""
+
+
+def _prompts(pipeline: Pipeline, sampling: SamplingConfig) -> list[str | int]:
+    """Raises: ValueError, OSError."""
+    count = sampling.calibration_images
+    if not sampling.calibration_prompts or pipeline.config.model.conditioning == "class":
+        return list(collect_prompts(pipeline.config, count))
+    rows = read_prompt_file(Path(sampling.calibration_prompts))
+    return [rows[place % len(rows)].prompt for place in range(count)]
+
+
+def _made_of(
+    pipeline: Pipeline, sampling: SamplingConfig, prompts: Sequence[str | int] | None
+) -> dict[str, str | None]:
+    """Fingerprints of what decides the thresholds; None for what is not known."""
+    return {
+        "checkpoint": checkpoint_fingerprint(pipeline.checkpoint),
+        "prompts": None if prompts is None else _digest(prompts),
+        "settings": _digest(_measured(sampling)),
+    }
+
+
+def checkpoint_fingerprint(checkpoint: Path) -> str:
+    """Of a checkpoint's manifest, which holds the check sums of its files; of the names, sizes and times of
+    an export's files."""
+    if (checkpoint / MANIFEST).is_file():
+        return blake2b((checkpoint / MANIFEST).read_bytes(), digest_size=8).hexdigest()
+    files = sorted(checkpoint.glob("*.safetensors*")) if checkpoint.is_dir() else [checkpoint]
+    return _digest([[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files])
+
+
+def _measured(sampling: SamplingConfig) -> dict[str, Any]:
+    return {name: value for name, value in asdict(sampling).items() if name not in NOT_MEASURED}
+
+
+def _digest(tree: object) -> str:
+    return blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _tree(
+    pipeline: Pipeline, sampling: SamplingConfig, prompts: Sequence[str | int], found: Found
+) -> dict[str, Any]:
+    thresholds: Mapping[int, Any] = found.selection.gamma_by_block
+    return {
+        "checkpoint": str(pipeline.checkpoint),
+        "step": pipeline.step,
+        "weights": pipeline.weights,
+        "calibration": sampling.calibration,
+        "capacity_asked_for": sampling.capacity,
+        "capacity": found.capacity,
+        "gamma": found.selection.gamma,
+        "thresholds": {str(block): values.tolist() for block, values in thresholds.items()},
+        "made_of": _made_of(pipeline, sampling, prompts),
+        "images": len(prompts),
+        "first_prompts": list(prompts[:8]),
+        "seed": SEED,
+        "sampling": _measured(sampling),
+        "trials": [asdict(trial) for trial in found.trials],
+    }
+
+
+def _keep(path: Path, tree: Mapping[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, json.dumps(tree, indent=1).encode())
+    except OSError as error:
+        logger.warning("the calibration is used but cannot be kept: %s", error)
+    else:
+        logger.info("kept in %s", path)
