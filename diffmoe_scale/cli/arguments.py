@@ -5,8 +5,8 @@ import argparse
 from diffmoe_scale.cli.command import user_path
 
 SETTINGS_HELP = (
-    "settings that override the run's: sampling.steps, sampling.guidance, sampling.selection (threshold, "
-    "threshold_count, interval, static), sampling.gamma, sampling.batch, moe.backend, ..."
+    "settings that override the run's: sampling.steps, sampling.guidance, sampling.capacity, "
+    "sampling.selection (threshold, threshold_count, interval, static), sampling.gamma, sampling.batch, moe.backend, ..."
 )
 
 

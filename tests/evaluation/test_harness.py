@@ -13,6 +13,7 @@ from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.sampling import SamplingConfig
 from diffmoe_scale.evaluation import harness
+from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.sampling.batch import Generated, Request
 from diffmoe_scale.sampling.loading import Pipeline
 from diffmoe_scale.sampling.loads import LoadByTime
@@ -24,7 +25,7 @@ BATCH, PROMPTS = 8, 20
 
 
 def perfect_batches(
-    networks: Any, requests: Sequence[Request], sampling: Any, *, title: str
+    networks: Any, requests: Sequence[Request], sampling: Any, *, selection: Selection, title: str
 ) -> Iterator[Generated]:
     claims = {
         prompt.text: prompt.metadata["include"] for prompt in build_suite(title, num_prompts=PROMPTS, seed=3)
