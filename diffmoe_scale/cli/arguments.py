@@ -6,7 +6,8 @@ from diffmoe_scale.cli.command import user_path
 
 SETTINGS_HELP = (
     "settings that override the run's: sampling.steps, sampling.guidance, sampling.capacity, "
-    "sampling.selection (threshold, threshold_count, interval, static), sampling.gamma, sampling.batch, moe.backend, ..."
+    "sampling.selection (threshold, threshold_count, interval, static), sampling.gamma, sampling.batch, "
+    "moe.backend, ..."
 )
 
 
