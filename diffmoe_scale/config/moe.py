@@ -55,6 +55,12 @@ class MoEConfig(Section, name="moe"):
     """Standard deviation of the router's initial weight."""
     predictor_weight: Annotated[float, Range(0, 1000), FREE] = 1.0
     """Weight of the capacity predictor's loss, averaged over layers (DiffMoE eq. 13)."""
+    predictor_tokens: Annotated[float, Range(0, 1, excludes_low=True), FREE] = 1.0
+    """Share of each sample's tokens that the capacity predictor learns from in training, evenly spread; 1 is
+    the paper's. It changes the predictor and its cost only, for `optimizer.clip_norm` 0 or never reached."""
+    predictor_width: Annotated[float, Range(0, 8, excludes_low=True)] = 1.0
+    """Width of the capacity predictor's hidden layer over `model.width`; 1 is the paper's, 0.25 costs a
+    quarter."""
     threshold_decay: Annotated[float, Range(0, 1, excludes_high=True), FREE] = 0.95
     """Decay of the dynamic threshold's moving average, per optimizer step (DiffMoE eq. 17)."""
     threshold_bias_correction: Annotated[bool, FREE] = True
@@ -99,6 +105,16 @@ class MoEConfig(Section, name="moe"):
             self.pool,
             "'rank' unless moe.router is 'diffmoe' (expert_choice always pools a sample)",
         )
+        for name, value in (
+            ("predictor_tokens", self.predictor_tokens),
+            ("predictor_width", self.predictor_width),
+        ):
+            require(
+                value == 1 or self.router == "diffmoe",
+                f"moe.{name}",
+                value,
+                f"1 for moe.router {self.router!r}, which has no capacity predictor",
+            )
         require(
             self.precision == "model" or self.backend == "transformer_engine",
             "moe.precision",

@@ -1,4 +1,7 @@
-"""The capacity predictor: which experts take a token, from that token only."""
+"""The capacity predictor: which experts take a token, from that token only.
+
+Letters beside the package's: H its hidden width, n tokens of a sample that it learns from.
+"""
 
 from collections.abc import Callable
 from typing import Self
@@ -22,6 +25,7 @@ class CapacityPredictor(nn.Module):
         self,
         *,
         width: int,
+        hidden_width: int,
         num_experts: int,
         decay: float,
         is_bias_corrected: bool,
@@ -29,28 +33,30 @@ class CapacityPredictor(nn.Module):
         super().__init__()
         self.decay = decay
         self.is_bias_corrected = is_bias_corrected
-        self.hidden = nn.Linear(width, width)
-        self.output = nn.Linear(width, num_experts)
+        self.hidden = nn.Linear(width, hidden_width)
+        self.output = nn.Linear(hidden_width, num_experts)
         # Model state, but no weight: checkpoints hold them, the weight EMA must not average them.
         self.register_buffer("expert_threshold_E", torch.zeros(num_experts))
         self.register_buffer("threshold_steps", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
-        """nn.Linear's own distribution (both linears have the token's width as fan-in); thresholds at 0."""
-        bound = self.hidden.in_features**-0.5
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound, generator=generator)
+        """nn.Linear's own distribution, by the fan-in of each linear; thresholds at 0."""
+        for linear in (self.hidden, self.output):
+            bound = linear.in_features**-0.5
+            for parameter in linear.parameters():
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)
         self.expert_threshold_E.zero_()
         self.threshold_steps.zero_()
 
     def forward(self, x_SD: Tensor) -> Tensor:
-        """Logits [S, E] in fp32, whatever the format of the model: they decide, so rounding would move
-        tokens."""
-        hidden_SD = F.silu(
-            F.linear(x_SD.detach().float(), self.hidden.weight.float(), self.hidden.bias.float())
-        )
-        return F.linear(hidden_SD, self.output.weight.float(), self.output.bias.float())
+        """Logits [S, E] in fp32, whatever the format of the model.
+
+        The hidden layer is a product in the model's format, added up in fp32: bf16 weights and tokens are
+        exact there, and only its result is rounded. All behind it is fp32.
+        """
+        hidden_SH = F.silu(self.hidden(x_SD.detach()).float())
+        return F.linear(hidden_SH, self.output.weight.float(), self.output.bias.float())
 
     def threshold(self) -> Tensor:
         """tau_E of DiffMoE eq. 14: the moving average, by config divided by 1 - decay^n because it began at
@@ -75,6 +81,33 @@ class CapacityPredictor(nn.Module):
         moved_E = self.expert_threshold_E
         self.expert_threshold_E = moved_E.float() if before_E.is_meta else before_E.to(moved_E.device)
         return self
+
+
+def predictor_hidden_width(width: int, share: float) -> int:
+    """Of a model of `width`, for `moe.predictor_width` `share`. Raises ValueError where nothing is left."""
+    hidden_width = round(share * width)
+    if hidden_width < 1:
+        raise ValueError(
+            f"moe.predictor_width is {share}, which leaves nothing of model.width {width}; choose at least "
+            f"{1 / width:.4g}"
+        )
+    return hidden_width
+
+
+def spread_tokens(
+    share: float, *, num_samples: int, num_tokens: int, first: int, device: torch.device
+) -> Tensor:
+    """Places [S'] of a share of the tokens of every sample, one token at least, equally far apart.
+
+    They begin at token `first` of the first sample, one later in the next sample, and so on, so that over
+    samples and steps no place is preferred. Needs no random numbers: a run that resumes draws the same.
+    """
+    tokens_a_sample = num_tokens // num_samples
+    count = max(1, round(share * tokens_a_sample))
+    start_B1 = torch.arange(num_samples, device=device).unsqueeze(1)
+    place_n = torch.arange(count, device=device) * tokens_a_sample // count
+    place_Bn = (place_n + start_B1 + first) % tokens_a_sample
+    return (place_Bn + start_B1 * tokens_a_sample).flatten()
 
 
 def predictor_loss(prediction_SE: Tensor, mask_SE: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Which expert takes which token, and with what weight: DiffMoE, expert choice and token choice.
 
-Letters beside the package's: G pools, P tokens of a pool, X experts or twice as many (scores and
-predictions).
+Letters beside the package's: G pools, P tokens of a pool, R ranks of a pool, T tokens of this rank that the
+predictor learns from.
 """
 
 import torch
@@ -10,7 +10,12 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from diffmoe_scale.config.moe import MoEConfig
-from diffmoe_scale.moe.predictor import CapacityPredictor, predictor_loss
+from diffmoe_scale.moe.predictor import (
+    CapacityPredictor,
+    predictor_hidden_width,
+    predictor_loss,
+    spread_tokens,
+)
 from diffmoe_scale.moe.router import ExpertRouter
 from diffmoe_scale.moe.routing import Routing, RoutingContext, load_metrics
 from diffmoe_scale.moe.selection import (
@@ -45,6 +50,7 @@ class DiffMoERouter(ExpertRouter):
                 self.pool_group = groups.dp
         self.predictor = CapacityPredictor(
             width=megatron.hidden_size,
+            hidden_width=predictor_hidden_width(megatron.hidden_size, config.predictor_width),
             num_experts=config.num_experts,
             decay=config.threshold_decay,
             is_bias_corrected=config.threshold_bias_correction,
@@ -73,21 +79,47 @@ class DiffMoERouter(ExpertRouter):
     ) -> Routing:
         """Top K of each pool. Only scores and predictions travel; every rank of the pool finds the same
         selection."""
-        num_tokens, num_experts = scores_SE.shape
-        prediction_SE = self.predictor(x_SD)
-        pooled_XP = gather_pool(torch.cat([scores_SE, prediction_SE], dim=1), self.pool_group)
-        scores_EGP, prediction_EGP = pooled_XP.unflatten(1, (num_pools, -1)).split(num_experts)
+        num_tokens = len(scores_SE)
+        taught_T = self.taught_tokens(num_tokens, context, device=x_SD.device)
+        prediction_TE = self.predictor(x_SD if taught_T is None else x_SD[taught_T])
+        pooled_EP = gather_pool(torch.cat([scores_SE, prediction_TE]), self.pool_group)
+        scores_EP, prediction_EP = (
+            part_ERP.flatten(1)
+            for part_ERP in pooled_EP.unflatten(1, (-1, num_tokens + len(prediction_TE))).split(
+                [num_tokens, len(prediction_TE)], dim=2
+            )
+        )
+        scores_EGP, prediction_EGP = (
+            values_EP.unflatten(1, (num_pools, -1)) for values_EP in (scores_EP, prediction_EP)
+        )
         self.refuse_nan(scores_EGP, context.selection)
         k = self.tokens_per_expert(scores_EGP, context)
         first = 0 if self.pool_group is None else self.pool_group.rank() * num_tokens
         mask_SE = select_top(scores_EGP, k).flatten(1)[:, first : first + num_tokens].t()
+        taught_mask_TE = mask_SE if taught_T is None else mask_SE[taught_T]
+        loss = predictor_loss(prediction_TE, taught_mask_TE)
+        taught_k = max(1, round(k * prediction_EGP.shape[2] / scores_EGP.shape[2]))
         return Routing(
             mask_SE,
             scores_SE.where(mask_SE, 0.0),
-            aux_losses={"predictor": self.moe.predictor_weight * predictor_loss(prediction_SE, mask_SE)},
-            kth_probability_E=kth_largest(prediction_EGP, k).sigmoid().mean(dim=1),
+            aux_losses={"predictor": self.moe.predictor_weight * loss},
+            kth_probability_E=kth_largest(prediction_EGP, taught_k).sigmoid().mean(dim=1),
             metrics=load_metrics(mask_SE),
-            rows_per_expert=k * num_pools if pooled_XP.shape[1] == num_tokens else None,
+            rows_per_expert=k * num_pools if scores_EP.shape[1] == num_tokens else None,
+        )
+
+    def taught_tokens(
+        self, num_tokens: int, context: RoutingContext, *, device: torch.device
+    ) -> Tensor | None:
+        """Places of the tokens that the predictor learns from; None is all of them."""
+        if self.moe.predictor_tokens == 1:
+            return None
+        return spread_tokens(
+            self.moe.predictor_tokens,
+            num_samples=context.num_samples,
+            num_tokens=num_tokens,
+            first=context.selection.step or 0,
+            device=device,
         )
 
     def select_for_inference(

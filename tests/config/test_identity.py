@@ -36,6 +36,7 @@ IDENTITY = {
         "shared_experts",
         "expert_width_ratio",
         "activation",
+        "predictor_width",
     ),
     "diffusion": ("kind", "prediction", "time_scale"),
 }
