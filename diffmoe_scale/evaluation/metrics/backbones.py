@@ -8,7 +8,7 @@ import torch
 from diffmoe_scale.config.metrics import MetricsConfig
 from diffmoe_scale.evaluation.metrics.backbone import Backbone
 from diffmoe_scale.evaluation.metrics.clip_network import load_clip
-from diffmoe_scale.evaluation.metrics.fidelity import CHECKSUM, FILE, SOURCE, load_inception
+from diffmoe_scale.evaluation.metrics.fidelity import CHECKSUM, SOURCE, load_inception
 from diffmoe_scale.evaluation.metrics.measures import BackboneName, Measure
 from diffmoe_scale.evaluation.metrics.timm_network import load_timm
 
@@ -18,7 +18,7 @@ SETTINGS: dict[BackboneName, tuple[str, ...]] = {
     "clip": ("clip_architecture", "clip_weights"),
 }
 EXPECTED: dict[BackboneName, str] = {
-    "inception": f"the path of {FILE} (SHA-256 {CHECKSUM}..., {SOURCE})",
+    "inception": f"the path of {SOURCE} (its SHA-256 begins with {CHECKSUM})",
     "timm": "a network of timm and its weight file, such as vit_large_patch14_dinov2 and model.safetensors "
     "from huggingface.co/timm/vit_large_patch14_dinov2.lvd142m",
     "clip": "a network of open_clip and its weight file, such as ViT-L-14-336 and its weights of openai",

@@ -44,7 +44,7 @@ def collect(
         with tqdm(total=source.count, desc=title, unit="image", disable=None if rank == 0 else True) as bar:
             for part in source.batches(batch, rank=rank, ranks=ranks):
                 captions = part.captions if "captions" in needs else None
-                pictures_BHWC = torch.from_numpy(part.pictures_BHWC.copy())
+                pictures_BHWC = torch.from_numpy(part.pictures_BHWC)
                 found.update(backbone.features(pictures_BHWC, captions), torch.tensor(part.places))
                 bar.update(len(part.places) * ranks)
     except (ValueError, RunError, OSError) as error:

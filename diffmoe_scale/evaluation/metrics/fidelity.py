@@ -5,6 +5,7 @@ N and M pictures, F features.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any  # torch-fidelity carries no types
 
 import torch
@@ -28,7 +29,7 @@ DISTANCES_AT_ONCE = 1000
 class InceptionNetwork:
     """Outputs `pool` (2048), `spatial` (17 x 17 x 7 = 2023) and `logits` (1008, without the bias, as ADM)."""
 
-    widths: Mapping[str, int] = {"pool": 2048, "spatial": 2023, "logits": 1008}
+    widths: Mapping[str, int] = MappingProxyType({"pool": 2048, "spatial": 2023, "logits": 1008})
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network

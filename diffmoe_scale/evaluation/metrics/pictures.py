@@ -115,7 +115,7 @@ class NpzPictures:
                 data = _read_whole(file, len(places) * picture_bytes, self.path)
                 if number % ranks == rank:
                     captions = self.captions and self.captions[places[0] : places[-1] + 1]
-                    pictures_BHWC = np.frombuffer(data, np.uint8).reshape(-1, *self.shape[1:])
+                    pictures_BHWC = np.frombuffer(data, np.uint8).reshape(-1, *self.shape[1:]).copy()
                     yield PictureBatch(pictures_BHWC, places, captions)
 
 

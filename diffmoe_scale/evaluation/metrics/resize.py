@@ -1,4 +1,7 @@
-"""How pictures are brought to the size of networks other than Inception."""
+"""How pictures are brought to the size of networks other than Inception.
+
+B pictures, C colours, H W height and width.
+"""
 
 from collections.abc import Sequence
 
@@ -8,17 +11,16 @@ from torch import Tensor
 
 
 def resize_rule(size: int) -> str:
-    return (
-        f"bicubic with antialias to {size} x {size}, rounded to 8 bits, as Pillow; proportions are not kept"
-    )
+    return f"torch's bicubic with antialias to {size} x {size}, rounded to 8 bits, proportions not kept"
 
 
 def resize_bicubic(pictures_BCHW: Tensor, size: int) -> Tensor:
-    """uint8 pictures as floats 0 to 255 of whole numbers, `size` high and wide: within 1 of Pillow's."""
-    wide_BCHW = pictures_BCHW.float()
-    if wide_BCHW.shape[2:] == (size, size):
-        return wide_BCHW
-    return F.interpolate(wide_BCHW, (size, size), mode="bicubic", antialias=True).clamp(0, 255).round()
+    """uint8 pictures as whole numbers 0 to 255 in float32, `size` high and wide. Pillow also rounds and clips
+    between its two passes, whose order depends on its version."""
+    exact_BCHW = pictures_BCHW.float()
+    if exact_BCHW.shape[2:] == (size, size):
+        return exact_BCHW
+    return F.interpolate(exact_BCHW, (size, size), mode="bicubic", antialias=True).clamp(0, 255).round()
 
 
 def normalize(pictures_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -36,7 +36,8 @@ class MetricValue:
 
     def __str__(self) -> str:
         error = "" if self.error is None else f" +- {self.error:.4g}"
-        against = f" against {self.reference}" if self.reference else ""
+        count = f"{self.reference_pictures} of " if self.reference_pictures else ""
+        against = f" against {count}{self.reference}" if self.reference else ""
         settings = "".join(f", {name} {value:g}" for name, value in self.settings.items())
         return (
             f"{self.name} {self.value:.6g}{error} ({self.pictures} pictures{against}; {self.backbone} "

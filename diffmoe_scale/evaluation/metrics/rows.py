@@ -38,9 +38,9 @@ class Rows:
 
     def gather(self) -> Tensor:
         """[N, F]. Chunk by chunk is moved, so that the features are not held twice."""
-        if len(self.chunks) == 1:
+        places_N = torch.cat([torch.empty(0, dtype=torch.int64), *(places_B for places_B, _ in self.chunks)])
+        if len(self.chunks) == 1 and (places_N[1:] > places_N[:-1]).all():
             return self.chunks[0][1]
-        places_N = torch.cat([places_B for places_B, _ in self.chunks] or [torch.empty(0, dtype=torch.int64)])
         ranks_N = torch.empty_like(places_N)
         ranks_N[places_N.argsort()] = torch.arange(len(places_N))
         rows_NF, end = torch.empty(len(places_N), self.width), len(places_N)

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from tqdm import tqdm
 
 from diffmoe_scale.config.metrics import MetricsConfig
 from diffmoe_scale.evaluation.metrics.backbone import Backbone
 from diffmoe_scale.evaluation.metrics.backbones import check_settings, load_backbones
 from diffmoe_scale.evaluation.metrics.compute import compute_values
 from diffmoe_scale.evaluation.metrics.measures import BackboneName, Measure, Need, parse_measures
-from diffmoe_scale.evaluation.metrics.pictures import Size
+from diffmoe_scale.evaluation.metrics.pictures import PictureSource, Size
 from diffmoe_scale.evaluation.metrics.reference import Reference, load_reference, reference_size
 from diffmoe_scale.evaluation.metrics.result import MetricValue
 from diffmoe_scale.evaluation.metrics.statistics import PictureStatistics
@@ -41,6 +42,15 @@ class Metrics:
 
     def start(self) -> "Scorer":
         return Scorer(self)
+
+    def score(self, source: PictureSource) -> list[MetricValue]:
+        """Metrics of pictures on disk. Raises: ValueError, RunError or OSError for what is not read."""
+        scorer = self.start()
+        with tqdm(total=source.count, desc=source.path.name, unit="image", disable=None) as bar:
+            for part in source.batches(self.config.batch):
+                scorer.update(part.pictures_BHWC, part.places, part.captions)
+                bar.update(len(part.places))
+        return scorer.values()
 
 
 def load_metrics(
@@ -79,6 +89,15 @@ def _needs(measures: Sequence[Measure], backbone: BackboneName, *, of_reference:
     )
 
 
+def check_size(samples: Size, reference: Size | None, config: MetricsConfig) -> None:
+    """Raises: ValueError for samples of another size than the reference pictures."""
+    if reference is not None and samples != reference and not config.any_size:
+        sizes = "{} x {} pixels, but {} {} x {}".format(*samples, config.reference, *reference)
+        raise ValueError(
+            f"the samples have {sizes}; give a reference of their size, or set metrics.any_size (--any-size)"
+        )
+
+
 class Scorer:
     """The metrics of one set of samples, which are seen once and not kept."""
 
@@ -103,7 +122,8 @@ class Scorer:
 
         Raises: ValueError for pictures of another kind or size, RunError for features that are not finite.
         """
-        pictures = torch.as_tensor(pictures_BHWC)
+        # A copy: torch warns of arrays that cannot be written to.
+        pictures = torch.as_tensor(np.array(pictures_BHWC))
         self._check(pictures, places, captions)
         for name, backbone in self.metrics.backbones.items():
             found = self.statistics[name]
@@ -118,12 +138,7 @@ class Scorer:
             )
         if self.metrics.has_captions and (captions is None or len(captions) != len(places)):
             raise ValueError("clip_score compares pictures with their captions, and these have none")
-        expected = self.metrics.reference_size
-        if expected and not self.metrics.config.any_size and (shape[1], shape[2]) != expected:
-            raise ValueError(
-                f"the samples have {shape[1]} x {shape[2]} pixels, but {self.metrics.config.reference} "
-                f"{expected[0]} x {expected[1]}; give a reference of their size, or set metrics.any_size"
-            )
+        check_size((shape[1], shape[2]), self.metrics.reference_size, self.metrics.config)
 
     def merge(self, group: dist.ProcessGroup) -> None:
         """Bring the parts of all ranks together on the first rank of a gloo group. Collective."""

@@ -56,7 +56,7 @@ def test_a_value_says_what_it_depends_on(metrics, reference):
     assert (found.pictures, found.reference_pictures, found.reference) == (40, 40, str(reference))
     assert found.backbone == LITE0
     assert len(found.backbone_fingerprint) == len(found.reference_fingerprint) == 16
-    assert found.resize.startswith(f"bicubic with antialias to {SIDE} x {SIDE}")
+    assert found.resize.startswith(f"torch's bicubic with antialias to {SIDE} x {SIDE}")
     assert found.settings == {"subsets": 100, "subset_size": 40}
 
 
