@@ -14,6 +14,7 @@ parallel.py       how work is split over ranks
 sampling.py       how pictures are drawn
 telemetry.py      metrics, validation, trackers
 metrics.py        FID and other metrics of pictures
+alarms.py         when a run's figures are said to be wrong
 load.py           a Config from a file and `key.sub=value` words, and back to YAML
 yaml_file.py      the text of a file or of a value to a tree, refusing what could not be meant
 origin.py         where a text came from: a run's own config.yaml starts no command

@@ -49,6 +49,11 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def experts(self) -> Path:
+        """Which experts take the same tokens, and with what weight, at the last log step."""
+        return self.path / "experts.json"
+
+    @property
     def log(self) -> Path:
         return self.path / "log.txt"
 

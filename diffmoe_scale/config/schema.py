@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from diffmoe_scale.config.alarms import AlarmsConfig
 from diffmoe_scale.config.autoencoder import AutoencoderConfig
 from diffmoe_scale.config.check import require
 from diffmoe_scale.config.data import BucketConfig, DataConfig
@@ -34,6 +35,7 @@ class Config:
     defence: DefenceConfig = field(default_factory=DefenceConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
 
     def __post_init__(self) -> None:
         self._check_text()

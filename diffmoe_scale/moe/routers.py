@@ -106,6 +106,9 @@ class DiffMoERouter(ExpertRouter):
             kth_probability_E=kth_largest(prediction_EGP, taught_k).sigmoid().mean(dim=1),
             metrics=load_metrics(mask_SE),
             rows_per_expert=k * num_pools if scores_EP.shape[1] == num_tokens else None,
+            scores_SE=scores_SE.detach() if context.selection.is_observed else None,
+            prediction_TE=prediction_TE.detach() if context.selection.is_observed else None,
+            taught_T=taught_T,
         )
 
     def taught_tokens(
@@ -152,6 +155,7 @@ class ExpertChoiceRouter(ExpertRouter):
             scores_SE.where(mask_SE, 0.0),
             metrics=load_metrics(mask_SE),
             rows_per_expert=rows_per_expert,
+            scores_SE=scores_SE.detach() if context.selection.is_observed else None,
         )
 
 
@@ -170,7 +174,13 @@ class TokenChoiceRouter(ExpertRouter):
             aux_losses["balance"] = (
                 self.moe.balance_weight * (share_E * logits_SE.softmax(dim=-1).mean(dim=0)).sum()
             )
-        return Routing(mask_SE, scores_SE.where(mask_SE, 0.0), aux_losses=aux_losses, metrics=metrics)
+        return Routing(
+            mask_SE,
+            scores_SE.where(mask_SE, 0.0),
+            aux_losses=aux_losses,
+            metrics=metrics,
+            scores_SE=scores_SE.detach() if context.selection.is_observed else None,
+        )
 
 
 def build_router(

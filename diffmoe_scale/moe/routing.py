@@ -17,12 +17,14 @@ class Selection:
     (`threshold`), by that count and the gate score (`threshold_count`), by the predictor over `gamma`
     (`interval`), or the top K of this rank's tokens, of each sample where samples are the pools (`static`).
     `step` is the optimizer step, None outside of training: it sets the capacity, and errors name it.
-    `gamma_by_block` are thresholds [E] of `interval` by block, where experts have thresholds of their own."""
+    `gamma_by_block` are thresholds [E] of `interval` by block, where experts have thresholds of their own.
+    `is_observed` asks for what the decision was made from (`Routing.scores_SE`)."""
 
     rule: Rule = "train"
     gamma: float = 0.5
     step: int | None = None
     gamma_by_block: Mapping[int, Tensor] = field(default_factory=dict)
+    is_observed: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class RoutingContext:
 class Routing:
     """A router's decision. `aux_losses` are weighted already; `kth_probability_E` feeds the thresholds and is
     empty outside of training; `rows_per_expert` is set where every expert takes the same known number of this
-    rank's tokens."""
+    rank's tokens. `scores_SE` are what a training decision was made from, and `prediction_TE` the predictor's
+    logits of the tokens `taught_T` (None: of all), detached, if the selection asks for them."""
 
     mask_SE: Tensor
     gate_SE: Tensor
@@ -50,6 +53,9 @@ class Routing:
     kth_probability_E: Tensor = field(default_factory=lambda: torch.empty(0))
     metrics: dict[str, Tensor] = field(default_factory=dict)
     rows_per_expert: int | None = None
+    scores_SE: Tensor | None = None
+    prediction_TE: Tensor | None = None
+    taught_T: Tensor | None = None
 
 
 def load_metrics(mask_SE: Tensor) -> dict[str, Tensor]:

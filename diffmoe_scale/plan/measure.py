@@ -104,6 +104,7 @@ def _batch(count: int) -> Batch:
         captions=[""] * count,
         labels_B=torch.zeros(count, dtype=torch.int64),
         weight_B=torch.ones(count),
+        dropped_B=torch.zeros(count, dtype=torch.bool),
         indices_B=torch.arange(count),
         keys=[str(number) for number in range(count)],
         failures=[],

@@ -3,6 +3,7 @@
 log.py           log lines: the console, and RUN/log.txt
 metrics.py       RUN/metrics.jsonl: one JSON object a logged step
 meter.py         means of values that lie on the device, between two log steps
+phases.py        seconds of the parts of a step
 progress.py      how far a run is: a bar on a terminal, a line now and then elsewhere
 trackers.py      TensorBoard, Weights & Biases
 hardware.py      what GPUs can do at most

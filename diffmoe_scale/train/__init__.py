@@ -16,6 +16,8 @@ guard.py         which steps were bad, what was in them, when to go back
 loss_history.py  how unusual a step's loss is among those before it
 validation.py    the loss on held-out samples, and pictures of fixed captions
 speed.py         operations a second and MFU
+expert_health.py loads, overlap, entropy of experts, and what the rule of inference would decide
+alarms.py        which figures are wrong, and what to try
 reporter.py      what a run says of itself: metrics.jsonl, trackers, progress
 stop.py          signals that ask a run to end
 """

@@ -19,13 +19,19 @@ from diffmoe_scale.moe.routing import average_capacity
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.telemetry.meter import Means, Meter
 from diffmoe_scale.telemetry.metrics import MetricsWriter, MetricValue
+from diffmoe_scale.telemetry.phases import Phases
 from diffmoe_scale.telemetry.progress import Progress
 from diffmoe_scale.telemetry.trackers import Tracker, build_trackers
+from diffmoe_scale.train.alarms import Alarms
 from diffmoe_scale.train.engine import StepResult, accumulation_steps
+from diffmoe_scale.train.expert_health import ExpertHealth, write_experts
 from diffmoe_scale.train.guard import Verdict
 from diffmoe_scale.train.loss import StepLoss
 from diffmoe_scale.train.speed import Speed
 
+STEP_PHASES = ("data", "encode", "forward", "backward", "optimizer")
+OTHER_PHASES = ("validation", "samples", "checkpoint")
+"""Between steps; their seconds are spread over the steps of a line."""
 KINDS = [f"data/bad/{kind}" for kind in FAILURES] + [f"data/note/{kind}" for kind in NOTES]
 """Names of `Batch.count_kinds`."""
 
@@ -43,13 +49,18 @@ class Reporter:
         start_step: int,
     ) -> None:
         self.config, self.context, self.moe_layers = config, context, moe_layers
+        self._directory = directory
         self._accumulation = accumulation_steps(config, ranks=context.dp_group.size())
         self._meter, self._tallies = Meter(context.device), Meter(context.device)
         """Figures that a line holds as they are, and those that it is computed from."""
+        self.phase = Phases(context.device, (*STEP_PHASES, *OTHER_PHASES))
+        """`with reporter.phase("forward"):` counts the time inside."""
+        self._health = ExpertHealth(moe_layers, context.device)
         self._speed = Speed(config, context.device)
         self._extra: dict[str, MetricValue] = {}
         self._last_log_step = start_step
         self._step_started = 0.0
+        self._alarms: Alarms | None = None
         self._writer: MetricsWriter | None = None
         self._progress: Progress | None = None
         self._trackers: list[Tracker] = []
@@ -59,14 +70,14 @@ class Reporter:
             self._trackers = build_trackers(
                 config.telemetry, directory.path, config_tree(config), start_step=start_step
             )
+            self._alarms = Alarms(config.alarms, [layer.layer_index for layer in moe_layers])
 
     def begin_step(self) -> None:
         """Start the clock; what happens between steps (validation, checkpoints) is not a step's time."""
         self._step_started = time.monotonic()
 
-    def add_batch(self, batch: Batch, *, waited_s: float) -> None:
-        """One micro-batch was read after waiting for it."""
-        self._meter.add("time/data_s", waited_s * self._accumulation)
+    def add_batch(self, batch: Batch) -> None:
+        """One micro-batch was read."""
         # Of all ranks' samples in a step, as this micro-batch has it.
         micro_batches = self._accumulation * self.context.dp_group.size()
         self._tallies.add("images", float(len(batch.keys) * micro_batches))
@@ -74,7 +85,11 @@ class Reporter:
         self._tallies.add("unusable", float((batch.weight_B == 0).sum() * micro_batches))
         self._tallies.add("kinds", batch.count_kinds() * micro_batches)
 
-    def add_loss(self, loss: StepLoss) -> None:
+    def is_due(self, step: int) -> bool:
+        """A line is written at the end of this step whatever happens in it."""
+        return step % self.config.telemetry.log_every == 0 or step == self.config.run.steps
+
+    def add_loss(self, batch: Batch, loss: StepLoss) -> None:
         """One micro-batch was computed."""
         for name in (part for part in loss.parts if part.startswith("loss/")):
             self._meter.add(name, loss.parts[name])
@@ -84,6 +99,8 @@ class Reporter:
             self._meter.add("moe/capacity", average_capacity(loss.routings))
         for layer, routing in zip(self.moe_layers, loss.routings, strict=True):
             self._meter.add(f"moe/load/{layer.layer_index}", routing.metrics["load_E"])
+        if loss.routings and loss.routings[0].scores_SE is not None:
+            self._health.add(loss.routings, loss.parts["time_bin_B"], batch.dropped_B.to(self.context.device))
 
     def add_step(self, result: StepResult) -> None:
         """One optimizer step is done, or was skipped."""
@@ -108,25 +125,36 @@ class Reporter:
 
     def end_step(self, step: int, samples: int) -> None:
         """Write a line, with how many samples were seen, if one is due. Collective over `dp_group` then."""
-        is_due = (
-            step % self.config.telemetry.log_every == 0
-            or step == self.config.run.steps
-            or any(name.startswith("loss/") for name in self._extra)
-        )
-        if not is_due:
+        if not self.is_due(step) and not any(name.startswith("loss/") for name in self._extra):
             if self._progress:
                 self._progress.update(step)
             return
         group = self.context.dp_group
         means, tallies = self._meter.means(group), self._tallies.means(group)
-        metrics = self._line(means, tallies, steps=step - self._last_log_step)
+        steps = step - self._last_log_step
+        self._add_phases(steps)
+        health = self._health.take(group)
+        if health:
+            self._extra |= health.figures
+        metrics = self._line(means, tallies, steps=steps)
         self._extra, self._last_log_step = {}, step
-        if self._writer and self._progress:
+        if self._writer and self._progress and self._alarms:
+            self._alarms.check(step, metrics)
+            if health:
+                write_experts(self._directory.experts, step, health.experts)
             self._writer.write(step, samples, metrics)
             for tracker in self._trackers:
                 tracker.log(step, metrics)
             images_per_s = tallies.scalars["images"] / tallies.scalars["step_s"]
             self._progress.update(step, loss=means.scalars["loss/diffusion"], images_per_s=images_per_s)
+
+    def _add_phases(self, steps: int) -> None:
+        """Seconds a step since the last line. Collective over `dp_group`."""
+        for phase, took in self.phase.take(self.context.dp_group).items():
+            self._extra[f"time/{phase}_s"] = took.mean_s / steps
+            if phase in STEP_PHASES:
+                self._extra[f"time/slowest/{phase}_s"] = took.slowest_s / steps
+                self._extra[f"time/slowest/{phase}_rank"] = float(took.slowest_rank)
 
     def _line(self, means: Means, tallies: Means, *, steps: int) -> dict[str, MetricValue]:
         """The line of a log step from the means over the `steps` steps since the last."""

@@ -68,10 +68,10 @@ def train_on(run: Training) -> None:
             run.position = run.plan.advance(run.position)
             reporter.add(run.reader.dataset_counts(run.position))
             if _is_due(run.step, telemetry.validate_every, config):
-                with run.engine.averaged_weights():
+                with reporter.phase("validation"), run.engine.averaged_weights():
                     reporter.add(run.validation.loss())
             if _is_due(run.step, telemetry.sample_every, config):
-                with run.engine.averaged_weights():
+                with reporter.phase("samples"), run.engine.averaged_weights():
                     reporter.add_image(run.step, "samples", run.validation.draw(run.step))
             reporter.end_step(run.step, run.position.samples)
             if run.guard.must_roll_back:
@@ -80,7 +80,8 @@ def train_on(run: Training) -> None:
             is_save_due |= _is_due(run.step, config.checkpoint.every, config) or run.stop.is_requested
             # Never after a bad step: the newest checkpoint is the one to go back to.
             if is_save_due and (run.guard.bad_in_a_row == 0 or run.step == config.run.steps):
-                save(run)
+                with reporter.phase("checkpoint"):
+                    save(run)
                 is_save_due = False
             if run.stop.is_requested and run.step < config.run.steps:
                 stop(run, is_saved=not is_save_due)

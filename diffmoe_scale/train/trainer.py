@@ -1,6 +1,5 @@
 """One training step, and what it works on."""
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -51,25 +50,32 @@ def train_step(run: Training, reporter: Reporter) -> None:
     engine, context, config = run.engine, run.context, run.config
     reporter.begin_step()
     kth_probabilities = []
+    selection = Selection(rule="train", step=run.step, is_observed=reporter.is_due(run.step))
     for _ in range(engine.accumulation):
-        waiting_since = time.monotonic()
-        batch = next(run.batches)
-        reporter.add_batch(batch, waited_s=time.monotonic() - waiting_since)
-        loss = denoising_loss(
-            engine,
-            run.networks.objective,
-            batch,
-            latents_of(batch, run.networks.autoencoder, context.device),
-            condition_of(batch, run.networks),
-            seed=config.run.seed,
-            selection=Selection(rule="train", step=run.step),
-        )
-        engine.backward(loss.total)
-        reporter.add_loss(loss)
+        with reporter.phase("data"):
+            batch = next(run.batches)
+        reporter.add_batch(batch)
+        with reporter.phase("encode"):
+            latents_BCHW = latents_of(batch, run.networks.autoencoder, context.device)
+            condition = condition_of(batch, run.networks)
+        with reporter.phase("forward"):
+            loss = denoising_loss(
+                engine,
+                run.networks.objective,
+                batch,
+                latents_BCHW,
+                condition,
+                seed=config.run.seed,
+                selection=selection,
+            )
+        with reporter.phase("backward"):
+            engine.backward(loss.total)
+        reporter.add_loss(batch, loss)
         run.guard.add(batch, loss)
         if loss.routings:
             kth_probabilities.append(torch.stack([routing.kth_probability_E for routing in loss.routings]))
-    result = engine.step(learning_rate(run.step, config))
+    with reporter.phase("optimizer"):
+        result = engine.step(learning_rate(run.step, config))
     if kth_probabilities and not result.is_skipped:
         mean_probability = torch.stack(kth_probabilities).mean(0)
         update_thresholds(run.networks.denoiser.moe_layers(), mean_probability, context.dp_group)

@@ -103,6 +103,7 @@ def tiny_batch(first: int, count: int, *, config: Config) -> Batch:
         captions=[""] * count,
         labels_B=torch.tensor([number % config.model.num_classes for number in numbers]),
         weight_B=torch.ones(count),
+        dropped_B=torch.zeros(count, dtype=torch.bool),
         indices_B=torch.tensor(numbers),
         keys=[str(number) for number in numbers],
         failures=[],

@@ -1,4 +1,5 @@
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any  # lines of JSON
@@ -57,8 +58,10 @@ def report(context: ParallelContext, folder: Path, start_step: int = 0) -> None:
                     failures=[Failure("corrupt", "key", "reason")],
                     uncaptioned=["key"],
                 )
-                reporter.add_batch(broken if is_broken else batch, waited_s=0.25)
-                reporter.add_loss(step_loss(1.0 + 2 * context.rank + chunk, decile=chunk))
+                with reporter.phase("data"):
+                    time.sleep(0.01 * (1 + context.rank))
+                reporter.add_batch(broken if is_broken else batch)
+                reporter.add_loss(batch, step_loss(1.0 + 2 * context.rank + chunk, decile=chunk))
             is_skipped = step == 2
             reporter.add_step(
                 StepResult(
@@ -134,11 +137,15 @@ def test_norms_of_skipped_steps_are_left_out_and_rates_are_the_last(lines: dict[
     assert [line["optimizer/learning_rate"] for line in lines.values()] == [0.002, 0.003, 0.004, 0.005]
 
 
-def test_waiting_for_data_is_a_step_s_and_speed_is_images_over_time(lines: dict[int, dict[str, Any]]) -> None:
+def test_phases_are_seconds_a_step_and_name_the_slowest_rank(lines: dict[int, dict[str, Any]]) -> None:
     for line in lines.values():
-        assert line["time/data_s"] == pytest.approx(2 * 0.25) and line[
-            "throughput/images_per_s"
-        ] == pytest.approx(8 / line["time/step_s"])
+        assert 0.03 <= line["time/data_s"] < line["time/slowest/data_s"] < 2 * line["time/data_s"]
+        assert line["time/slowest/data_rank"] == 1 and line["time/backward_s"] == 0
+
+
+def test_speed_is_images_over_time(lines: dict[int, dict[str, Any]]) -> None:
+    for line in lines.values():
+        assert line["throughput/images_per_s"] == pytest.approx(8 / line["time/step_s"])
 
 
 def test_continued_run_drops_the_lines_after_its_checkpoint(tmp_path: Path) -> None:

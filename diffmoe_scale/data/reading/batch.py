@@ -90,6 +90,8 @@ class Batch:
     """int64: the class, num_classes where dropped, -1 in a run conditioned on text."""
     weight_B: Tensor
     """float32: 1, or 0 for a row that must not count."""
+    dropped_B: Tensor
+    """bool: rows without a condition."""
     indices_B: Tensor
     """int64: number of the sample in the run, epoch * samples + position; seeds its random numbers."""
     keys: list[str]
@@ -144,6 +146,7 @@ def collate(samples: Sequence[Sample], *, size: Size, features: FeatureSet | Non
         captions=[sample.caption for sample in samples],
         labels_B=torch.tensor([sample.label for sample in samples]),
         weight_B=torch.tensor([0.0 if sample.failure else 1.0 for sample in samples]),
+        dropped_B=torch.tensor([sample.is_dropped for sample in samples]),
         indices_B=torch.tensor([sample.index for sample in samples]),
         keys=[sample.key for sample in samples],
         failures=[sample.failure for sample in samples if sample.failure],

@@ -1,0 +1,36 @@
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.telemetry.phases import Phases, PhaseTime
+from tests.ranks import run_on_ranks
+
+
+def phases_of_rank(context: ParallelContext) -> list[dict[str, PhaseTime]]:
+    """Rank 1 sleeps three times as long, and only before the first `take`."""
+    phases = Phases(context.device, ("forward", "backward"))
+    for _ in range(2):
+        with phases("forward"):
+            time.sleep(0.02 + 0.04 * context.rank)
+    return [phases.take(context.dp_group), phases.take(context.dp_group)]
+
+
+def test_phases_are_means_over_ranks_and_start_anew() -> None:
+    first, second = run_on_ranks(phases_of_rank, 2)[0]
+    assert first["forward"].mean_s == pytest.approx(0.08, abs=0.02)
+    assert first["forward"].slowest_s == pytest.approx(0.12, abs=0.03)
+    assert first["forward"].slowest_rank == 1
+    assert first["backward"].mean_s == second["forward"].mean_s == second["forward"].slowest_s == 0
+
+
+def test_phases_have_their_names_in_a_trace(tmp_path: Path) -> None:
+    phases = Phases(torch.device("cpu"), ("forward",))
+    with (
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler,
+        phases("forward"),
+    ):
+        torch.ones(2).sum()
+    assert "forward" in [event.name for event in profiler.events()]

@@ -1,0 +1,131 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffmoe_scale.moe.routing import Routing, load_metrics
+from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.train.expert_health import ExpertHealth, Health, write_experts
+from tests.ranks import run_on_ranks
+from tests.train.runs import tiny_config, tiny_pipeline
+
+EXPERTS = 4
+TOKENS = 4
+"""A sample's."""
+
+
+def routing(mask_SE: Tensor, scores_SE: Tensor, prediction_SE: Tensor) -> Routing:
+    return Routing(
+        mask_SE,
+        scores_SE.where(mask_SE, 0.0),
+        metrics=load_metrics(mask_SE),
+        scores_SE=scores_SE,
+        prediction_TE=prediction_SE,
+    )
+
+
+def health_of(context: ParallelContext, rows: list[list[list[int]]], *, prediction: float = 0.0) -> Health:
+    """Of two samples, the first at the start of the time axis, the second at its end and without condition.
+    `rows` of a rank hold the experts of each token."""
+    layers = tiny_pipeline(tiny_config([]), context.megatron_groups).denoiser.moe_layers()
+    mask_SE = torch.tensor([[expert in row for expert in range(EXPERTS)] for row in rows[context.rank]])
+    scores_SE = torch.full((2 * TOKENS, EXPERTS), 0.25)
+    prediction_SE = torch.where(mask_SE, 5.0, -5.0) + prediction
+    for layer in layers:
+        layer.router.predictor.expert_threshold_E.fill_(0.5)
+        layer.router.predictor.threshold_steps.fill_(10**6)
+        layer.router.weight.data[:EXPERTS] = torch.eye(EXPERTS, layer.router.weight.shape[1])
+    health = ExpertHealth(layers, context.device)
+    health.add(
+        [routing(mask_SE, scores_SE, prediction_SE) for _ in layers],
+        torch.tensor([0, 9]),
+        torch.tensor([False, True]),
+    )
+    found = health.take(context.dp_group)
+    assert found is not None and health.take(context.dp_group) is None
+    return found
+
+
+def of_first_layer(health: Health, figure: str) -> float:
+    value = health.figures[f"moe/health/{figure}"]
+    assert isinstance(value, list)
+    return value[0]
+
+
+EACH_ITS_OWN = [[0], [1], [2], [3]] * 2
+ALL_THE_SAME = [[0, 1, 2, 3], [], [], []] * 2
+ONE_IS_DEAD = [[0], [1], [2], []] * 2
+
+
+def test_experts_with_tokens_of_their_own_are_all_effective() -> None:
+    (health,) = run_on_ranks(health_of, 1, [EACH_ITS_OWN])
+    assert of_first_layer(health, "effective_experts") == pytest.approx(4)
+    assert of_first_layer(health, "effective_experts_soft") == pytest.approx(4)
+    assert of_first_layer(health, "entropy") == pytest.approx(1)
+    assert of_first_layer(health, "overlap") == of_first_layer(health, "uncovered") == 0
+    assert of_first_layer(health, "experts_a_token_max") == 1
+    assert of_first_layer(health, "similarity") == pytest.approx(0)
+    assert of_first_layer(health, "router_norm_ratio") == pytest.approx(1)
+
+
+def test_experts_that_take_the_same_tokens_overlap_and_leave_the_others() -> None:
+    (health,) = run_on_ranks(health_of, 1, [ALL_THE_SAME])
+    assert of_first_layer(health, "overlap") == pytest.approx(1)
+    assert of_first_layer(health, "uncovered") == pytest.approx(0.75)
+    assert of_first_layer(health, "experts_a_token_max") == 4
+
+
+def test_a_dead_expert_has_no_load_and_leaves_the_others_effective() -> None:
+    (health,) = run_on_ranks(health_of, 1, [ONE_IS_DEAD])
+    assert of_first_layer(health, "effective_experts") == pytest.approx(3, rel=1e-4)
+    assert health.figures["moe/deployed/1"] == [1.0, 1.0, 1.0, 0.0]
+    assert health.experts["1"]["gate"][:3] == pytest.approx([0.25] * 3) and math.isnan(
+        health.experts["1"]["gate"][3]
+    )
+
+
+def test_the_rule_of_inference_is_held_against_the_training_decision() -> None:
+    (exact,) = run_on_ranks(health_of, 1, [EACH_ITS_OWN])
+    assert of_first_layer(exact, "predictor_accuracy") == 1
+    assert of_first_layer(exact, "deployed_capacity") == 1
+    calibration = exact.figures["moe/health/calibration"]
+    assert isinstance(calibration, list)
+    assert calibration[0] == 0 and calibration[9] == 1 and all(map(math.isnan, calibration[1:9]))
+
+
+def far_too_sure(context: ParallelContext) -> Health:
+    return health_of(context, [EACH_ITS_OWN], prediction=20.0)
+
+
+def test_a_predictor_that_says_yes_to_all_is_right_about_those_taken_alone() -> None:
+    (health,) = run_on_ranks(far_too_sure, 1)
+    assert of_first_layer(health, "predictor_accuracy") == 0.25
+    assert of_first_layer(health, "deployed_capacity") == 4
+    calibration = health.figures["moe/health/calibration"]
+    assert isinstance(calibration, list) and calibration[9] == 0.25
+
+
+def test_capacity_goes_by_time_and_by_whether_there_is_a_condition() -> None:
+    (health,) = run_on_ranks(health_of, 1, [[[0, 1]] * TOKENS + [[2]] * TOKENS])
+    by_time = health.figures["moe/health/capacity_by_time"]
+    assert isinstance(by_time, list)
+    assert by_time[0] == 2 and by_time[9] == 1 and all(map(math.isnan, by_time[1:9]))
+    assert health.figures["moe/health/capacity_conditional"] == 2
+    assert health.figures["moe/health/capacity_unconditional"] == 1
+
+
+def test_two_ranks_are_one() -> None:
+    found = run_on_ranks(health_of, 2, [EACH_ITS_OWN, ALL_THE_SAME])
+    assert found[0] == found[1] or repr(found[0]) == repr(found[1])
+    # Of 16 tokens expert 0 takes 4, of which 2 are the others' too.
+    assert of_first_layer(found[0], "overlap") == pytest.approx(0.5)
+    assert of_first_layer(found[0], "uncovered") == pytest.approx(6 / 16)
+
+
+def test_experts_are_kept_in_a_file_of_their_own(tmp_path: Path) -> None:
+    write_experts(tmp_path / "experts.json", 7, {"1": {"together": [0.123456789], "gate": [math.pi]}})
+    found = json.loads((tmp_path / "experts.json").read_text())
+    assert found == {"step": 7, "blocks": {"1": {"together": [0.12346], "gate": [3.14159]}}}
