@@ -52,7 +52,7 @@ def plot_curves(panels: Mapping[str, Sequence[Curve]]) -> str:
     figure = Figure(figsize=(11, 2.8 * rows), layout="constrained")
     for index, (title, curves) in enumerate(shown.items(), start=1):
         _draw_panel(figure.add_subplot(rows, PANEL_COLUMNS, index), title, curves)
-    return _svg(figure)
+    return svg_text(figure)
 
 
 def plot_load_by_layer(load_LE: np.ndarray, layers: Sequence[int]) -> str:
@@ -66,31 +66,31 @@ def plot_load_by_layer(load_LE: np.ndarray, layers: Sequence[int]) -> str:
     axes.set_yticklabels([str(layer) for layer in layers])
     if num_experts > MAX_ANNOTATED_EXPERTS:
         axes.set_xticks(range(0, num_experts, math.ceil(num_experts / 16)))
-        return _svg(figure)
+        return svg_text(figure)
     for layer, expert in np.ndindex(load_LE.shape):
         load = load_LE[layer, expert]
         is_dark = load > 0.7 * MAX_LOAD_COLOR or load < 0.2
         color = "white" if is_dark else INK
         axes.text(expert, layer, f"{load:.2f}", ha="center", va="center", fontsize=7, color=color)
-    return _svg(figure)
+    return svg_text(figure)
 
 
 def plot_load_by_time(load_TLE: np.ndarray, layers: Sequence[int], times: Sequence[float]) -> str:
     """The same over the times of the network's calls, a panel a layer; of many layers, some at even
     distances."""
-    shown = _spread(len(layers), MAX_LAYER_PANELS)
+    shown = spread_places(len(layers), MAX_LAYER_PANELS)
     columns = min(4, len(shown))
     rows = math.ceil(len(shown) / columns)
     figure = Figure(figsize=(11, 0.7 + 1.9 * rows), layout="constrained")
     all_axes = [figure.add_subplot(rows, columns, index + 1) for index in range(len(shown))]
     _draw_load(figure, all_axes, [load_TLE[:, layer].T for layer in shown])
-    ticks = _spread(len(times), 5)
+    ticks = spread_places(len(times), 5)
     for index, (axes, layer) in enumerate(zip(all_axes, shown, strict=True)):
         axes.set_title(f"block {layers[layer]}", fontsize=9)
         axes.set(xticks=ticks, xticklabels=[f"{times[tick]:.2f}" for tick in ticks])
         axes.set_xlabel("t" if index + columns >= len(shown) else "")
         axes.set_ylabel("expert" if index % columns == 0 else "")
-    return _svg(figure)
+    return svg_text(figure)
 
 
 def plot_capacity(load_TLE: np.ndarray, layers: Sequence[int], times: Sequence[float]) -> str:
@@ -107,9 +107,9 @@ def plot_capacity(load_TLE: np.ndarray, layers: Sequence[int], times: Sequence[f
     axes.invert_xaxis()
     axes.set_ylim(bottom=0)
     axes.set(xlabel="t (1 = noise, 0 = data; sampling runs from left to right)", ylabel="capacity")
-    _style(axes)
+    style_axes(axes)
     axes.legend(frameon=False, fontsize=8, ncols=5)
-    return _svg(figure)
+    return svg_text(figure)
 
 
 def plot_histograms(panels: Mapping[str, Sequence[float]]) -> str:
@@ -121,12 +121,12 @@ def plot_histograms(panels: Mapping[str, Sequence[float]]) -> str:
     for place, (title, numbers) in enumerate(shown.items(), start=1):
         axes = figure.add_subplot(rows, columns, place)
         axes.hist(numbers, bins=min(40, max(1, len(np.unique(numbers)))), color=COLORS[0])
-        _style(axes)
+        style_axes(axes)
         axes.set_title(title, fontsize=10, loc="left", color=INK, fontweight="bold")
-    return _svg(figure)
+    return svg_text(figure)
 
 
-def _spread(count: int, most: int) -> np.ndarray:
+def spread_places(count: int, most: int) -> np.ndarray:
     """At most `most` of the places 0 to `count` - 1, evenly spread."""
     places: np.ndarray = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
     return places
@@ -134,7 +134,7 @@ def _spread(count: int, most: int) -> np.ndarray:
 
 def _draw_panel(axes: Axes, title: str, curves: Sequence[Curve]) -> None:
     for curve in curves:
-        shown = _spread(len(curve.steps), MAX_POINTS)
+        shown = spread_places(len(curve.steps), MAX_POINTS)
         steps, values = curve.steps[shown], curve.values[shown]
         style = {"color": curve.paint, "linewidth": 1.6, "label": curve.label}
         if not curve.is_noisy:
@@ -144,7 +144,7 @@ def _draw_panel(axes: Axes, title: str, curves: Sequence[Curve]) -> None:
             axes.plot(steps, values, color=curve.paint, linewidth=0.7, alpha=0.25)
         axes.plot(steps, _running_mean(curve.values)[shown], **style)
     _limit_spikes(axes, np.concatenate([curve.values for curve in curves]))
-    _style(axes)
+    style_axes(axes)
     axes.set_title(title, fontsize=10, loc="left", color=INK, fontweight="bold")
     axes.set_xlabel("step")
     if any(curve.label for curve in curves) and len(curves) <= 10:
@@ -188,7 +188,8 @@ def _draw_load(figure: Figure, all_axes: Sequence[Axes], loads: Sequence[np.ndar
     bar.outline.set_visible(False)  # type: ignore[operator]  # a Spine, whatever matplotlib's stubs say
 
 
-def _style(axes: Axes) -> None:
+def style_axes(axes: Axes) -> None:
+    """Grid, small labels, no frame above and on the right."""
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8, color=GRAY)
@@ -200,7 +201,8 @@ def _style(axes: Axes) -> None:
         axes.spines[side].set_color("#b8c0c8")
 
 
-def _svg(figure: Figure) -> str:
+def svg_text(figure: Figure) -> str:
+    """The figure as SVG, the same text whenever it is made."""
     text = io.StringIO()
     figure.savefig(text, format="svg", dpi=150, metadata={"Date": None})
     return text.getvalue()

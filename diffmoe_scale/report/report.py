@@ -11,6 +11,7 @@ from diffmoe_scale.config.load import load_run_config
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.evaluation.results import read_evaluation
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.report.health import health_section, read_together
 from diffmoe_scale.report.html import Markup, element, join, page
 from diffmoe_scale.report.pictures import samples_section
 from diffmoe_scale.report.scores import experts_section, scores_section
@@ -39,6 +40,7 @@ def write_report(run_directory: Path) -> Path:
     records = _read(read_records, directory.metrics) or []
     evaluation = _read(read_evaluation, directory.evaluation)
     config = _read(load_run_config, directory.config) if directory.config.is_file() else None
+    together = _read(read_together, directory.experts)
     path = shlex.quote(str(run_directory))
     train = f"deepspeed launch/pretrain_t2i.sh --config CONFIG.yaml run.directory={path}"
     sample = f'python -m diffmoe_scale.sample --checkpoint {path} --prompt "a red circle"'
@@ -50,6 +52,7 @@ def write_report(run_directory: Path) -> Path:
         "samples": lambda: samples_section(directory, sample),
         "scores": lambda: scores_section(evaluation, records, directory, evaluate),
         "experts": lambda: experts_section(evaluation, records, config, evaluate),
+        "expert health": lambda: health_section(records, together),
         "troubles": lambda: troubles_section(records, config, directory.log),
     }
     name = run_directory.resolve().name

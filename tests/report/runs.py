@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,15 @@ def write_metrics(directory: Path, *, steps: int, every: int) -> None:
                 for layer in LAYERS
             }
             metrics |= {f"moe/load/{layer}": [1.0] * EXPERTS for layer in LAYERS}
+            metrics |= {
+                f"moe/health/{figure}": [0.1 * layer for layer in LAYERS]
+                for figure in ("effective_experts", "overlap", "uncovered", "deployed_capacity")
+            }
+            metrics |= {
+                "moe/health/capacity_by_time": [0.9] * 9 + [math.nan],
+                "moe/health/calibration": [0.1 * tenth for tenth in range(10)],
+                "moe/health/capacity_conditional": 1.25,
+            }
             if step == 10 * every:
                 metrics |= {"data/bad/corrupt": 1.0}
             if step in (every, 2 * every):
@@ -94,6 +104,8 @@ def make_run(directory: Path, *, steps: int = 400, every: int = 10) -> Path:
         "2026-11-24 10:00:00 INFO a: fine\n"
         "2026-11-24 10:00:01 WARNING b: shard-0.tar/<17> cannot be decoded\n"
     )
+    together = {str(layer): {"together": np.eye(EXPERTS).flatten().tolist()} for layer in LAYERS}
+    (directory / "experts.json").write_text(json.dumps({"step": steps, "blocks": together}))
     (directory / "evaluation.json").write_text(json.dumps(make_evaluation(steps)))
     samples = directory / "samples"
     samples.mkdir()

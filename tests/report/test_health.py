@@ -1,0 +1,54 @@
+"""The section of expert health: shown as logged, and nothing for runs that did not log it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from diffmoe_scale.report.health import health_section, read_together
+from diffmoe_scale.report.health_plots import plot_together
+from diffmoe_scale.report.report import write_report
+from diffmoe_scale.report.training import read_records
+from tests.report.runs import LAYERS, check_page, make_run
+
+
+def test_section_shows_a_row_and_curves_a_block(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    text = health_section(read_records(run / "metrics.jsonl"), read_together(run / "experts.json"))
+    check_page(text)
+    assert text.count("<figure") == 4
+    assert "1.250 with a condition." in text and "without" not in text
+    for layer in LAYERS:
+        assert f"<td>{layer}</td>" in text
+        assert f">{0.1 * layer:.3g}</td>" in text
+
+
+def test_runs_that_did_not_log_it_have_no_section(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    bare = [{name: value for name, value in line.items() if "health" not in name} for line in lines]
+    assert health_section(bare, read_together(run / "experts.json")) == ""
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in bare))
+    assert "Expert health" not in write_report(run).read_text()
+
+
+def test_a_damaged_file_of_experts_costs_its_figure_alone(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "experts.json").write_text('{"blocks": {"1": {"together": [1, 2, 3]}}}')
+    assert "Overlap of two experts" in write_report(run).read_text()
+
+
+def test_heat_maps_are_shares_of_the_tokens_of_the_row(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Expert 0 takes 2 tokens of 4, both also expert 1's, which takes 4."""
+    run = make_run(tmp_path / "run")
+    together = {"1": {"together": [0.5, 0.5, 0.5, 1.0]}}
+    (run / "experts.json").write_text(json.dumps({"step": 1, "blocks": together}))
+    seen = []
+    monkeypatch.setattr(
+        "diffmoe_scale.report.health.plot_together",
+        lambda shares: seen.append(shares) or plot_together(shares),
+    )
+    health_section(read_records(run / "metrics.jsonl"), read_together(run / "experts.json"))
+    assert seen[0][1].tolist() == [[1.0, 1.0], [0.5, 1.0]]
