@@ -17,30 +17,38 @@ TOKENS = 4
 """A sample's."""
 
 
-def routing(mask_SE: Tensor, scores_SE: Tensor, prediction_SE: Tensor) -> Routing:
+def routing(mask_SE: Tensor, scores_SE: Tensor, prediction_TE: Tensor, taught_T: Tensor | None) -> Routing:
     return Routing(
         mask_SE,
         scores_SE.where(mask_SE, 0.0),
         metrics=load_metrics(mask_SE),
         scores_SE=scores_SE,
-        prediction_TE=prediction_SE,
+        prediction_TE=prediction_TE,
+        taught_T=taught_T,
     )
 
 
-def health_of(context: ParallelContext, rows: list[list[list[int]]], *, prediction: float = 0.0) -> Health:
+def health_of(
+    context: ParallelContext,
+    rows: list[list[list[int]]],
+    *,
+    prediction: float = 0.0,
+    taught_T: Tensor | None = None,
+) -> Health:
     """Of two samples, the first at the start of the time axis, the second at its end and without condition.
     `rows` of a rank hold the experts of each token."""
     layers = tiny_pipeline(tiny_config([]), context.megatron_groups).denoiser.moe_layers()
     mask_SE = torch.tensor([[expert in row for expert in range(EXPERTS)] for row in rows[context.rank]])
     scores_SE = torch.full((2 * TOKENS, EXPERTS), 0.25)
-    prediction_SE = torch.where(mask_SE, 5.0, -5.0) + prediction
+    taught_mask_TE = mask_SE if taught_T is None else mask_SE[taught_T]
+    prediction_TE = torch.where(taught_mask_TE, 5.0, -5.0) + prediction
     for layer in layers:
         layer.router.predictor.expert_threshold_E.fill_(0.5)
         layer.router.predictor.threshold_steps.fill_(10**6)
         layer.router.weight.data[:EXPERTS] = torch.eye(EXPERTS, layer.router.weight.shape[1])
     health = ExpertHealth(layers, context.device)
     health.add(
-        [routing(mask_SE, scores_SE, prediction_SE) for _ in layers],
+        [routing(mask_SE, scores_SE, prediction_TE, taught_T) for _ in layers],
         torch.tensor([0, 9]),
         torch.tensor([False, True]),
     )
@@ -94,6 +102,16 @@ def test_the_rule_of_inference_is_held_against_the_training_decision() -> None:
     calibration = exact.figures["moe/health/calibration"]
     assert isinstance(calibration, list)
     assert calibration[0] == 0 and calibration[9] == 1 and all(map(math.isnan, calibration[1:9]))
+
+
+def of_a_share(context: ParallelContext) -> Health:
+    return health_of(context, [EACH_ITS_OWN], taught_T=torch.tensor([1, 6]))
+
+
+def test_the_predictor_is_judged_on_the_tokens_that_it_was_asked_of() -> None:
+    (health,) = run_on_ranks(of_a_share, 1)
+    assert health.figures["moe/deployed/1"] == [0.0, 2.0, 2.0, 0.0]
+    assert of_first_layer(health, "predictor_accuracy") == 1
 
 
 def far_too_sure(context: ParallelContext) -> Health:
