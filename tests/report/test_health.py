@@ -1,8 +1,10 @@
 """The section of expert health: shown as logged, and nothing for runs that did not log it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from diffmoe_scale.report.health import health_section, read_together
@@ -45,10 +47,12 @@ def test_heat_maps_are_shares_of_the_tokens_of_the_row(
     run = make_run(tmp_path / "run")
     together = {"1": {"together": [0.5, 0.5, 0.5, 1.0]}}
     (run / "experts.json").write_text(json.dumps({"step": 1, "blocks": together}))
-    seen = []
-    monkeypatch.setattr(
-        "diffmoe_scale.report.health.plot_together",
-        lambda shares: seen.append(shares) or plot_together(shares),
-    )
+    seen: list[Mapping[int, np.ndarray]] = []
+
+    def plot(shares: Mapping[int, np.ndarray]) -> str:
+        seen.append(shares)
+        return plot_together(shares)
+
+    monkeypatch.setattr("diffmoe_scale.report.health.plot_together", plot)
     health_section(read_records(run / "metrics.jsonl"), read_together(run / "experts.json"))
     assert seen[0][1].tolist() == [[1.0, 1.0], [0.5, 1.0]]
