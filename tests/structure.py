@@ -94,7 +94,7 @@ USERS = {
     "torchvision": {"bench/data_contenders"},
     "diffusers": {"convert/diffusers", "encoders/autoencoder/diffusers"},
     "wandb": {"telemetry/trackers"},
-    "matplotlib": {"report/plots", "telemetry/picture_grid"},
+    "matplotlib": {"report/health_plots", "report/plots", "telemetry/picture_grid"},
     "pydantic": {"config/load", "checkpoint/manifest", "data/shards/record"},
     "yaml": {"config/load", "config/help", "config/yaml_file"},
 }
