@@ -1,7 +1,8 @@
 """RUN/report.html: what a run did, on one page that needs nothing else.
 
 data_set.py  a page about a set of shards
-health.py    what training logs of the experts' decisions, with their figures of health_plots.py
+health.py    what training logs of the experts' decisions
+health_plots.py   its figures
 html.py      pieces of a page; all text is escaped here
 pictures.py  grids of samples and evaluations
 plots.py     figures as SVG text (matplotlib)
