@@ -94,6 +94,33 @@ class StepOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """What bench_sampling draws."""
+
+    width: int = 384
+    depth: int = 4
+    experts: int = 8
+    every: tuple[int, ...] = (2, 1)
+    """A model each, with an MoE layer in every n-th block."""
+    batch: int = 16
+    latent_size: int = 32
+    """Height and width of the pictures; a token is 2 by 2."""
+    steps: int = 4
+    """Of a picture."""
+    guidance: float = 1.0
+    """Other than 1 doubles the calls of the network."""
+    rounds: int = 7
+    threads: int = 2
+    device: Device = ""
+
+    def __post_init__(self) -> None:
+        _require_counts(
+            self, "width", "depth", "experts", "batch", "latent_size", "steps", "rounds", "threads"
+        )
+        require(min(self.every) >= 1, "--every", self.every, "numbers of at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """What bench_data reads."""
 

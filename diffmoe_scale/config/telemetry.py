@@ -16,6 +16,9 @@ class TelemetryConfig(Section, name="telemetry", is_free=True):
     """Steps between validation losses; 0 is never."""
     validation_samples: Annotated[int, Range(1, 10**9)] = 256
     """Samples of one validation."""
+    validation_time_samples: Annotated[int, Range(0, 10**9)] = 32
+    """The first of them whose loss is also taken at eight fixed times (t = 1/8 to 8/8), with the experts'
+    rule of training and with that of sampling: 16 passes of the network. 0 leaves it out."""
     sample_every: Annotated[int, Range(0, 10**9)] = 0
     """Steps between sample grids; 0 is never."""
     sample_prompts: tuple[str, ...] = ()

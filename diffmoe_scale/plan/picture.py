@@ -41,8 +41,13 @@ class CallFlops:
         return SIDES_OF_GUIDANCE * self.caption + calls * self.network + capacity_of_calls * self.experts
 
 
-def count_call_flops(config: Config, *, latent_shape: tuple[int, int, int]) -> CallFlops:
-    """For pictures of latents [C, H, W]. Raises: as `build.build_denoiser`."""
+def count_call_flops(
+    config: Config, *, latent_shape: tuple[int, int, int], has_predictor: bool = True
+) -> CallFlops:
+    """For pictures of latents [C, H, W]; the top K (`static`) is found without a predictor.
+
+    Raises: as `build.build_denoiser`.
+    """
     plain = even_routing(plain_experts(config))
     if plain.moe.router == "diffmoe":
         plain = replace(plain, moe=replace(plain.moe, pool="rank", capacity=1.0, capacity_by_resolution=()))
@@ -68,7 +73,7 @@ def count_call_flops(config: Config, *, latent_shape: tuple[int, int, int]) -> C
     for product, (ahead, _) in counter.products.items():
         parts[product.part] += ahead
     caption, _ = parts.pop("text encoder", 0), parts.pop("experts", 0)
-    if config.sampling.selection == "static":
+    if not has_predictor:
         parts.pop("capacity predictors", 0)
     return CallFlops(
         network=sum(parts.values()) / count, experts=2.0 * expert * num_tokens, caption=caption / count

@@ -16,6 +16,9 @@ Record = Mapping[str, Any]
 
 MAX_NUMBER = 1e300
 """Larger ones are no measurements, and figures cannot show them."""
+NUM_TIMES = 8
+"""At which validation takes a loss: t = 1/8 to 8/8."""
+VALIDATION_OF = re.compile(r"loss/validation_at/([a-z_]{1,40})")
 BLOCK_OF = re.compile(r"moe/(threshold|load)/(\d{1,6})")
 
 
@@ -69,6 +72,7 @@ def curves_of(records: Sequence[Record]) -> dict[str, list[Curve]]:
     thresholds = _by_block(names, "threshold")
     shades = np.linspace(0.1, 0.85, max(1, len(thresholds)))
     find = _finder(records)
+    rules = sorted({match[1] for name in names if (match := VALIDATION_OF.fullmatch(name))}, reverse=True)
     return {
         "Diffusion loss": [
             *find("loss/diffusion", label="training"),
@@ -90,12 +94,37 @@ def curves_of(records: Sequence[Record]) -> dict[str, list[Curve]]:
                 shade=decile / 10,
             )
         ],
+        "Validation at eight fixed times, mean by rule of choosing experts": [
+            curve
+            for color, rule in enumerate(rules)
+            for curve in find(f"loss/validation_at/{rule}", label=rule, color=color, is_noisy=False)
+        ],
+        "Validation capacity by rule": [
+            curve
+            for color, rule in enumerate(rules)
+            for curve in find(f"moe/validation_capacity/{rule}", label=rule, color=color, is_noisy=False)
+        ],
+        **{f"Validation by noise level (t), rule {rule}": _validation_by_time(find, rule) for rule in rules},
         "Dynamic threshold, mean over experts": [
             curve
             for (block, name), shade in zip(thresholds.items(), shades, strict=False)
             for curve in find(name, label=f"block {block}", shade=float(shade), is_noisy=False)
         ],
     }
+
+
+def _validation_by_time(find: Callable[..., list[Curve]], rule: str) -> list[Curve]:
+    """A curve for each of the fixed times."""
+    return [
+        curve
+        for number in range(1, NUM_TIMES + 1)
+        for curve in find(
+            f"loss/validation_at/{rule}/{number}",
+            label=f"{number}/{NUM_TIMES}",
+            shade=(number - 1) / NUM_TIMES,
+            is_noisy=False,
+        )
+    ]
 
 
 def _finder(records: Sequence[Record]) -> Callable[..., list[Curve]]:

@@ -24,8 +24,8 @@ from diffmoe_scale.sampling.ranks import Ranks
 logger = logging.getLogger(__name__)
 
 Kind = Literal["gamma", "quantile"]
-TOLERANCE = 0.01
-"""Half of what other prompts may be off by."""
+TOLERANCE = 0.005
+"""Other prompts add more to it: some hundredths."""
 MAX_TRIALS = 24
 LOGIT_PER_LOG, SHORTEST_STEP = 2.0, 0.05
 """Steps of the logit while all trials are on one side of the capacity: as long as the logarithm of their
@@ -62,7 +62,7 @@ def calibrate(
     seed: int,
     kind: Kind = "gamma",
 ) -> Found:
-    """Draws pictures of the prompts with one threshold after another; the last trial is within 0.01 of
+    """Draws pictures of the prompts with one threshold after another; the last trial is within 0.005 of
     `capacity`. Collective over the model's ranks.
 
     `gamma` is one threshold for all. `quantile` is one for each layer and expert: what a share of the tokens
@@ -129,7 +129,7 @@ def _measure(
 def search(
     measure: Callable[[float], float], capacity: float, *, start: float = 0.0, name: Kind = "gamma"
 ) -> list[Trial]:
-    """Trials until one is within 0.01 of `capacity`, from the logit `start`: `measure` falls with gamma, the
+    """Trials until one is within 0.005 of `capacity`, from the logit `start`: `measure` falls with gamma, the
     logarithm of what it gives nearly linearly with the logit of gamma (DiffMoE's table of thresholds), so
     intervals are cut there."""
     trials: list[Trial] = []

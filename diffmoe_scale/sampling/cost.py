@@ -32,6 +32,10 @@ def measure_cost(
 
     The network's operations are counted as in `plan`: captions at full length, without decoding latents.
     """
-    call = count_call_flops(pipeline.config, latent_shape=latent_shape(pipeline.networks, sampling))
+    call = count_call_flops(
+        pipeline.config,
+        latent_shape=latent_shape(pipeline.networks, sampling),
+        has_predictor=sampling.selection != "static",
+    )
     flops = call.of_picture(calls=calls, capacity_of_calls=loads.work / max(1, num_pictures))
     return Cost(loads.capacity, calls, flops)

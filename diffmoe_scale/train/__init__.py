@@ -12,6 +12,7 @@ zero.py          DeepSpeed's ZeRO optimizer; the only file with its private name
 optim.py         AdamW, its parameter groups and its learning rate
 ema.py           the moving average of the weights
 loss.py          the loss of a micro-batch, and what a step wants to know of it
+fixed_times.py   the loss at fixed times, by several rules of choosing experts
 guard.py         which steps were bad, what was in them, when to go back
 loss_history.py  how unusual a step's loss is among those before it
 validation.py    the loss on held-out samples, and pictures of fixed captions

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any  # gathered Python objects
@@ -21,6 +22,7 @@ from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.parallel.waiting import wait_for_ranks
 from diffmoe_scale.sampling.batch import generate_batch, number_requests
 from diffmoe_scale.telemetry.picture_grid import save_image_grid
+from diffmoe_scale.train.fixed_times import FixedTimes, rules_of
 from diffmoe_scale.train.loss import condition_of, denoising_loss, latents_of
 from diffmoe_scale.words import counted
 
@@ -56,6 +58,14 @@ class Validation:
                 trains_text=config.text.trained is not None,
             )
         self._train_reader = train_reader
+        self.sampling = config.sampling
+        if config.sampling.capacity != 0:
+            # A calibration holds for one step's weights.
+            self.sampling = replace(config.sampling, capacity=0.0)
+            if context.is_main and config.telemetry.sample_every:
+                logger.info(
+                    "sample grids are drawn without sampling.capacity, which sample and evaluate calibrate"
+                )
 
     @cached_property
     def prompts(self) -> list[str] | list[int]:
@@ -65,8 +75,11 @@ class Validation:
     @torch.no_grad()
     def loss(self) -> dict[str, float]:
         """`loss/validation`: the diffusion loss on the first `telemetry.validation_samples` held-out samples,
-        with noise and times that never change. Samples that cannot be used are left out and counted in a
-        warning; {} if there is no other. Collective over the world."""
+        with noise and times that never change; and the losses at fixed times (`FixedTimes.metrics`).
+
+        Samples that cannot be used are left out and counted in a warning; {} if there is no other. Collective
+        over the world.
+        """
         assert self.reader is not None, "checked with the config"
         limit = min(self.config.telemetry.validation_samples, self.reader.num_samples)
         batches = self.reader.validation_batches(
@@ -98,7 +111,29 @@ class Validation:
         dist.all_reduce(total, group=self.context.dp_group)
         num_usable = round(float(total[1]))
         self._report_unusable(limit - num_usable, limit, failures)
-        return {"loss/validation": float(total[0] / total[1])} if num_usable else {}
+        if not num_usable:
+            return {}
+        return {"loss/validation": float(total[0] / total[1])} | self._losses_at_fixed_times()
+
+    def _losses_at_fixed_times(self) -> dict[str, float]:
+        """Of the first `telemetry.validation_time_samples`, by the rule of training and by that of sampling.
+        Collective over the world."""
+        assert self.reader is not None
+        limit = min(self.config.telemetry.validation_time_samples, self.reader.num_samples)
+        if limit == 0:
+            return {}
+        found = FixedTimes(self.networks, rules_of(self.config), seed=self.config.run.seed + 1)
+        for batch in self.reader.validation_batches(
+            limit=limit,
+            dp_rank=self.context.dp_group.rank(),
+            dp_size=self.context.dp_group.size(),
+            micro_batch=self.config.run.micro_batch,
+        ):
+            found.add(batch)
+        wait_for_ranks(self.context.waiting_group)
+        sums = found.sums()
+        dist.all_reduce(sums, group=self.context.dp_group)
+        return found.metrics(sums)
 
     def _report_unusable(self, count: int, limit: int, failures: Mapping[str, Failure]) -> None:
         """Warn of `count` samples; once, unless all are unusable. `failures` are this rank's, by key."""
@@ -133,7 +168,7 @@ class Validation:
         first = share * self.context.dp_group.rank()
         mine = padded[first : first + share]
         requests = number_requests(mine, seed=self.config.run.seed, first_index=first)
-        generated = generate_batch(self.networks, requests, self.config.sampling)
+        generated = generate_batch(self.networks, requests, self.sampling)
         wait_for_ranks(self.context.waiting_group)
         parts: list[Any] = [None] * ranks
         dist.all_gather_object(parts, generated.images_BCHW.cpu(), group=self.context.control_group)

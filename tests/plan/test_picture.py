@@ -49,7 +49,8 @@ def test_operations_of_a_call_are_those_that_torch_counts(
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         prediction = networks.denoiser(x_BCHW, torch.rand(2), condition, Selection(config.sampling.selection))
     capacity = float(average_capacity(prediction.routings)) if prediction.routings else 0.0
-    call = count_call_flops(config, latent_shape=(3, *size))
+    is_static = config.sampling.selection == "static"
+    call = count_call_flops(config, latent_shape=(3, *size), has_predictor=not is_static)
     found = call.of_picture(calls=1, capacity_of_calls=capacity) - call.caption
     assert 2 * found == pytest.approx(counter.get_total_flops(), rel=0.01)
 

@@ -39,6 +39,21 @@ def test_training_panels_are_those_that_have_data() -> None:
     assert not shown & {"Router losses", "Gradient norm", "Learning rate", "Images a second"}
 
 
+def test_validation_at_fixed_times_has_curves_by_rule_and_by_time() -> None:
+    record: dict[str, Any] = {"step": 10}
+    for rule in ("train", "threshold"):
+        record |= {f"loss/validation_at/{rule}/{number}": 0.1 * number for number in range(1, 9)}
+        record |= {f"loss/validation_at/{rule}": 0.45, f"moe/validation_capacity/{rule}": 1.1}
+    curves = curves_of([record, record | {"step": 20}])
+    mean = curves["Validation at eight fixed times, mean by rule of choosing experts"]
+    assert [curve.label for curve in mean] == ["train", "threshold"]
+    assert [curve.label for curve in curves["Validation capacity by rule"]] == ["train", "threshold"]
+    for rule in ("train", "threshold"):
+        by_time = curves[f"Validation by noise level (t), rule {rule}"]
+        assert [curve.label for curve in by_time] == [f"{number}/8" for number in range(1, 9)]
+        assert by_time[7].values.tolist() == [0.8, 0.8]
+
+
 def test_a_run_without_lines_or_with_no_finite_number_still_gives_a_figure() -> None:
     assert "Diffusion loss" not in words(plot_training([]))
     assert "Diffusion loss" not in words(plot_training([{"step": 1, "loss/diffusion": math.nan}]))
