@@ -57,15 +57,15 @@ class TokenDispatcher(MoEAlltoAllTokenDispatcher):
         self.drop_and_pad = rows_per_expert is not None
         self.capacity = rows_per_expert
 
-    def preprocess(self, routing_map: Tensor) -> Tensor:
-        """Rows of each local expert, and the splits of the two all-to-alls. Collective over the
-        expert-parallel group."""
+    def preprocess(self, routing_map: Tensor) -> Tensor | None:
+        """Rows of each local expert where they are not known before, and the splits of the two all-to-alls.
+        Collective over the expert-parallel group."""
         self.is_cuda = routing_map.is_cuda
         if self.drop_and_pad:
             # The parent computes its own capacity, rounding up; DiffMoE rounds down.
             self.num_out_tokens = self.capacity * self.num_experts
             self.input_splits = self.output_splits = None
-            return torch.full((self.num_local_experts,), self.capacity * self.ep_size)
+            return None
         if self.is_cuda:
             return super().preprocess(routing_map)
         rows_E = routing_map.sum(dim=0)
@@ -89,12 +89,16 @@ class TokenDispatcher(MoEAlltoAllTokenDispatcher):
         splits = self.output_splits, self.input_splits
         return all_to_all(rows_RD, self.ep_group, *splits), all_to_all(gate_R, self.ep_group, *splits)
 
-    def dispatch_postprocess(self, rows_RD: Tensor, gate_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def dispatch_postprocess(self, rows_RD: Tensor, gate_R: Tensor) -> tuple[Tensor, list[int], Tensor]:
         """Rows and gates by local expert, and the rows of each. A rank without peers has that order already:
         the parent would copy every row to find it."""
+        rows_e = self.tokens_per_expert
         if self.is_cuda or self.ep_size > 1:
-            return super().dispatch_postprocess(rows_RD, gate_R)
-        return rows_RD, self.tokens_per_expert, gate_R
+            rows_RD, rows_e, gate_R = super().dispatch_postprocess(rows_RD, gate_R)
+        if self.drop_and_pad:
+            # Numbers and no tensor: what knows shapes only (torch.compile, a CUDA graph) can go on from here.
+            return rows_RD, [self.capacity * self.ep_size] * self.num_local_experts, gate_R
+        return rows_RD, rows_e.tolist(), gate_R
 
     def combine_preprocess(self, rows_RD: Tensor) -> Tensor:
         """Rows by the rank of their tokens, from rows by local expert."""

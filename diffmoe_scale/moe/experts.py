@@ -55,12 +55,12 @@ class Experts(TEGroupedMLP):
                 generator=named_generator(seed, layer_index, "experts", i),
             )
 
-    def forward(self, rows_RD: Tensor, rows_per_expert: Tensor, gate_R: Tensor) -> tuple[Tensor, None]:
-        """gate * E_i(row) for rows sorted by local expert; `rows_per_expert` is a CPU tensor [e]."""
-        counts = rows_per_expert.tolist()
+    def forward(self, rows_RD: Tensor, rows_per_expert: list[int], gate_R: Tensor) -> tuple[Tensor, None]:
+        """gate * E_i(row) for rows sorted by local expert, of which `rows_per_expert` has the number."""
+        is_gated = self.config.gated_linear_unit
         with self.precision():
-            hidden_RF = activate(self.linear_fc1(rows_RD, counts)[0], is_gated=self.config.gated_linear_unit)
-            y_RD = self.linear_fc2(hidden_RF, counts)[0]
+            hidden_RF = activate(self.linear_fc1(rows_RD, rows_per_expert)[0], is_gated=is_gated)
+            y_RD = self.linear_fc2(hidden_RF, rows_per_expert)[0]
         # The gate is fp32: the product is rounded once, to the format of the model.
         return (y_RD * gate_R.unsqueeze(1)).to(y_RD.dtype), None
 

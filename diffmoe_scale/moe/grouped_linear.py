@@ -101,18 +101,14 @@ class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_RI: Tensor, rows_per_expert: list[int], *tensors: Tensor) -> Tensor:
         weights, biases = tensors[: len(rows_per_expert)], tensors[len(rows_per_expert) :]
-        ends_e = (
-            torch.tensor(rows_per_expert, dtype=torch.int32)
-            .cumsum(0, dtype=torch.int32)
-            .to(x_RI.device, non_blocking=True)
-        )
+        ends_e = row_ends(rows_per_expert, device=x_RI.device)
         ctx.rows_per_expert, ctx.has_bias = rows_per_expert, bool(biases)
         ctx.save_for_backward(x_RI, ends_e, *weights)
         if x_RI.shape[0] == 0:
             return x_RI.new_empty(0, weights[0].shape[0])
         y_RO = F.grouped_mm(x_RI, stacked(weights).transpose(1, 2), offs=ends_e)
-        for y, bias_O in zip(y_RO.split(rows_per_expert), biases, strict=False):
-            y.add_(bias_O)
+        if biases:
+            add_bias(y_RO, biases, rows_per_expert, ends_e)
         return y_RO
 
     @staticmethod
@@ -120,19 +116,65 @@ class _GroupedLinear(torch.autograd.Function):
         x_RI, ends_e, *weights = ctx.saved_tensors
         grad_y_RO = grads[0].contiguous()
         grad_x_RI: Tensor | None
-        grad_w_eOI: Sequence[Tensor]
         if x_RI.shape[0] == 0:
-            grad_x_RI, grad_w_eOI = torch.zeros_like(x_RI), [torch.zeros_like(weight) for weight in weights]
+            grad_x_RI, grad_w_eOI = torch.zeros_like(x_RI), torch.zeros_like(stacked(weights))
         else:
             grad_x_RI = (
                 F.grouped_mm(grad_y_RO, stacked(weights), offs=ends_e) if ctx.needs_input_grad[0] else None
             )
-            grad_w_eOI = F.grouped_mm(grad_y_RO.t(), x_RI, offs=ends_e).unbind()
-            for rows, grad_w_OI in zip(ctx.rows_per_expert, grad_w_eOI, strict=True):
-                if rows == 0:
-                    # An empty product is a zero, but no document promises that a kernel writes it.
-                    grad_w_OI.zero_()
-        grad_b_eO = (
-            [grad_y.sum(dim=0) for grad_y in grad_y_RO.split(ctx.rows_per_expert)] if ctx.has_bias else []
-        )
-        return grad_x_RI, None, *grad_w_eOI, *grad_b_eO
+            grad_w_eOI = F.grouped_mm(grad_y_RO.t(), x_RI, offs=ends_e)
+            empty = [i for i, rows in enumerate(ctx.rows_per_expert) if rows == 0]
+            if empty:
+                # An empty product is a zero, but no document promises that a kernel writes it.
+                grad_w_eOI.index_fill_(0, torch.tensor(empty, device=grad_w_eOI.device), 0.0)
+        grad_b = sum_rows(grad_y_RO, ctx.rows_per_expert, ends_e) if ctx.has_bias else ()
+        return grad_x_RI, None, *grad_w_eOI.unbind(), *grad_b
+
+
+def row_ends(rows_per_expert: list[int], *, device: torch.device) -> Tensor:
+    """Where each expert's rows end, int32 [e]. Equal runs are made on the device: nothing is copied there."""
+    rows, num_experts = rows_per_expert[0], len(rows_per_expert)
+    if is_even(rows_per_expert) and rows > 0:
+        return torch.arange(rows, (num_experts + 1) * rows, rows, dtype=torch.int32, device=device)
+    ends_e = torch.tensor(rows_per_expert, dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return ends_e.to(device, non_blocking=True)
+
+
+def is_even(rows_per_expert: list[int]) -> bool:
+    """Whether every expert has as many rows as the first: always in training with pools of a rank."""
+    return all(rows == rows_per_expert[0] for rows in rows_per_expert)
+
+
+def add_bias(y_RO: Tensor, biases: Sequence[Tensor], rows_per_expert: list[int], ends_e: Tensor) -> None:
+    """Add every expert's bias to its rows, in place."""
+    if is_even(rows_per_expert):
+        y_RO.unflatten(0, (len(biases), -1)).add_(stacked(biases).unsqueeze(1))
+    elif y_RO.is_cuda:
+        y_RO.add_(stacked(biases)[expert_of_rows(len(y_RO), ends_e)])
+    else:
+        for y, bias_O in zip(y_RO.split(rows_per_expert), biases, strict=True):
+            y.add_(bias_O)
+
+
+def sum_rows(grad_y_RO: Tensor, rows_per_expert: list[int], ends_e: Tensor) -> Sequence[Tensor]:
+    """The sum of every expert's rows, e tensors [O]: the gradients of its bias."""
+    if is_even(rows_per_expert):
+        return grad_y_RO.unflatten(0, (len(rows_per_expert), rows_per_expert[0])).sum(dim=1).unbind()
+    if grad_y_RO.is_cuda:
+        return sum_rows_at_once(grad_y_RO, ends_e).unbind()
+    return [grad_y.sum(dim=0) for grad_y in grad_y_RO.split(rows_per_expert)]
+
+
+def expert_of_rows(num_rows: int, ends_e: Tensor) -> Tensor:
+    """The local expert of each row, int32 [R], in two kernels however many experts there are."""
+    row_R = torch.arange(num_rows, dtype=torch.int32, device=ends_e.device)
+    return torch.bucketize(row_R, ends_e, right=True, out_int32=True)
+
+
+def sum_rows_at_once(rows_RO: Tensor, ends_e: Tensor) -> Tensor:
+    """Sums [e, O] of every expert's rows, however unequal, by one product with ones for all experts: added up
+    in fp32. Of ones there are the 8 columns that the kernel's alignment asks for."""
+    ones_R8 = rows_RO.new_ones(len(rows_RO), 8)
+    sums_eO = F.grouped_mm(ones_R8.t(), rows_RO, offs=ends_e)[:, 0]
+    is_empty_e1 = (ends_e.diff(prepend=ends_e.new_zeros(1)) == 0).unsqueeze(1)
+    return sums_eO.masked_fill(is_empty_e1, 0.0)

@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffmoe_scale.moe.grouped_linear import stacked
+from diffmoe_scale.moe.grouped_linear import expert_of_rows, row_ends, stacked, sum_rows_at_once
 from tests.moe.layers import EXPERTS, WIDTH, make_layer
 
 # Sums of at most 64 products in another order; bf16 has 8 bits.
@@ -36,7 +36,7 @@ def test_grouped_backend_equals_the_loop(rows, activation, dtype):
             )
         experts.to(dtype)
         x, gate_R = x_RD.clone().requires_grad_(), torch.linspace(0.1, 1, sum(rows)).requires_grad_()
-        y_RD, _ = experts(x, torch.tensor(rows), gate_R)
+        y_RD, _ = experts(x, rows, gate_R)
         y_RD.backward(grad_y_RD)
         results[backend] = {"y": y_RD, "dx": x.grad, "dgate": gate_R.grad} | {
             name: p.grad for name, p in experts.expert_parameters()
@@ -99,3 +99,26 @@ def test_moving_the_experts_changes_no_weight() -> None:
     layer.to(torch.float64)
     before: dict[str, Tensor] = dict(plain.expert_parameters())
     assert all(torch.equal(parameter, before[name].double()) for name, parameter in layer.expert_parameters())
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    rows=st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+@example(rows=[4, 4, 4], dtype=torch.float32)
+@example(rows=[0, 0, 3], dtype=torch.bfloat16)
+def test_all_rows_at_once_are_those_of_one_expert_after_another(rows: list[int], dtype: torch.dtype) -> None:
+    ends_e = row_ends(rows, device=torch.device("cpu"))
+    assert ends_e.tolist() == [sum(rows[: i + 1]) for i in range(len(rows))]
+    assert ends_e.dtype == torch.int32
+    assert expert_of_rows(sum(rows), ends_e).tolist() == [
+        i for i, count in enumerate(rows) for _ in range(count)
+    ]
+    rows_RO = torch.randn(sum(rows), 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected_eO = torch.stack([part.double().sum(dim=0) for part in rows_RO.split(rows)])
+    # A sum of at most 9 numbers, rounded once to bf16.
+    tolerance = 1e-6 if dtype == torch.float32 else 2**-8
+    torch.testing.assert_close(
+        sum_rows_at_once(rows_RO, ends_e).double(), expected_eO, rtol=tolerance, atol=1e-5
+    )

@@ -104,7 +104,7 @@ def test_output_is_the_gated_sum_of_the_experts_that_took_a_token():
         [
             layer.experts(
                 x_SD,
-                torch.tensor([len(x_SD) if j == i else 0 for j in range(EXPERTS)]),
+                [len(x_SD) if j == i else 0 for j in range(EXPERTS)],
                 torch.ones(len(x_SD)),
             )[0]
             for i in range(EXPERTS)
