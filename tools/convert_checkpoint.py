@@ -1,5 +1,5 @@
 """Converts checkpoints: a run's weights to safetensors files, models of the DiT family (DiT, SiT, DiffMoE and
-its siblings) to ours and back."""
+its siblings) to ours and back, ours to folders of diffusers and back."""
 
 import argparse
 import sys
@@ -14,6 +14,8 @@ EXAMPLES = """examples:
   convert_checkpoint DiffMoE.pt diffmoe.safetensors model.heads=16
   convert_checkpoint DiT-XL-2-256x256.pt dit.safetensors diffusion.kind=ddpm
   convert_checkpoint diffmoe.safetensors DiffMoE.pt
+  convert_checkpoint runs/demo demo_diffusers --to diffusers
+  convert_checkpoint demo_diffusers again.safetensors
 
 Training goes on from a safetensors export or from another run by run.initialize_from=PATH."""
 TO_HELP = (
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     text = (
         "what to read: a run directory (its newest checkpoint), one checkpoints/step_N folder, an export, a "
-        "file of DiT, SiT or DiffMoE, or a transformer's folder of diffusers"
+        "file of DiT, SiT or DiffMoE, or a folder of diffusers"
     )
     add("source", metavar="FROM", type=user_path, help=text)
     add("target", metavar="TO", type=user_path, help=TO_HELP)
@@ -45,6 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--average", type=int, default=0, metavar="N", help=text)
     text = "compare the outputs of source and target on a fixed input (default: yes)"
     add("--verify", action=argparse.BooleanOptionalAction, default=True, help=text)
+    text = "`diffusers`: a folder that DiffusionPipeline loads; else TO's name says what is written"
+    add("--to", choices=("diffusers",), default="", help=text)
+    text = "for --to diffusers: experts in one tensor of each kind, or linear layers apart (default: stacked)"
+    add("--experts", choices=("stacked", "separate"), default="stacked", help=text)
+    text = "for --to diffusers: links to the weights of frozen networks instead of copies"
+    add("--link", action="store_true", help=text)
     add("settings", nargs="*", metavar="key.sub=value", help=SETTINGS_HELP)
     return run_command(parser, _convert, arguments)
 
@@ -54,6 +62,9 @@ def _convert(parsed: argparse.Namespace) -> None:
 
     require(0 <= parsed.shard_gib < 2**20, "--shard-gib", parsed.shard_gib, "0 (one file) or more")
     require(0 <= parsed.average <= 1000, "--average", parsed.average, "0 (the newest alone) to 1000")
+    for name, default in (("experts", "stacked"), ("link", False)):
+        value = getattr(parsed, name)
+        require(bool(parsed.to) or value == default, f"--{name}", value, f"{default} without --to diffusers")
     options = Options(
         weights=parsed.weights,
         dtype=parsed.dtype,
@@ -61,6 +72,9 @@ def _convert(parsed: argparse.Namespace) -> None:
         average=parsed.average,
         is_verified=parsed.verify,
         settings=parsed.settings,
+        to=parsed.to,
+        experts=parsed.experts,
+        links=parsed.link,
     )
     print("\n".join(convert(parsed.source, parsed.target, options)))
 

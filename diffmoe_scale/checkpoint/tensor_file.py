@@ -157,6 +157,16 @@ def _reader(
     return read
 
 
+def read_row(path: Path, name: str, number: int) -> Tensor:
+    """`number` of the first dimension of a tensor of a file that `read_tensors` has looked at. Raises:
+    ValueError as a read of it."""
+    header, first = _read_header(path)
+    entry = header[name]
+    dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"][1:])
+    row_bytes = torch.Size(shape).numel() * dtype.itemsize
+    return _reader(path, name, first + entry["data_offsets"][0] + number * row_bytes, shape, dtype)()
+
+
 def _bytes_of(tensor: Tensor) -> memoryview:
     """The memory of a tensor that lies in one piece."""
     array: Any = tensor.detach().reshape(-1).view(torch.uint8).numpy()  # numpy's stubs know no buffer

@@ -2,6 +2,16 @@
 
 Every direction is a function from named tensors to named tensors, which are read when they are written.
 
+pipeline.py          a model as a folder that diffusers loads by itself
+pipeline_code.py     the code of a folder, each module in one file
+pipeline_config.py   the JSON files of a folder
+pipeline_import.py   a folder as weights of ours
+pipeline_parts.py    the frozen networks of a folder
+pipeline_readme.py   the README of a folder
+pipeline_tensors.py  the tensors of a folder
+pipeline_verify.py   what a folder answers to a fixed input
+shipped/       the code that a folder brings with it
+
 convert.py     a conversion from one path to another, with its proof
 export.py      the weights of a run as safetensors files
 foreign.py     models of the DiT family as files

@@ -20,6 +20,10 @@ from diffmoe_scale.convert.export import (
     write_files,
 )
 from diffmoe_scale.convert.foreign import ask_foreign, export_foreign, import_foreign, open_foreign
+from diffmoe_scale.convert.pipeline import plan_folder, write_folder
+from diffmoe_scale.convert.pipeline_config import describe_sampling
+from diffmoe_scale.convert.pipeline_import import is_folder, open_folder
+from diffmoe_scale.convert.pipeline_verify import ask_folder
 from diffmoe_scale.convert.place import new_target
 from diffmoe_scale.convert.torch_file import read_torch_file, write_torch_file
 from diffmoe_scale.convert.verify import Question, ask, check_tensors, difference, make_question
@@ -38,7 +42,8 @@ Answer = Callable[[str, Question], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """`weights` are `ema`, `master` or `all`; "" is `ema` of a run, and all that any other source has."""
+    """`weights` are `ema`, `master` or `all`; "" is `ema` of a run, and all that any other source has.
+    `experts` and `links` (to the weights of frozen networks) are for a diffusers folder."""
 
     weights: str = ""
     dtype: str = "fp32"
@@ -46,6 +51,10 @@ class Options:
     average: int = 0
     is_verified: bool = True
     settings: Sequence[str] = ()
+    to: str = ""
+    """`diffusers` for a folder that diffusers loads; else the target's name says the format."""
+    experts: str = "stacked"
+    links: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,21 +74,28 @@ def convert(source: Path, target: Path, options: Options) -> list[str]:
     target that exists; RunError if source and target answer differently.
     """
     opened = open_source(source, options)
-    weights = options.weights or ("ema" if opened.is_run else "all")
+    is_pipeline = options.to == "diffusers"
+    has_average = is_pipeline and "ema" in opened.stored.families
+    weights = options.weights or ("ema" if opened.is_run or has_average else "all")
     stored = cast_weights(select_weights(opened.stored, weights), NUMBER_FORMATS[options.dtype])
     check_tensors(stored.config, stored)
-    is_torch = target.suffix in TORCH_SUFFIXES
-    if options.shard_gib and (is_torch or target.suffix == ".safetensors"):
+    is_torch = target.suffix in TORCH_SUFFIXES and not is_pipeline
+    folder = plan_folder(stored, layout=options.experts) if is_pipeline else None
+    if options.shard_gib and folder is None and (is_torch or target.suffix == ".safetensors"):
         raise ValueError(f"--shard-gib is for a folder; {target} is the name of one file")
     states = export_foreign(stored) if is_torch else {}
     size = sum(tensor.num_bytes for tensor in stored.tensors.values())
-    with new_target(target, num_bytes=size) as path:
-        if is_torch:
+    frozen_size = 0 if folder is None or options.links else folder.num_bytes
+    with new_target(target, num_bytes=size + frozen_size) as path:
+        if folder is not None:
+            write_folder(folder, path, shard_gib=options.shard_gib, links=options.links)
+        elif is_torch:
             write_torch_file(path, states, stored.origin.get("arguments"))
         else:
             is_file = target.suffix == ".safetensors"
             write_files(stored, path, is_file=is_file, shard_gib=options.shard_gib)
         lines = verify(opened, stored, path) if options.is_verified else ["not verified (--no-verify)"]
+    lines += describe_sampling(stored.config) if is_pipeline else []
     count = len(stored.tensors)
     families = ", ".join(name for name in stored.families)
     return [f"{target}: {counted(count, 'tensor')} of {families} in {options.dtype}, {size:,} bytes", *lines]
@@ -92,6 +108,9 @@ def open_source(path: Path, options: Options) -> Source:
     if options.average:
         stored = average_checkpoints(path, options.average, options.settings)
         return Source(stored, lambda family, question: ask(stored, family, question), SAME, is_run=True)
+    if is_folder(path):
+        own = open_folder(path, options.settings)
+        return Source(own, lambda family, question: ask(own, family, question), SAME)
     if path.is_dir() and diffusers_class(path):
         diffusers_model = open_diffusers(path, options.settings)
         imported = import_foreign(diffusers_model.model)
@@ -123,8 +142,9 @@ def verify(source: Source, stored: StoredWeights, path: Path) -> list[str]:
         if is_rounded:
             lines.append(f"{family}: rounding changes the output by {difference(written, expected):.2g}")
             expected = ask(stored, family, question)
-        tolerance = SAME if is_rounded and path.suffix not in TORCH_SUFFIXES else source.tolerance
-        tolerance = max(tolerance, ROUND_OFF) if path.suffix in TORCH_SUFFIXES else tolerance
+        is_other = path.suffix in TORCH_SUFFIXES or is_folder(path)
+        tolerance = SAME if is_rounded and not is_other else source.tolerance
+        tolerance = max(tolerance, ROUND_OFF) if is_other else tolerance
         off = difference(written, expected)
         if not off <= tolerance:
             raise RunError(
@@ -136,6 +156,8 @@ def verify(source: Source, stored: StoredWeights, path: Path) -> list[str]:
 
 
 def _ask_written(stored: StoredWeights, path: Path, family: str, question: Question) -> Tensor:
+    if is_folder(path):
+        return ask_folder(path, stored.config, question)
     if path.suffix not in TORCH_SUFFIXES:
         return ask(open_weights(path), family, question)
     states = read_torch_file(path).states

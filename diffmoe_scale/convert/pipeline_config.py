@@ -1,0 +1,182 @@
+"""The JSON files of a diffusers folder: what each component is built of, from the settings of a run."""
+
+from collections.abc import Mapping
+from typing import Any  # JSON
+
+from diffmoe_scale.checkpoint.stored import StoredWeights
+from diffmoe_scale.config.schema import Config
+from diffmoe_scale.diffusion.objective import build_objective
+from diffmoe_scale.encoders.text.tokenizer import END, PAD
+from diffmoe_scale.plan.assumed import latents_of, streams_of
+
+TRANSFORMER, TEXT_ENCODER = "DiffMoETransformer2DModel", "DiffMoETextEncoder"
+TOKENIZER, PIPELINE = "DiffMoETokenizer", "DiffMoEPipeline"
+AVERAGES = "feed_forward.router.predictor.expert_threshold_E"
+UPDATES = "feed_forward.router.predictor.threshold_steps"
+MOST_ENCODERS = 3
+Tree = dict[str, Any]
+
+
+def moe_blocks(config: Config) -> list[int]:
+    """The blocks with experts."""
+    moe = config.moe
+    if not moe.num_experts:
+        return []
+    return [
+        block
+        for block in range(config.model.depth)
+        if block >= moe.first_dense and block % moe.every == moe.every - 1
+    ]
+
+
+def refuse_unfit(config: Config) -> None:
+    """Raises: ValueError naming the part of a model that a folder cannot hold."""
+    encoders = config.text.listed() if config.model.conditioning == "text" else ()
+    if len(encoders) > MOST_ENCODERS:
+        raise ValueError(
+            f"text.encoders has {len(encoders)} encoders; a diffusers folder holds at most {MOST_ENCODERS} "
+            "(text_encoder, text_encoder_2, text_encoder_3)"
+        )
+
+
+def transformer_tree(stored: StoredWeights, *, layout: str) -> Tree:
+    """What the transformer is built of. `layout` of the experts is `stacked` or `separate`."""
+    config = stored.config
+    model, diffusion = config.model, config.diffusion
+    channels, factor = latents_of(config.autoencoder, channels=model.channels)
+    is_text = model.conditioning == "text"
+    return {
+        "in_channels": channels,
+        "out_channels": build_objective(diffusion).output_channels(channels),
+        "sample_size": model.image_size // factor,
+        "patch_size": model.patch_size,
+        "depth": model.depth,
+        "width": model.width,
+        "heads": model.heads,
+        "hidden_width": round(model.feed_forward_ratio * model.width),
+        "image_size": model.image_size,
+        "attention": model.attention,
+        "qk_norm": model.qk_norm,
+        "positions": model.positions,
+        "modulation": model.modulation,
+        "time_frequencies": model.time_frequencies,
+        "is_gated": config.moe.activation == "swiglu",
+        "num_classes": model.num_classes,
+        "size_conditioning": model.size_conditioning,
+        "text_streams": [[one.token, one.pooled] for one in streams_of(config.text)] if is_text else [],
+        "text_projection": model.text_projection,
+        "experts": _experts(stored, layout=layout) if config.moe.num_experts else None,
+        "diffusion": {
+            "kind": diffusion.kind,
+            "prediction": diffusion.prediction,
+            "time_scale": diffusion.time_scale,
+            "min_time": diffusion.min_time,
+        },
+    }
+
+
+def _experts(stored: StoredWeights, *, layout: str) -> Tree:
+    model, moe, blocks = stored.config.model, stored.config.moe, moe_blocks(stored.config)
+    expert_width = round(moe.expert_width_ratio * model.width)
+    has_predictor = moe.router == "diffmoe"
+    buffers = stored.family("buffer")
+    names = [f"transformer.blocks.{block}." for block in blocks] if has_predictor else []
+    return {
+        "num_experts": moe.num_experts,
+        "blocks": blocks,
+        "width": expert_width,
+        "shared_width": moe.shared_experts * expert_width,
+        "layout": layout,
+        "router": moe.router,
+        "gate": moe.gate,
+        "router_input": moe.router_input,
+        "pool": moe.pool,
+        "capacity": moe.capacity,
+        "capacity_by_resolution": [list(pair) for pair in moe.capacity_by_resolution],
+        "top_k": moe.top_k,
+        "threshold_decay": moe.threshold_decay,
+        "threshold_bias_correction": moe.threshold_bias_correction,
+        "thresholds": [buffers[f"{name}{AVERAGES}"].read().tolist() for name in names],
+        "threshold_steps": [int(buffers[f"{name}{UPDATES}"].read()) for name in names],
+    }
+
+
+def sampling_tree(config: Config) -> Tree:
+    """What a call of the pipeline leaves out: the sampling of the run."""
+    sampling = config.sampling
+    is_ddim = sampling.sampler == "ddim"
+    has_predictor = config.moe.num_experts == 0 or config.moe.router == "diffmoe"
+    return {
+        "steps": sampling.steps,
+        "guidance": sampling.guidance,
+        "guidance_start": sampling.guidance_start,
+        "guidance_end": sampling.guidance_end,
+        "guidance_rescale": sampling.guidance_rescale,
+        "fresh_noise": 0.0 if is_ddim else sampling.fresh_noise,
+        "eta": sampling.fresh_noise if is_ddim else 0.0,
+        "shift": sampling.shift,
+        "shift_factor": sampling.shift_factor,
+        "selection": sampling.selection if has_predictor else "static",
+        "gamma": sampling.gamma,
+    }
+
+
+def scheduler_tree(config: Config) -> tuple[str, Tree]:
+    """Class and settings of the scheduler: Euler's for a flow, DDIM for ddpm."""
+    if config.diffusion.kind == "flow":
+        return "FlowMatchEulerDiscreteScheduler", {"num_train_timesteps": 1000, "shift": 1.0}
+    return "DDIMScheduler", {
+        "num_train_timesteps": 1000,
+        "beta_start": 1e-4,
+        "beta_end": 0.02,
+        "beta_schedule": "linear",
+        "clip_sample": False,
+        "set_alpha_to_one": True,
+        "prediction_type": "epsilon",
+        "timestep_spacing": "trailing",
+    }
+
+
+def describe_sampling(config: Config) -> list[str]:
+    """What the folder's sampling does otherwise than the run's, a sentence each."""
+    sampling, is_flow = config.sampling, config.diffusion.kind == "flow"
+    lines = []
+    if sampling.sampler not in (("euler",) if is_flow else ("euler", "ddim")):
+        name, _ = scheduler_tree(config)
+        lines.append(f"the folder's scheduler is {name}; sampling.sampler {sampling.sampler!r} has none")
+    if not is_flow and 1000 % sampling.steps:
+        lines.append(
+            f"sampling.steps is {sampling.steps}: DDIMScheduler takes other steps than this program unless "
+            "they divide 1000"
+        )
+    return lines
+
+
+def text_encoder_tree(config: Config, *, vocabulary: int) -> Tree:
+    """What the encoder that was trained along is built of."""
+    trained = config.text.trained
+    assert trained is not None
+    text = config.text
+    return {
+        "vocabulary": vocabulary,
+        "max_tokens": trained.max_tokens,
+        "width": text.width,
+        "depth": text.depth,
+        "heads": text.heads,
+    }
+
+
+def pieces_tree(max_tokens: int) -> Tree:
+    """How the tokenizer of the encoder that was trained along is called."""
+    tree = {"max_tokens": max_tokens, "start": [], "end": [END], "pad": PAD, "empty": END}
+    return tree | {"keeps_spaces": False}
+
+
+def model_file(name: str, tree: Mapping[str, Any], *, module: str, version: str) -> Tree:
+    """config.json of a model that is loaded by code of the folder; AutoModel reads `auto_map`."""
+    return {
+        "_class_name": name,
+        "_diffusers_version": version,
+        "auto_map": {"AutoModel": f"{module}.{name}"},
+        **tree,
+    }

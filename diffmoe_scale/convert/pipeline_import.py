@@ -1,0 +1,118 @@
+"""A diffusers folder that this program wrote, as weights of ours. No code of the folder is run."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any  # JSON
+
+import torch
+
+from diffmoe_scale.checkpoint.stored import StoredWeights
+from diffmoe_scale.checkpoint.tensor_file import LazyTensor, read_row, read_shards, read_tensors
+from diffmoe_scale.config.load import make_config
+from diffmoe_scale.config.schema import Config
+from diffmoe_scale.config.yaml_file import parse_yaml
+from diffmoe_scale.convert.pipeline import FORMAT, ORIGIN, PIECES, SCHEMA, SLOTS, WEIGHTS
+from diffmoe_scale.convert.pipeline_config import AVERAGES, UPDATES, moe_blocks
+from diffmoe_scale.convert.pipeline_tensors import from_folder
+
+LAYERS = "transformer.blocks."
+READ_ERRORS = (KeyError, TypeError, AttributeError, IndexError, RecursionError)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is a diffusers folder of ours."""
+    return (path / ORIGIN).is_file()
+
+
+def open_folder(path: Path, settings: Sequence[str] = ()) -> StoredWeights:
+    """Its weights under our names. Names and shapes are not compared with those of the settings' model.
+
+    Raises: ValueError if it is of another version, incomplete or damaged.
+    """
+    origin = _read_json(path / ORIGIN)
+    if (origin.get("format"), origin.get("schema")) != (FORMAT, SCHEMA):
+        raise ValueError(
+            f"{path / ORIGIN} is of {origin.get('format')!r}, schema {origin.get('schema')!r}; this version "
+            f"reads {FORMAT!r}, schema {SCHEMA}"
+        )
+    tree = _read_json(path / "transformer" / "config.json")
+    try:
+        metadata = origin["metadata"]
+        config = make_config(parse_yaml(metadata["config"]), settings)
+        stored = StoredWeights(
+            path=path,
+            tensors=_tensors(path, origin["family"], config) | _thresholds(path, tree, config),
+            config=config,
+            settings=json.loads(metadata["settings"]),
+            step=int(metadata["step"]),
+            tokenizer=_tokenizer(path, config),
+            origin=json.loads(metadata.get("origin", "{}")),
+            layout=json.loads(metadata.get("layout", "{}")),
+        )
+    except READ_ERRORS as error:
+        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    return stored
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path.parent} is not complete: {path.name} is missing")
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} holds a {type(tree).__name__}; expected an object")
+    return tree
+
+
+def read_model(folder: Path) -> tuple[dict[str, LazyTensor], dict[str, Path]]:
+    """The tensors of one model's folder, and the file of each. Raises: ValueError if files are missing or
+    damaged."""
+    index = folder / f"{WEIGHTS}.safetensors.index.json"
+    if index.is_file():
+        tensors = read_shards(index)[1]
+        places = _read_json(index)["weight_map"]
+        return tensors, {name: folder / places[name] for name in tensors}
+    file = folder / f"{WEIGHTS}.safetensors"
+    if not file.is_file():
+        raise ValueError(f"{folder} is not complete: it has neither {file.name} nor {index.name}")
+    tensors = read_tensors(file)[1]
+    return tensors, dict.fromkeys(tensors, file)
+
+
+def _tensors(path: Path, family: str, config: Config) -> dict[str, LazyTensor]:
+    transformer, files = read_model(path / "transformer")
+    text: dict[str, LazyTensor] = {}
+    if config.model.conditioning == "text" and config.text.trained is not None:
+        text, _ = read_model(path / f"text_encoder{SLOTS[config.text.trained_stream]}")
+    own = from_folder(transformer, text, lambda name, number: read_row(files[name], name, number))
+    return {f"{family}/{name}": tensor for name, tensor in sorted(own.items())}
+
+
+def _thresholds(path: Path, tree: Mapping[str, Any], config: Config) -> dict[str, LazyTensor]:
+    """Buffers from config.json: a threshold of a model that is used is no tensor."""
+    if not config.moe.num_experts or config.moe.router != "diffmoe":
+        return {}
+    experts, blocks = tree["experts"], moe_blocks(config)
+    averages, steps = experts["thresholds"], experts["threshold_steps"]
+    if not len(averages) == len(steps) == len(blocks):
+        raise ValueError(
+            f"{path / 'transformer' / 'config.json'} has thresholds of {len(averages)} blocks; expected "
+            f"{len(blocks)}"
+        )
+    found: dict[str, LazyTensor] = {}
+    for block, average, count in zip(blocks, averages, steps, strict=True):
+        found[f"buffer/{LAYERS}{block}.{AVERAGES}"] = LazyTensor.of(torch.tensor(average))
+        found[f"buffer/{LAYERS}{block}.{UPDATES}"] = LazyTensor.of(torch.tensor(count))
+    return found
+
+
+def _tokenizer(path: Path, config: Config) -> bytes:
+    if config.model.conditioning == "class" or config.text.trained is None:
+        return b""
+    file = path / f"tokenizer{SLOTS[config.text.trained_stream]}" / PIECES
+    if not file.is_file():
+        raise ValueError(f"{file.parent} is not complete: {PIECES} is missing")
+    return file.read_bytes()

@@ -1,0 +1,14 @@
+"""The code that a diffusers folder brings with it: inference in plain torch, without this package, Megatron
+or DeepSpeed.
+
+Each file is written into a folder with all that it imports of this package inside (pipeline_code.py), so what
+is imported here must itself stand on torch alone.
+
+experts.py       experts and their routers at inference
+transformer.py   the transformer as a model of diffusers
+blocks.py        blocks of the transformer
+text_encoder.py  the text encoder that was trained along
+tokenizer.py     captions to ids
+guided.py        the transformer with its condition and guidance
+pipeline.py      captions or classes to pictures
+"""
