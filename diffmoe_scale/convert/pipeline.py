@@ -15,6 +15,7 @@ from diffmoe_scale.convert.pipeline_config import (
     TEXT_ENCODER,
     TOKENIZER,
     TRANSFORMER,
+    has_trained_encoder,
     model_file,
     pieces_tree,
     refuse_unfit,
@@ -70,6 +71,8 @@ def plan_folder(stored: StoredWeights, *, layout: str) -> Folder:
         )
     config = stored.config
     refuse_unfit(config)
+    if has_trained_encoder(config) and not stored.tokenizer:
+        raise ValueError(f"{stored.path} has no tokenizer for the text encoder that was trained along")
     parts: dict[str, Part | None] = {"vae": autoencoder_part(config.autoencoder)}
     module = read_code("tokenizer").module
     for number, encoder in frozen_encoders(config):

@@ -8,6 +8,7 @@ import ast
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import diffmoe_scale
@@ -27,6 +28,7 @@ class Code:
     text: str
 
 
+@cache
 def read_code(name: str) -> Code:
     """The code of shipped/NAME.py in one file."""
     text = _Bundle().join(f"{PACKAGE}.convert.shipped.{name}")

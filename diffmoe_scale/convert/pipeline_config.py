@@ -29,6 +29,11 @@ def moe_blocks(config: Config) -> list[int]:
     ]
 
 
+def has_trained_encoder(config: Config) -> bool:
+    """Whether a text encoder was trained along."""
+    return config.model.conditioning == "text" and config.text.trained is not None
+
+
 def refuse_unfit(config: Config) -> None:
     """Raises: ValueError naming the part of a model that a folder cannot hold."""
     encoders = config.text.listed() if config.model.conditioning == "text" else ()

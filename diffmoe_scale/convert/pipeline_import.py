@@ -13,7 +13,7 @@ from diffmoe_scale.config.load import make_config
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.config.yaml_file import parse_yaml
 from diffmoe_scale.convert.pipeline import FORMAT, ORIGIN, PIECES, SCHEMA, SLOTS, WEIGHTS
-from diffmoe_scale.convert.pipeline_config import AVERAGES, UPDATES, moe_blocks
+from diffmoe_scale.convert.pipeline_config import AVERAGES, UPDATES, has_trained_encoder, moe_blocks
 from diffmoe_scale.convert.pipeline_tensors import from_folder
 
 LAYERS = "transformer.blocks."
@@ -85,7 +85,7 @@ def read_model(folder: Path) -> tuple[dict[str, LazyTensor], dict[str, Path]]:
 def _tensors(path: Path, family: str, config: Config) -> dict[str, LazyTensor]:
     transformer, files = read_model(path / "transformer")
     text: dict[str, LazyTensor] = {}
-    if config.model.conditioning == "text" and config.text.trained is not None:
+    if has_trained_encoder(config):
         text, _ = read_model(path / f"text_encoder{SLOTS[config.text.trained_stream]}")
     own = from_folder(transformer, text, lambda name, number: read_row(files[name], name, number))
     return {f"{family}/{name}": tensor for name, tensor in sorted(own.items())}
@@ -110,7 +110,7 @@ def _thresholds(path: Path, tree: Mapping[str, Any], config: Config) -> dict[str
 
 
 def _tokenizer(path: Path, config: Config) -> bytes:
-    if config.model.conditioning == "class" or config.text.trained is None:
+    if not has_trained_encoder(config):
         return b""
     file = path / f"tokenizer{SLOTS[config.text.trained_stream]}" / PIECES
     if not file.is_file():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from diffmoe_scale.checkpoint.tensor_file import LazyTensor
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.convert.pipeline import INDEX, SLOTS
+from diffmoe_scale.convert.pipeline_config import has_trained_encoder
 from diffmoe_scale.convert.pipeline_import import read_model
 from diffmoe_scale.convert.verify import Question, build_meta, make_condition
 
@@ -29,7 +30,7 @@ def ask_folder(folder: Path, config: Config, question: Question) -> Tensor:
     weights = _Weights(model, tensors)
     weights.fill_by_block()
     # Shapes alone: ids and features are drawn as for the source.
-    vocabulary = {} if config.text.trained is None else _vocabulary(folder, config)
+    vocabulary = _vocabulary(folder, config) if has_trained_encoder(config) else {}
     condition = make_condition(config, build_meta(config, vocabulary), question)
     texts = [] if condition.text is None else list(condition.text.streams)
     text = [(stream.tokens_BLT, stream.mask_BL, stream.pooled_BV) for stream in texts]
@@ -74,7 +75,7 @@ def _build(folder: Path, kind: list[str]) -> Any:
     try:
         spec.loader.exec_module(code)
         tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        given = {key: value for key, value in tree.items() if not key.startswith("_") and key != "auto_map"}
+        given = {key: value for key, value in tree.items() if not key.startswith("_")}
         with torch.device("meta"):
             return getattr(code, name)(**given).eval()
     finally:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.convert.pipelines import make_tokenizer
 from tests.convert.runs import make_run
 
 
@@ -20,3 +21,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def state(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """What the run's last checkpoint holds, by family and name."""
     return make_run(tmp_path_factory.mktemp("again") / "run")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sentencepiece model of a few captions."""
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))

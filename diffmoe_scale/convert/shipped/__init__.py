@@ -7,6 +7,7 @@ is imported here must itself stand on torch alone.
 experts.py       experts and their routers at inference
 transformer.py   the transformer as a model of diffusers
 blocks.py        blocks of the transformer
+steps.py         from noise to pictures by a scheduler of diffusers
 text_encoder.py  the text encoder that was trained along
 tokenizer.py     captions to ids
 guided.py        the transformer with its condition and guidance

@@ -3,9 +3,7 @@
 B samples, C H W latents or pictures, L text tokens, T text width, V pooled width.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from inspect import signature
+from collections.abc import Sequence
 from typing import Any, ClassVar  # components of diffusers and transformers, which carry no types
 
 import torch
@@ -15,15 +13,9 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from diffmoe_scale.convert.shipped.guided import Guided
+from diffmoe_scale.convert.shipped.steps import Steps
 from diffmoe_scale.diffusion.noise import sample_noise
 from diffmoe_scale.sampling.batch import STEP_SEED
-from diffmoe_scale.sampling.schedule import (
-    FEW_SHIFT,
-    FEW_TOKENS,
-    MANY_SHIFT,
-    MANY_TOKENS,
-    sampling_times,
-)
 
 Text = tuple[Tensor, Tensor, Tensor | None]
 """Tokens [B, L, T] of one encoder, their mask [B, L], and the pooled feature [B, V] or None."""
@@ -42,8 +34,6 @@ SAMPLING = {
     "capacity": 0.0,
 }
 LATENTS = {"factor": 1, "shift": [0.0], "scale": [1.0], "patch": 1, "is_video": False, "precision": "fp32"}
-NUM_STEPS = 1000
-"""Of the diffusion process of DDPM."""
 
 
 class DiffMoEPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers carries no types
@@ -143,11 +133,11 @@ class DiffMoEPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers car
         x_BCHW = noise(0) if latents is None else latents.to(device, torch.float32)
         if x_BCHW.shape != (count, *shape):
             raise ValueError(f"latents are {tuple(x_BCHW.shape)}; expected {(count, *shape)}")
-        times = self._times(chosen, num_tokens=shape[1] * shape[2] // self.transformer.config.patch_size**2)
-        for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            value_BCHW = call(x_BCHW, times[step])
-            fresh = None if step == len(times) - 2 else lambda step=step: noise(step + 1)
-            x_BCHW = self._step(value_BCHW, x_BCHW, timestep, times[step : step + 2], chosen, fresh)
+        num_tokens = shape[1] * shape[2] // self.transformer.config.patch_size**2
+        steps = Steps(self.scheduler, self.transformer.config.diffusion, chosen, num_tokens, device)
+        for step in self.progress_bar(range(len(steps))):
+            value_BCHW = call(x_BCHW, steps.times[step])
+            x_BCHW = steps.move(step, value_BCHW, x_BCHW, noise)
         images_BCHW = self._decode(x_BCHW)
         self.maybe_free_model_hooks()
         images = self.image_processor.postprocess(images_BCHW, output_type=output_type)
@@ -161,62 +151,6 @@ class DiffMoEPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers car
         if min(size) < 1 or size[0] % multiple or size[1] % multiple:
             raise ValueError(f"pictures are {size[0]} x {size[1]} pixels; expected multiples of {multiple}")
         return size
-
-    def _times(self, chosen: dict[str, Any], *, num_tokens: int) -> list[float]:
-        """Sets the scheduler's times; the times t of its steps, and 0 behind the last."""
-        diffusion, scheduler = self.transformer.config.diffusion, self.scheduler
-        if diffusion["kind"] == "ddpm":
-            scheduler.set_timesteps(chosen["steps"], device=self._execution_device)
-            return [*((step + 1) / NUM_STEPS for step in scheduler.timesteps.tolist()), 0.0]
-        if "sigmas" not in signature(scheduler.set_timesteps).parameters:
-            scheduler.set_timesteps(chosen["steps"], device=self._execution_device)
-            return list(scheduler.sigmas.tolist())
-        shift = float(chosen["shift_factor"])
-        if chosen["shift"] == "sd3":
-            shift *= math.sqrt(num_tokens / FEW_TOKENS)
-        elif chosen["shift"] == "flux":
-            share = (num_tokens - FEW_TOKENS) / (MANY_TOKENS - FEW_TOKENS)
-            shift *= math.exp(FEW_SHIFT + share * (MANY_SHIFT - FEW_SHIFT))
-        end = diffusion["min_time"] if diffusion["prediction"] == "sample" else 0.0
-        sigmas = sampling_times(chosen["steps"], end=end, shift=shift)
-        scheduler.set_timesteps(sigmas=sigmas.numpy(), device=self._execution_device)
-        return list(scheduler.sigmas.tolist())
-
-    def _step(
-        self,
-        value_BCHW: Tensor,
-        x_BCHW: Tensor,
-        timestep: Tensor,
-        times: Sequence[float],
-        chosen: dict[str, Any],
-        fresh: Callable[[], Tensor] | None,
-    ) -> Tensor:
-        """The noisy picture at the second of two times. Of its noise the share `fresh_noise` is drawn anew,
-        except where `fresh` is None."""
-        diffusion, (t, t_next) = self.transformer.config.diffusion, times
-        share, eta = chosen["fresh_noise"], chosen["eta"]
-        if diffusion["kind"] == "ddpm":
-            noise_BCHW = value_BCHW[:, : x_BCHW.shape[1]]  # the rest is the variance
-            variance_BCHW = fresh() if fresh is not None and eta else None
-            x_BCHW = self.scheduler.step(
-                noise_BCHW,
-                timestep,
-                x_BCHW,
-                eta=eta if fresh is not None else 0.0,
-                variance_noise=variance_BCHW,
-                return_dict=False,
-            )[0]
-            level = (1 - self.scheduler.alphas_cumprod[round(t_next * NUM_STEPS) - 1].item()) ** 0.5
-        else:
-            velocity_BCHW = value_BCHW
-            if diffusion["prediction"] == "sample":
-                velocity_BCHW = (x_BCHW - value_BCHW) / max(t, diffusion["min_time"])
-            noise_BCHW, level = x_BCHW + (1 - t) * velocity_BCHW, t_next
-            x_BCHW = self.scheduler.step(velocity_BCHW, timestep, x_BCHW, return_dict=False)[0]
-        if fresh is None or not share:
-            return x_BCHW
-        drawn_BCHW = math.sqrt(1 - share**2) * noise_BCHW + share * fresh()
-        return x_BCHW + level * (drawn_BCHW - noise_BCHW)
 
     def encode(self, captions: Sequence[str]) -> list[Text]:
         """What each text encoder makes of captions."""

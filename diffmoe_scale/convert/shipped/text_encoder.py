@@ -3,6 +3,8 @@
 B captions, L tokens, T token width.
 """
 
+from collections.abc import Mapping
+
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
@@ -15,7 +17,17 @@ class DiffMoETextEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diff
     """Ids and their mask to features of tokens, and their mean."""
 
     @register_to_config  # type: ignore[untyped-decorator]
-    def __init__(self, *, vocabulary: int, max_tokens: int, width: int, depth: int, heads: int) -> None:
+    def __init__(
+        self,
+        *,
+        vocabulary: int,
+        max_tokens: int,
+        width: int,
+        depth: int,
+        heads: int,
+        auto_map: Mapping[str, str] | None = None,
+    ) -> None:
+        """`auto_map` is AutoModel's."""
         super().__init__()
         self.token_embedding = nn.Embedding(vocabulary, width)
         self.position_LT = nn.Parameter(torch.zeros(max_tokens, width))

@@ -60,9 +60,10 @@ class DiffMoETransformer2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc] 
         text_projection: bool = False,
         experts: Mapping[str, Any] | None = None,
         diffusion: Mapping[str, Any],
+        auto_map: Mapping[str, str] | None = None,
     ) -> None:
         """`sample_size` is the side of the latents of pictures of `image_size` pixels; `text_streams` are the
-        widths of each encoder's tokens and of its pooled feature (0 without)."""
+        widths of each encoder's tokens and of its pooled feature (0 without). `auto_map` is AutoModel's."""
         super().__init__()
         self.patch, self.base = patch_size, sample_size // patch_size
         self.token_pixels = (image_size // self.base) ** 2
@@ -82,18 +83,17 @@ class DiffMoETransformer2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc] 
         text_width = (width if text_projection else streams[0].token) if streams else 0
         part = BlockParts(width, heads, qk_norm, text_width, is_shared)
         settings = None if experts is None else ExpertSettings(**experts)
-        blocks: list[nn.Module] = []
+        self.blocks = nn.ModuleList()
         for block in range(depth):
             network: nn.Module = FeedForward(width, hidden_width, is_gated=is_gated)
             if settings is not None and block in settings.blocks:
                 number = list(settings.blocks).index(block)
                 network = ExpertLayer(settings, width, number=number, is_gated=is_gated)
             if attention == "cross":
-                blocks.append(CrossBlock(part, network))
+                self.blocks.append(CrossBlock(part, network))
                 continue
             text_dense = FeedForward(width, hidden_width, is_gated=is_gated)
-            blocks.append(JointBlock(part, network, text_dense if block < depth - 1 else None))
-        self.blocks = nn.ModuleList(blocks)
+            self.blocks.append(JointBlock(part, network, text_dense if block < depth - 1 else None))
         self.final_modulation = part.modulation(2)
         self.final_projection = nn.Linear(width, patch_size**2 * out_channels)
 
