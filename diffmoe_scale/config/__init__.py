@@ -9,7 +9,7 @@ text.py           the text encoders
 model.py          the transformer
 moe.py            the mixture-of-experts layers
 diffusion.py      path, prediction, loss, times
-optimizer.py      AdamW, its schedule, the weight average
+optimizer.py      AdamW or Muon, the schedule, the weight average
 parallel.py       how work is split over ranks
 sampling.py       how pictures are drawn
 telemetry.py      metrics, validation, trackers

@@ -8,7 +8,6 @@ from diffmoe_scale.plan.build import tokens_per_picture
 from diffmoe_scale.plan.trace import Trace, trace_step
 from diffmoe_scale.plan.zero_memory import FP32, ZeroMemory, ZeroSettings
 
-MOMENTS = 2
 POOL_BYTES = 34
 """For each expert and token of a pool that ranks share: scores and predictions in fp32, twice, masks, and the
 count of equal scores in int64."""
@@ -52,6 +51,7 @@ def plan_memory(config: Config, *, ranks: int, is_gpu: bool, trace: Trace | None
         expert_parallel=config.parallel.expert_parallel,
         accumulation=config.run.global_batch // (config.run.micro_batch * ranks),
         overlaps=is_gpu,
+        has_muon=config.optimizer.kind == "muon",
     )
     # With gradients in fp32 whole parameters are copied, of which a rank may own a part only.
     is_even = settings.weight_bytes != FP32
@@ -102,7 +102,7 @@ def _memory_of_rank(trace: Trace, settings: ZeroSettings, rank: int) -> Memory:
     return Memory(
         weights=zero.weights,
         masters=states,
-        moments=MOMENTS * states,
+        moments=FP32 * zero.moments,
         average=states,
         gradients=zero.held_at_peak,
         activations=zero.peak - zero.held_at_peak,

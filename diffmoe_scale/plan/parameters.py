@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from diffmoe_scale.config.schema import Config
+from diffmoe_scale.model.matrices import hidden_matrices
 from diffmoe_scale.plan.build import build_denoiser, plain_experts, tokens_per_picture
 from diffmoe_scale.plan.parts import part_of
 
@@ -21,6 +22,8 @@ class ModelSize:
     experts: int
     """Experts of each MoE layer; 0 for a dense network."""
     moe_layers: int
+    matrices: int
+    """Parameters of the hidden layers' matrices, which Muon updates with `optimizer.kind` 'muon'."""
     tokens_per_picture: int
     by_part: dict[str, int]
     """Parameters by part (`parts.PARTS`)."""
@@ -35,7 +38,7 @@ def count_parameters(config: Config) -> ModelSize:
     networks are missing.
     """
     network = build_denoiser(plain_experts(config))
-    parts = count_parts(network)
+    parts, matrices = count_parts(network), hidden_matrices(network)
     total, num_experts = parts.total(), config.moe.num_experts
     unused_share = 1 - experts_a_token(config) / num_experts if num_experts else 0.0
     return ModelSize(
@@ -43,6 +46,7 @@ def count_parameters(config: Config) -> ModelSize:
         activated=total - round(unused_share * parts["experts"]),
         experts=num_experts,
         moe_layers=len(network.moe_layers()),
+        matrices=sum(parameter.numel() for parameter in network.parameters() if id(parameter) in matrices),
         tokens_per_picture=tokens_per_picture(config),
         by_part=dict(parts),
     )

@@ -14,7 +14,7 @@ SHOWN_LAYOUTS = 8
 MEMORY_WORDS = {
     "weights": "weights",
     "masters": "fp32 weights of the optimizer",
-    "moments": "moments of AdamW",
+    "moments": "moments of the optimizer",
     "average": "weight average",
     "gradients": "gradients, buckets, their copies",
     "activations": "activations, tokens sent to experts",

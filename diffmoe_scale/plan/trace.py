@@ -16,6 +16,7 @@ from diffmoe_scale.config.schema import Config
 from diffmoe_scale.diffusion.objective import build_objective
 from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.denoiser import Denoiser
+from diffmoe_scale.model.matrices import hidden_matrices
 from diffmoe_scale.model.transformer import Prediction
 from diffmoe_scale.moe.grouped_linear import LoopLinear
 from diffmoe_scale.moe.routing import Selection
@@ -42,11 +43,12 @@ class Gradient:
 
 @dataclass(frozen=True)
 class Parameter:
-    """`group` is that of the optimizer: expert, with weight decay, of a router."""
+    """`group` is that of the optimizer: expert, with weight decay, of a router, a matrix that Muon would
+    update."""
 
     name: str
     numel: int
-    group: tuple[bool, bool, bool]
+    group: tuple[bool, bool, bool, bool]
 
 
 @dataclass
@@ -123,6 +125,7 @@ def list_parameters(network: Denoiser) -> list[Parameter]:
     experts = {id(tensor) for layer in network.moe_layers() for _, tensor in layer.expert_parameters()}
     routers = {id(tensor) for layer in network.moe_layers() for tensor in layer.router.parameters()}
     embeddings = {id(tensor) for tensor in network.embeddings()}
+    matrices = hidden_matrices(network)
     return [
         Parameter(
             name,
@@ -131,6 +134,7 @@ def list_parameters(network: Denoiser) -> list[Parameter]:
                 id(tensor) in experts,
                 tensor.dim() >= 2 and id(tensor) not in embeddings,
                 id(tensor) in routers,
+                id(tensor) in matrices,
             ),
         )
         for name, tensor in network.named_parameters()

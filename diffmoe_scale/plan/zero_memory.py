@@ -12,6 +12,8 @@ from diffmoe_scale.parallel.bucket import bucket_size
 from diffmoe_scale.plan.trace import Gradient, Parameter
 
 FP32, FP64 = 4, 8
+MUON_AT_ONCE = 2**26
+"""Elements of the matrices that `train.muon` makes orthogonal together."""
 ALIGNMENT = 2
 """DeepSpeed pads a group to a multiple of this times its ranks."""
 
@@ -26,6 +28,8 @@ class ZeroSettings:
     expert_parallel: int
     accumulation: int
     overlaps: bool
+    has_muon: bool = False
+    """One momentum for matrices of hidden layers, instead of two moments."""
 
 
 @dataclass
@@ -37,6 +41,7 @@ class Group:
     rank: int
     index: int
     is_expert: bool = False
+    is_muon: bool = False
     share: int = 0
     inside: set[str] = field(default_factory=set)
     """Parameters of which this rank owns a part."""
@@ -68,6 +73,8 @@ class ZeroMemory:
         self._numel = {p.name: p.numel for p in parameters}
         self.weights = settings.weight_bytes * sum(group.share * group.ranks for group in self.groups)
         self.share = sum(group.share for group in self.groups)
+        self.moments = sum(group.share * (1 if group.is_muon else 2) for group in self.groups)
+        """Elements of the optimizer's moments."""
         self._bucket = bucket_size(sum(self._numel.values()))
         self._is_compact = settings.weight_bytes != FP32
         is_accumulated = settings.stage == 1 or not self._is_compact
@@ -156,7 +163,11 @@ class ZeroMemory:
                 self.temporary = FP32 * group.share
                 self.note(activations)
                 self.temporary = 0
+            if group.is_muon:
+                # Gradients that became updates, orthogonal ones, and the copies of Newton-Schulz.
+                self.temporary = FP32 * (2 * group.share + 4 * min(group.share, MUON_AT_ONCE))
             self.note(activations)
+            self.temporary = 0
             self.partitions -= self._partitions.pop(index, 0)
         self.summed = self.buckets = 0
 
@@ -201,14 +212,15 @@ class ZeroMemory:
 
 
 def _groups(parameters: Sequence[Parameter], settings: ZeroSettings, rank: int) -> list[Group]:
-    members: dict[tuple[bool, bool, bool], list[Parameter]] = {}
+    members: dict[tuple[bool, bool, bool, bool], list[Parameter]] = {}
     for parameter in parameters:
-        is_expert, is_decayed, is_router = parameter.group
+        is_expert, is_decayed, is_router, is_matrix = parameter.group
         is_spread = is_expert and settings.expert_parallel > 1
-        members.setdefault((is_spread, is_decayed, is_router), []).append(parameter)
+        is_muon = is_matrix and settings.has_muon
+        members.setdefault((is_spread, is_decayed, is_router, is_muon), []).append(parameter)
     groups: list[Group] = []
-    for (is_spread, *_), group in members.items():
+    for (is_spread, _, _, is_muon), group in members.items():
         ranks = settings.ranks // settings.expert_parallel if is_spread else settings.ranks
         place = rank // settings.expert_parallel if is_spread else rank
-        groups.append(Group(group, ranks, place, index=len(groups), is_expert=is_spread))
+        groups.append(Group(group, ranks, place, index=len(groups), is_expert=is_spread, is_muon=is_muon))
     return groups

@@ -69,7 +69,8 @@ def _rows(config: Config) -> list[tuple[str, str]]:
     )
     diffusion = f"prediction {config.diffusion.prediction}, time {config.diffusion.time_sampling}"
     layout = f"ZeRO {config.parallel.zero_stage}, expert parallel {config.parallel.expert_parallel}"
-    rate = f"AdamW, peak rate {optimizer.learning_rate:g}, {batch}"
+    name = {"adamw": "AdamW", "muon": "Muon"}[optimizer.kind]
+    rate = f"{name}, peak rate {optimizer.learning_rate:g}, {batch}"
     return [
         ("Model", f"{shape}, {_variants(model)}{model.conditioning}-conditional"),
         ("Images", f"{_images(config)}, autoencoder {config.autoencoder.kind}"),

@@ -9,7 +9,9 @@ initialize.py    run.initialize_from: a new run that begins with the weights of 
 trainer.py       one training step, and what it works on
 engine.py        forward, backward and optimizer step of a rank, with the weight average
 zero.py          DeepSpeed's ZeRO optimizer; the only file with its private names
-optim.py         AdamW, its parameter groups and its learning rate
+optim.py         the optimizer, its parameter groups and its learning rate
+muon.py          Muon for the matrices of hidden layers, with AdamW for the rest
+muon_shares.py   whole matrices from the slices that ZeRO leaves each rank
 ema.py           the moving average of the weights
 loss.py          the loss of a micro-batch, and what a step wants to know of it
 fixed_times.py   the loss at fixed times, by several rules of choosing experts

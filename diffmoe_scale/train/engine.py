@@ -49,7 +49,7 @@ class Engine:
             return build_optimizer(
                 parameter_groups(denoiser, config.optimizer),
                 config.optimizer,
-                device=context.device,
+                context,
                 is_offloaded=config.parallel.offload_optimizer,
             )
 
@@ -104,8 +104,9 @@ class Engine:
     def state(self) -> dict[str, Slice]:
         """All training state of this rank as `family/name`; the tensors are the live ones.
 
-        Families: `master` (fp32 weights), `ema`, `exp_avg`, `exp_avg_sq` of `Denoiser.canonical_parameters`,
-        each rank its own slice; `buffer` of `canonical_buffers`, the same on every rank.
+        Families: `master` (fp32 weights), `ema`, `exp_avg` and `exp_avg_sq`, or `momentum` of Muon's, of
+        `Denoiser.canonical_parameters`, each rank its own slice; `buffer` of `canonical_buffers`, the same on
+        every rank.
         """
         self.zero.ensure_moments()
         found = {

@@ -1,15 +1,17 @@
-"""AdamW, its parameter groups and its learning rate. The only file that imports NVIDIA's apex."""
+"""The optimizer, its parameter groups and its learning rate. The only file that imports NVIDIA's apex."""
 
 import importlib.util
 import logging
 
-import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from diffmoe_scale.config.optimizer import OptimizerConfig
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.model.denoiser import Denoiser
+from diffmoe_scale.model.matrices import hidden_matrices
+from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.train.muon import Muon
 
 logger = logging.getLogger(__name__)
 
@@ -27,27 +29,31 @@ def learning_rate(step: int, config: Config) -> float:
 
 def parameter_groups(denoiser: Denoiser, config: OptimizerConfig) -> list[dict[str, object]]:
     """Groups of one kind of parameter each: dense or expert-parallel, with weight decay or without, router or
-    not.
+    not, Muon's or AdamW's.
 
-    `lr_ratio` is what the scheduled rate is multiplied by. Expert-parallel groups carry the marks by which
-    DeepSpeed reduces them over the expert-data-parallel group (`moe`, and the name of the group as `name`).
+    `lr_ratio` is what the scheduled rate is multiplied by; `stacks` are the matrices of Muon's.
+    Expert-parallel groups carry the marks by which DeepSpeed reduces them over the expert-data-parallel group
+    (`moe`, and the name of the group as `name`).
     """
     routers = {id(parameter) for layer in denoiser.moe_layers() for parameter in layer.router.parameters()}
     embeddings = {id(parameter) for parameter in denoiser.embeddings()}
-    members: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
+    stacks = hidden_matrices(denoiser) if config.kind == "muon" else {}
+    members: dict[tuple[str, bool, bool, bool], list[nn.Parameter]] = {}
     for parameter in denoiser.parameters():
         is_decayed = parameter.dim() >= 2 and id(parameter) not in embeddings
-        key = (expert_group_name(parameter), is_decayed, id(parameter) in routers)
+        key = (expert_group_name(parameter), is_decayed, id(parameter) in routers, id(parameter) in stacks)
         members.setdefault(key, []).append(parameter)
     groups: list[dict[str, object]] = []
-    for (expert_group, is_decayed, is_router), parameters in members.items():
+    for (expert_group, is_decayed, is_router, is_muon), parameters in members.items():
+        ratio = config.router_learning_rate_ratio if is_router else 1.0
         groups.append(
             {
                 "params": parameters,
                 "name": expert_group or f"dense{len(groups)}",
                 "weight_decay": config.weight_decay if is_decayed else 0.0,
-                "lr_ratio": config.router_learning_rate_ratio if is_router else 1.0,
+                "lr_ratio": config.muon_learning_rate_ratio if is_muon else ratio,
                 **({"moe": True} if expert_group else {}),
+                **({"stacks": [stacks[id(parameter)] for parameter in parameters]} if is_muon else {}),
             }
         )
     return groups
@@ -62,13 +68,21 @@ def expert_group_name(parameter: nn.Parameter) -> str:
 
 
 def build_optimizer(
-    groups: list[dict[str, object]], config: OptimizerConfig, *, device: torch.device, is_offloaded: bool
+    groups: list[dict[str, object]], config: OptimizerConfig, context: ParallelContext, *, is_offloaded: bool
 ) -> Optimizer:
-    """AdamW with decoupled weight decay: apex's where it is built and the state is on the GPU, else torch's
-    fused one, on CPU too."""
+    """Muon, or AdamW with decoupled weight decay: apex's where it is built and the state is on the GPU, else
+    torch's fused one, on CPU too."""
+    if config.kind == "muon":
+        return Muon(
+            groups,
+            config,
+            device=context.device,
+            dp_group=context.dp_group,
+            expert_dp_group=context.expert_dp_group,
+        )
     rate, betas, eps = config.learning_rate, (config.beta1, config.beta2), config.eps
     # PyPI's `apex` is another package; NVIDIA's brings this extension.
-    if device.type == "cuda" and not is_offloaded and importlib.util.find_spec("amp_C") is not None:
+    if context.device.type == "cuda" and not is_offloaded and importlib.util.find_spec("amp_C") is not None:
         from apex.optimizers import FusedAdam
 
         logger.info("optimizer: apex FusedAdam")

@@ -15,7 +15,7 @@ from diffmoe_scale.words import counted
 
 FP32_BYTES = 4
 NUM_STATES = 4
-"""Kept in fp32 for each parameter: the weights, two moments of AdamW, the moving average."""
+"""Kept in fp32 for each parameter: the weights, two moments of AdamW or one of Muon, the moving average."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def estimate_memory(config: Config, size: ModelSize, *, ranks: int) -> Memory:
     owned = size.total / ranks
     weight_bytes = 2 if config.model.precision == "bf16" else FP32_BYTES
     gradients = FP32_BYTES * (held if config.parallel.zero_stage == 1 else owned)
-    states = round(NUM_STATES * FP32_BYTES * owned)
+    saved = size.matrices / ranks if config.optimizer.kind == "muon" else 0
+    states = round(FP32_BYTES * (NUM_STATES * owned - saved))
     is_offloaded = config.parallel.offload_optimizer
     return Memory(
         device=round(weight_bytes * held + gradients) + (0 if is_offloaded else states),

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
@@ -25,6 +26,7 @@ from diffmoe_scale.parallel.waiting import wait_for_ranks
 from diffmoe_scale.train.engine import Engine, accumulation_steps
 from diffmoe_scale.train.guard import Guard
 from diffmoe_scale.train.initialize import begin_from_weights, copy_tokenizer
+from diffmoe_scale.train.muon import MOMENTUM
 from diffmoe_scale.train.overview import describe_run
 from diffmoe_scale.train.stop import StopSignals
 from diffmoe_scale.train.trainer import Training
@@ -139,7 +141,8 @@ def resume(
     found = store.newest()
     if found is None:
         return Manifest(step=0, samples=0, optimizer_steps=0)
-    checkpoint, _ = found
+    checkpoint, manifest = found
+    refuse_other_optimizer(checkpoint, manifest, config)
     loaded = store.load(
         checkpoint,
         engine.state(),
@@ -148,6 +151,18 @@ def resume(
     engine.restored(step_count=loaded.optimizer_steps)
     logger.info("continues from %s (step %d, %s)", checkpoint, loaded.step, counted(loaded.samples, "sample"))
     return loaded
+
+
+def refuse_other_optimizer(checkpoint: Path, manifest: Manifest, config: Config) -> None:
+    """Raise ValueError if the checkpoint holds the state of an optimizer of another kind."""
+    has_momentum = any(name.startswith(f"{MOMENTUM}/") for name in manifest.shapes)
+    kind = "muon" if has_momentum else "adamw"
+    if kind != config.optimizer.kind:
+        raise ValueError(
+            f"optimizer.kind is {config.optimizer.kind!r} but checkpoint {checkpoint} holds the state of "
+            f"{kind!r}; set optimizer.kind={kind}, or begin a new run with its weights "
+            "(run.initialize_from)"
+        )
 
 
 def prepare_tokenizer(config: Config, directory: RunDirectory, reader: Reader) -> None:

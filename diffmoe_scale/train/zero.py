@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.parallel.bucket import bucket_size
 from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.train.muon import MOMENTUM
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -125,9 +126,10 @@ class Zero:
         return masters
 
     def moments(self, group: int) -> dict[str, Tensor]:
-        """AdamW's moments of a group by name, flat as its master. They are there after `ensure_moments`."""
+        """AdamW's moments of a group by name, or Muon's momentum, flat as its master. They are there after
+        `ensure_moments`."""
         state = self._zero.optimizer.state[self.masters[group]]
-        return {name: state[name] for name in MOMENTS}
+        return {name: state[name] for name in self._moment_names(group)}
 
     def fragment(self, parameter: nn.Parameter) -> Fragment | None:
         """None if this rank owns nothing of the parameter."""
@@ -147,18 +149,24 @@ class Zero:
         self._zero.update_lp_params()
 
     def ensure_moments(self) -> None:
-        """AdamW makes its moments in the first step; a checkpoint is loaded before that."""
+        """The optimizer makes its moments in the first step; a checkpoint is loaded before that."""
         state = self._zero.optimizer.state
-        new = [master for master in self.masters if not state[master]]
-        for master in new:
-            state[master] |= {name: torch.zeros_like(master) for name in MOMENTS}
+        new = [number for number, master in enumerate(self.masters) if not state[master]]
+        for number in new:
+            master = self.masters[number]
+            state[master] |= {name: torch.zeros_like(master) for name in self._moment_names(number)}
         if new:
             self.set_adam_step(0)
+
+    def _moment_names(self, group: int) -> tuple[str, ...]:
+        return (MOMENTUM,) if "stacks" in self.groups[group] else MOMENTS
 
     def set_adam_step(self, step: int) -> None:
         """AdamW corrects its moments' bias by the number of steps taken."""
         optimizer = self._zero.optimizer
         for group in optimizer.param_groups:
+            if "stacks" in group:  # Muon's momentum has no bias to correct
+                continue
             if isinstance(optimizer, torch.optim.AdamW):
                 for flat in group["params"]:
                     optimizer.state[flat]["step"] = torch.tensor(float(step), device=flat.device)

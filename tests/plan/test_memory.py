@@ -7,6 +7,7 @@ import torch
 from diffmoe_scale.plan import trace as trace_module
 from diffmoe_scale.plan.build import build_denoiser
 from diffmoe_scale.plan.memory import plan_memory, walk_step
+from diffmoe_scale.plan.parameters import count_parameters
 from diffmoe_scale.plan.trace import list_parameters, trace_step
 from diffmoe_scale.plan.zero_memory import ZeroMemory, ZeroSettings
 from diffmoe_scale.train.optim import parameter_groups
@@ -79,20 +80,22 @@ def test_every_gradient_is_taken_once_in_the_part_of_its_block(attention: str) -
     )
 
 
-def settings(**others: int) -> ZeroSettings:
+def settings(*, has_muon: bool = False, **others: int) -> ZeroSettings:
     numbers = {"stage": 1, "weight_bytes": 4, "ranks": 2, "expert_parallel": 1, "accumulation": 2, **others}
-    return ZeroSettings(overlaps=False, **numbers)
+    return ZeroSettings(overlaps=False, has_muon=has_muon, **numbers)
 
 
-def test_parameters_are_grouped_as_the_optimizer_groups_them() -> None:
-    config = config_of("optimizer.weight_decay=0.1", "model.conditioning=text", "model.num_classes=0")
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_parameters_are_grouped_as_the_optimizer_groups_them(kind: str) -> None:
+    text = ["model.conditioning=text", "model.num_classes=0"]
+    config = config_of("optimizer.weight_decay=0.1", f"optimizer.kind={kind}", *text)
     network = build_denoiser(config)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     expected = [
         [names[id(tensor)] for tensor in group["params"]]  # type: ignore[attr-defined]  # a list of tensors
         for group in parameter_groups(network, config.optimizer)
     ]
-    zero = ZeroMemory(list_parameters(network), settings(), rank=0)
+    zero = ZeroMemory(list_parameters(network), settings(has_muon=kind == "muon"), rank=0)
     assert [[parameter.name for parameter in group.parameters] for group in zero.groups] == expected
 
 
@@ -104,6 +107,13 @@ def test_states_between_steps_are_those_of_the_formula() -> None:
     assert memory.weights == pytest.approx(2 * total, rel=1e-3)
     states = memory.masters + memory.moments + memory.average
     assert states == pytest.approx(16 * total / 2, rel=1e-3)
+
+
+def test_matrices_of_muon_have_one_moment_between_steps() -> None:
+    config = config_of("optimizer.kind=muon")
+    memory = plan_memory(config, ranks=2, is_gpu=True)
+    matrices = count_parameters(config).matrices
+    assert memory.moments == pytest.approx(2 * memory.masters - 4 * matrices / 2, rel=1e-3)
 
 
 def test_experts_are_split_over_the_ranks_that_share_them() -> None:

@@ -7,19 +7,20 @@ from torch.nn.utils import clip_grad_norm_
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.moe.thresholds import update_thresholds
 from tests.moe.layers import alone
+from tests.train.plain_muon import PlainMuon
 from tests.train.runs import STEPS, Run, compute_loss, tiny_batch, tiny_config, tiny_pipeline
 
 
 def train_alone(settings: list[str], *, steps: int = STEPS) -> Run:
-    """The specification: one process, torch's AdamW, torch's clipping, no DeepSpeed."""
+    """The specification: one process, torch's AdamW or a plain Muon, torch's clipping, no DeepSpeed."""
     config = tiny_config(settings)
     pipeline = tiny_pipeline(config, alone())
     parameters = pipeline.denoiser.canonical_parameters()
     averages = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    optimizer = torch.optim.AdamW(
-        [plain_group(name, parameter, config) for name, parameter in parameters.items()],
-        eps=config.optimizer.eps,
-    )
+    groups = [plain_group(name, parameter, config) for name, parameter in parameters.items()]
+    optimizer: torch.optim.AdamW | PlainMuon = torch.optim.AdamW(groups, eps=config.optimizer.eps)
+    if config.optimizer.kind == "muon":
+        optimizer = PlainMuon(parameters, groups, config)
     run, count = Run(), config.run.micro_batch
     for step in range(1, steps + 1):
         losses, kth_probabilities = [], []
@@ -43,9 +44,11 @@ def train_alone(settings: list[str], *, steps: int = STEPS) -> Run:
         "ema": averages,
         "buffer": pipeline.denoiser.canonical_buffers(),
     }
-    for moment in ("exp_avg", "exp_avg_sq"):
+    for moment in ("exp_avg", "exp_avg_sq", "momentum"):
         families[moment] = {
-            name: optimizer.state[parameter][moment] for name, parameter in parameters.items()
+            name: optimizer.state[parameter][moment]
+            for name, parameter in parameters.items()
+            if moment in optimizer.state[parameter]
         }
     run.state = {
         f"{family}/{name}": tensor.detach().flatten().numpy()

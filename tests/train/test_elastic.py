@@ -1,5 +1,6 @@
 """A run that changes its layout of ranks on the way, with optimizer state and weight average."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any  # options of numpy's comparisons
 
@@ -59,9 +60,13 @@ def go_on(
     return answers
 
 
-def run_parts(layout: Layout, parts: list[tuple[Path, int, int, Path]]) -> list[tuple[Run, Run]]:
+def run_parts(
+    layout: Layout, parts: list[tuple[Path, int, int, Path]], settings: Sequence[str] = ()
+) -> list[tuple[Run, Run]]:
     world_size, expert_parallel, _ = layout
-    answers = run_on_ranks(go_on, world_size, settings_of(layout), parts, expert_parallel=expert_parallel)
+    answers = run_on_ranks(
+        go_on, world_size, [*settings_of(layout), *settings], parts, expert_parallel=expert_parallel
+    )
     return [
         (assemble([answer[i][0] for answer in answers]), assemble([answer[i][1] for answer in answers]))
         for i in range(len(parts))

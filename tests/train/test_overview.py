@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.model.matrices import hidden_matrices
 from diffmoe_scale.plan.parameters import count_parameters
 from diffmoe_scale.pretrain import main, report_end
 from diffmoe_scale.train.overview import describe_planned_run, describe_run, estimate_memory
@@ -41,6 +42,18 @@ def test_memory_is_what_each_rank_keeps(precision: str, stage: int, ranks: int, 
     offloaded = estimate_memory(config, count_parameters(config), ranks=ranks)
     assert abs(offloaded.host - 16 * total / ranks) <= 1
     assert offloaded.device + offloaded.host == memory.device
+
+
+def test_matrices_of_muon_have_one_moment() -> None:
+    config = tiny_config([])
+    size = count_parameters(config)
+    by_adamw, by_muon = (
+        estimate_memory(tiny_config([f"optimizer.kind={kind}"]), size, ranks=2) for kind in ("adamw", "muon")
+    )
+    network = tiny_pipeline(config, alone()).denoiser
+    matrices = hidden_matrices(network)
+    count = sum(parameter.numel() for parameter in network.parameters() if id(parameter) in matrices)
+    assert count > size.total / 2 and abs(by_adamw.device - by_muon.device - 4 * count / 2) <= 1
 
 
 def test_lines_name_size_data_memory_and_place(tmp_path: Path) -> None:
