@@ -4,6 +4,7 @@ build: what is trained, on meta.
 assumed: shapes of frozen networks whose folder is not there.
 frozen: bytes of frozen networks.
 parameters: how many parameters.
+parameter_list: the parameters of a rank, each with its kind for the optimizer.
 parts: the parts of a network, each of which is counted by itself.
 flops: operations a picture, forward and backward.
 picture: operations of a picture, for what its experts did.

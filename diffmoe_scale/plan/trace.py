@@ -16,7 +16,6 @@ from diffmoe_scale.config.schema import Config
 from diffmoe_scale.diffusion.objective import build_objective
 from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.denoiser import Denoiser
-from diffmoe_scale.model.matrices import hidden_matrices
 from diffmoe_scale.model.transformer import Prediction
 from diffmoe_scale.moe.grouped_linear import LoopLinear
 from diffmoe_scale.moe.routing import Selection
@@ -25,6 +24,7 @@ from diffmoe_scale.nn.number_formats import NUMBER_FORMATS
 from diffmoe_scale.nn.rope import rotation_2d_on
 from diffmoe_scale.plan.build import META, build_denoiser, even_routing, keep_distinct_blocks, step_inputs
 from diffmoe_scale.plan.fake_ranks import expert_groups
+from diffmoe_scale.plan.parameter_list import Parameter, list_parameters
 from diffmoe_scale.plan.stand_ins import fused_kernels
 from diffmoe_scale.plan.storages import StorageTracker
 
@@ -39,16 +39,6 @@ class Gradient:
     level: int
     peak: int
     freed: int
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """`group` is that of the optimizer: expert, with weight decay, of a router, a matrix that Muon would
-    update."""
-
-    name: str
-    numel: int
-    group: tuple[bool, bool, bool, bool]
 
 
 @dataclass
@@ -118,27 +108,6 @@ def forget_positions() -> None:
     """Drop the remembered embeddings of places: those made earlier would not be counted."""
     position_embedding_on.cache_clear()
     rotation_2d_on.cache_clear()
-
-
-def list_parameters(network: Denoiser) -> list[Parameter]:
-    """The parameters of a rank in order, and the groups that `train.optim.parameter_groups` puts them in."""
-    experts = {id(tensor) for layer in network.moe_layers() for _, tensor in layer.expert_parameters()}
-    routers = {id(tensor) for layer in network.moe_layers() for tensor in layer.router.parameters()}
-    embeddings = {id(tensor) for tensor in network.embeddings()}
-    matrices = hidden_matrices(network)
-    return [
-        Parameter(
-            name,
-            tensor.numel(),
-            (
-                id(tensor) in experts,
-                tensor.dim() >= 2 and id(tensor) not in embeddings,
-                id(tensor) in routers,
-                id(tensor) in matrices,
-            ),
-        )
-        for name, tensor in network.named_parameters()
-    ]
 
 
 def cast_parameters(network: Denoiser, dtype: torch.dtype) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from diffmoe_scale.parallel.bucket import bucket_size
-from diffmoe_scale.plan.trace import Gradient, Parameter
+from diffmoe_scale.plan.parameter_list import Parameter
+from diffmoe_scale.plan.trace import Gradient
 
 FP32, FP64 = 4, 8
 MUON_AT_ONCE = 2**26

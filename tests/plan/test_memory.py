@@ -7,8 +7,9 @@ import torch
 from diffmoe_scale.plan import trace as trace_module
 from diffmoe_scale.plan.build import build_denoiser
 from diffmoe_scale.plan.memory import plan_memory, walk_step
+from diffmoe_scale.plan.parameter_list import list_parameters
 from diffmoe_scale.plan.parameters import count_parameters
-from diffmoe_scale.plan.trace import list_parameters, trace_step
+from diffmoe_scale.plan.trace import trace_step
 from diffmoe_scale.plan.zero_memory import ZeroMemory, ZeroSettings
 from diffmoe_scale.train.optim import parameter_groups
 from tests.plan.layouts import config_of, measure_all
