@@ -90,7 +90,7 @@ USERS = {
         "data/features/source",
         "bench/data_contenders",
     },
-    "scipy": {"scenes/checker"},
+    "scipy": {"scenes/checker", "evaluation/harness/statistics"},
     "torchvision": {"bench/data_contenders"},
     "diffusers": {
         "convert/diffusers",
@@ -101,7 +101,12 @@ USERS = {
     },
     "wandb": {"telemetry/trackers"},
     "matplotlib": {"report/health_plots", "report/plots", "telemetry/picture_grid"},
-    "pydantic": {"config/load", "checkpoint/manifest", "data/shards/record"},
+    "pydantic": {
+        "config/load",
+        "checkpoint/manifest",
+        "data/shards/record",
+        "evaluation/harness/result",
+    },
     "yaml": {"config/load", "config/help", "config/yaml_file"},
 }
 """Third-party packages and the files that import them: no others, and each of them."""

@@ -13,6 +13,7 @@ optimizer.py      AdamW or Muon, the schedule, the weight average
 parallel.py       how work is split over ranks
 sampling.py       how pictures are drawn
 telemetry.py      metrics, validation, trackers
+evaluation.py     an evaluation of many checkpoints: suites, judge, what is compared
 metrics.py        FID and other metrics of pictures
 alarms.py         when a run's figures are said to be wrong
 load.py           a Config from a file and `key.sub=value` words, and back to YAML

@@ -10,30 +10,34 @@ from diffmoe_scale.config.schema import Config
 from diffmoe_scale.config.section import Section, show
 
 
-def check_keys(tree: Mapping[str, Any], kind: type = Config, prefix: str = "") -> None:
-    """Raises: ValueError for a key that is no setting, or a section that is none."""
+def check_keys(
+    tree: Mapping[str, Any], kind: type = Config, prefix: str = "", *, root: type = Config
+) -> None:
+    """`kind` is the class of this part of the tree, `root` that of the whole, whose settings are suggested.
+
+    Raises: ValueError for a key that is no setting, or a section that is none.
+    """
     types = get_type_hints(kind)
     for key, value in tree.items():
         if key not in types:
-            raise ValueError(
-                _unknown_key(f"{prefix}{key}", known=[f"{prefix}{name}" for name in _names(kind)])
-            )
+            known = [f"{prefix}{name}" for name in _names(kind)]
+            raise ValueError(_unknown_key(f"{prefix}{key}", known=known, root=root))
         if (section := _section(types[key])) is not None:
             if not isinstance(value, dict):
                 first = _names(section)[0]
                 raise ValueError(
                     f"{prefix}{key} is {show(value)}; expected a section with keys such as {first!r}"
                 )
-            check_keys(value, section, f"{prefix}{key}.")
+            check_keys(value, section, f"{prefix}{key}.", root=root)
         for number, entry in enumerate(value if isinstance(value, list) else ()):
             for section in entry_sections(types[key]):
                 if isinstance(entry, dict):
-                    check_keys(entry, section, f"{prefix}{key}.{number}.")
+                    check_keys(entry, section, f"{prefix}{key}.{number}.", root=root)
 
 
-def sections() -> dict[str, type[Section]]:
+def sections(root: type = Config) -> dict[str, type[Section]]:
     """The sections of the config by their name."""
-    return {name: kind for name, kind in get_type_hints(Config).items() if _section(kind)}
+    return {name: kind for name, kind in get_type_hints(root).items() if _section(kind)}
 
 
 def _section(kind: Any) -> type[Section] | None:  # any type of a field
@@ -50,8 +54,8 @@ def entry_sections(field_type: Any) -> list[type[Section]]:  # of any type of a 
     return [section for member in members if (section := _section(member)) is not None]
 
 
-def _unknown_key(path: str, *, known: Sequence[str]) -> str:
-    every_path = [f"{section}.{name}" for section, kind in sections().items() for name in _names(kind)]
+def _unknown_key(path: str, *, known: Sequence[str], root: type) -> str:
+    every_path = [f"{section}.{name}" for section, kind in sections(root).items() for name in _names(kind)]
     *_, key = path.split(".")
     # The commonest slips: nearly right, and right in another section.
     near = [name for name in known if difflib.get_close_matches(key, name.split(".")[-1:], cutoff=0.8)]

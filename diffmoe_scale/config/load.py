@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any  # YAML trees before validation
+from typing import Any, TypeVar  # Any: YAML trees before validation
 
 import pydantic
 import yaml
@@ -15,6 +15,8 @@ from diffmoe_scale.config.origin import mark_foreign
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.config.section import show
 from diffmoe_scale.config.yaml_file import parse_yaml, read_yaml
+
+T = TypeVar("T")
 
 UNION_MEMBERS = ("str", "DatasetConfig")
 """pydantic puts the kinds that a value could have had into its path."""
@@ -48,12 +50,17 @@ def make_config(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
     check_keys(tree)
     words: dict[str, Any] = {}
     for override in overrides:
-        section, key, value = _parse_override(override)
+        section, key, value = parse_override(override)
         for settings in (tree, words):
             settings.setdefault(section, {})[key] = value
     follow_others(tree, words)
+    return validate(Config, tree)
+
+
+def validate(kind: type[T], tree: dict[str, Any]) -> T:
+    """The settings of a tree whose keys were checked. Raises: ValueError, a sentence a wrong value."""
     try:
-        return _adapter().validate_python(tree)
+        return _adapter(kind).validate_python(tree)
     except pydantic.ValidationError as error:
         sentences = [_sentence(entry) for entry in error.errors() if not _is_of_other_member(entry)]
         more = [f"and {len(sentences) - SHOWN_ERRORS} more"] if len(sentences) > SHOWN_ERRORS else []
@@ -62,7 +69,7 @@ def make_config(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
 
 def config_tree(config: Config) -> dict[str, Any]:
     """The config as plain dictionaries, lists and scalars."""
-    tree: dict[str, Any] = _adapter().dump_python(config, mode="json")
+    tree: dict[str, Any] = _adapter(Config).dump_python(config, mode="json")
     return tree
 
 
@@ -89,13 +96,13 @@ def changed_settings(path: Path, config: Config) -> list[str]:
 
 
 @cache
-def _adapter() -> pydantic.TypeAdapter[Config]:
+def _adapter(kind: type[T]) -> pydantic.TypeAdapter[T]:
     """Made once: it takes longer than all else."""
-    return pydantic.TypeAdapter(Config)
+    return pydantic.TypeAdapter(kind)
 
 
-def _parse_override(override: str) -> tuple[str, str, Any]:
-    """Section, key and value of `section.key=value`."""
+def parse_override(override: str, root: type = Config) -> tuple[str, str, Any]:
+    """Section, key and value of `section.key=value`. Raises: ValueError."""
     path, is_assignment, text = override.partition("=")
     if not is_assignment:
         raise ValueError(
@@ -112,7 +119,7 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
             else ""
         )
         raise ValueError(f"{path} is {show(text)}, which is not a YAML value ({error}){quotes}") from error
-    check_keys({section: {key: value}} if key else {section: value})
+    check_keys({section: {key: value}} if key else {section: value}, root, root=root)
     if not key:
         raise ValueError(
             f"argument {show(override)} names no setting; expected section.key=value, for example "

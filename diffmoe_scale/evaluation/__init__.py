@@ -1,7 +1,10 @@
 """Scores of a trained model.
 
-captions.py  whether a model was trained on captions of the scenes that the suites ask for
-harness.py   all suites over one model: pictures, scores, chance, and what the experts did
-metrics/     FID and other metrics of pictures
-results.py   what an evaluation found, and its form in RUN/evaluation.json
+captions.py      whether a model was trained on captions of the scenes that the suites ask for
+scene_scores.py  the six suites of scenes over one model: scores, chance, and what the experts did
+results.py       what these found, and its form in RUN/evaluation.json
+harness/         many checkpoints by many suites
+suites/          suites of prompts
+judge/           models that answer questions about pictures
+metrics/         FID and other metrics of pictures
 """

@@ -12,7 +12,7 @@ from PIL import Image
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.sampling import SamplingConfig
-from diffmoe_scale.evaluation import harness
+from diffmoe_scale.evaluation import scene_scores
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.sampling.batch import Generated, Request
 from diffmoe_scale.sampling.loading import Pipeline
@@ -41,9 +41,9 @@ def perfect_batches(
 
 
 def test_perfect_pictures_score_one_in_every_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "generate_batches", perfect_batches)
+    monkeypatch.setattr(scene_scores, "generate_batches", perfect_batches)
     model = Pipeline(build(config()), load_config(None), RunDirectory(tmp_path), tmp_path / "checkpoint", 7)
-    found = harness.evaluate(model, SamplingConfig(), prompts_per_suite=PROMPTS, seed=3)
+    found = scene_scores.evaluate(model, SamplingConfig(), prompts_per_suite=PROMPTS, seed=3)
     assert list(found.scores) == list(SUITES) and found.step == 7
     for name, score in found.scores.items():
         assert score.score == 1 and score.shuffled < 1 and score.prompts == PROMPTS, name
@@ -58,10 +58,10 @@ def test_a_model_of_classes_is_refused(tmp_path: Path) -> None:
     settings = config()
     model = Pipeline(build(settings), settings, RunDirectory(tmp_path), tmp_path, 7)
     with pytest.raises(ValueError, match="need captions, but this model is class-conditional"):
-        harness.evaluate(model, SamplingConfig(), prompts_per_suite=2, seed=0)
+        scene_scores.evaluate(model, SamplingConfig(), prompts_per_suite=2, seed=0)
 
 
 def test_pictures_that_are_not_square_are_refused(tmp_path: Path) -> None:
     model = Pipeline(build(config()), load_config(None), RunDirectory(tmp_path), tmp_path, 7)
     with pytest.raises(ValueError, match="about square pictures"):
-        harness.evaluate(model, SamplingConfig(height=16), prompts_per_suite=2, seed=0)
+        scene_scores.evaluate(model, SamplingConfig(height=16), prompts_per_suite=2, seed=0)

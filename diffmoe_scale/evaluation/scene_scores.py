@@ -1,4 +1,4 @@
-"""All suites over one model: pictures, scores, chance, and what the experts did."""
+"""The six suites of scenes over one model: pictures, scores, chance, and what the experts did."""
 
 import logging
 import statistics

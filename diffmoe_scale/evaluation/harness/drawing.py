@@ -1,0 +1,127 @@
+"""The pictures of a job: what is there, what is missing, and drawing that."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any  # JSON values
+
+from diffmoe_scale.evaluation.harness.job import Job
+from diffmoe_scale.evaluation.harness.records import RecordWriter, read_records
+from diffmoe_scale.files import replace_file
+from diffmoe_scale.sampling.generate import generate_batches
+from diffmoe_scale.sampling.loading import Pipeline
+from diffmoe_scale.sampling.metadata import picture_metadata
+from diffmoe_scale.sampling.picture_files import encode_picture
+from diffmoe_scale.sampling.ranks import Ranks
+from diffmoe_scale.telemetry.picture_grid import to_pixels
+
+DRAWN = "drawn"
+PICTURES = "pictures"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The share of all pictures that one process of a job array draws: number `index` of `count`, from 0."""
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, places: Sequence[int]) -> list[int]:
+        return [place for place in places if place % self.count == self.index]
+
+
+@dataclass(frozen=True)
+class DrawnPicture:
+    """A picture on disk; `score` is that of an exact rule. Capacity, network calls and seconds are means of
+    the batch that it was drawn in."""
+
+    digest: str
+    score: float | None
+    capacity: float
+    calls: float
+    seconds: float
+
+
+def read_drawn(folder: Path) -> dict[int, DrawnPicture]:
+    """The pictures of a job's folder by place."""
+    found: dict[int, DrawnPicture] = {}
+    for entry in read_records(folder, DRAWN):
+        scores = entry["scores"] or [None] * len(entry["places"])
+        for place, digest, score in zip(entry["places"], entry["digests"], scores, strict=True):
+            found[place] = DrawnPicture(
+                digest, score, entry["capacity"], entry["calls"], entry["seconds"] / len(entry["places"])
+            )
+    return found
+
+
+def missing_places(job: Job, folder: Path, part: Part) -> list[int]:
+    """Places of this part whose pictures are not there, in order."""
+    drawn = read_drawn(folder)
+    there = {place for place in drawn if (folder / PICTURES / job.suite.file_of(place)).is_file()}
+    return [place for place in part.of(range(job.suite.count)) if place not in there]
+
+
+def digest_of(data: bytes) -> str:
+    return sha256(data).hexdigest()[:16]
+
+
+def read_picture(job: Job, folder: Path, place: int, drawn: DrawnPicture) -> bytes:
+    """The file of a picture. Raises: ValueError if it is not the one that was drawn."""
+    path = folder / PICTURES / job.suite.file_of(place)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} was removed; run again to have it drawn anew") from error
+    if digest_of(data) != drawn.digest:
+        raise ValueError(f"{path} is not the picture that was drawn; remove it and run again")
+    return data
+
+
+def draw(
+    pipeline: Pipeline, job: Job, folder: Path, missing: Sequence[int], part: Part, ranks: Ranks
+) -> None:
+    """Draw this rank's share of the missing pictures: each is a whole file before its line is in the records.
+    Collective over the ranks. Raises: OSError."""
+    pipeline = replace(pipeline, config=replace(pipeline.config, sampling=job.sampling))
+    share = ranks.share(missing)
+    # A repeated picture is as good as any for a rank that has none left: it is not written.
+    padded = [*share.places, *([missing[0]] * (share.count - len(share.places)))]
+    rank = pipeline.context.rank if pipeline.context else 0
+    begin, first = time.perf_counter(), 0
+    with RecordWriter(folder / f"{DRAWN}-{part.index + 1}of{part.count}-{rank}.jsonl") as records:
+        for batch in generate_batches(
+            pipeline.networks,
+            [job.request(place) for place in padded],
+            job.sampling,
+            title=job.title,
+            has_progress=ranks.is_main,
+        ):
+            places = padded[first : first + len(batch.requests)]
+            new = share.places[first : first + len(places)]
+            first += len(places)
+            entry: dict[str, Any] = {
+                "places": new,
+                "scores": job.suite.check(batch.images_BCHW[: len(new)], new),
+                "capacity": batch.loads.capacity,
+                "calls": batch.calls,
+                "seconds": (time.perf_counter() - begin) * len(new) / len(places),
+            }
+            if new:
+                pixels_BHWC = to_pixels(batch.images_BCHW[: len(new)])
+                entry["digests"] = [
+                    _write(pipeline, job, folder, place, pixels_HWC)
+                    for place, pixels_HWC in zip(new, pixels_BHWC, strict=True)
+                ]
+                records.write(entry)
+            begin = time.perf_counter()
+
+
+def _write(pipeline: Pipeline, job: Job, folder: Path, place: int, pixels_HWC: Any) -> str:
+    """The digest of the file that was written."""
+    data = encode_picture(pixels_HWC, "png", picture_metadata(pipeline, job.request(place)))
+    path = folder / PICTURES / job.suite.file_of(place)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, data)
+    return digest_of(data)

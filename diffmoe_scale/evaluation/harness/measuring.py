@@ -1,0 +1,78 @@
+"""Metrics such as FID of a job's pictures, kept with everything that they depend on."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from typing import Any  # JSON values
+
+import numpy as np
+import torch
+from PIL import Image
+
+from diffmoe_scale.config.metrics import MetricsConfig
+from diffmoe_scale.evaluation.harness.drawing import read_drawn, read_picture
+from diffmoe_scale.evaluation.harness.job import Job
+from diffmoe_scale.evaluation.metrics.scorer import Metrics, load_metrics
+from diffmoe_scale.files import replace_file
+
+METRICS = "metrics.json"
+
+
+class MetricsKeeper:
+    """The metrics of the settings, loaded when the first job needs them. For one process."""
+
+    def __init__(self, config: MetricsConfig, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        self._loaded: Metrics | None = None
+
+    def measure(self, job: Job, folder: Path) -> Sequence[dict[str, Any]]:
+        """The metrics of all pictures of a job; those that were kept if nothing changed.
+
+        Raises: ValueError for settings, weights or references that do not fit, RunError, OSError.
+        """
+        if not self.config.names:
+            return []
+        key = self._key(job, folder)
+        path = folder / METRICS
+        try:
+            kept = json.loads(path.read_bytes())
+            if kept["key"] == key:
+                values: list[dict[str, Any]] = kept["values"]
+                return values
+        except (OSError, ValueError, TypeError, LookupError, RecursionError):
+            pass
+        found = self._compute(job, folder)
+        replace_file(path, json.dumps({"key": key, "values": found}).encode())
+        return found
+
+    def _key(self, job: Job, folder: Path) -> str:
+        """Of pictures, settings, and the files that the settings name (by size and time)."""
+        files = {
+            name: [stat.st_size, stat.st_mtime_ns]
+            for name, value in asdict(self.config).items()
+            if isinstance(value, str) and value and (path := Path(value)).exists()
+            for stat in [path.stat()]
+        }
+        drawn = read_drawn(folder)
+        digests = [drawn[place].digest for place in range(job.suite.count)]
+        content = [asdict(self.config), files, digests]
+        return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _compute(self, job: Job, folder: Path) -> list[dict[str, Any]]:
+        if self._loaded is None:
+            self._loaded = load_metrics(self.config, self.device)
+        scorer, drawn = self._loaded.start(), read_drawn(folder)
+        for first in range(0, job.suite.count, self.config.batch):
+            places = range(first, min(first + self.config.batch, job.suite.count))
+            pixels = [
+                np.asarray(Image.open(BytesIO(read_picture(job, folder, place, drawn[place]))).convert("RGB"))
+                for place in places
+            ]
+            scorer.update(
+                np.stack(pixels), list(places), [job.suite.prompt_of(place).text for place in places]
+            )
+        return [value.as_tree() for value in scorer.values()]

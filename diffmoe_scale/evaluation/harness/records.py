@@ -1,0 +1,46 @@
+"""Files of JSON lines that are only appended to: what a killed process wrote stays, and no two write one."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Self  # Any: JSON values
+
+
+class RecordWriter:
+    """Appends lines that are on the disk when `write` returns. The file is made at the first line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[bytes] | None = None
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Raises: OSError."""
+        if self._file is None:
+            is_torn = self.path.is_file() and self.path.read_bytes()[-1:] not in (b"", b"\n")
+            self._file = self.path.open("ab")
+            if is_torn:
+                self._file.write(b"\n")  # a process was killed within a line
+        self._file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def read_records(folder: Path, kind: str) -> Iterator[dict[str, Any]]:
+    """The whole lines of the files KIND-*.jsonl of a folder, in the order of their names; torn ones are left
+    out. Raises: OSError."""
+    for path in sorted(folder.glob(f"{kind}-*.jsonl")):
+        for line in path.read_bytes().split(b"\n"):
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(entry, dict):
+                yield entry

@@ -1,0 +1,5 @@
+"""Judges: vision-language models that answer questions about pictures.
+
+judge.py         what a judge is, and the record of its answers
+build.py         the judge that the settings name
+"""
