@@ -29,9 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_parser(
         "evaluate",
         "With --checkpoint: score a model of coloured shapes (tools/make_scenes.py) on six compositional "
-        "suites, and write RUN/evaluation.json and RUN/report.html. With --config: draw the pictures of suites "
-        "of prompts by many checkpoints and settings, score and compare them; what is there already is not done "
-        "again.",
+        "suites, and write RUN/evaluation.json and RUN/report.html. With --config: draw the pictures of "
+        "suites of prompts by many checkpoints and settings, score and compare them; what is there already "
+        "is not done again.",
         epilog=EXAMPLES,
     )
     what = parser.add_mutually_exclusive_group(required=True)

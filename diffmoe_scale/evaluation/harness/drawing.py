@@ -2,19 +2,23 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any  # JSON values
+
+import numpy as np
 
 from diffmoe_scale.evaluation.harness.job import Job
 from diffmoe_scale.evaluation.harness.records import RecordWriter, read_records
 from diffmoe_scale.files import replace_file
-from diffmoe_scale.sampling.generate import generate_batches
+from diffmoe_scale.moe.routing import Selection
+from diffmoe_scale.sampling.batch import Generated, generate_batches
+from diffmoe_scale.sampling.cost import measure_cost
 from diffmoe_scale.sampling.loading import Pipeline
 from diffmoe_scale.sampling.metadata import picture_metadata
 from diffmoe_scale.sampling.picture_files import encode_picture
 from diffmoe_scale.sampling.ranks import Ranks
+from diffmoe_scale.sampling.thresholds import describe_thresholds, find_selection
 from diffmoe_scale.telemetry.picture_grid import to_pixels
 
 DRAWN = "drawn"
@@ -34,14 +38,17 @@ class Part:
 
 @dataclass(frozen=True)
 class DrawnPicture:
-    """A picture on disk; `score` is that of an exact rule. Capacity, network calls and seconds are means of
-    the batch that it was drawn in."""
+    """A picture on disk; `score` is that of an exact rule. Capacity, network calls, operations and seconds
+    are means of the batch that it was drawn in."""
 
     digest: str
     score: float | None
     capacity: float
     calls: float
+    flops: float
     seconds: float
+    thresholds: str
+    """Of experts, where they were calibrated for `sampling.capacity`."""
 
 
 def read_drawn(folder: Path) -> dict[int, DrawnPicture]:
@@ -51,7 +58,13 @@ def read_drawn(folder: Path) -> dict[int, DrawnPicture]:
         scores = entry["scores"] or [None] * len(entry["places"])
         for place, digest, score in zip(entry["places"], entry["digests"], scores, strict=True):
             found[place] = DrawnPicture(
-                digest, score, entry["capacity"], entry["calls"], entry["seconds"] / len(entry["places"])
+                digest,
+                score,
+                entry["capacity"],
+                entry["calls"],
+                entry["flops"],
+                entry["seconds"],
+                entry["thresholds"],
             )
     return found
 
@@ -85,6 +98,7 @@ def draw(
     """Draw this rank's share of the missing pictures: each is a whole file before its line is in the records.
     Collective over the ranks. Raises: OSError."""
     pipeline = replace(pipeline, config=replace(pipeline.config, sampling=job.sampling))
+    selection = find_selection(pipeline, job.sampling)
     share = ranks.share(missing)
     # A repeated picture is as good as any for a rank that has none left: it is not written.
     padded = [*share.places, *([missing[0]] * (share.count - len(share.places)))]
@@ -95,32 +109,48 @@ def draw(
             pipeline.networks,
             [job.request(place) for place in padded],
             job.sampling,
+            selection=selection,
             title=job.title,
             has_progress=ranks.is_main,
         ):
             places = padded[first : first + len(batch.requests)]
             new = share.places[first : first + len(places)]
             first += len(places)
-            entry: dict[str, Any] = {
-                "places": new,
-                "scores": job.suite.check(batch.images_BCHW[: len(new)], new),
-                "capacity": batch.loads.capacity,
-                "calls": batch.calls,
-                "seconds": (time.perf_counter() - begin) * len(new) / len(places),
-            }
+            seconds = (time.perf_counter() - begin) / len(places)
             if new:
-                pixels_BHWC = to_pixels(batch.images_BCHW[: len(new)])
-                entry["digests"] = [
-                    _write(pipeline, job, folder, place, pixels_HWC)
-                    for place, pixels_HWC in zip(new, pixels_BHWC, strict=True)
+                digests = [
+                    _write(pipeline, job, folder, place, pixels_HWC, selection)
+                    for place, pixels_HWC in zip(new, to_pixels(batch.images_BCHW[: len(new)]), strict=True)
                 ]
-                records.write(entry)
+                records.write(
+                    {
+                        "places": new,
+                        "digests": digests,
+                        "scores": job.suite.check(batch.images_BCHW[: len(new)], new),
+                        "seconds": seconds,
+                        "thresholds": describe_thresholds(selection),
+                        **_cost(pipeline, batch),
+                    }
+                )
             begin = time.perf_counter()
 
 
-def _write(pipeline: Pipeline, job: Job, folder: Path, place: int, pixels_HWC: Any) -> str:
+def _cost(pipeline: Pipeline, batch: Generated) -> dict[str, float]:
+    cost = measure_cost(
+        pipeline,
+        pipeline.config.sampling,
+        batch.loads,
+        calls=batch.calls,
+        num_pictures=len(batch.requests),
+    )
+    return asdict(cost)
+
+
+def _write(
+    pipeline: Pipeline, job: Job, folder: Path, place: int, pixels_HWC: np.ndarray, selection: Selection
+) -> str:
     """The digest of the file that was written."""
-    data = encode_picture(pixels_HWC, "png", picture_metadata(pipeline, job.request(place)))
+    data = encode_picture(pixels_HWC, "png", picture_metadata(pipeline, job.request(place), selection))
     path = folder / PICTURES / job.suite.file_of(place)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, data)

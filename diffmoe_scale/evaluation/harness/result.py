@@ -60,6 +60,8 @@ class JobResult:
     """Average inference capacity (DiffMoE eq. 15), measured over these pictures."""
     calls: float
     """Calls of the network a picture."""
+    flops: float
+    """Operations of the network a picture."""
     seconds: float
     """Seconds a picture."""
     scores: dict[str, ScoreTable] = field(default_factory=dict)
@@ -102,6 +104,11 @@ def make_result(
 ) -> JobResult:
     target, suite = job.target, job.suite
     pictures = [drawn[place] for place in range(suite.count)]
+    if len({picture.thresholds for picture in pictures}) > 1:
+        raise ValueError(
+            f"the pictures of {job.name} were drawn with thresholds of different calibrations; remove this "
+            "folder and run again"
+        )
     return JobResult(
         fingerprint=job.fingerprint,
         folder=job.name,
@@ -121,6 +128,7 @@ def make_result(
         files=[suite.file_of(place) for place in range(suite.count)],
         capacity=statistics.fmean(picture.capacity for picture in pictures),
         calls=statistics.fmean(picture.calls for picture in pictures),
+        flops=statistics.fmean(picture.flops for picture in pictures),
         seconds=statistics.fmean(picture.seconds for picture in pictures),
         scores=dict(scores),
         metrics=list(metrics),
