@@ -52,20 +52,26 @@ class DrawnPicture:
 
 
 def read_drawn(folder: Path) -> dict[int, DrawnPicture]:
-    """The pictures of a job's folder by place."""
+    """The pictures of a job's folder by place. Raises: ValueError for records of another kind."""
     found: dict[int, DrawnPicture] = {}
     for entry in read_records(folder, DRAWN):
-        scores = entry["scores"] or [None] * len(entry["places"])
-        for place, digest, score in zip(entry["places"], entry["digests"], scores, strict=True):
-            found[place] = DrawnPicture(
-                digest,
-                score,
-                entry["capacity"],
-                entry["calls"],
-                entry["flops"],
-                entry["seconds"],
-                entry["thresholds"],
-            )
+        try:
+            scores = entry["scores"] or [None] * len(entry["places"])
+            for place, digest, score in zip(entry["places"], entry["digests"], scores, strict=True):
+                found[int(place)] = DrawnPicture(
+                    str(digest),
+                    None if score is None else float(score),
+                    float(entry["capacity"]),
+                    float(entry["calls"]),
+                    float(entry["flops"]),
+                    float(entry["seconds"]),
+                    str(entry["thresholds"]),
+                )
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{folder} has a record of pictures that is not of this version ({error!r}); remove the "
+                "folder and run again"
+            ) from error
     return found
 
 

@@ -88,7 +88,7 @@ class Harness:
         self.ranks.gather(None)  # all pictures are on the disk
         count += self._judge(jobs)
         # Scores are made anew from the records: results of a benchmark's own code may have come.
-        self.ranks.of_main(lambda: [self._score(job) for job in jobs])
+        self.ranks.of_main(lambda: self._score(jobs))
         return count > 0
 
     def _folder(self, job: Job) -> Path:
@@ -138,13 +138,15 @@ class Harness:
         self.ranks.gather(None)  # all answers are on the disk
         return sum(map(len, unasked))
 
-    def _score(self, job: Job) -> None:
-        folder = self._folder(job)
-        if missing_places(job, folder, Part()):
-            logger.info("%s waits for other parts", job.title)
-            return
+    def _score(self, jobs: Sequence[Job]) -> None:
+        """On the main rank."""
         judge = self.judge.fingerprint if self.judge else self.config.judge.fingerprint
-        score(job, folder, judge=judge, metrics=self.metrics.measure(job, folder))
+        for job in jobs:
+            folder = self._folder(job)
+            if missing_places(job, folder, Part()):
+                logger.info("%s waits for other parts", job.title)
+            else:
+                score(job, folder, judge=judge, metrics=self.metrics.measure(job, folder))
 
 
 def run_evaluation(config: HarnessConfig, *, part: Part, watch: bool, report: Report) -> list[str]:

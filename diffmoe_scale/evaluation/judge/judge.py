@@ -63,14 +63,21 @@ def record_of(
 
 
 def read_answers(folder: Path) -> dict[str, dict[int, StoredAnswers]]:
-    """The records of a job's folder: by judge's fingerprint, then by place."""
+    """The records of a job's folder: by judge's fingerprint, then by place. Raises: ValueError for records of
+    another kind."""
     found: dict[str, dict[int, StoredAnswers]] = {}
     for entry in read_records(folder, ANSWERS):
-        found.setdefault(entry["judge"], {})[entry["place"]] = StoredAnswers(
-            entry["digest"],
-            {line["name"]: Answer(line["answer"], line["probability"]) for line in entry["answers"]},
-            {line["name"]: line["question"] for line in entry["answers"]},
-        )
+        try:
+            found.setdefault(entry["judge"], {})[entry["place"]] = StoredAnswers(
+                entry["digest"],
+                {line["name"]: Answer(line["answer"], line["probability"]) for line in entry["answers"]},
+                {line["name"]: line["question"] for line in entry["answers"]},
+            )
+        except (LookupError, TypeError) as error:
+            raise ValueError(
+                f"{folder} has a record of answers that is not of this version ({error!r}); remove its files "
+                f"{ANSWERS}-*.jsonl and run again"
+            ) from error
     return found
 
 
