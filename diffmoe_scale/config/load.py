@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar  # Any: YAML trees before validation
+from typing import Any, TypeVar  # Any: YAML trees, settings of any kind
 
 import pydantic
 import yaml
@@ -59,8 +59,10 @@ def make_config(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
 
 def validate(kind: type[T], tree: dict[str, Any]) -> T:
     """The settings of a tree whose keys were checked. Raises: ValueError, a sentence a wrong value."""
+    hashable: Any = kind  # mypy 1.x takes type[T] for something that cannot be a key
     try:
-        return _adapter(kind).validate_python(tree)
+        validated: T = _adapter(hashable).validate_python(tree)
+        return validated
     except pydantic.ValidationError as error:
         sentences = [_sentence(entry) for entry in error.errors() if not _is_of_other_member(entry)]
         more = [f"and {len(sentences) - SHOWN_ERRORS} more"] if len(sentences) > SHOWN_ERRORS else []
@@ -96,7 +98,7 @@ def changed_settings(path: Path, config: Config) -> list[str]:
 
 
 @cache
-def _adapter(kind: type[T]) -> pydantic.TypeAdapter[T]:
+def _adapter(kind: Any) -> pydantic.TypeAdapter[Any]:
     """Made once: it takes longer than all else."""
     return pydantic.TypeAdapter(kind)
 
