@@ -21,12 +21,14 @@ TOOLS = {
     "convert_checkpoint": "convert weights: runs, safetensors files, DiT, SiT, DiffMoE",
     "inspect_checkpoint": "show what a checkpoint is, and how two differ",
     "find_gamma": "find the threshold that gives a sampling cost",
+    "compute_metrics": "score pictures on disk: FID and others",
     "report": "write a run's report anew",
     "compare_runs": "show where the metrics of two runs differ",
     "bench_layer": "time the MoE layer",
     "bench_step": "time a training step",
     "bench_data": "time the reading of data",
     "bench_checkpoint": "time checkpoints",
+    "bench_metrics": "time FID and other metrics, and their memory",
     "bench_resume": "time the start deep in an epoch",
 }
 FOLDER = Path(__file__).resolve().parents[1] / "tools"

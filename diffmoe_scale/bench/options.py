@@ -176,6 +176,24 @@ class ResumeOptions:
         _require_counts(self, "shards", "samples", "shuffle_block")
 
 
+@dataclass(frozen=True, kw_only=True)
+class MetricsOptions:
+    """The features of bench_metrics."""
+
+    pictures: int = 50_000
+    reference: int = 10_000
+    """Reference pictures."""
+    width: int = 2048
+    """Features of a picture."""
+    batch: int = 64
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        _require_counts(self, "width", "batch", "threads")
+        for name in ("pictures", "reference"):
+            require(getattr(self, name) >= 4, f"--{name}", getattr(self, name), "at least 4, for precision")
+
+
 def _require_counts(options: object, *names: str) -> None:
     for name in names:
         value = getattr(options, name)

@@ -103,8 +103,8 @@ def _precision_recall(samples: PictureStatistics, reference: Reference) -> tuple
     fewest = min(len(first_NF), len(second_MF))
     if fewest <= NEIGHBOURS:
         raise ValueError(
-            f"precision and recall look at the {NEIGHBOURS} nearest pictures, but there are only {fewest}; "
-            f"expected at least {NEIGHBOURS + 1} samples and reference pictures"
+            f"precision and recall look at the {NEIGHBOURS} nearest pictures of {fewest}; expected at least "
+            f"{NEIGHBOURS + 1}, of the samples and of the reference"
         )
     return precision_recall(first_NF, second_MF)
 

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from diffmoe_scale.words import counted
+
 
 @dataclass(frozen=True)
 class Gaussian:
@@ -43,7 +45,7 @@ class Moments:
     def gaussian(self) -> Gaussian:
         """With the unbiased covariance, as numpy.cov. Raises: ValueError for fewer than 2 pictures."""
         if self.count < 2:
-            raise ValueError(f"{self.count} picture(s) have no covariance; expected at least 2")
+            raise ValueError(f"the covariance of {counted(self.count, 'picture')}; expected at least 2")
         mean_F = self.sum_F / self.count
         centred_FF = self.products_FF - self.count * torch.outer(mean_F, mean_F)
         return Gaussian(mean_F, centred_FF / (self.count - 1), self.count)

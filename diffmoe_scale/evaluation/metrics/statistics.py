@@ -15,6 +15,7 @@ from diffmoe_scale.evaluation.metrics.inception_score import InceptionScore
 from diffmoe_scale.evaluation.metrics.measures import Need
 from diffmoe_scale.evaluation.metrics.moments import Moments
 from diffmoe_scale.evaluation.metrics.rows import Rows
+from diffmoe_scale.words import counted
 
 OUTPUTS: dict[Need, str] = {
     "moments": "pool",
@@ -88,7 +89,7 @@ class PictureStatistics:
     def check_places(self, what: str) -> None:
         """Raises: ValueError if there are fewer than 2 pictures or one came twice."""
         if self.count < 2:
-            raise ValueError(f"{what}: {self.count} picture(s); metrics compare sets of at least 2")
+            raise ValueError(f"{what}: {counted(self.count, 'picture')}; metrics compare sets of at least 2")
         places_N = torch.cat(self.places).sort().values
         twice = places_N[1:][places_N[1:] == places_N[:-1]]
         if len(twice):

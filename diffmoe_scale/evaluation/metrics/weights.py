@@ -1,8 +1,8 @@
 """Weight files of frozen networks: that they are there, and are the right ones."""
 
 import hashlib
-import pickle
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any  # what a .pth holds
 
 import torch
@@ -40,7 +40,7 @@ def read_weights(path: Path, setting: str) -> Any:
     """Raises: ValueError if it is no file of torch's or holds code."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{setting} {path} is not read: it is no weight file of torch, or holds more than tensors "

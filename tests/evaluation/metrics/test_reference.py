@@ -57,7 +57,7 @@ def test_a_file_of_statistics_alone_serves_what_needs_no_pictures(tmp_path):
 
 def test_one_picture_is_no_reference(tmp_path):
     np.savez(tmp_path / "one.npz", arr_0=blobs(1, seed=0))
-    with pytest.raises(ValueError, match=r"one\.npz: 1 picture\(s\); metrics compare sets of at least 2"):
+    with pytest.raises(ValueError, match=r"one\.npz: 1 picture; metrics compare sets of at least 2"):
         load(tmp_path / "one.npz", ["moments"])
 
 
