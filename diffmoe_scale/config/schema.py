@@ -7,6 +7,7 @@ from diffmoe_scale.config.autoencoder import AutoencoderConfig
 from diffmoe_scale.config.check import require
 from diffmoe_scale.config.data import BucketConfig, DataConfig
 from diffmoe_scale.config.diffusion import DiffusionConfig
+from diffmoe_scale.config.metrics import MetricsConfig
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.config.optimizer import OptimizerConfig
@@ -35,6 +36,7 @@ class Config:
     defence: DefenceConfig = field(default_factory=DefenceConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
     alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
 
     def __post_init__(self) -> None:
@@ -89,11 +91,20 @@ class Config:
                 self.model.channels,
                 "3 for autoencoder.kind 'pixels'",
             )
+        self._check_telemetry()
+
+    def _check_telemetry(self) -> None:
         require(
             self.telemetry.validate_every == 0 or bool(self.data.validation),
             "data.validation",
             self.data.validation,
             "shards when telemetry.validate_every is set",
+        )
+        require(
+            self.telemetry.metrics_every == 0 or bool(self.metrics.names),
+            "metrics.names",
+            self.metrics.names,
+            "metrics such as [fid] when telemetry.metrics_every is set",
         )
 
     def _check_capacity_by_resolution(self) -> None:

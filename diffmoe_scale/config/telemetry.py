@@ -23,6 +23,11 @@ class TelemetryConfig(Section, name="telemetry", is_free=True):
     """Steps between sample grids; 0 is never."""
     sample_prompts: tuple[str, ...] = ()
     """Captions of the sample grids; empty takes the first validation captions."""
+    metrics_every: Annotated[int, Range(0, 10**9)] = 0
+    """Steps between the metrics (FID and others) that the section `metrics` names; 0 is never."""
+    metrics_samples: Annotated[int, Range(2, 10**7)] = 1000
+    """Pictures drawn for them with the averaged weights, of the first captions of data.validation, else of
+    data.train, or of all labels in turn."""
     tensorboard: bool = True
     """Write TensorBoard events into RUN/tensorboard."""
     wandb: Literal["disabled", "offline", "online"] = "disabled"

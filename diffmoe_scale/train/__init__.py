@@ -17,6 +17,7 @@ loss.py          the loss of a micro-batch, and what a step wants to know of it
 fixed_times.py   the loss at fixed times, by several rules of choosing experts
 guard.py         which steps were bad, what was in them, when to go back
 loss_history.py  how unusual a step's loss is among those before it
+sample_metrics.py  FID and other metrics of drawn pictures
 validation.py    the loss on held-out samples, and pictures of fixed captions
 speed.py         operations a second and MFU
 expert_health.py loads, overlap, entropy of experts, and what the rule of inference would decide

@@ -125,7 +125,7 @@ class Reporter:
 
     def end_step(self, step: int, samples: int) -> None:
         """Write a line, with how many samples were seen, if one is due. Collective over `dp_group` then."""
-        if not self.is_due(step) and not any(name.startswith("loss/") for name in self._extra):
+        if not self.is_due(step) and not any(name.startswith(("loss/", "metrics/")) for name in self._extra):
             if self._progress:
                 self._progress.update(step)
             return

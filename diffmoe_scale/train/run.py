@@ -73,6 +73,9 @@ def train_on(run: Training) -> None:
             if _is_due(run.step, telemetry.sample_every, config):
                 with reporter.phase("samples"), run.engine.averaged_weights():
                     reporter.add_image(run.step, "samples", run.validation.draw(run.step))
+            if run.sample_metrics and _is_due(run.step, telemetry.metrics_every, config):
+                with reporter.phase("samples"), run.engine.averaged_weights():
+                    reporter.add(run.sample_metrics.measure())
             reporter.end_step(run.step, run.position.samples)
             if run.guard.must_roll_back:
                 return

@@ -28,6 +28,7 @@ from diffmoe_scale.train.guard import Guard
 from diffmoe_scale.train.initialize import begin_from_weights, copy_tokenizer
 from diffmoe_scale.train.muon import MOMENTUM
 from diffmoe_scale.train.overview import describe_run
+from diffmoe_scale.train.sample_metrics import SampleMetrics
 from diffmoe_scale.train.stop import StopSignals
 from diffmoe_scale.train.trainer import Training
 from diffmoe_scale.train.validation import Validation
@@ -90,6 +91,7 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
         engine=engine,
         store=store,
         validation=validation,
+        sample_metrics=load_sample_metrics(config, context, networks, validation, reader),
         reader=reader,
         plan=plan,
         batches=batches,
@@ -98,6 +100,20 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
         step=start.step,
         position=position,
     )
+
+
+def load_sample_metrics(
+    config: Config,
+    context: ParallelContext,
+    networks: Networks,
+    validation: Validation,
+    train_reader: Reader,
+) -> SampleMetrics | None:
+    """None where they are not asked for. Collective over the world. Raises: ValueError for wrong files."""
+    if not config.telemetry.metrics_every:
+        return None
+    reader = validation.reader or train_reader
+    return SampleMetrics(config, context, networks, sampling=validation.sampling, reader=reader)
 
 
 def open_training_data(config: Config) -> Reader:
@@ -204,7 +220,7 @@ def load_text_encoders(readers: Sequence[Reader | None], networks: Networks, con
     """Read the weights of frozen text encoders, unless every shard holds the captions' features and no
     pictures are drawn."""
     encodes = any(reader is not None and not reader.source.has_text_features for reader in readers)
-    if encodes or config.telemetry.sample_every:
+    if encodes or config.telemetry.sample_every or config.telemetry.metrics_every:
         networks.text_encoders.load(networks.device)
     elif networks.text_encoders.frozen:
         logger.info("frozen text encoders are not loaded: the shards hold the captions' features")

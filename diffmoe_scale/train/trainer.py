@@ -20,6 +20,7 @@ from diffmoe_scale.train.guard import Guard
 from diffmoe_scale.train.loss import condition_of, denoising_loss, latents_of
 from diffmoe_scale.train.optim import learning_rate
 from diffmoe_scale.train.reporter import Reporter
+from diffmoe_scale.train.sample_metrics import SampleMetrics
 from diffmoe_scale.train.stop import StopSignals
 from diffmoe_scale.train.validation import Validation
 
@@ -35,6 +36,8 @@ class Training:
     engine: Engine
     store: CheckpointStore
     validation: Validation
+    sample_metrics: SampleMetrics | None
+    """None without telemetry.metrics_every."""
     reader: Reader
     plan: BatchPlan
     batches: Iterator[Batch]

@@ -37,9 +37,14 @@ class Backbone:
     def features(self, pictures_BHWC: Tensor, captions: Sequence[str] | None = None) -> dict[str, Tensor]:
         """`pictures_BHWC` is uint8. TF32 and autocast, which change the third digit, are off."""
         pictures_BCHW = pictures_BHWC.to(self.device).permute(0, 3, 1, 2).contiguous()
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.device.type, enabled=False),
-            torch.backends.cudnn.flags(allow_tf32=False),
-        ):
-            return self.network(pictures_BCHW, captions)
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with (
+                torch.inference_mode(),
+                torch.autocast(self.device.type, enabled=False),
+                torch.backends.cudnn.flags(allow_tf32=False),
+            ):
+                return self.network(pictures_BCHW, captions)
+        finally:
+            torch.set_float32_matmul_precision(precision)
