@@ -1,5 +1,6 @@
 """`python -m diffmoe_scale`: the list of commands; `python -m diffmoe_scale COMMAND ...` runs one."""
 
+import difflib
 import runpy
 import sys
 from collections.abc import Sequence
@@ -50,8 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.argv = [name, *rest]
             runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
             return OK
-    known = ", ".join([*COMMANDS, *TOOLS])
-    print(f"error: {words[0]!r} is no command here; expected one of {known}", file=sys.stderr)
+    known = [*COMMANDS, *TOOLS]
+    near = difflib.get_close_matches(words[0], known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
+    print(f"error: {words[0]!r} is no command here; {hint}", file=sys.stderr)
     return WRONG_USE
 
 

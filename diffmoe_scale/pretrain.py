@@ -2,6 +2,7 @@
 stopped."""
 
 import argparse
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -22,7 +23,7 @@ from diffmoe_scale.config.schema import Config
 from diffmoe_scale.files import replace_file
 from diffmoe_scale.telemetry.log import setup_logging, silence_packages
 from diffmoe_scale.train.places import check_places
-from diffmoe_scale.train.stop import SIGNALS, Stopped, stop_at_once
+from diffmoe_scale.train.stop import Stopped, heeded_signals, stop_at_once
 from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
@@ -102,11 +103,13 @@ def run(config: Config, *, start_id: str = "") -> int:
     silence_packages()
     # Imported here: `--help` and wrong settings answer at once.
     from diffmoe_scale.parallel.launcher import adopt_launcher_variables
+    from diffmoe_scale.train.start import missing_folders, remove_start
 
     directory = RunDirectory(Path(config.run.directory))
     rank = adopt_launcher_variables()
     if rank == 0:
         check_places(config)
+    made = missing_folders(directory.path) if rank == 0 else []
     try:
         lock = enter(directory, rank=rank)
     except OSError as error:
@@ -120,7 +123,10 @@ def run(config: Config, *, start_id: str = "") -> int:
                 replace_file(directory.ended, start_id.encode())
             report_end(config, directory)
     except (Exception, Stopped) as error:  # the others learn of it only when this process ends
-        return explain(error, rank=rank)
+        code = explain(error, rank=rank)
+        if code == WRONG_USE:
+            remove_start(directory, made)
+        return code
     finally:
         if lock is not None:
             lock.close()
@@ -153,7 +159,7 @@ def train_to_end(config: Config, directory: RunDirectory) -> None:
     from diffmoe_scale.parallel.context import finalize, initialize
     from diffmoe_scale.train.run import train
 
-    for signum in SIGNALS:
+    for signum in heeded_signals():
         signal.signal(signum, stop_at_once)
     context = initialize(expert_parallel=config.parallel.expert_parallel, timeout_s=config.parallel.timeout_s)
     train(config, context, directory)
@@ -229,8 +235,9 @@ def leave(code: int) -> NoReturn:
     if code == 0:
         sys.exit()
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a closed terminal
+            stream.flush()
     os._exit(code)
 
 

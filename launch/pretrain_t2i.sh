@@ -10,8 +10,8 @@
 # Python takes this part for a docstring, and bash takes the Python part for a here-document.
 # A 0 from the bash form, torchrun or python means that the run ended well. deepspeed 0.19.8 itself answers
 # 0 also when its launcher was killed (for memory, say).
-# A signal (TERM, USR1, USR2, INT) to the bash form makes the ranks write a checkpoint and end; exit code 75,
-# or 130 after INT. Under a host list deepspeed gives them 30 seconds for it, and the exit code is 1.
+# A signal (TERM, USR1, USR2, INT, or HUP of a closed terminal) to the bash form makes the ranks write a
+# checkpoint and end; exit code 75, or 130 after INT. Under a host list deepspeed gives them 30 seconds for it, and the exit code is 1.
 # Environment of the bash form:
 #   NPROC             processes on this machine; default: one a GPU, one where there is no GPU
 #   DEEPSPEED_ARGS    further options of deepspeed: '--hostfile launch/hostfile', or '--master_port 29501'
@@ -49,11 +49,11 @@ read -ra options <<<"${DEEPSPEED_ARGS:-}"
 # Without a GPU deepspeed 0.19.8 would start one process a NUMA node, unless this says otherwise; with GPUs
 # it is ignored.
 export LOCAL_SIZE=${NPROC:-1}
-# deepspeed 0.19.8 dies of SIGTERM without its ranks, and its launcher gives them 30 seconds. So both are
-# made to ignore USR1 and USR2, and the ranks, which answer these again, get USR1. A process group of its
-# own keeps the signal, and Ctrl-C, from everyone else.
+# deepspeed 0.19.8 dies of SIGTERM and SIGHUP without its ranks, and its launcher gives them 30 seconds. So
+# both are made to ignore HUP, USR1 and USR2, and the ranks, which answer USR1 again, get that. A process group
+# of its own keeps the signal, and Ctrl-C, from everyone else.
 set -m
-(trap '' USR1 USR2 && exec deepspeed "${options[@]}" "$script" "$@" --start-id "$start") </dev/null &
+(trap '' USR1 USR2 HUP && exec deepspeed "${options[@]}" "$script" "$@" --start-id "$start") </dev/null &
 group=$!
 set +m
 interrupted=
@@ -65,7 +65,7 @@ ask() {
         while kill -USR1 -- "-$group" 2>/dev/null; do sleep 5; done &
     fi
 }
-trap ask TERM USR1 USR2
+trap ask TERM USR1 USR2 HUP
 trap '[[ -z $interrupted ]] || kill -KILL -- "-$group"; interrupted=yes; ask' INT
 # A trapped signal ends `wait`, not what is waited for; the last `wait` is of a process that has ended.
 while kill -0 "$group" 2>/dev/null; do

@@ -1,12 +1,16 @@
 """Settings of the whole test run."""
 
+import logging
 import os
 import signal
+import warnings
 from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.distributed as dist
+
+from diffmoe_scale.telemetry.log import OWN_LOGGERS
 
 # Tiny models: threads would only wait for each other, and for the ranks that tests start.
 torch.set_num_threads(1)
@@ -29,3 +33,22 @@ def no_world_is_left_behind() -> Iterator[None]:
         torch.set_num_threads(threads)
         os.environ.clear()
         os.environ.update(environment)
+
+
+@pytest.fixture
+def restored_logging() -> Iterator[None]:
+    """The process's logging and warnings are global; pytest's own handlers step aside."""
+    names = (None, *OWN_LOGGERS, "DeepSpeed", "py.warnings")
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(logger.level, logger.handlers[:], logger.propagate) for logger in loggers]
+    format_warning = warnings.formatwarning
+    logging.getLogger().handlers = []
+    logging.captureWarnings(False)
+    yield
+    logging.captureWarnings(False)
+    warnings.formatwarning = format_warning
+    for handler in logging.getLogger().handlers:
+        handler.close()
+    for logger, (level, handlers, propagate) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.handlers, logger.propagate = handlers, propagate

@@ -31,4 +31,6 @@ def test_a_command_by_its_name_gets_the_arguments(name, capsys, monkeypatch):
 
 def test_unknown_command_is_a_wrong_use(capsys):
     assert main(["smaple"]) == 2
-    assert "'smaple' is no command here; expected one of pretrain, " in capsys.readouterr().err
+    assert capsys.readouterr().err == "error: 'smaple' is no command here; did you mean sample?\n"
+    assert main(["frobnicate"]) == 2
+    assert "'frobnicate' is no command here; expected one of pretrain, " in capsys.readouterr().err

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from diffmoe_scale import pretrain
+from diffmoe_scale.config.check import RunError
 from diffmoe_scale.pretrain import main
 
 
@@ -70,3 +72,27 @@ def test_check_names_the_run_directory_makes_nothing_and_loads_no_torch(tmp_path
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, f"{tmp_path}/run\n", "")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("restored_logging")
+@pytest.mark.parametrize(
+    ("failure", "code", "is_left"), [(ValueError("no captions"), 2, False), (RunError("no disk"), 1, True)]
+)
+def test_a_failed_start_is_one_line_and_a_wrong_one_leaves_no_directory(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    failure: Exception,
+    code: int,
+    is_left: bool,
+) -> None:
+    def fail(*_: object) -> None:
+        raise failure
+
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1" if name == "WORLD_SIZE" else "0")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setattr(pretrain, "train_to_end", fail)
+    assert main(start(tmp_path)) == code
+    assert capsys.readouterr().err.startswith(f"error: stopped (rank 0): {failure}")
+    assert (tmp_path / "run").exists() == is_left

@@ -194,11 +194,11 @@ def check_model(
     tensors = (
         f"{counted(len(wrong), 'tensor')} of other shape, such as {'; '.join(wrong[:MOST_SHOWN])}"
         if wrong
-        else "all tensors have the same shapes"
+        else "All tensors have the same shapes"
     )
     raise ValueError(
-        f"checkpoint {checkpoint} is of another model: {tensors}. "
-        f"Settings that differ: {'; '.join(changed) or 'none'}. Restore them, or choose another run.directory"
+        f"checkpoint {checkpoint} is of another model. Settings that differ: {'; '.join(changed) or 'none'}. "
+        f"Restore them, or choose another run.directory. {tensors}"
     )
 
 

@@ -117,6 +117,10 @@ def _read_list(file: Path, source: Path, filled: set[str]) -> Classes:
     for number, line in enumerate(lines, 1):
         folder, *rest = [line] if line in filled else line.split(maxsplit=1) or [""]
         place = f"line {number} of --classes {file} is {clean_name(line)!r}"
+        if not line:
+            raise ValueError(
+                f"line {number} of --classes {file} is empty; remove it: a label is the number of its line"
+            )
         if folder in found:
             raise ValueError(f"{place}; expected each class once")
         if folder not in filled:

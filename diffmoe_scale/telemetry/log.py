@@ -41,6 +41,19 @@ def _is_no_noise(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(NOISE)
 
 
+class ConsoleFormatter(logging.Formatter):
+    """`12:00:00 WARNING message`, with the number of a rank that is not the main one; an error is the line
+    `error: message`, as every command says it."""
+
+    def __init__(self, *, rank: int) -> None:
+        origin = f"rank {rank} " if rank else ""
+        super().__init__(f"%(asctime)s %(levelname)s {origin}%(message)s", "%H:%M:%S")
+        self._of_errors = logging.Formatter(f"error: {origin}%(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._of_errors.format(record) if record.levelno >= logging.ERROR else super().format(record)
+
+
 class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]  # generic in the stubs only
     """Writes to stderr above a progress bar instead of through it."""
 
@@ -64,11 +77,7 @@ def setup_logging(run_directory: Path, *, rank: int) -> None:
         root.removeHandler(handler)
         handler.close()
     console = ConsoleHandler()
-    console.setFormatter(
-        logging.Formatter(
-            "%(asctime)s %(levelname)s " + ("" if is_main else f"rank {rank} ") + "%(message)s", "%H:%M:%S"
-        )
-    )
+    console.setFormatter(ConsoleFormatter(rank=rank))
     root.addHandler(console)
     if is_main:
         run_directory.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,8 @@ LINE_INTERVAL_S = 60.0
 class Progress:
     """Steps done, loss, images a second and time left. For the main rank only.
 
-    Without a terminal, a log line takes the bar's place: at log steps, when 1/200 of the run or a minute has
-    passed since the last.
+    Without a terminal, a log line takes the bar's place: after the first step, then at log steps, when 1/200
+    of the run or a minute has passed since the last.
     """
 
     def __init__(self, *, total_steps: int, start_step: int) -> None:
@@ -51,6 +51,9 @@ class Progress:
                 )
             )
             self._last_line, self._last_line_step = time.monotonic(), step
+        elif not figures and step == self._start_step + 1:
+            took_s = time.monotonic() - self._started
+            logger.info("step %d of %d took %.1f s", step, self._total_steps, took_s)
 
     def close(self) -> None:
         if self._bar is not None:

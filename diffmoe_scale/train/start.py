@@ -1,8 +1,11 @@
 """What the main rank does in a run directory before anything else: no run begins anew over an older one by
 mistake."""
 
+import contextlib
 import itertools
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 
 from diffmoe_scale.checkpoint.folders import read_saved, write_saved
 from diffmoe_scale.checkpoint.manifest import checkpoint_folders, step_of
@@ -31,6 +34,25 @@ def check_start(directory: RunDirectory) -> None:
     if directory.tokenizer.exists():
         logger.info("%s is made anew: no checkpoint was saved with it", directory.tokenizer)
         directory.tokenizer.unlink()
+
+
+def missing_folders(path: Path) -> list[Path]:
+    """A folder and those above it that do not exist yet, the innermost first."""
+    return list(itertools.takewhile(lambda folder: not folder.exists(), (path, *path.parents)))
+
+
+def remove_start(directory: RunDirectory, made: Sequence[Path]) -> None:
+    """Remove what a start left that failed before its first step, and those of `made` that are empty then.
+    For the main rank. A directory that holds anything else stays as it is."""
+    files = [directory.lock, directory.log, directory.saved, directory.tokenizer]
+    files += [directory.config, directory.shards]
+    if not made or not directory.path.is_dir() or not set(directory.path.iterdir()) <= set(files):
+        return
+    for path in files:
+        path.unlink(missing_ok=True)
+    for folder in made:
+        with contextlib.suppress(OSError):  # another run lies there by now
+            folder.rmdir()
 
 
 def find_newest(directory: RunDirectory) -> int | None:

@@ -9,7 +9,8 @@ from diffmoe_scale.cli.command import INTERRUPTED, TRY_AGAIN
 if TYPE_CHECKING:  # torch takes seconds, and `pretrain --help` reads this file
     import torch.distributed as dist
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
+"""SIGHUP: a terminal was closed."""
 
 
 class Stopped(BaseException):
@@ -40,7 +41,7 @@ class StopSignals:
         self.is_requested, self.is_interrupt = (count > 0 for count in noted.tolist())
 
     def __enter__(self) -> Self:
-        self._before = {signum: signal.signal(signum, self._note) for signum in SIGNALS}
+        self._before = {signum: signal.signal(signum, self._note) for signum in heeded_signals()}
         return self
 
     def __exit__(
@@ -56,6 +57,12 @@ class StopSignals:
             stop_at_once(signum, frame)
         self._is_noted = True
         self._is_interrupt_noted = self._is_interrupt_noted or signum == signal.SIGINT
+
+
+def heeded_signals() -> list[signal.Signals]:
+    """Those of SIGNALS that ask for the end: not SIGHUP where `nohup` has it ignored."""
+    is_deaf = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [signum for signum in SIGNALS if not (is_deaf and signum == signal.SIGHUP)]
 
 
 def stop_at_once(signum: int, frame: FrameType | None) -> None:

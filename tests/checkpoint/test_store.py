@@ -81,8 +81,8 @@ def refuse_another_model(context: ParallelContext, folder: Path) -> str:
 def test_checkpoint_of_another_model_is_refused_with_tensors_and_settings(two_checkpoints: Path) -> None:
     for message in run_on_ranks(refuse_another_model, 2, two_checkpoints):
         assert message == (
-            f"checkpoint {two_checkpoints / 'step_00000020'} is of another model: 2 tensors of other shape, "
-            "such as buffer/threshold is [2] there and missing here; master/w is [3, 4] there and [6, 2] "
-            "here. "
-            "Settings that differ: moe.num_experts was 4, is 8. Restore them, or choose another run.directory"
+            f"checkpoint {two_checkpoints / 'step_00000020'} is of another model. "
+            "Settings that differ: moe.num_experts was 4, is 8. Restore them, or choose another "
+            "run.directory. 2 tensors of other shape, such as buffer/threshold is [2] there and missing "
+            "here; master/w is [3, 4] there and [6, 2] here"
         )

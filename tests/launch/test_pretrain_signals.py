@@ -30,10 +30,11 @@ time.sleep(60)
     [
         ([signal.SIGTERM], 75, False),
         ([signal.SIGUSR2], 75, False),
+        ([signal.SIGHUP], 75, False),
         ([signal.SIGINT], 130, False),
         ([signal.SIGINT, signal.SIGINT], 137, True),
     ],
-    ids=["SIGTERM", "SIGUSR2", "SIGINT", "SIGINT twice"],
+    ids=["SIGTERM", "SIGUSR2", "SIGHUP", "SIGINT", "SIGINT twice"],
 )
 def test_bash_asks_the_ranks_to_end_when_it_gets_a_signal(
     copy: Path, tmp_path: Path, signals: list[signal.Signals], code: int, is_stubborn: bool

@@ -97,7 +97,7 @@ def test_survivor_says_once_that_another_rank_failed_and_exits_with_1(
         ranks[1 - survivor].send_signal(death)
         code = ranks[survivor].wait(timeout=limit_s)
         printed = (tmp_path / f"rank{survivor}.log").read_text()
-    errors = [line for line in printed.splitlines() if " ERROR " in line]
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert code == 1, printed
     assert len(errors) == 1, printed
     assert (

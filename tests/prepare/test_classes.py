@@ -140,7 +140,7 @@ def test_training_reads_the_labels(tmp_path: Path) -> None:
         ("", "--classes .*list.txt'; expected a file with the name of a class folder a line; it is empty"),
         ("a\nfish\n", r"line 2 of --classes .*list\.txt is 'fish'; expected a folder of .* with pictures"),
         ("a\nempty\n", "line 2 of --classes .* is 'empty'; expected a folder of .* with pictures"),
-        ("a\n\nb\n", "line 2 of --classes .* is ''; expected a folder of .* with pictures"),
+        ("a\n\nb\n", "line 2 of --classes .* is empty; remove it"),
         ("a one\nb\na two\n", "line 3 of --classes .* is 'a two'; expected each class once"),
     ],
 )

@@ -1,32 +1,15 @@
 import logging
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from diffmoe_scale.telemetry.log import OWN_LOGGERS, setup_logging, silence_packages
+from diffmoe_scale.telemetry.log import setup_logging, silence_packages
 
 OURS, OTHERS = logging.getLogger("diffmoe_scale.train"), logging.getLogger("some.package")
 
 
-@pytest.fixture(autouse=True)
-def restored_logging() -> Iterator[None]:
-    """The process's logging and warnings are global; pytest's own handlers step aside."""
-    names = (None, *OWN_LOGGERS, "DeepSpeed", "py.warnings")
-    loggers = [logging.getLogger(name) for name in names]
-    before = [(logger.level, logger.handlers[:], logger.propagate) for logger in loggers]
-    format_warning = warnings.formatwarning
-    logging.getLogger().handlers = []
-    logging.captureWarnings(False)
-    yield
-    logging.captureWarnings(False)
-    warnings.formatwarning = format_warning
-    for handler in logging.getLogger().handlers:
-        handler.close()
-    for logger, (level, handlers, propagate) in zip(loggers, before, strict=True):
-        logger.setLevel(level)
-        logger.handlers, logger.propagate = handlers, propagate
+pytestmark = pytest.mark.usefixtures("restored_logging")
 
 
 def say_everything() -> None:
@@ -65,6 +48,17 @@ def test_another_rank_tells_worries_with_its_number_and_writes_no_file(
         "WARNING rank 3 their worry",
     ]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("rank", "origin"), [(0, ""), (3, "rank 3 ")])
+def test_an_error_is_a_line_as_every_command_writes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rank: int, origin: str
+) -> None:
+    setup_logging(tmp_path, rank=rank)
+    OURS.error("stopped: %s", "why")
+    assert capsys.readouterr().err == f"error: {origin}stopped: why\n"
+    if rank == 0:
+        assert " ERROR diffmoe_scale.train: stopped: why" in (tmp_path / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(

@@ -77,11 +77,21 @@ def test_a_slow_run_gives_a_line_a_minute(
     assert [int(message.split()[1]) for message in caplog.messages] == [1, 4, 7, 10]
 
 
-def test_steps_between_log_steps_give_no_line(
+def test_steps_between_log_steps_give_no_line_but_the_first(
     clock: Clock, caplog: pytest.LogCaptureFixture, lines: list[str]
 ) -> None:
     run(Progress(total_steps=10, start_step=0), range(1, 11), log_every=5)
-    assert [int(message.split()[1]) for message in caplog.messages] == [5, 10]
+    assert [int(message.split()[1]) for message in caplog.messages] == [1, 5, 10]
+
+
+def test_the_first_step_of_a_start_is_told_though_it_has_no_figures(
+    clock: Clock, caplog: pytest.LogCaptureFixture, lines: list[str]
+) -> None:
+    progress = Progress(total_steps=100, start_step=40)
+    clock.now_s += 3.25
+    progress.update(41)
+    progress.update(42)
+    assert caplog.messages == ["step 41 of 100 took 3.2 s"]
 
 
 def test_a_terminal_gets_a_bar_and_no_lines(

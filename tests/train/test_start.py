@@ -6,7 +6,7 @@ import pytest
 
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.telemetry.metrics import read_metrics
-from diffmoe_scale.train.start import check_start
+from diffmoe_scale.train.start import check_start, missing_folders, remove_start
 
 
 @pytest.fixture
@@ -121,3 +121,31 @@ def test_damaged_record_is_a_sentence(directory: RunDirectory, data: bytes) -> N
     directory.saved.write_bytes(data)
     with pytest.raises(ValueError, match=r"saved\.json is damaged .*; expected"):
         check_start(directory)
+
+
+def test_a_failed_start_removes_what_it_made_and_nothing_else(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "runs" / "deep" / "first")
+    made = missing_folders(directory.path)
+    assert made == [directory.path, tmp_path / "runs" / "deep", tmp_path / "runs"]
+    check_start(directory)
+    for path in (directory.log, directory.lock, directory.config, directory.tokenizer, directory.shards):
+        path.touch()
+    (tmp_path / "runs" / "another").mkdir()
+    remove_start(directory, made)
+    assert [path.name for path in tmp_path.rglob("*")] == ["runs", "another"]
+    remove_start(directory, made)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints", "notes.txt"])
+def test_a_failed_start_leaves_a_directory_that_holds_more_as_it_is(
+    directory: RunDirectory, name: str
+) -> None:
+    made = missing_folders(directory.path)
+    check_start(directory)
+    (directory.path / name).touch()
+    before = sorted(directory.path.iterdir())
+    remove_start(directory, made)
+    assert sorted(directory.path.iterdir()) == before
+    (directory.path / name).unlink()
+    remove_start(directory, [])
+    assert directory.saved.exists(), "the directory was there before"

@@ -36,6 +36,7 @@ for _name, _signum, _rank in (
     ("term", signal.SIGTERM, 0),
     ("usr1", signal.SIGUSR1, 1),
     ("usr2", signal.SIGUSR2, 1),
+    ("hup", signal.SIGHUP, 0),
     ("int", signal.SIGINT, 1),
 ):
     STARTS += [Start(_name, _signum, _rank), Start(_name)]
@@ -79,12 +80,14 @@ def test_signal_to_one_rank_ends_all_with_a_checkpoint_from_which_they_go_on_to_
         (0, ""),
         (TRY_AGAIN, told),
         (0, ""),
+        (TRY_AGAIN, told),
+        (0, ""),
         (INTERRUPTED, told),
         (0, ""),
     ]
     whole = read_lines(tmp_path / "whole")
     assert list(whole) == list(range(1, 9))
-    for name in ("term", "usr1", "usr2", "int"):
+    for name in ("term", "usr1", "usr2", "hup", "int"):
         assert read_lines(tmp_path / name) == whole
         assert [path.name for path in complete_checkpoints(tmp_path / name / "checkpoints")] == [
             "step_00000006",
@@ -103,6 +106,16 @@ def test_second_interrupt_ends_at_once() -> None:
         assert stopped.value.exit_code == INTERRUPTED
         raise KeyError
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_closed_terminal_ends_no_run_under_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop._is_noted
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("signum", SIGNALS)

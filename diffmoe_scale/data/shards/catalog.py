@@ -130,7 +130,9 @@ class ShardCatalog:
             ) from error
         self._count(shard, index)
         stamp = self.stamp(shard) | {"shard_size": self.sizes[shard]}
-        if write_index(index, self.paths[shard], self.sidecar_places(shard), stamp) is None:
+        # A file without a sample is no shard perhaps: nothing is left beside it.
+        places = self.sidecar_places(shard) if len(index) else []
+        if not places or write_index(index, self.paths[shard], places, stamp) is None:
             self._kept[shard] = index
         if on_fetch is not None and self.is_remote(shard):
             on_fetch(self, shard)

@@ -183,6 +183,8 @@ def test_a_shard_without_a_sample_is_named_and_the_others_are_read(
     (tmp_path / "zero.tar").touch()
     catalog = ShardCatalog([*paths, tmp_path / "zero.tar"])
     assert catalog.counts == [2, 0, 3, 0] and catalog.problems == {"empty file": 1}
+    beside = {path.name for path in tmp_path.glob("*.index.npz")}
+    assert not beside & {f"{paths[1].name}.index.npz", "zero.tar.index.npz"} and len(beside) == 2
     assert (
         f"shard {paths[1]} holds no sample" in caplog.text
         and f"shard {tmp_path / 'zero.tar'} holds no sample" in caplog.text
