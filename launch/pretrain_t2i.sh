@@ -11,7 +11,8 @@
 # A 0 from the bash form, torchrun or python means that the run ended well. deepspeed 0.19.8 itself answers
 # 0 also when its launcher was killed (for memory, say).
 # A signal (TERM, USR1, USR2, INT, or HUP of a closed terminal) to the bash form makes the ranks write a
-# checkpoint and end; exit code 75, or 130 after INT. Under a host list deepspeed gives them 30 seconds for it, and the exit code is 1.
+# checkpoint and end; exit code 75, or 130 after INT. Under a host list deepspeed gives them 30 seconds for
+# it, and the exit code is 1.
 # Environment of the bash form:
 #   NPROC             processes on this machine; default: one a GPU, one where there is no GPU
 #   DEEPSPEED_ARGS    further options of deepspeed: '--hostfile launch/hostfile', or '--master_port 29501'
@@ -50,8 +51,8 @@ read -ra options <<<"${DEEPSPEED_ARGS:-}"
 # it is ignored.
 export LOCAL_SIZE=${NPROC:-1}
 # deepspeed 0.19.8 dies of SIGTERM and SIGHUP without its ranks, and its launcher gives them 30 seconds. So
-# both are made to ignore HUP, USR1 and USR2, and the ranks, which answer USR1 again, get that. A process group
-# of its own keeps the signal, and Ctrl-C, from everyone else.
+# both are made to ignore HUP, USR1 and USR2, and the ranks, which answer USR1 again, get that. A process
+# group of its own keeps the signal, and Ctrl-C, from everyone else.
 set -m
 (trap '' USR1 USR2 HUP && exec deepspeed "${options[@]}" "$script" "$@" --start-id "$start") </dev/null &
 group=$!

@@ -18,6 +18,7 @@ memory: the two together: memory of a rank.
 network: bytes that a rank sends, and their time.
 step_time: time of a training step, an estimate.
 search: layouts of a run, and the fastest that fits.
+fit: the nearest batch and layout that a number of GPUs can run.
 epochs: how many steps the samples of a data set give.
 summary: a whole plan of a run.
 text: a plan as text.

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from diffmoe_scale.cli.command import command_parser, run_command, user_path
+from diffmoe_scale.cli.command import command_parser, output_file, run_command, user_path
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.schema import Config
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--layout-only", action="store_true", help="the config's own layout alone, without a search")
     add("--json", action="store_true", help="print JSON instead of text")
     add("--measure", action="store_true", help="compare the memory with real steps of --gpus CPU ranks here")
-    add("--table", type=user_path, help="with --measure: of many layouts, written to this JSON file, too")
+    add("--table", type=output_file, help="with --measure: of many layouts, written to this JSON file, too")
     add("settings", nargs="*", metavar="key.sub=value", help="settings that override the file's")
     return run_command(parser, run, arguments)
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.plan.epochs import Epochs
+from diffmoe_scale.plan.fit import fit_to_ranks
 from diffmoe_scale.plan.flops import Flops
 from diffmoe_scale.plan.parameters import ModelSize
 from diffmoe_scale.plan.search import Layout, Plan, Planner, layout_of, order_of
@@ -15,6 +16,7 @@ from diffmoe_scale.plan.text import (
     describe_search,
     describe_time,
     describe_transfers,
+    gigabytes,
     table,
 )
 from diffmoe_scale.telemetry.hardware import Gpu
@@ -44,6 +46,8 @@ class Summary:
     fp8_tokens: float | None
     epochs: Epochs
     price_per_hour: float
+    changes: list[str]
+    """What of the config the GPUs cannot share evenly, and what was planned instead."""
 
     @property
     def best(self) -> Plan:
@@ -57,8 +61,9 @@ class Summary:
     def text(self) -> str:
         """For a reader."""
         own = self.own
-        verdict = "fits" if own.fits else f"does NOT fit: {-own.free_bytes / 1e9:.1f} GB too many"
+        verdict = "fits" if own.fits else f"does NOT fit: it lacks {gigabytes(-own.free_bytes)}"
         lines = [
+            *self.changes,
             *describe_model(self.size, self.flops),
             "",
             f"layout of the config on {self.ranks} x {self.gpu.name}: {own.layout}: {verdict}",
@@ -127,10 +132,10 @@ class Summary:
 
     def advice(self) -> str:
         """By how much nothing fits, and what to change."""
-        lack = -self.best.free_bytes / 1e9
         sentence = (
-            f"no layout fits: {self.best.layout} needs {self.best.memory.total / 1e9:.1f} GB of "
-            f"{self.usable / 1e9:.1f} GB usable on {self.gpu.name}, {lack:.1f} GB too many"
+            f"no layout fits: {self.best.layout} needs {gigabytes(self.best.memory.total)}, and "
+            f"{self.gpu.name} has {gigabytes(self.usable)} for it: it lacks "
+            f"{gigabytes(-self.best.free_bytes)}"
         )
         return f"{sentence}; {'; or '.join(self._ways_out())}"
 
@@ -158,6 +163,7 @@ class Summary:
         tree = {
             "gpus": self.ranks,
             "gpu": self.gpu.name,
+            "changes": self.changes,
             "usable_bytes": self.usable,
             "parameters": asdict(self.size),
             "flops_forward": self.flops.forward,
@@ -176,7 +182,12 @@ class Summary:
 def summarize(
     config: Config, *, ranks: int, gpu: Gpu, epochs: Epochs, price_per_hour: float, has_search: bool
 ) -> Summary:
-    """Plan a run. Raises: ValueError if the config's own layout cannot be run on `ranks` GPUs."""
+    """Plan a run; with a search, one that is nearest to a config which `ranks` GPUs cannot run.
+
+    Raises: ValueError if networks do not fit each other; without a search, if the config's own layout cannot
+    be run.
+    """
+    config, changes = fit_to_ranks(config, ranks) if has_search else (config, [])
     planner = Planner(config, ranks=ranks, gpu=gpu)
     own = planner.plan(layout_of(config))
     found = planner.search() if has_search else []
@@ -200,6 +211,7 @@ def summarize(
         fp8_tokens=fp8_pays_from(config, gpu),
         epochs=epochs,
         price_per_hour=price_per_hour,
+        changes=changes,
     )
 
 

@@ -20,6 +20,7 @@ MEMORY_WORDS = {
     "activations": "activations, tokens sent to experts",
     "frozen": "text encoders and autoencoder",
 }
+UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 TIME_WORDS = {
     "products": "matrix products and attention",
     "other_operations": "other operations",
@@ -29,6 +30,12 @@ TIME_WORDS = {
     "weights": "gathering of new weights",
     "update": "update of the weights",
 }
+
+
+def gigabytes(count: int) -> str:
+    """Of bytes; what would be 0.0 GB in a smaller unit."""
+    unit, scale = next(((unit, scale) for unit, scale in UNITS if count >= 0.1 * scale), UNITS[-1])
+    return f"{count / scale:,.1f} {unit}"
 
 
 def table(rows: Iterable[Sequence[str]]) -> list[str]:
@@ -111,11 +118,11 @@ def describe_search(plans: Sequence[Plan]) -> list[str]:
     lacking = [plan for plan in plans if not plan.fits]
     if lacking:
         lines.append("layouts that do not fit, and larger micro-batches of each do not either")
-        rows = [(str(plan.layout), f"{-plan.free_bytes / 1e9:.1f} GB too many") for plan in lacking]
+        rows = [(str(plan.layout), f"lacks {gigabytes(-plan.free_bytes)}") for plan in lacking]
         lines += [f"  {line}" for line in table(rows)]
     return lines
 
 
 def _row(plan: Plan) -> tuple[str, ...]:
     speed = f"{plan.images_per_s:,.0f} images/s"
-    return str(plan.layout), speed, f"MFU {100 * plan.mfu:.1f} %", f"{plan.free_bytes / 1e9:.1f} GB free"
+    return str(plan.layout), speed, f"MFU {100 * plan.mfu:.1f} %", f"{gigabytes(plan.free_bytes)} free"

@@ -47,15 +47,29 @@ def test_a_model_that_fits_nowhere_says_by_how_much_and_what_to_change(
     shown = capsys.readouterr()
     assert "does NOT fit" in shown.out
     assert "error: no layout fits: EP 1, ZeRO 1, micro-batch 16, checkpointing none needs " in shown.err
-    assert "GB too many" in shown.err and "leave out --layout-only" in shown.err
+    assert "it lacks " in shown.err and "leave out --layout-only" in shown.err
+
+
+def test_the_search_plans_the_nearest_of_what_the_gpus_cannot_share(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = ["run.global_batch=8", "run.micro_batch=1", "parallel.expert_parallel=2"]
+    assert main([*DEMO, "--gpus", "3", *settings]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(
+        "run.global_batch 8 does not split over 3 GPUs: planned with 9\n"
+        "parallel.expert_parallel 2 does not divide 3 GPUs: planned with 1\n"
+    )
+    assert "fastest: parallel.expert_parallel=1 " in text
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--gpus", "0"], "--gpus is 0; expected 1 to 100000"),
-        (["--gpus", "3"], "run.global_batch is 32, which 3 GPUs cannot share evenly"),
-        (["--gpus", "2", "parallel.expert_parallel=4"], "--gpus is 2 but parallel.expert_parallel is 4"),
+        (["--gpus", "3", "--layout-only"], "run.global_batch is 32, which 3 GPUs cannot share evenly"),
+        (["--gpus", "2", "--layout-only", "parallel.expert_parallel=4"], "but parallel.expert_parallel is 4"),
+        (["--gpus", "2", "--measure", "--table", "/proc/t.json"], "--table: /proc/t.json cannot be written"),
         (["--gpus", "2", "--gpu", "v100"], "--gpu is 'v100'; expected one of h100-pcie,"),
         (["--gpus", "2", "--samples", "-1"], "--samples is -1; expected 0"),
         (["--gpus", "2", "--price-per-hour", "-1"], "--price-per-hour is -1.0; expected 0"),
