@@ -24,7 +24,7 @@ from diffmoe_scale.convert.pipeline import plan_folder, write_folder
 from diffmoe_scale.convert.pipeline_config import describe_sampling
 from diffmoe_scale.convert.pipeline_import import is_folder, open_folder
 from diffmoe_scale.convert.pipeline_verify import ask_folder
-from diffmoe_scale.convert.place import new_target
+from diffmoe_scale.convert.place import check_target, new_target
 from diffmoe_scale.convert.torch_file import read_torch_file, write_torch_file
 from diffmoe_scale.convert.verify import Question, ask, check_tensors, difference, make_question
 from diffmoe_scale.nn.number_formats import NUMBER_FORMATS
@@ -73,6 +73,7 @@ def convert(source: Path, target: Path, options: Options) -> list[str]:
     Raises: ValueError for a source that is damaged, foreign or cannot be held by the target's format, or a
     target that exists; RunError if source and target answer differently.
     """
+    check_target(target)
     opened = open_source(source, options)
     is_pipeline = options.to == "diffusers"
     has_average = is_pipeline and "ema" in opened.stored.families

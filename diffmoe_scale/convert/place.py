@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from diffmoe_scale.checkpoint.folders import sync_folder
+from diffmoe_scale.cli.output import check_output
 
 SUFFIX = ".unfinished"
 SPARE_BYTES = 1 << 20
@@ -44,6 +45,12 @@ def new_target(target: Path, *, num_bytes: int) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+def check_target(target: Path) -> None:
+    """Before the work. Raises: ValueError for a target that is there, or that cannot be written."""
+    _refuse_existing(target)
+    check_output("TO", target)
 
 
 def _refuse_existing(target: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffmoe_scale.convert.place import new_target
+from diffmoe_scale.convert.place import check_target, new_target
 
 
 def test_a_target_appears_when_it_is_complete(tmp_path: Path) -> None:
@@ -69,3 +69,16 @@ def test_what_a_killed_process_left_is_removed_but_not_what_another_makes(tmp_pa
             (tmp_path / "a").write_text("3")
         (tmp_path / "a").unlink()
     assert (tmp_path / "a").read_text() == "1" and (tmp_path / "b.dead.unfinished").exists()
+
+
+def test_a_target_that_cannot_be_written_is_named_before_the_work(tmp_path: Path) -> None:
+    check_target(tmp_path / "new" / "a")
+    assert not os.listdir(tmp_path)
+    (tmp_path / "file").touch()
+    for target, reason in (
+        (tmp_path / "file", "file exists; nothing is overwritten"),
+        (tmp_path / "file" / "a", "file is a file; choose another"),
+        (Path("/proc/a"), "TO: /proc/a cannot be written"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            check_target(target)
