@@ -78,7 +78,12 @@ USERS = {
     "pyarrow": {"prepare/parquet"},
     "imagehash": {"prepare/duplicates"},
     "sentencepiece": {"encoders/text/tokenizer", "convert/shipped/tokenizer"},
-    "open_clip": {"encoders/text/clip", "evaluation/metrics/clip_network"},
+    "open_clip": {
+        "convert/pipeline_parts",
+        "convert/shipped/open_clip",
+        "encoders/text/clip",
+        "evaluation/metrics/clip_network",
+    },
     "timm": {"evaluation/metrics/timm_network"},
     "torch_fidelity": {"evaluation/metrics/fidelity"},
     "transformers": {"encoders/text/architecture"},

@@ -25,11 +25,12 @@ from diffmoe_scale.convert.pipeline_config import (
     transformer_tree,
 )
 from diffmoe_scale.convert.pipeline_parts import (
+    SETTINGS,
     Part,
     autoencoder_part,
+    encoder_parts,
     frozen_encoders,
-    text_parts,
-    tokenizer_part,
+    write_code,
     write_json,
 )
 from diffmoe_scale.convert.pipeline_readme import readme
@@ -39,9 +40,9 @@ from diffmoe_scale.convert.verify import VOCABULARY
 WEIGHTS = "diffusion_pytorch_model"
 ORIGIN = "diffmoe_scale.json"
 """What a folder says of the run that it was made of; `pipeline_import` reads it."""
-INDEX, SETTINGS, PIECES = "model_index.json", "diffmoe_tokenizer.json", "spiece.model"
+INDEX, PIECES = "model_index.json", "spiece.model"
 FORMAT, SCHEMA = "diffmoe_scale diffusers folder", 1
-SLOTS = ("", "_2", "_3")
+SLOTS = ("", "_2", "_3", "_4")
 """Ends of the names of several text encoders."""
 
 
@@ -74,14 +75,10 @@ def plan_folder(stored: StoredWeights, *, layout: str) -> Folder:
     if has_trained_encoder(config) and not stored.tokenizer:
         raise ValueError(f"{stored.path} has no tokenizer for the text encoder that was trained along")
     parts: dict[str, Part | None] = {"vae": autoencoder_part(config.autoencoder)}
-    module = read_code("tokenizer").module
     for number, encoder in frozen_encoders(config):
-        setting = f"text.encoders.{number}"
-        part, built = text_parts(encoder, setting=setting)
-        parts[f"text_encoder{SLOTS[number]}"] = part
-        parts[f"tokenizer{SLOTS[number]}"] = tokenizer_part(
-            built, module=module, class_name=TOKENIZER, settings_file=SETTINGS
-        )
+        encoder_part, tokens_part = encoder_parts(encoder, setting=f"text.encoders.{number}")
+        parts[f"text_encoder{SLOTS[number]}"] = encoder_part
+        parts[f"tokenizer{SLOTS[number]}"] = tokens_part
     return Folder(stored, families[0], layout, parts)
 
 
@@ -107,9 +104,6 @@ def write_folder(folder: Folder, path: Path, *, shard_gib: float, links: bool) -
             index[component] = list(part.kind)
     if text:
         index |= write_trained_encoder(folder, path, text, version=version)
-    for slot in SLOTS:
-        if f"tokenizer{slot}" in index:
-            write_code(path / f"tokenizer{slot}", read_code("tokenizer"))
     code = read_code("pipeline")
     write_code(path, code)
     write_json(path / INDEX, index_tree(folder, index, code, version=version))
@@ -133,6 +127,7 @@ def write_trained_encoder(
     tokenizer.mkdir()
     (tokenizer / PIECES).write_bytes(folder.stored.tokenizer)
     write_json(tokenizer / SETTINGS, pieces_tree(trained.max_tokens))
+    write_code(tokenizer, read_code("tokenizer"))
     return {
         f"text_encoder{slot}": [code.module, TEXT_ENCODER],
         f"tokenizer{slot}": [read_code("tokenizer").module, TOKENIZER],
@@ -158,10 +153,6 @@ def write_model(
     size = sum(tensor.num_bytes for tensor in tensors.values())
     index = {"metadata": {"total_size": size}, "weight_map": places}
     write_json(path / f"{WEIGHTS}.safetensors.index.json", index)
-
-
-def write_code(folder: Path, code: Code) -> None:
-    (folder / f"{code.module}.py").write_text(code.text, encoding="utf-8")
 
 
 def index_tree(folder: Folder, components: Mapping[str, Any], code: Code, *, version: str) -> dict[str, Any]:

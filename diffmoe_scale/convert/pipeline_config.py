@@ -13,7 +13,7 @@ TRANSFORMER, TEXT_ENCODER = "DiffMoETransformer2DModel", "DiffMoETextEncoder"
 TOKENIZER, PIPELINE = "DiffMoETokenizer", "DiffMoEPipeline"
 AVERAGES = "feed_forward.router.predictor.expert_threshold_E"
 UPDATES = "feed_forward.router.predictor.threshold_steps"
-MOST_ENCODERS = 3
+MOST_ENCODERS = 4
 Tree = dict[str, Any]
 
 
@@ -40,7 +40,7 @@ def refuse_unfit(config: Config) -> None:
     if len(encoders) > MOST_ENCODERS:
         raise ValueError(
             f"text.encoders has {len(encoders)} encoders; a diffusers folder holds at most {MOST_ENCODERS} "
-            "(text_encoder, text_encoder_2, text_encoder_3)"
+            "(text_encoder to text_encoder_4)"
         )
 
 
@@ -119,6 +119,7 @@ def sampling_tree(config: Config) -> Tree:
         "guidance_rescale": sampling.guidance_rescale,
         "fresh_noise": 0.0 if is_ddim else sampling.fresh_noise,
         "eta": sampling.fresh_noise if is_ddim else 0.0,
+        "spacing": "whole" if is_ddim else "even",
         "shift": sampling.shift,
         "shift_factor": sampling.shift_factor,
         "selection": sampling.selection if has_predictor else "static",
@@ -144,17 +145,11 @@ def scheduler_tree(config: Config) -> tuple[str, Tree]:
 
 def describe_sampling(config: Config) -> list[str]:
     """What the folder's sampling does otherwise than the run's, a sentence each."""
-    sampling, is_flow = config.sampling, config.diffusion.kind == "flow"
-    lines = []
-    if sampling.sampler not in (("euler",) if is_flow else ("euler", "ddim")):
-        name, _ = scheduler_tree(config)
-        lines.append(f"the folder's scheduler is {name}; sampling.sampler {sampling.sampler!r} has none")
-    if not is_flow and 1000 % sampling.steps:
-        lines.append(
-            f"sampling.steps is {sampling.steps}: DDIMScheduler takes other steps than this program unless "
-            "they divide 1000"
-        )
-    return lines
+    sampler, is_flow = config.sampling.sampler, config.diffusion.kind == "flow"
+    if sampler in (("euler",) if is_flow else ("euler", "ddim")):
+        return []
+    name, _ = scheduler_tree(config)
+    return [f"the folder samples with {name}: it has no sampling.sampler {sampler!r}"]
 
 
 def text_encoder_tree(config: Config, *, vocabulary: int) -> Tree:

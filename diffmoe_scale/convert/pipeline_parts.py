@@ -13,14 +13,19 @@ import torch
 
 from diffmoe_scale.config.autoencoder import AutoencoderConfig
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.config.text import TextEncoderConfig
+from diffmoe_scale.config.text import LOCAL_FOLDER, TextEncoderConfig
+from diffmoe_scale.convert.pipeline_code import Code, read_code
+from diffmoe_scale.convert.pipeline_config import TOKENIZER
 from diffmoe_scale.encoders.autoencoder.diffusers import load_autoencoder
 from diffmoe_scale.encoders.autoencoder.folder import read_folder
 from diffmoe_scale.encoders.text.architecture import build_network
+from diffmoe_scale.encoders.text.clip import SettingNames, build_open_clip
 from diffmoe_scale.encoders.text.folder import CONFIG_FILE, INDEX_FILE
 from diffmoe_scale.encoders.text.pretrained import PretrainedEncoder, build_pretrained
 
 CHUNK = 1 << 24
+SETTINGS, CLIP_CONFIG = "diffmoe_tokenizer.json", "open_clip_config.json"
+WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
 Class = tuple[str, str]
 """Library, or module of the folder, and class: an entry of model_index.json."""
 
@@ -34,6 +39,7 @@ class Part:
     trees: Mapping[str, Any] = field(default_factory=dict)
     call: Mapping[str, Any] = field(default_factory=dict)
     """What model_index.json says of how it is called."""
+    code: Code | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -43,12 +49,14 @@ class Part:
         """With `links` weights are links to where they are. Raises: OSError."""
         folder.mkdir()
         for name, path in self.files.items():
-            if links and name.endswith(".safetensors"):
+            if links and path.suffix in WEIGHTS:
                 (folder / name).symlink_to(path.resolve())
             else:
                 copy_file(path, folder / name)
         for name, tree in self.trees.items():
             write_json(folder / name, tree)
+        if self.code is not None:
+            write_code(folder, self.code)
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -61,6 +69,10 @@ def copy_file(source: Path, target: Path) -> None:
 
 def write_json(path: Path, tree: Any) -> None:
     path.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+
+
+def write_code(folder: Path, code: Code) -> None:
+    (folder / f"{code.module}.py").write_text(code.text, encoding="utf-8")
 
 
 def autoencoder_part(config: AutoencoderConfig) -> Part | None:
@@ -86,37 +98,31 @@ def autoencoder_part(config: AutoencoderConfig) -> Part | None:
     return Part(("diffusers", name), files, call=call)
 
 
-def text_parts(encoder: TextEncoderConfig, *, setting: str) -> tuple[Part, PretrainedEncoder]:
-    """A frozen encoder as one of transformers, and how its tokenizer is called.
-
-    Raises: ValueError naming what a folder of diffusers cannot hold.
-    """
+def encoder_parts(encoder: TextEncoderConfig, *, setting: str) -> tuple[Part, Part]:
+    """A frozen text encoder and its tokenizer. Raises: ValueError naming what a folder cannot hold."""
     if encoder.kind == "open_clip":
-        raise ValueError(
-            f"{setting}.kind is 'open_clip', whose towers are no part of diffusers or transformers; expected "
-            "'sentencepiece' or 'transformers'"
-        )
+        return _open_clip_parts(encoder, setting=setting)
     built = build_pretrained(encoder, setting=setting)
-    folder, architecture = built.plan.folder, built.plan.architecture
+    folder = built.plan.folder
     tree = json.loads((folder.path / CONFIG_FILE).read_text(encoding="utf-8"))
     if tree.get("model_type") != folder.model_type:
         raise ValueError(
             f"{setting}.path is a {tree.get('model_type')!r} model of text and pictures; a diffusers folder "
             f"holds encoders of text alone: expected a folder of its {folder.model_type!r} model"
         )
-    name = type(build_network(folder, architecture, layer=built.plan.layer)).__name__
+    name = type(build_network(folder, built.plan.architecture, layer=built.plan.layer)).__name__
     if folder.model_type == "t5gemma":
         tree["is_encoder_decoder"] = False  # its class takes no other
     files = {path.name: path for path in folder.weights}
     if (folder.path / INDEX_FILE).is_file():
         files[INDEX_FILE] = folder.path / INDEX_FILE
     call = {"layer": built.plan.layer, "precision": encoder.precision}
-    return Part(("transformers", name), files, {CONFIG_FILE: tree}, call), built
+    part = Part(("transformers", name), files, {CONFIG_FILE: tree}, call)
+    return part, _tokenizer_part(built)
 
 
-def tokenizer_part(built: PretrainedEncoder, *, module: str, class_name: str, settings_file: str) -> Part:
-    """The tokenizer of a frozen encoder."""
-    tokenizer = built.tokenizer
+def _tokenizer_part(built: PretrainedEncoder) -> Part:
+    tokenizer, code = built.tokenizer, read_code("tokenizer")
     tree = {
         "max_tokens": tokenizer.max_tokens,
         "start": list(tokenizer.start),
@@ -126,7 +132,36 @@ def tokenizer_part(built: PretrainedEncoder, *, module: str, class_name: str, se
         "keeps_spaces": tokenizer.keeps_spaces,
     }
     file = built.tokenizer_file
-    return Part((module, class_name), {file.name: file}, {settings_file: tree})
+    return Part((code.module, TOKENIZER), {file.name: file}, {SETTINGS: tree}, code=code)
+
+
+def _open_clip_parts(encoder: TextEncoderConfig, *, setting: str) -> tuple[Part, Part]:
+    """Files of a `local-dir:` folder, or of a weight file and the description of its architecture."""
+    names = SettingNames(f"{setting}.path", f"{setting}.architecture", f"{setting}.max_tokens")
+    build_open_clip(encoder, names)
+    code, trees = read_code("open_clip"), {}
+    if encoder.path.startswith(LOCAL_FOLDER):
+        folder = Path(encoder.path.removeprefix(LOCAL_FOLDER))
+        weights = [path for path in folder.iterdir() if path.suffix in WEIGHTS]
+        files = {path.name: path for path in (folder / CLIP_CONFIG, *sorted(weights))}
+    else:
+        import open_clip  # seconds, and needed by few
+
+        path = Path(encoder.path)
+        is_safe = path.suffix == ".safetensors"
+        files = {"open_clip_model.safetensors" if is_safe else "open_clip_pytorch_model.bin": path}
+        description = open_clip.get_model_config(encoder.architecture)
+        trees = {CLIP_CONFIG: {"model_cfg": description, "preprocess_cfg": {}}}
+    call = {"layer": 0, "precision": encoder.precision}
+    tower = Part((code.module, "DiffMoEOpenClip"), files, trees, call, code)
+    description_files = {name: path for name, path in files.items() if name == CLIP_CONFIG}
+    tokenizer = Part(
+        (code.module, "DiffMoEOpenClipTokenizer"),
+        description_files,
+        {**trees, "max_tokens.txt": encoder.max_tokens},
+        code=code,
+    )
+    return tower, tokenizer
 
 
 def frozen_encoders(config: Config) -> Sequence[tuple[int, TextEncoderConfig]]:

@@ -9,6 +9,7 @@ transformer.py   the transformer as a model of diffusers
 blocks.py        blocks of the transformer
 steps.py         from noise to pictures by a scheduler of diffusers
 text_encoder.py  the text encoder that was trained along
+open_clip.py     a text tower of open_clip and its tokenizer
 tokenizer.py     captions to ids
 guided.py        the transformer with its condition and guidance
 pipeline.py      captions or classes to pictures

@@ -27,6 +27,7 @@ SAMPLING = {
     "guidance_rescale": 0.0,
     "fresh_noise": 0.0,
     "eta": 0.0,
+    "spacing": "even",
     "shift": "none",
     "shift_factor": 1.0,
     "selection": "",
@@ -38,11 +39,11 @@ LATENTS = {"factor": 1, "shift": [0.0], "scale": [1.0], "patch": 1, "is_video": 
 
 class DiffMoEPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers carries no types
     """`sampling` are the values of what a call leaves out; `encoders` say how each text encoder is called
-    (`layer`, 0 for the one that was trained along; `precision`); latents are (z - shift) * scale."""
+    (`layer`, 0 for one with code of this folder; `precision`); latents are (z - shift) * scale."""
 
     _optional_components: ClassVar[list[str]] = [
         "vae",
-        *(f"{kind}{end}" for kind in ("text_encoder", "tokenizer") for end in ("", "_2", "_3")),
+        *(f"{kind}{end}" for kind in ("text_encoder", "tokenizer") for end in ("", "_2", "_3", "_4")),
     ]
     config: Any
     transformer: Any
@@ -66,6 +67,8 @@ class DiffMoEPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers car
         tokenizer_2: Any,
         text_encoder_3: Any,
         tokenizer_3: Any,
+        text_encoder_4: Any,
+        tokenizer_4: Any,
         sampling: dict[str, Any] | None = None,
         encoders: list[dict[str, Any]] | None = None,
         latents: dict[str, Any] | None = None,
@@ -81,6 +84,8 @@ class DiffMoEPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers car
             tokenizer_2=tokenizer_2,
             text_encoder_3=text_encoder_3,
             tokenizer_3=tokenizer_3,
+            text_encoder_4=text_encoder_4,
+            tokenizer_4=tokenizer_4,
         )
         self.register_to_config(
             sampling={**SAMPLING, **(sampling or {})},
@@ -112,8 +117,9 @@ class DiffMoEPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers car
 
         Picture i starts from the noise of (seed, i) alone, as `diffmoe_scale.sample` draws it, or from
         `latents` [B, C, H, W]. `sampling` are steps, guidance, guidance_start, guidance_end (times, 1 is
-        noise), guidance_rescale, fresh_noise, eta (of DDIM), shift, shift_factor, selection (`threshold`,
-        `threshold_count`, `interval` by `gamma`, `static` by `capacity`). `output_type` is pil, np or pt.
+        noise), guidance_rescale, fresh_noise, eta and spacing (of DDIM), shift, shift_factor, and selection
+        (`threshold`, `threshold_count`, `interval` by `gamma`, `static` by `capacity`). `output_type` is pil,
+        np or pt.
 
         Raises: ValueError for what the model cannot draw.
         """
