@@ -105,7 +105,7 @@ USERS = {
         "encoders/autoencoder/diffusers",
     },
     "wandb": {"telemetry/trackers"},
-    "matplotlib": {"report/health_plots", "report/plots", "telemetry/picture_grid"},
+    "matplotlib": {"report/capacity_plots", "report/health_plots", "report/plots", "telemetry/picture_grid"},
     "pydantic": {
         "config/load",
         "checkpoint/manifest",

@@ -7,6 +7,7 @@ layer.py            the MoE layer against the dense network and its expert GEMMs
 pool.py             the selection of experts in a pool over several ranks
 step.py             a training step of a whole model
 sampling.py         whole pictures at several capacities, by thresholds and by the top K
+picture_time.py     wall time of pictures at the points of a sweep of capacities
 data.py             samples a second and CPU time a sample of reading
 data_contenders.py  readers of the same files: this one, webdataset, torchvision
 data_files.py       shards of pictures and of features, made to be read

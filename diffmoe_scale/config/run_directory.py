@@ -87,6 +87,11 @@ class RunDirectory:
         return self.path / "calibrations"
 
     @property
+    def sweeps(self) -> Path:
+        """Quality and cost by capacity, a file for each sweep."""
+        return self.path / "sweeps"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 

@@ -1,5 +1,7 @@
 """RUN/report.html: what a run did, on one page that needs nothing else.
 
+capacity.py  quality and cost by capacity, also as text for the terminal
+capacity_plots.py   its figures
 data_set.py  a page about a set of shards
 health.py    what training logs of the experts' decisions
 health_plots.py   its figures

@@ -11,6 +11,7 @@ from diffmoe_scale.config.load import load_run_config
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.evaluation.results import read_evaluation
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.report.capacity import capacity_section, newest_sweep
 from diffmoe_scale.report.health import health_section, read_together
 from diffmoe_scale.report.html import Markup, element, join, page
 from diffmoe_scale.report.pictures import samples_section
@@ -52,6 +53,7 @@ def write_report(run_directory: Path) -> Path:
         "samples": lambda: samples_section(directory, sample),
         "scores": lambda: scores_section(evaluation, records, directory, evaluate),
         "experts": lambda: experts_section(evaluation, records, config, evaluate),
+        "capacity": lambda: capacity_section(newest_sweep(directory)),
         "expert health": lambda: health_section(records, together),
         "troubles": lambda: troubles_section(records, config, directory.log),
     }

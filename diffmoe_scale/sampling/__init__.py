@@ -5,6 +5,7 @@ ancestral.py        sampler: DDPM's own random steps
 batch.py            pictures batch by batch: what is asked for, its noise, the sampler, the decoder
 build.py            the sampler that the settings name
 calibration.py      the thresholds that give a wanted capacity
+call_capacity.py    how much experts worked: by picture, call, layer, half of guidance, kind of prompt
 cost.py             what a picture cost
 ddim.py             sampler: DDPM's steps over fewer times
 dopri5.py           sampler: adaptive steps of order 5

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.networks import Networks
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.sampling.build import build_sampler, times_for
+from diffmoe_scale.sampling.call_capacity import CallCapacity
 from diffmoe_scale.sampling.guidance import GuidedNetwork
 from diffmoe_scale.sampling.loads import LoadByTime
 from diffmoe_scale.words import counted
@@ -44,13 +45,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Generated:
-    """Pictures [B, 3, H, W] in [-1, 1], what was asked for, how much the experts worked for them, and
-    how many calls of the network a picture took (guidance is a second call)."""
+    """Pictures [B, 3, H, W] in [-1, 1], what was asked for, how much the experts worked for them, how many
+    calls of the network a picture took (guidance is a second call), and what each call cost each picture."""
 
     requests: Sequence[Request]
     images_BCHW: Tensor
     loads: LoadByTime
     calls: float = 0.0
+    capacities: list[CallCapacity] = field(default_factory=list)
 
 
 def number_requests(
@@ -147,7 +149,7 @@ def generate_batch(
     finally:
         denoiser.train(was_training)
     images_BCHW = networks.autoencoder.decode(latents_BCHW).clamp(-1, 1)
-    return Generated(requests, images_BCHW, predict.loads, predict.calls)
+    return Generated(requests, images_BCHW, predict.loads, predict.calls, predict.capacities)
 
 
 def plain_selection(sampling: SamplingConfig) -> Selection:
@@ -172,6 +174,7 @@ def _join(parts: Sequence[Generated]) -> Generated:
         torch.cat([part.images_BCHW for part in parts]),
         loads,
         sum(part.calls for part in parts) / len(parts),
+        [replace(call, places=[place]) for place, part in enumerate(parts) for call in part.capacities],
     )
 
 

@@ -9,10 +9,8 @@ from diffmoe_scale.config.sampling import SamplingConfig
 from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.networks import Networks
 from diffmoe_scale.moe.routing import Routing, Selection
+from diffmoe_scale.sampling.call_capacity import ADAPTIVE_TIMES, CallCapacity
 from diffmoe_scale.sampling.loads import LoadByTime
-
-ADAPTIVE_TIMES = 100
-"""Adaptive steps call the network at times of no grid: their loads are gathered in hundredths."""
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float, *, rescale: float = 0.0) -> Tensor:
@@ -36,7 +34,8 @@ class GuidedNetwork:
 
     Guidance is on at times from `sampling.guidance_end` to `guidance_start` where `sampling.guidance` is not
     1, and costs a second call: for all if for one sample, here or where `is_any` looks. A learned variance is
-    the conditional call's. `loads` holds the experts' load of all calls, `calls` their number.
+    the conditional call's. `loads` holds the experts' load of all calls, `calls` their number,
+    `capacities` what each cost its pictures.
     """
 
     def __init__(
@@ -56,6 +55,7 @@ class GuidedNetwork:
         self.selection = selection
         self.loads = LoadByTime()
         self.calls = 0
+        self.capacities: list[CallCapacity] = []
 
     def __call__(self, x_BCHW: Tensor, t_B: Tensor) -> Tensor:
         times = t_B.tolist()
@@ -83,17 +83,20 @@ class GuidedNetwork:
         prediction = self.networks.denoiser(x_BCHW, time_B, condition, self.selection)
         self.calls += 1
         if prediction.routings:
-            self._add_loads(prediction.routings, times)
+            is_conditional = condition is self.condition
+            self._add_loads(prediction.routings, times, is_conditional=is_conditional)
         value: Tensor = prediction.value_BCHW
         return value
 
-    def _add_loads(self, routings: list[Routing], times: list[float]) -> None:
+    def _add_loads(self, routings: list[Routing], times: list[float], *, is_conditional: bool) -> None:
+        load_LBE = torch.stack([_load_of_samples(routing.mask_SE, len(times)) for routing in routings])
+        places = list(range(len(times)))
+        self.capacities.append(CallCapacity(load_LBE.mean(dim=2), times, places, is_conditional))
         if self.sampling.sampler != "dopri5":
             load_LE = torch.stack([routing.metrics["load_E"] for routing in routings])
             self.loads.add(times[0], load_LE, weight=len(times))
             return
         # Each sample is at a time of its own.
-        load_LBE = torch.stack([_load_of_samples(routing.mask_SE, len(times)) for routing in routings])
         for row, time in enumerate(times):
             label = round(time * ADAPTIVE_TIMES) / ADAPTIVE_TIMES
             self.loads.add(label, load_LBE[:, row], weight=1)

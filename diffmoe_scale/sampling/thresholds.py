@@ -82,7 +82,7 @@ def describe_thresholds(selection: Selection) -> str:
 
 def _path(pipeline: Pipeline, sampling: SamplingConfig) -> Path:
     """Each checkpoint, capacity and way of sampling has its file, so that a sweep keeps all of its own."""
-    way = _digest(_measured(sampling))[:8]
+    way = fingerprint_of(measured_settings(sampling))[:8]
     kind = f"{sampling.calibration}-{sampling.capacity:g}-{way}"
     return pipeline.directory.calibrations / f"{pipeline.checkpoint.stem}-{pipeline.weights}-{kind}.json"
 
@@ -144,8 +144,8 @@ def _made_of(
     """Fingerprints of what decides the thresholds; None for what is not known."""
     return {
         "checkpoint": checkpoint_fingerprint(pipeline.checkpoint),
-        "prompts": None if prompts is None else _digest(prompts),
-        "settings": _digest(_measured(sampling)),
+        "prompts": None if prompts is None else fingerprint_of(prompts),
+        "settings": fingerprint_of(measured_settings(sampling)),
     }
 
 
@@ -155,14 +155,16 @@ def checkpoint_fingerprint(checkpoint: Path) -> str:
     if (checkpoint / MANIFEST).is_file():
         return blake2b((checkpoint / MANIFEST).read_bytes(), digest_size=8).hexdigest()
     files = sorted(checkpoint.glob("*.safetensors*")) if checkpoint.is_dir() else [checkpoint]
-    return _digest([[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files])
+    return fingerprint_of([[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files])
 
 
-def _measured(sampling: SamplingConfig) -> dict[str, Any]:
+def measured_settings(sampling: SamplingConfig) -> dict[str, Any]:
+    """Those that change what experts do, but for how their thresholds are found."""
     return {name: value for name, value in asdict(sampling).items() if name not in NOT_MEASURED}
 
 
-def _digest(tree: object) -> str:
+def fingerprint_of(tree: object) -> str:
+    """Sixteen hexadecimal digits of a JSON tree."""
     return blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
@@ -183,7 +185,7 @@ def _tree(
         "images": len(prompts),
         "first_prompts": list(prompts[:8]),
         "seed": SEED,
-        "sampling": _measured(sampling),
+        "sampling": measured_settings(sampling),
         "trials": [asdict(trial) for trial in found.trials],
     }
 
