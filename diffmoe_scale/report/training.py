@@ -18,6 +18,7 @@ MAX_NUMBER = 1e300
 """Larger ones are no measurements, and figures cannot show them."""
 NUM_TIMES = 8
 """At which validation takes a loss: t = 1/8 to 8/8."""
+METRIC = re.compile(r"metrics/([a-z0-9_]{1,40})")
 VALIDATION_OF = re.compile(r"loss/validation_at/([a-z_]{1,40})")
 BLOCK_OF = re.compile(r"moe/(threshold|load)/(\d{1,6})")
 
@@ -105,6 +106,11 @@ def curves_of(records: Sequence[Record]) -> dict[str, list[Curve]]:
             for curve in find(f"moe/validation_capacity/{rule}", label=rule, color=color, is_noisy=False)
         ],
         **{f"Validation by noise level (t), rule {rule}": _validation_by_time(find, rule) for rule in rules},
+        **{
+            f"{match[1]} of drawn pictures": find(name, is_noisy=False)
+            for name in sorted(names)
+            if (match := METRIC.fullmatch(name))
+        },
         "Dynamic threshold, mean over experts": [
             curve
             for (block, name), shade in zip(thresholds.items(), shades, strict=False)

@@ -54,6 +54,14 @@ def test_validation_at_fixed_times_has_curves_by_rule_and_by_time() -> None:
         assert by_time[7].values.tolist() == [0.8, 0.8]
 
 
+def test_each_metric_of_drawn_pictures_has_a_panel_of_its_own() -> None:
+    records = [{"step": step, "metrics/fid": 100 / step, "metrics/kid_timm": 0.1} for step in (10, 20)]
+    curves = curves_of([*records, {"step": 30, "metrics/<b>": 1.0}])
+    assert curves["fid of drawn pictures"][0].values.tolist() == [10.0, 5.0]
+    assert curves["kid_timm of drawn pictures"][0].values.tolist() == [0.1, 0.1]
+    assert not any("<b>" in title for title in curves)
+
+
 def test_a_run_without_lines_or_with_no_finite_number_still_gives_a_figure() -> None:
     assert "Diffusion loss" not in words(plot_training([]))
     assert "Diffusion loss" not in words(plot_training([{"step": 1, "loss/diffusion": math.nan}]))

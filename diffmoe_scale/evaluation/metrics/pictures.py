@@ -206,7 +206,7 @@ class FolderPictures:
             shape = "{} x {}".format(*picture_HWC.shape)
             raise ValueError(
                 f"{file} is {shape} pixels, but {self.files[0].name} {self.size[0]} x {self.size[1]}; "
-                "expected pictures of one size"
+                "expected pictures of one size: crop and scale them first"
             )
         return picture_HWC
 
