@@ -37,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add("source", metavar="FROM", type=user_path, help=text)
     add("target", metavar="TO", type=user_path, help=TO_HELP)
-    text = "averaged weights, those of the last step, or both (default: ema of a run, else all there are)"
-    add("--weights", choices=("ema", "master", "all"), default="", help=text)
+    text = "averaged weights, those of the last step, or all (default: ema of a run, else all there are)"
+    add("--weights", choices=("ema", "ema2", "master", "all"), default="", help=text)
     text = "number format of the weights; thresholds are kept as they are (default: fp32)"
     add("--dtype", choices=("fp32", "bf16"), default="fp32", help=text)
     text = "largest size of a file of the folder, in GiB (default: one file)"

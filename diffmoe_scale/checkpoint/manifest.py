@@ -20,6 +20,8 @@ METADATA = ".metadata"
 """The table of tensors of torch.distributed.checkpoint."""
 STEP_FOLDER = re.compile(r"step_(\d{8,18})", re.ASCII)
 MOST_SHOWN = 5
+SECOND_AVERAGE = "ema2/"
+"""What the names of a second weight average begin with."""
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]
 """No folder: a manifest cannot point outside of its checkpoint."""
 
@@ -177,11 +179,13 @@ def check_model(
     held: Mapping[str, list[int]] | None = None,
 ) -> None:
     """Raises: ValueError unless the checkpoint holds exactly tensors of these names and shapes, made with
-    these settings.
+    these settings. A second average that nobody asks for may be there, too.
 
     Settings too: heads, objective or gate can change what weights mean and leave every shape as it is.
     """
     held = manifest.shapes if held is None else held
+    if not any(name.startswith(SECOND_AVERAGE) for name in shapes):
+        held = {name: shape for name, shape in held.items() if not name.startswith(SECOND_AVERAGE)}
     wrong = different_shapes(held, shapes)
     changed = [
         f"{section}.{key} was {before!r}, is {settings.get(section, {}).get(key)!r}"

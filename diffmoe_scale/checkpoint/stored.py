@@ -36,9 +36,9 @@ from diffmoe_scale.config.schema import Config
 from diffmoe_scale.config.yaml_file import parse_yaml, read_yaml
 
 FORMAT, SCHEMA = "diffmoe_scale weights", "1"
-FAMILIES = ("master", "ema", "buffer")
-"""What a model is: weights of the last step, averaged weights, thresholds. An export may also hold `source`:
-what its foreign origin had and this model has not."""
+FAMILIES = ("master", "ema", "ema2", "buffer")
+"""What a model is: weights of the last step, averaged weights of one or two decays, thresholds. An export may
+also hold `source`: what its foreign origin had and this model has not."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         ".safetensors export",
     )
     parser.add_argument(
-        "--weights", choices=("ema", "master"), default="ema", help="averaged or last weights (default: ema)"
+        "--weights",
+        choices=("ema", "ema2", "master"),
+        default="ema",
+        help="averaged weights, those of optimizer.ema2_decay, or the last (default: ema)",
     )
     parser.add_argument("settings", nargs="*", metavar="key.sub=value", help=SETTINGS_HELP)

@@ -37,6 +37,8 @@ class OptimizerConfig(Section, name="optimizer", is_free=True):
     """Decay of the weight average, per step."""
     ema_warmup: bool = True
     """Use min(decay, (1 + n) / (10 + n)) at step n."""
+    ema2_decay: Annotated[float, Range(0, 1, excludes_high=True)] = 0.0
+    """Decay of a second weight average beside the first, for `--weights ema2`; 0 keeps none."""
     muon_learning_rate_ratio: Annotated[float, Range(0, 1000, excludes_low=True)] = 1.0
     """Learning rate of Muon's matrices over the peak."""
     muon_scale: Literal["rms", "spectral"] = "rms"

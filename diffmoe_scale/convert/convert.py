@@ -42,8 +42,8 @@ Answer = Callable[[str, Question], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """`weights` are `ema`, `master` or `all`; "" is `ema` of a run, and all that any other source has.
-    `experts` and `links` (to the weights of frozen networks) are for a diffusers folder."""
+    """`weights` are `ema`, `ema2`, `master` or `all`; "" is `ema` of a run, and all that any other source
+    has. `experts` and `links` (to the weights of frozen networks) are for a diffusers folder."""
 
     weights: str = ""
     dtype: str = "fp32"
@@ -118,7 +118,7 @@ def open_source(path: Path, options: Options) -> Source:
         return Source(imported, diffusers_model.answer, DIFFUSERS_ROUND_OFF)
     if path.is_file() and not _is_ours(path):
         model = open_foreign(path, options.settings)
-        if options.weights in ("ema", "master"):
+        if options.weights not in ("", "all"):
             model = model.only(options.weights)
         return Source(import_foreign(model), model.answer, ROUND_OFF)
     own = open_weights(path, options.settings)

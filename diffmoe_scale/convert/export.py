@@ -14,13 +14,13 @@ from diffmoe_scale.checkpoint.tensor_file import INDEX, SINGLE, LazyTensor, writ
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.convert.place import new_target
 
-WEIGHTS = ("ema", "master")
 KEPT = ("buffer/", "source/")
 """Thresholds stay fp32: they decide. So does what the model has no use for but its origin had."""
 
 
 def select_weights(stored: StoredWeights, weights: str) -> StoredWeights:
-    """One family (`ema` or `master`) or `all`, with the thresholds. Raises: ValueError if it is not there."""
+    """One family (`ema`, `ema2` or `master`) or `all`, with the thresholds. Raises: ValueError if it is not
+    there."""
     families = [name for name in stored.families if name != "buffer"]
     if weights != "all" and weights not in families:
         raise ValueError(f"--weights is {weights!r}; {stored.path} holds {', '.join(families)}")

@@ -117,7 +117,10 @@ def export_foreign(stored: StoredWeights) -> dict[str, dict[str, LazyTensor]]:
         shapes = replace(shapes, grid=0)
     is_flow = config.diffusion.kind == "flow"
     states = {}
-    for family in [name for name in stored.families if name != "buffer"]:
+    families = [name for name in stored.families if name != "buffer"]
+    if "ema2" in families and len(families) > 1:
+        raise ValueError("a .pt file holds ema and master and no second average; give --weights ema2 for it")
+    for family in families:
         weights, buffers = stored.family(family), stored.family("buffer")
         decay = config.moe.threshold_decay
         state = to_theirs(weights, buffers, shapes, is_flow=is_flow, decay=decay)

@@ -58,6 +58,8 @@ def plan_memory(config: Config, *, ranks: int, is_gpu: bool, trace: Trace | None
     places = {0} if is_even else {0, ranks // 2, ranks - 1}
     trace = trace or trace_of(config)
     memory = max((_memory_of_rank(trace, settings, rank) for rank in places), key=lambda memory: memory.total)
+    num_averages = 1 + (config.optimizer.ema2_decay > 0)
+    memory = replace(memory, average=num_averages * memory.average)
     memory = replace(memory, activations=memory.activations + _pool_bytes(config, ranks))
     return _offloaded(memory, config) if config.parallel.offload_optimizer else memory
 

@@ -27,8 +27,8 @@ from diffmoe_scale.sampling.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = ("ema", "master")
-"""Averaged weights, and those of the last step."""
+WEIGHTS = ("ema", "ema2", "master")
+"""Averaged weights, those of optimizer.ema2_decay, and those of the last step."""
 EXPERT = re.compile(r"(.*\bexperts\.)\d+(\..*)")
 MAX_ATTEMPTS = 50
 """Checkpoints that may be removed one after another while they are read."""
@@ -58,9 +58,10 @@ def load_pipeline(
     """The model of a run directory (newest complete checkpoint), of one of its `checkpoints/step_N` folders,
     or of an export of weights (a .safetensors file or a folder of such files).
 
-    `weights` are `ema` (averaged) or `master` (of the last step); `settings` are `key.sub=value` words that
-    override the run's, but for parallel.expert_parallel, which is 1 unless it is given there. Without
-    `context` the ranks that the launcher started are joined. Collective over them.
+    `weights` are `ema` (averaged), `ema2` (by optimizer.ema2_decay) or `master` (of the last step);
+    `settings` are `key.sub=value` words that override the run's, but for parallel.expert_parallel, which is 1
+    unless it is given there. Without `context` the ranks that the launcher started are joined. Collective
+    over them.
 
     Raises: ValueError if there is no complete checkpoint, it is damaged, or it does not fit RUN/config.yaml.
     """
@@ -168,6 +169,8 @@ def _fill(
                 raise ValueError(
                     f"{checkpoint} is damaged: {'; '.join(damage)}; choose another of {directory.checkpoints}"
                 )
+            if not any(name.startswith(f"{weights}/") for name in manifest.shapes):
+                raise ValueError(f"weights are {weights!r}, but {checkpoint} holds none; give --weights ema")
             load_weights(checkpoint, denoiser, family=weights, settings=settings)
             return checkpoint, manifest.step
         except (ValueError, RuntimeError, OSError) as error:

@@ -27,6 +27,12 @@ class WeightAverage:
             average.lerp_(master, 1 - self.decay(step))
 
     @torch.no_grad()
+    def copy(self, other: "WeightAverage") -> None:
+        """Begin where another average of the same weights stands."""
+        for average, values in zip(self.averages, other.averages, strict=True):
+            average.copy_(values)
+
+    @torch.no_grad()
     def swap(self) -> None:
         """Exchange averages and weights; a second call restores both to the bit."""
         for average, master in zip(self.averages, self.masters, strict=True):

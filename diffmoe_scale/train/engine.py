@@ -54,9 +54,14 @@ class Engine:
             )
 
         self.zero = Zero(denoiser, config, context, accumulation=self.accumulation, build_optimizer=optimizer)
-        self.average = WeightAverage(
-            self.zero.masters, decay=config.optimizer.ema_decay, has_warmup=config.optimizer.ema_warmup
-        )
+        decays = {"ema": config.optimizer.ema_decay}
+        if config.optimizer.ema2_decay:
+            decays["ema2"] = config.optimizer.ema2_decay
+        self.averages = {
+            family: WeightAverage(self.zero.masters, decay=decay, has_warmup=config.optimizer.ema_warmup)
+            for family, decay in decays.items()
+        }
+        """By their family in checkpoints."""
 
     def __call__(self, *arguments: Any) -> Prediction:
         prediction: Prediction = self.zero(*arguments)
@@ -85,28 +90,30 @@ class Engine:
         is_skipped = self.zero.is_skipped
         if not is_skipped:
             self.step_count += 1
-            self.average.update(self.step_count)
+            for average in self.averages.values():
+                average.update(self.step_count)
         return StepResult(
             learning_rate=learning_rate, gradient_norm=self.zero.gradient_norm, is_skipped=is_skipped
         )
 
     @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
+    def averaged_weights(self, family: str = "ema") -> Iterator[None]:
         """The denoiser computes with the averaged weights inside. Collective over the world, at both ends."""
-        self.average.swap()
+        average = self.averages[family]
+        average.swap()
         self.zero.publish_weights()
         try:
             yield
         finally:
-            self.average.swap()
+            average.swap()
             self.zero.publish_weights()
 
     def state(self) -> dict[str, Slice]:
         """All training state of this rank as `family/name`; the tensors are the live ones.
 
-        Families: `master` (fp32 weights), `ema`, `exp_avg` and `exp_avg_sq`, or `momentum` of Muon's, of
-        `Denoiser.canonical_parameters`, each rank its own slice; `buffer` of `canonical_buffers`, the same on
-        every rank.
+        Families: `master` (fp32 weights), `ema` and `ema2`, `exp_avg` and `exp_avg_sq`, or `momentum` of
+        Muon's, of `Denoiser.canonical_parameters`, each rank its own slice; `buffer` of `canonical_buffers`,
+        the same on every rank.
         """
         self.zero.ensure_moments()
         found = {
@@ -119,7 +126,7 @@ class Engine:
                 continue
             flats = {
                 "master": self.zero.masters[fragment.group],
-                "ema": self.average.averages[fragment.group],
+                **{family: average.averages[fragment.group] for family, average in self.averages.items()},
                 **self.zero.moments(fragment.group),
             }
             for family, flat in flats.items():

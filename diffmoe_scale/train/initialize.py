@@ -60,7 +60,8 @@ def begin_from_weights(
     path, group = Path(config.run.initialize_from), context.checkpoint_group
     # The main rank reads all files for the others.
     stored = _together(group, lambda: open_weights(path, check_files=context.is_main))
-    sources = {family: _source_of(family, stored) for family in FAMILIES}
+    families = [name for name in FAMILIES if name != "ema2" or "ema2" in engine.averages]
+    sources = {family: _source_of(family, stored) for family in families}
     state = {name: piece for name, piece in engine.state().items() if name.split("/")[0] in sources}
     shapes: dict[str, list[int]] = {}
     for found in agree(group, lambda: {name: list(piece.shape) for name, piece in state.items()}):
@@ -101,7 +102,7 @@ def _source_of(family: str, stored: StoredWeights) -> str:
     """The family of the stored weights that this one begins with."""
     if family == "buffer" or family in stored.families:
         return family
-    return "ema" if family == "master" else "master"
+    return "ema" if family != "ema" and "ema" in stored.families else "master"
 
 
 def _check_tensors(

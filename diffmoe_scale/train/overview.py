@@ -15,7 +15,8 @@ from diffmoe_scale.words import counted
 
 FP32_BYTES = 4
 NUM_STATES = 4
-"""Kept in fp32 for each parameter: the weights, two moments of AdamW or one of Muon, the moving average."""
+"""Kept in fp32 for each parameter: the weights, two moments of AdamW or one of Muon, the moving average; a
+second average is one more."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def estimate_memory(config: Config, size: ModelSize, *, ranks: int) -> Memory:
     weight_bytes = 2 if config.model.precision == "bf16" else FP32_BYTES
     gradients = FP32_BYTES * (held if config.parallel.zero_stage == 1 else owned)
     saved = size.matrices / ranks if config.optimizer.kind == "muon" else 0
-    states = round(FP32_BYTES * (NUM_STATES * owned - saved))
+    num_states = NUM_STATES + (config.optimizer.ema2_decay > 0)
+    states = round(FP32_BYTES * (num_states * owned - saved))
     is_offloaded = config.parallel.offload_optimizer
     return Memory(
         device=round(weight_bytes * held + gradients) + (0 if is_offloaded else states),

@@ -68,8 +68,8 @@ def train_on(run: Training) -> None:
             run.position = run.plan.advance(run.position)
             reporter.add(run.reader.dataset_counts(run.position))
             if _is_due(run.step, telemetry.validate_every, config):
-                with reporter.phase("validation"), run.engine.averaged_weights():
-                    reporter.add(run.validation.loss())
+                with reporter.phase("validation"):
+                    reporter.add(validate(run))
             if _is_due(run.step, telemetry.sample_every, config):
                 with reporter.phase("samples"), run.engine.averaged_weights():
                     reporter.add_image(run.step, "samples", run.validation.draw(run.step))
@@ -88,6 +88,18 @@ def train_on(run: Training) -> None:
                 is_save_due = False
             if run.stop.is_requested and run.step < config.run.steps:
                 stop(run, is_saved=not is_save_due)
+
+
+def validate(run: Training) -> dict[str, float]:
+    """The losses of held-out samples by the averaged weights, and `loss/validation_ema2` by the second
+    average where there is one. Collective over the world."""
+    with run.engine.averaged_weights():
+        found = run.validation.loss()
+    if "ema2" in run.engine.averages:
+        with run.engine.averaged_weights("ema2"):
+            second = run.validation.loss(has_fixed_times=False)
+        found |= {name.replace("validation", "validation_ema2"): value for name, value in second.items()}
+    return found
 
 
 def stop(run: Training, *, is_saved: bool) -> None:

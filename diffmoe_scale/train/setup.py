@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from diffmoe_scale.checkpoint.manifest import Manifest
+from diffmoe_scale.checkpoint.manifest import SECOND_AVERAGE, Manifest
 from diffmoe_scale.checkpoint.store import CheckpointStore
 from diffmoe_scale.config.identity import model_settings
 from diffmoe_scale.config.load import changed_settings, dump_config
@@ -159,11 +159,20 @@ def resume(
         return Manifest(step=0, samples=0, optimizer_steps=0)
     checkpoint, manifest = found
     refuse_other_optimizer(checkpoint, manifest, config)
+    has_second = any(name.startswith(SECOND_AVERAGE) for name in manifest.shapes)
+    is_new = "ema2" in engine.averages and not has_second
     loaded = store.load(
         checkpoint,
-        engine.state(),
+        {
+            name: piece
+            for name, piece in engine.state().items()
+            if not (is_new and name.startswith(SECOND_AVERAGE))
+        },
         settings=model_settings(config, tokenizer=directory.tokenizer, frozen=frozen),
     )
+    if is_new:
+        engine.averages["ema2"].copy(engine.averages["ema"])
+        logger.info("%s has no second average (optimizer.ema2_decay): it begins with the first", checkpoint)
     engine.restored(step_count=loaded.optimizer_steps)
     logger.info("continues from %s (step %d, %s)", checkpoint, loaded.step, counted(loaded.samples, "sample"))
     return loaded

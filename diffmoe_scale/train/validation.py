@@ -73,9 +73,10 @@ class Validation:
         return choose_prompts(self.config, self.reader or self._train_reader)
 
     @torch.no_grad()
-    def loss(self) -> dict[str, float]:
+    def loss(self, *, has_fixed_times: bool = True) -> dict[str, float]:
         """`loss/validation`: the diffusion loss on the first `telemetry.validation_samples` held-out samples,
-        with noise and times that never change; and the losses at fixed times (`FixedTimes.metrics`).
+        with noise and times that never change; and, with `has_fixed_times`, the losses at fixed times
+        (`FixedTimes.metrics`).
 
         Samples that cannot be used are left out and counted in a warning; {} if there is no other. Collective
         over the world.
@@ -113,7 +114,8 @@ class Validation:
         self._report_unusable(limit - num_usable, limit, failures)
         if not num_usable:
             return {}
-        return {"loss/validation": float(total[0] / total[1])} | self._losses_at_fixed_times()
+        mean = {"loss/validation": float(total[0] / total[1])}
+        return mean | (self._losses_at_fixed_times() if has_fixed_times else {})
 
     def _losses_at_fixed_times(self) -> dict[str, float]:
         """Of the first `telemetry.validation_time_samples`, by the rule of training and by that of sampling.

@@ -1,13 +1,28 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from diffmoe_scale.checkpoint.manifest import Manifest
+from diffmoe_scale.checkpoint.store import CheckpointStore
+from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.train.ema import WeightAverage
 from diffmoe_scale.train.engine import Engine
+from diffmoe_scale.train.setup import resume
 from tests.ranks import run_on_ranks
-from tests.train.runs import Run, copy_state, engine_step, predict_once, tiny_config, tiny_pipeline
+from tests.train.runs import (
+    RankRun,
+    Run,
+    assemble,
+    copy_state,
+    engine_step,
+    predict_once,
+    tiny_config,
+    tiny_pipeline,
+)
 
 STEPS = 5
 
@@ -100,3 +115,50 @@ def test_sharded_average_is_that_of_whole_weights_and_what_the_denoiser_computes
         # The averages lag by steps of 1e-2, which shows.
         assert answer["moved"] > 1e-2 and answer["error of a prediction inside"] < 1e-4
         assert answer["is restored"]
+
+
+TWO = "optimizer.ema2_decay=0.15"
+"""Less than the warm-up allows from the first step on, so that it is the decay of every step."""
+
+
+def go_on_with(context: ParallelContext, folder: Path, settings: list[str], last: int) -> RankRun:
+    """The run in a folder goes on with these settings to step `last`, and is saved."""
+    config = tiny_config([*settings, "run.micro_batch=2", "optimizer.learning_rate=1.0e-2"])
+    directory, run = RunDirectory(folder), Run()
+    pipeline = tiny_pipeline(config, context.megatron_groups)
+    engine = Engine(pipeline.denoiser, config, context)
+    with CheckpointStore(directory.checkpoints, config.checkpoint, group=context.checkpoint_group) as store:
+        start = resume(store, engine, config, directory, frozen={})
+        arrived = copy_state(engine)
+        for step in range(start.step + 1, last + 1):
+            engine_step(step, engine, pipeline, config, context, run)
+        store.save(engine.state(), Manifest(step=last, samples=0, optimizer_steps=last))
+    return RankRun(run, copy_state(engine) | {f"arrived/{key}": value for key, value in arrived.items()})
+
+
+def test_second_average_has_its_own_decay_and_changes_nothing_else(tmp_path: Path) -> None:
+    one, two, second = (
+        assemble([run_on_ranks(go_on_with, 1, tmp_path / str(number), settings, STEPS)[0]]).state
+        for number, settings in enumerate([[], [TWO], ["optimizer.ema_decay=0.15"]])
+    )
+    names = [name for name in two if name.startswith("ema2/")]
+    assert names and one.keys() == {name for name in two if "ema2/" not in name}
+    for name in one:
+        np.testing.assert_array_equal(two[name], one[name], err_msg=name)
+    for name in names:
+        np.testing.assert_array_equal(two[name], second[name.replace("ema2/", "ema/")], err_msg=name)
+        assert (two[name] != two[name.replace("ema2/", "ema/")]).any()
+
+
+def test_second_average_begins_with_the_first_in_an_older_run_and_is_left_again(tmp_path: Path) -> None:
+    settings: list[list[str]] = [[], [TWO], [TWO], []]
+    first, added, kept, left = (
+        assemble([run_on_ranks(go_on_with, 1, tmp_path, some, 2 + number)[0]]).state
+        for number, some in enumerate(settings)
+    )
+    for name in (name for name in added if name.startswith("ema2/")):
+        np.testing.assert_array_equal(added[f"arrived/{name}"], first[name.replace("ema2/", "ema/")])
+        np.testing.assert_array_equal(kept[f"arrived/{name}"], added[name])
+    assert not any("ema2/" in name for name in left)
+    for name in (name for name in left if name.startswith("ema/")):
+        np.testing.assert_array_equal(left[f"arrived/{name}"], kept[name])

@@ -30,7 +30,7 @@ def count_bytes(context: ParallelContext, settings: list[list[str]]) -> list[dic
         held = {"expert": 0, "dense": 0}
         for number, group in enumerate(engine.zero.groups):
             moments = engine.zero.moments(number).values()
-            tensors = [engine.zero.masters[number], engine.average.averages[number], *moments]
+            tensors = [engine.zero.masters[number], engine.averages["ema"].averages[number], *moments]
             held["expert" if group.get("moe") else "dense"] += sum(
                 tensor.untyped_storage().nbytes() for tensor in tensors
             )
