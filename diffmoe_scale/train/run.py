@@ -11,7 +11,8 @@ from diffmoe_scale.config.schema import Config
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.parallel.waiting import wait_for_ranks
 from diffmoe_scale.train.reporter import Reporter
-from diffmoe_scale.train.setup import resume, set_up
+from diffmoe_scale.train.resume import resume
+from diffmoe_scale.train.setup import set_up
 from diffmoe_scale.train.stop import Stopped
 from diffmoe_scale.train.trainer import Training, train_step
 from diffmoe_scale.words import counted

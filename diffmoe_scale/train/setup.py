@@ -2,12 +2,10 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 
-from diffmoe_scale.checkpoint.manifest import SECOND_AVERAGE, Manifest
 from diffmoe_scale.checkpoint.store import CheckpointStore
 from diffmoe_scale.config.identity import model_settings
 from diffmoe_scale.config.load import changed_settings, dump_config
@@ -26,13 +24,12 @@ from diffmoe_scale.parallel.waiting import wait_for_ranks
 from diffmoe_scale.train.engine import Engine, accumulation_steps
 from diffmoe_scale.train.guard import Guard
 from diffmoe_scale.train.initialize import begin_from_weights, copy_tokenizer
-from diffmoe_scale.train.muon import MOMENTUM
 from diffmoe_scale.train.overview import describe_run
+from diffmoe_scale.train.resume import resume
 from diffmoe_scale.train.sample_metrics import SampleMetrics
 from diffmoe_scale.train.stop import StopSignals
 from diffmoe_scale.train.trainer import Training
 from diffmoe_scale.train.validation import Validation
-from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -142,52 +139,6 @@ def choose_kernels(*, is_deterministic: bool) -> None:
     # torch would fill every new tensor, to make reading uninitialised memory repeatable; nothing here reads
     # any. The switch is a property that stubs lack.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def resume(
-    store: CheckpointStore,
-    engine: Engine,
-    config: Config,
-    directory: RunDirectory,
-    *,
-    frozen: Mapping[str, str],
-) -> Manifest:
-    """Fill the engine from the newest checkpoint and say where it stood; step 0 without one. Collective over
-    the world."""
-    found = store.newest()
-    if found is None:
-        return Manifest(step=0, samples=0, optimizer_steps=0)
-    checkpoint, manifest = found
-    refuse_other_optimizer(checkpoint, manifest, config)
-    has_second = any(name.startswith(SECOND_AVERAGE) for name in manifest.shapes)
-    is_new = "ema2" in engine.averages and not has_second
-    loaded = store.load(
-        checkpoint,
-        {
-            name: piece
-            for name, piece in engine.state().items()
-            if not (is_new and name.startswith(SECOND_AVERAGE))
-        },
-        settings=model_settings(config, tokenizer=directory.tokenizer, frozen=frozen),
-    )
-    if is_new:
-        engine.averages["ema2"].copy(engine.averages["ema"])
-        logger.info("%s has no second average (optimizer.ema2_decay): it begins with the first", checkpoint)
-    engine.restored(step_count=loaded.optimizer_steps)
-    logger.info("continues from %s (step %d, %s)", checkpoint, loaded.step, counted(loaded.samples, "sample"))
-    return loaded
-
-
-def refuse_other_optimizer(checkpoint: Path, manifest: Manifest, config: Config) -> None:
-    """Raise ValueError if the checkpoint holds the state of an optimizer of another kind."""
-    has_momentum = any(name.startswith(f"{MOMENTUM}/") for name in manifest.shapes)
-    kind = "muon" if has_momentum else "adamw"
-    if kind != config.optimizer.kind:
-        raise ValueError(
-            f"optimizer.kind is {config.optimizer.kind!r} but checkpoint {checkpoint} holds the state of "
-            f"{kind!r}; set optimizer.kind={kind}, or begin a new run with its weights "
-            "(run.initialize_from)"
-        )
 
 
 def prepare_tokenizer(config: Config, directory: RunDirectory, reader: Reader) -> None:

@@ -11,7 +11,7 @@ from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.train.ema import WeightAverage
 from diffmoe_scale.train.engine import Engine
-from diffmoe_scale.train.setup import resume
+from diffmoe_scale.train.resume import resume
 from tests.ranks import run_on_ranks
 from tests.train.runs import (
     RankRun,
