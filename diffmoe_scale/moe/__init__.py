@@ -4,6 +4,7 @@ dispatch: tokens to the ranks of their experts and back.
 experts: the experts of a rank.
 grouped_linear: one linear map an expert, as a plain loop and by torch's grouped GEMM.
 layer: route, dispatch, experts, combine.
+permutation: tokens to the rows of experts, and the sum of a token's rows.
 predictor: the capacity predictor and its thresholds.
 router: what every router is.
 routers: the three routers, and the one that a config names.

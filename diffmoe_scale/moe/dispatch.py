@@ -9,6 +9,8 @@ from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispa
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from diffmoe_scale.moe.permutation import Permutation
+
 
 class _AllToAll(torch.autograd.Function):
     @staticmethod
@@ -37,9 +39,9 @@ def all_to_all(
 
 
 class TokenDispatcher(MoEAlltoAllTokenDispatcher):
-    """Megatron's dispatcher with two changes: it runs on CPU, where every override stands in for code that
-    names CUDA (on CUDA it calls the parent), and `expect_rows` lets one object take the static path of
-    training and the dynamic one of threshold inference."""
+    """Megatron's dispatcher with three changes: it runs on CPU, where overrides stand in for code that names
+    CUDA (on CUDA they call the parent), `expect_rows` lets one object take the static path of training and
+    the dynamic one of threshold inference, and rows go to experts and back by a `Permutation`."""
 
     def __init__(
         self, *, local_experts: list[int], config: TransformerConfig, groups: ProcessGroupCollection
@@ -82,6 +84,16 @@ class TokenDispatcher(MoEAlltoAllTokenDispatcher):
         self.num_global_tokens_per_local_expert = rows_Ge
         return rows_Ge.sum(dim=0)
 
+    def dispatch_preprocess(
+        self, hidden_states: Tensor, routing_map: Tensor, probs: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Rows [R, D] and their gates [R] by expert, from tokens [S, D], mask [S, E] and gates [S, E].
+        Collective over the expert-parallel group where rows are not known before."""
+        rows_e = self.preprocess(routing_map)
+        self.tokens_per_expert = self._maybe_dtoh_and_synchronize("before_permutation_1", rows_e)
+        self.permutation = Permutation.of(routing_map, num_rows=int(self.num_out_tokens))
+        return self.permutation.rows(hidden_states), self.permutation.gates(probs)
+
     def token_dispatch(self, rows_RD: Tensor, gate_R: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and their gates to the ranks of their experts. Collective over the expert-parallel group."""
         if self.is_cuda:
@@ -98,6 +110,7 @@ class TokenDispatcher(MoEAlltoAllTokenDispatcher):
         if self.drop_and_pad:
             # Numbers and no tensor: what knows shapes only (torch.compile, a CUDA graph) can go on from here.
             return rows_RD, [self.capacity * self.ep_size] * self.num_local_experts, gate_R
+        assert rows_e is not None, "without expect_rows the mask was counted"
         return rows_RD, rows_e.tolist(), gate_R
 
     def combine_preprocess(self, rows_RD: Tensor) -> Tensor:
@@ -111,6 +124,10 @@ class TokenDispatcher(MoEAlltoAllTokenDispatcher):
         if self.is_cuda:
             return super().token_combine(rows_RD)
         return all_to_all(rows_RD, self.ep_group, self.input_splits, self.output_splits)
+
+    def combine_postprocess(self, rows_RD: Tensor) -> Tensor:
+        """Tokens [S, D], each the sum of its rows."""
+        return self.permutation.tokens(rows_RD)
 
     def _maybe_dtoh_and_synchronize(
         self, point: str, tokens_per_expert: Tensor | None = None

@@ -5,7 +5,9 @@ Letters beside the package's: R rows sorted by local expert.
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any  # autograd's context object has no public type
 
+import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.moe.experts import TEGroupedMLP
@@ -61,8 +63,7 @@ class Experts(TEGroupedMLP):
         with self.precision():
             hidden_RF = activate(self.linear_fc1(rows_RD, rows_per_expert)[0], is_gated=is_gated)
             y_RD = self.linear_fc2(hidden_RF, rows_per_expert)[0]
-        # The gate is fp32: the product is rounded once, to the format of the model.
-        return (y_RD * gate_R.unsqueeze(1)).to(y_RD.dtype), None
+        return _Gated.apply(y_RD, gate_R), None
 
     def expert_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """`experts.<global index>.{w_in, b_in, w_out, b_out}` and parameter of every expert of this rank."""
@@ -70,6 +71,22 @@ class Experts(TEGroupedMLP):
             for letter, tensors in zip("wb", linear.expert_tensors(), strict=True):
                 for index, tensor in zip(self.local_experts, tensors, strict=False):
                     yield f"experts.{index}.{letter}_{side}", tensor
+
+
+class _Gated(torch.autograd.Function):
+    """gate * y. The gate is fp32, and the product is rounded once, to the format of y; no fp32 tensor of its
+    size is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, y_RD: Tensor, gate_R: Tensor) -> Tensor:
+        ctx.save_for_backward(y_RD, gate_R)
+        return torch.mul(y_RD, gate_R.unsqueeze(1), out=torch.empty_like(y_RD))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        (y_RD, gate_R), grad_RD = ctx.saved_tensors, grads[0]
+        grad_y_RD = torch.mul(grad_RD, gate_R.unsqueeze(1), out=torch.empty_like(y_RD))
+        return grad_y_RD, (grad_RD.to(gate_R.dtype) * y_RD).sum(dim=1)
 
 
 def build_experts(

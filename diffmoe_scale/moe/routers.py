@@ -70,7 +70,7 @@ class DiffMoERouter(ExpertRouter):
         return Routing(
             mask_SE,
             scores_SE.where(mask_SE, 0.0),
-            metrics=load_metrics(mask_SE),
+            metrics=load_metrics(mask_SE, rows_per_expert),
             rows_per_expert=rows_per_expert,
         )
 
@@ -82,13 +82,7 @@ class DiffMoERouter(ExpertRouter):
         num_tokens = len(scores_SE)
         taught_T = self.taught_tokens(num_tokens, context, device=x_SD.device)
         prediction_TE = self.predictor(x_SD if taught_T is None else x_SD[taught_T])
-        pooled_EP = gather_pool(torch.cat([scores_SE, prediction_TE]), self.pool_group)
-        scores_EP, prediction_EP = (
-            part_ERP.flatten(1)
-            for part_ERP in pooled_EP.unflatten(1, (-1, num_tokens + len(prediction_TE))).split(
-                [num_tokens, len(prediction_TE)], dim=2
-            )
-        )
+        scores_EP, prediction_EP = self.pooled(scores_SE, prediction_TE)
         scores_EGP, prediction_EGP = (
             values_EP.unflatten(1, (num_pools, -1)) for values_EP in (scores_EP, prediction_EP)
         )
@@ -98,18 +92,31 @@ class DiffMoERouter(ExpertRouter):
         mask_SE = select_top(scores_EGP, k).flatten(1)[:, first : first + num_tokens].t()
         taught_mask_TE = mask_SE if taught_T is None else mask_SE[taught_T]
         loss = predictor_loss(prediction_TE, taught_mask_TE)
+        if self.moe.predictor_weight != 1:
+            loss = self.moe.predictor_weight * loss
         taught_k = max(1, round(k * prediction_EGP.shape[2] / scores_EGP.shape[2]))
+        kth_EG = kth_largest(prediction_EGP, taught_k).sigmoid()
+        rows_per_expert = k * num_pools if scores_EP.shape[1] == num_tokens else None
         return Routing(
             mask_SE,
             scores_SE.where(mask_SE, 0.0),
-            aux_losses={"predictor": self.moe.predictor_weight * loss},
-            kth_probability_E=kth_largest(prediction_EGP, taught_k).sigmoid().mean(dim=1),
-            metrics=load_metrics(mask_SE),
-            rows_per_expert=k * num_pools if scores_EP.shape[1] == num_tokens else None,
+            aux_losses={"predictor": loss},
+            kth_probability_E=kth_EG.squeeze(1) if num_pools == 1 else kth_EG.mean(dim=1),
+            metrics=load_metrics(mask_SE, rows_per_expert),
+            rows_per_expert=rows_per_expert,
             scores_SE=scores_SE.detach() if context.selection.is_observed else None,
             prediction_TE=prediction_TE.detach() if context.selection.is_observed else None,
             taught_T=taught_T,
         )
+
+    def pooled(self, scores_SE: Tensor, prediction_TE: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores and predictions of all ranks of the pool, [E, P] each, by one collective."""
+        if self.pool_group is None:
+            return gather_pool(scores_SE, None), gather_pool(prediction_TE, None)
+        sizes = [len(scores_SE), len(prediction_TE)]
+        pooled_EP = gather_pool(torch.cat([scores_SE, prediction_TE]), self.pool_group)
+        scores_ERP, prediction_ERP = pooled_EP.unflatten(1, (-1, sum(sizes))).split(sizes, dim=2)
+        return scores_ERP.flatten(1), prediction_ERP.flatten(1)
 
     def taught_tokens(
         self, num_tokens: int, context: RoutingContext, *, device: torch.device
@@ -153,7 +160,7 @@ class ExpertChoiceRouter(ExpertRouter):
         return Routing(
             mask_SE,
             scores_SE.where(mask_SE, 0.0),
-            metrics=load_metrics(mask_SE),
+            metrics=load_metrics(mask_SE, rows_per_expert),
             rows_per_expert=rows_per_expert,
             scores_SE=scores_SE.detach() if context.selection.is_observed else None,
         )

@@ -58,10 +58,15 @@ class Routing:
     taught_T: Tensor | None = None
 
 
-def load_metrics(mask_SE: Tensor) -> dict[str, Tensor]:
+def load_metrics(mask_SE: Tensor, rows_per_expert: int | None = None) -> dict[str, Tensor]:
     """Share of this rank's tokens that each expert took, times E (1 = a fair share), and its mean (DiffMoE
-    eq. 8)."""
-    load_E = mask_SE.float().mean(dim=0) * mask_SE.shape[1]
+    eq. 8). `rows_per_expert`, where it is known, saves counting."""
+    num_tokens, num_experts = mask_SE.shape
+    if rows_per_expert is not None:
+        load = rows_per_expert / num_tokens * num_experts
+        load_E = torch.full((num_experts,), load, device=mask_SE.device)
+        return {"load_E": load_E, "capacity": load_E[0]}
+    load_E = mask_SE.float().mean(dim=0) * num_experts
     return {"load_E": load_E, "capacity": load_E.mean()}
 
 
