@@ -34,6 +34,7 @@ setup(
         "safetensors",
         "wandb",
         "tensorboard",
+        "prometheus-client",
         "matplotlib",
         "pyarrow",
         "imagehash",

@@ -184,6 +184,7 @@ def report_end(config: Config, directory: RunDirectory) -> None:
 def explain(error: BaseException, *, rank: int) -> int:
     """Log why this rank stopped. The exit code."""
     from diffmoe_scale.parallel.context import is_peer_failure
+    from diffmoe_scale.parallel.peers import name_lost_ranks
 
     if isinstance(error, Stopped):
         logger.warning("stopped (rank %d): %s; %s", rank, error, HOW_TO_CONTINUE)
@@ -196,6 +197,9 @@ def explain(error: BaseException, *, rank: int) -> int:
         logger.error(
             "stopped (rank %d): %s; %s (what this rank saw: %s)", rank, cause, HOW_TO_CONTINUE, error
         )
+        # After that line: the launcher may end this process at any moment.
+        if lost := name_lost_ranks():
+            logger.error("lost: %s; where the others waited stands in RUN/stacks, if they did", lost)
     elif isinstance(error, (RunError, OSError)):
         logger.error("stopped (rank %d): %s; without the cause, %s", rank, error, HOW_TO_CONTINUE)
     else:

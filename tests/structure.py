@@ -106,6 +106,7 @@ USERS = {
     },
     "wandb": {"telemetry/trackers"},
     "matplotlib": {"report/capacity_plots", "report/health_plots", "report/plots", "telemetry/picture_grid"},
+    "prometheus_client": {"telemetry/prometheus"},
     "pydantic": {
         "config/load",
         "checkpoint/manifest",

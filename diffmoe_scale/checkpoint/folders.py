@@ -4,8 +4,11 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
+from diffmoe_scale.checkpoint.manifest import complete_checkpoints, step_of
+from diffmoe_scale.config.run import CheckpointConfig
 from diffmoe_scale.files import replace_file
 
 logger = logging.getLogger(__name__)
@@ -81,3 +84,11 @@ def remove_checkpoint(path: Path) -> None:
     except OSError as error:
         logger.warning("checkpoint %s was not removed: %s", path, error)
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def remove_older(folder: Path, config: CheckpointConfig, *, damaged: Collection[Path]) -> None:
+    """Remove the checkpoints that the config does not keep; damaged ones neither count nor leave."""
+    good = [path for path in complete_checkpoints(folder) if path not in damaged]
+    for path in good[: -config.keep_last]:
+        if not (config.keep_every and step_of(path) % config.keep_every == 0):
+            remove_checkpoint(path)

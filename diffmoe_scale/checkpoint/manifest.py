@@ -2,10 +2,12 @@
 
 import json
 import os
+import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import file_digest, sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any  # Any: JSON trees
 
@@ -22,6 +24,7 @@ STEP_FOLDER = re.compile(r"step_(\d{8,18})", re.ASCII)
 MOST_SHOWN = 5
 SECOND_AVERAGE = "ema2/"
 """What the names of a second weight average begin with."""
+RECORDED_PACKAGES = ("torch", "deepspeed", "megatron-core")
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]
 """No folder: a manifest cannot point outside of its checkpoint."""
 
@@ -148,6 +151,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         json.dump(tree, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
+
+
+def package_versions() -> dict[str, str]:
+    return {name: version(name) for name in RECORDED_PACKAGES} | {"python": platform.python_version()}
 
 
 def describe_file(path: Path) -> StoredFile:

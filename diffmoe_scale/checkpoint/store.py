@@ -7,12 +7,11 @@ last and makes it complete. Training waits for a copy in host memory only; a thr
 """
 
 import logging
-import platform
 import shutil
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self  # gathered Python objects
@@ -30,7 +29,7 @@ from diffmoe_scale.checkpoint.files import (
     first_reason,
     global_view,
 )
-from diffmoe_scale.checkpoint.folders import make_unfinished, name_finished, record_saved, remove_checkpoint
+from diffmoe_scale.checkpoint.folders import make_unfinished, name_finished, record_saved, remove_older
 from diffmoe_scale.checkpoint.manifest import (
     METADATA,
     MOST_SHOWN,
@@ -38,11 +37,10 @@ from diffmoe_scale.checkpoint.manifest import (
     StoredFile,
     check_model,
     checkpoint_folders,
-    complete_checkpoints,
     describe_file,
     find_damage,
+    package_versions,
     read_manifest,
-    step_of,
     write_manifest,
 )
 from diffmoe_scale.config.check import RunError
@@ -53,7 +51,7 @@ from diffmoe_scale.parallel.slice import Slice
 
 logger = logging.getLogger(__name__)
 
-RECORDED_PACKAGES = ("torch", "deepspeed", "megatron-core")
+RETRY_S = 30.0
 
 
 class CheckpointStore:
@@ -79,8 +77,8 @@ class CheckpointStore:
         returns. Collective.
 
         The folder gets its name only when all is on disk; then those that the config does not keep are
-        removed. A failure removes what was written, leaves older checkpoints as they are and is logged at
-        once. One save at a time: waits for the one before, and raises its failure as `finish` does.
+        removed. A failure removes what was written, leaves older checkpoints as they are, is logged at
+        once and tried again once. One save at a time: waits for the one before, and raises as `finish` does.
         """
         self.finish()
         copies = self._copies.take(state)
@@ -93,6 +91,12 @@ class CheckpointStore:
         """
         under_way, self._under_way = self._under_way, None
         return under_way is None or under_way.result()
+
+    @property
+    def has_failed(self) -> bool:
+        """The save of this rank has failed for good, so that `finish` raises."""
+        under_way = self._under_way
+        return under_way is not None and under_way.done() and under_way.exception() is not None
 
     def is_idle(self) -> bool:
         """True if no save of this rank is being written."""
@@ -114,6 +118,13 @@ class CheckpointStore:
             self._thread.shutdown()
 
     def _write(self, state: Mapping[str, Slice], manifest: Manifest) -> bool:
+        """A save that failed is tried once more after RETRY_S: a disk may be full or away for a moment."""
+        if self._try_to_write(state, manifest, is_last=False):
+            return True
+        time.sleep(RETRY_S)
+        return self._try_to_write(state, manifest, is_last=True)
+
+    def _try_to_write(self, state: Mapping[str, Slice], manifest: Manifest, *, is_last: bool) -> bool:
         final = self.folder / f"step_{manifest.step:08d}"
         unfinished = final.with_suffix(".tmp")
         try:
@@ -136,16 +147,17 @@ class CheckpointStore:
                 f"checkpoint {final} was not written: {reason}; older checkpoints are untouched; "
                 f"free space in {self.folder} or change its disk"
             )
-            if self.config.on_write_error == "continue":
-                logger.error("%s; training goes on (checkpoint.on_write_error=continue)", message)
-                return False
-            logger.error(
-                "%s; training stops before the next checkpoint (checkpoint.on_write_error=stop)", message
-            )
-            raise RunError(message) from error
+            choice = self.config.on_write_error
+            goes = "stops" if choice == "stop" else "goes on"
+            again = f"it is tried once more in {RETRY_S:g} s, while training goes on"
+            end = f"training {goes} (checkpoint.on_write_error={choice})"
+            logger.error("%s; %s", message, end if is_last else again)
+            if is_last and choice == "stop":
+                raise RunError(message) from error
+            return False
         self._damaged.discard(final)
         if self.is_main:
-            self._prune()
+            remove_older(self.folder, self.config, damaged=self._damaged)
         return True
 
     def newest(self) -> tuple[Path, Manifest] | None:
@@ -209,17 +221,15 @@ class CheckpointStore:
             self.group, lambda: [path.name for path in unfinished.iterdir()] if self.is_main else []
         )[0]
         own_shapes = {name: list(piece.shape) for name, piece in state.items()}
-        shares = agree(self.group, lambda: (self._describe_share(unfinished, names), own_shapes))
+        share = share_of(self.group, names)
+        shares = agree(
+            self.group, lambda: ({name: describe_file(unfinished / name) for name in share}, own_shapes)
+        )
         for found_files, found_shapes in shares:
             files |= found_files
             shapes |= found_shapes
-        versions = {name: version(name) for name in RECORDED_PACKAGES} | {"python": platform.python_version()}
-        full = replace(
-            manifest,
-            files=dict(sorted(files.items())),
-            shapes=dict(sorted(shapes.items())),
-            versions=versions,
-        )
+        files, shapes = dict(sorted(files.items())), dict(sorted(shapes.items()))
+        full = replace(manifest, files=files, shapes=shapes, versions=package_versions())
 
         def publish() -> None:
             if not self.is_main:
@@ -230,9 +240,6 @@ class CheckpointStore:
 
         agree(self.group, publish)
 
-    def _describe_share(self, folder: Path, names: list[str]) -> dict[str, StoredFile]:
-        return {name: describe_file(folder / name) for name in share_of(self.group, names)}
-
     def _check_share(self, checkpoint: Path) -> list[str]:
         """What is wrong with the manifest and with this rank's share of the files."""
         try:
@@ -240,11 +247,3 @@ class CheckpointStore:
         except ValueError as error:
             return [str(error)]
         return find_damage(checkpoint, manifest, share_of(self.group, list(manifest.files)))
-
-    def _prune(self) -> None:
-        """Remove what the config does not keep; damaged checkpoints neither count nor leave."""
-        good = [path for path in complete_checkpoints(self.folder) if path not in self._damaged]
-        every = self.config.keep_every
-        for path in good[: -self.config.keep_last]:
-            if not (every and step_of(path) % every == 0):
-                remove_checkpoint(path)

@@ -54,6 +54,25 @@ class RunDirectory:
         return self.path / "experts.json"
 
     @property
+    def stop_request(self) -> Path:
+        """Whoever makes this file asks the run to save and end, as by SIGUSR1."""
+        return self.path / "stop"
+
+    @property
+    def profile_request(self) -> Path:
+        """Whoever makes this file asks for a trace of the next steps."""
+        return self.path / "profile"
+
+    @property
+    def traces(self) -> Path:
+        """Traces of torch's profiler."""
+        return self.path / "traces"
+
+    def stacks(self, rank: int) -> Path:
+        """Where a rank stood that made no step for long."""
+        return self.path / "stacks" / f"rank_{rank}.txt"
+
+    @property
     def log(self) -> Path:
         return self.path / "log.txt"
 

@@ -32,5 +32,14 @@ class TelemetryConfig(Section, name="telemetry", is_free=True):
     """Write TensorBoard events into RUN/tensorboard."""
     wandb: Literal["disabled", "offline", "online"] = "disabled"
     """Weights & Biases; `offline` writes into RUN/wandb."""
+    prometheus_port: Annotated[int, Range(0, 65_535)] = 0
+    """The main rank answers Prometheus at this port (/metrics); 0 is none."""
+    prometheus_address: str = "127.0.0.1"
+    """Where it listens: this machine alone, an address of it, or 0.0.0.0 for every network."""
+    profile_steps: Annotated[int, Range(1, 1000)] = 3
+    """Steps of a trace, which begins when the file RUN/profile is made (`touch RUN/profile`)."""
+    hang_s: Annotated[int, Range(0, 86_400)] = 120
+    """Seconds without a finished step after which each rank writes the stacks of its threads into
+    RUN/stacks/rank_N.txt; 0 is never."""
     wandb_project: str = "diffmoe_scale"
     """Project name on Weights & Biases."""

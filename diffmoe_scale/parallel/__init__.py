@@ -5,5 +5,6 @@ context.py        device, process groups and threads of this process
 bucket.py         how many gradients are sent at once
 expert_groups.py  which parameters are experts, for DeepSpeed
 slice.py          a part of a tensor that is spread over ranks
+peers.py          which ranks were lost, when a collective broke
 waiting.py        waiting for ranks that have other work to do
 """

@@ -16,6 +16,7 @@ from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from diffmoe_scale.parallel.launcher import adopt_launcher_variables, local_size
+from diffmoe_scale.parallel.peers import share_hosts
 from diffmoe_scale.parallel.waiting import LONGEST_WORK
 from diffmoe_scale.words import counted
 
@@ -46,6 +47,8 @@ class ParallelContext:
     waiting_group: dist.ProcessGroup
     checkpoint_group: dist.ProcessGroup
     megatron_groups: ProcessGroupCollection
+    hosts: tuple[str, ...]
+    """Of each rank."""
 
     @property
     def expert_parallel(self) -> int:
@@ -132,6 +135,7 @@ def initialize(*, expert_parallel: int, timeout_s: int) -> ParallelContext:
         meet("nccl" if device.type == "cuda" else "gloo", timeout)
     split_world(expert_parallel, timeout)
     collection = ProcessGroupCollection.use_mpu_process_groups()
+    control_group = _gloo_group(timeout)
     context = ParallelContext(
         rank=rank,
         world_size=world_size,
@@ -140,11 +144,12 @@ def initialize(*, expert_parallel: int, timeout_s: int) -> ParallelContext:
         dp_group=parallel_state.get_data_parallel_group(),
         ep_group=collection.ep,
         expert_dp_group=collection.expt_dp,
-        control_group=_gloo_group(timeout),
+        control_group=control_group,
         # A rank whose disk is slow ends nothing: a dead rank is noticed at once, a hung one by the others.
         waiting_group=_gloo_group(max(LONGEST_WORK, timeout)),
         checkpoint_group=_gloo_group(max(LONGEST_WORK, timeout)),
         megatron_groups=collection,
+        hosts=share_hosts(control_group),
     )
     logger.info(
         "%s, expert parallel %d, rank %d on %s with %s",

@@ -13,7 +13,7 @@ import numpy as np
 from diffmoe_scale.report.health_plots import plot_bars, plot_calibration, plot_together
 from diffmoe_scale.report.html import Markup, element, figure, join, table
 from diffmoe_scale.report.plots import Curve, plot_curves
-from diffmoe_scale.report.training import Record
+from diffmoe_scale.report.training import Record, finite
 
 PANELS = {
     "effective_experts": "Effective experts, by load",
@@ -48,18 +48,18 @@ def health_section(records: Sequence[Record], together: Mapping[int, np.ndarray]
     ]
     parts += [
         figure(
-            plot_bars(_numbers(last, "capacity_by_time")).encode(),
+            plot_bars(_by_tenth(last, "capacity_by_time")).encode(),
             kind="svg",
             caption=_capacity_caption(last),
         )
     ]
-    if "moe/health/calibration" in last:
+    calibration = _by_tenth(last, "calibration")
+    if any(map(math.isfinite, calibration)):
         caption = (
             "Predicted and taken: of the decisions to which the predictor gives a probability, the share "
             "that the experts take. On the line it is right about itself."
         )
-        calibration = plot_calibration(_numbers(last, "calibration"))
-        parts.append(figure(calibration.encode(), kind="svg", caption=caption))
+        parts.append(figure(plot_calibration(calibration).encode(), kind="svg", caption=caption))
     if together:
         caption = (
             "Of the tokens of the expert in a row, the share that the expert in a column takes too. Blocks "
@@ -96,6 +96,11 @@ def _rows(record: Record, blocks: Sequence[int]) -> list[tuple[str, ...]]:
 def _numbers(record: Record, name: str) -> list[float]:
     value = record.get(f"moe/health/{name}")
     return value if isinstance(value, list) else []
+
+
+def _by_tenth(record: Record, name: str) -> list[float]:
+    """NaN where nothing was logged."""
+    return [finite(record, f"moe/health/{name}/{tenth}", math.nan) for tenth in range(10)]
 
 
 def _capacity_caption(record: Record) -> str:

@@ -5,7 +5,10 @@ metrics.py       RUN/metrics.jsonl: one JSON object a logged step
 meter.py         means of values that lie on the device, between two log steps
 phases.py        seconds of the parts of a step
 progress.py      how far a run is: a bar on a terminal, a line now and then elsewhere
-trackers.py      TensorBoard, Weights & Biases
+trackers.py      TensorBoard, Weights & Biases, Prometheus
+prometheus.py    figures for Prometheus to fetch
+profiler.py      a trace of a few steps, whenever a file asks for it
+stacks.py        where a rank stands that makes no step
 hardware.py      what GPUs can do at most
 picture_grid.py  grids of pictures with their captions
 """

@@ -1,4 +1,4 @@
-"""Experiment trackers: TensorBoard and Weights & Biases. The only file that imports either package."""
+"""Experiment trackers: TensorBoard, Weights & Biases (imported here alone), Prometheus."""
 
 import json
 import logging
@@ -14,6 +14,7 @@ from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.telemetry import TelemetryConfig
 from diffmoe_scale.files import replace_file
 from diffmoe_scale.telemetry.metrics import MetricValue
+from diffmoe_scale.telemetry.prometheus import PrometheusTracker
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,18 @@ def build_trackers(
                 "TensorBoard",
                 "set telemetry.tensorboard=false",
                 lambda: TensorBoardTracker(run_directory, start_step=start_step),
+            )
+        )
+    if config.prometheus_port:
+        trackers.append(
+            _start(
+                "Prometheus",
+                "choose another telemetry.prometheus_port or prometheus_address",
+                lambda: PrometheusTracker(
+                    run_directory.resolve().name,
+                    address=config.prometheus_address,
+                    port=config.prometheus_port,
+                ),
             )
         )
     if config.wandb != "disabled":

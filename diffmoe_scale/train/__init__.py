@@ -25,4 +25,5 @@ expert_health.py loads, overlap, entropy of experts, and what the rule of infere
 alarms.py        which figures are wrong, and what to try
 reporter.py      what a run says of itself: metrics.jsonl, trackers, progress
 stop.py          signals that ask a run to end
+watch.py         what an operator asks of a run by a file; what is kept of a run that hangs
 """

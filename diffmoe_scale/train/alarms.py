@@ -1,7 +1,7 @@
 """Which of a run's figures are wrong, and what to try."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from diffmoe_scale.config.alarms import AlarmsConfig
 from diffmoe_scale.telemetry.metrics import MetricValue
@@ -19,9 +19,9 @@ OWN_WORK = {"data": "waits for data", "encode": "encodes"}
 class Alarms:
     """Warns when an alarm begins, and says when it is over. For the main rank only."""
 
-    def __init__(self, config: AlarmsConfig, blocks: list[int]) -> None:
-        """`blocks` have experts."""
-        self._config, self._blocks = config, blocks
+    def __init__(self, config: AlarmsConfig, blocks: list[int], hosts: Sequence[str]) -> None:
+        """`blocks` have experts, `hosts` are those of the ranks."""
+        self._config, self._blocks, self._hosts = config, blocks, hosts
         self._active: dict[str, set[str]] = {"ranks": set(), "experts": set()}
 
     def check(self, step: int, metrics: Metrics) -> None:
@@ -54,8 +54,9 @@ class Alarms:
                 rank = int(_number(metrics, f"time/slowest/{phase}_rank"))
                 yield (
                     f"straggler/{phase}",
-                    f"rank {rank} {does} {slowest_s:.2f} s a step, the mean rank {mean_s:.2f} s "
-                    "(alarms.max_straggle); look at that node's disk, network and other processes",
+                    f"rank {rank} on {self._hosts[rank]} {does} {slowest_s:.2f} s a step, the mean "
+                    f"rank {mean_s:.2f} s (alarms.max_straggle); look at that "
+                    "node's disk, network and other processes",
                 )
 
     def _of_loads(self, metrics: Metrics) -> Found:

@@ -32,8 +32,8 @@ COUNTED = 8
 class Health:
     """`figures` for the line of a log step: `moe/deployed/BLOCK` is each expert's load by the rule of
     inference; `moe/health/...` hold a value for each MoE layer, but for those of capacity and calibration,
-    which are means over layers. `experts` by block: `together`, the share of tokens that two experts both
-    take ([E, E], flat), and `gate`, the mean weight of an expert's output."""
+    which are means over layers, by tenth. `experts` by block: `together`, the share of tokens that two
+    experts both take ([E, E], flat), and `gate`, the mean weight of an expert's output."""
 
     figures: dict[str, MetricValue]
     experts: dict[str, dict[str, list[float]]]
@@ -148,16 +148,16 @@ def _layer_figures(layer: MoELayer, means: Means, name: str) -> dict[str, float]
 
 
 def _overall_figures(means: Means, names: list[str]) -> dict[str, MetricValue]:
-    """Means over layers; NaN where no sample was of that kind."""
+    """Means over layers, without those of which there was no sample."""
     kinds_LK = torch.tensor([means.vectors[f"{name}/capacity_by_kind"] for name in names])
     *by_time, conditional, unconditional = kinds_LK.mean(dim=0).tolist()
-    figures: dict[str, MetricValue] = {"moe/health/capacity_by_time": by_time}
-    halves = {"capacity_conditional": conditional, "capacity_unconditional": unconditional}
-    figures |= {f"moe/health/{name}": value for name, value in halves.items() if not math.isnan(value)}
+    figures = {f"capacity_by_time/{tenth}": value for tenth, value in enumerate(by_time)}
+    figures |= {"capacity_conditional": conditional, "capacity_unconditional": unconditional}
     if all(f"{name}/calibration" in means.vectors for name in names):
         taken = torch.tensor([means.vectors[f"{name}/calibration"] for name in names])
-        figures["moe/health/calibration"] = taken.nanmean(dim=0).tolist()
-    return figures
+        calibration = enumerate(taken.nanmean(dim=0).tolist())
+        figures |= {f"calibration/{tenth}": value for tenth, value in calibration}
+    return {f"moe/health/{name}": value for name, value in figures.items() if not math.isnan(value)}
 
 
 def _square(flat: list[float]) -> Tensor:
@@ -181,7 +181,10 @@ def _entropy(load: Tensor) -> float:
 def write_experts(path: Path, step: int, experts: Mapping[str, Mapping[str, list[float]]]) -> None:
     """RUN/experts.json: `Health.experts` of the last log step. A failing write (a full disk) ends nothing."""
     rounded = {
-        block: {kind: [round(value, 5) for value in values] for kind, values in figures.items()}
+        block: {
+            kind: [None if math.isnan(value) else round(value, 5) for value in values]
+            for kind, values in figures.items()
+        }
         for block, figures in experts.items()
     }
     try:

@@ -70,7 +70,7 @@ class Reporter:
             self._trackers = build_trackers(
                 config.telemetry, directory.path, config_tree(config), start_step=start_step
             )
-            self._alarms = Alarms(config.alarms, [layer.layer_index for layer in moe_layers])
+            self._alarms = Alarms(config.alarms, [layer.layer_index for layer in moe_layers], context.hosts)
 
     def begin_step(self) -> None:
         """Start the clock; what happens between steps (validation, checkpoints) is not a step's time."""

@@ -15,6 +15,7 @@ from diffmoe_scale.train.resume import resume
 from diffmoe_scale.train.setup import set_up
 from diffmoe_scale.train.stop import Stopped
 from diffmoe_scale.train.trainer import Training, train_step
+from diffmoe_scale.train.watch import Watch
 from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
@@ -57,14 +58,22 @@ def train_on(run: Training) -> None:
     Raises: Stopped after a step whose end a signal asked for.
     """
     config, telemetry, is_save_due = run.config, run.config.telemetry, False
-    with Reporter(
-        config, run.context, run.directory, moe_layers=run.networks.denoiser.moe_layers(), start_step=run.step
-    ) as reporter:
+    with (
+        Watch(telemetry, run.context, run.directory, run.stop) as watch,
+        Reporter(
+            config,
+            run.context,
+            run.directory,
+            moe_layers=run.networks.denoiser.moe_layers(),
+            start_step=run.step,
+        ) as reporter,
+    ):
         # The main rank started trackers, perhaps over a network.
         wait_for_ranks(run.context.waiting_group)
         reporter.add(run.reader.index_problems())
         while run.step < config.run.steps:
             run.step += 1
+            watch.begin_step(run.step)
             train_step(run, reporter)
             run.position = run.plan.advance(run.position)
             reporter.add(run.reader.dataset_counts(run.position))
@@ -80,7 +89,9 @@ def train_on(run: Training) -> None:
             reporter.end_step(run.step, run.position.samples)
             if run.guard.must_roll_back:
                 return
-            run.stop.agree(run.context.control_group)
+            watch.end_step(run.step)
+            if run.stop.agree(run.context.control_group, also=run.store.has_failed):
+                run.store.finish()
             is_save_due |= _is_due(run.step, config.checkpoint.every, config) or run.stop.is_requested
             # Never after a bad step: the newest checkpoint is the one to go back to.
             if is_save_due and (run.guard.bad_in_a_row == 0 or run.step == config.run.steps):

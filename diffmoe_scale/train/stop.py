@@ -1,4 +1,4 @@
-"""Signals that ask a run to end."""
+"""Signals, and a file, that ask a run to end."""
 
 import signal
 from types import FrameType, TracebackType
@@ -31,14 +31,20 @@ class StopSignals:
         """A signal came to some rank, as of the last `agree`."""
         self._is_noted = self._is_interrupt_noted = False
 
-    def agree(self, group: "dist.ProcessGroup") -> None:
-        """Learn whether a signal came to any rank. Collective over `group`, which is on gloo."""
+    def note(self) -> None:
+        """As if a signal had come to this rank."""
+        self._is_noted = True
+
+    def agree(self, group: "dist.ProcessGroup", *, also: bool = False) -> bool:
+        """Learn whether a signal came to any rank. Returns whether `also` is true on any. Collective over
+        `group`, which is on gloo."""
         import torch
         import torch.distributed as dist
 
-        noted = torch.tensor([self._is_noted, self._is_interrupt_noted], dtype=torch.int32)
+        noted = torch.tensor([self._is_noted, self._is_interrupt_noted, also], dtype=torch.int32)
         dist.all_reduce(noted, group=group)
-        self.is_requested, self.is_interrupt = (count > 0 for count in noted.tolist())
+        self.is_requested, self.is_interrupt, is_also = (count > 0 for count in noted.tolist())
+        return is_also
 
     def __enter__(self) -> Self:
         self._before = {signum: signal.signal(signum, self._note) for signum in heeded_signals()}

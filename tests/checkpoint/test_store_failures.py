@@ -4,12 +4,14 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
+from diffmoe_scale.checkpoint import store as store_module
 from diffmoe_scale.checkpoint.store import CheckpointStore
 from diffmoe_scale.config.run import CheckpointConfig
 from diffmoe_scale.parallel.context import ParallelContext
@@ -25,6 +27,7 @@ def fail_in_turn(context: ParallelContext, folder: Path, on_write_error: str) ->
     def fail(*_: object, **__: object) -> None:
         raise no_space
 
+    store_module.RETRY_S = 0.05
     answers = []
     places = [
         (0, Path, "mkdir"),
@@ -72,6 +75,7 @@ def test_failure_of_one_rank_is_answered_by_all_where_training_goes_on(tmp_path:
 def fail_behind_the_back(context: ParallelContext, folder: Path) -> list[str]:
     """Who hears of a failed save: the next one, the end of the run, and nobody when the run ends with an
     error of its own."""
+    store_module.RETRY_S = 0.05
     heard = []
     state = make_state(context.rank, even_cuts(context.world_size), step=10)
 
@@ -105,6 +109,31 @@ def test_failed_save_stops_the_next_one_or_the_end_of_the_run_and_hides_no_other
     assert list(tmp_path.iterdir()) == []
 
 
+def fail_once(context: ParallelContext, folder: Path) -> tuple[bool, bool, int]:
+    """A disk that is full while the first attempt is written, and has room at the second."""
+    store_module.RETRY_S = 0.2
+    rename, calls = os.rename, []
+
+    def fail_first(*arguments: Any, **others: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(*arguments, **others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if context.rank == 0:
+            patch.setattr(os, "rename", fail_first)
+        store = CheckpointStore(folder, CheckpointConfig(), group=context.checkpoint_group)
+        store.save(make_state(context.rank, even_cuts(context.world_size), step=10), manifest(10))
+        return store.finish(), store.has_failed, len(calls)
+
+
+def test_a_save_that_failed_is_tried_once_more_by_all_ranks(tmp_path: Path) -> None:
+    main, other = run_on_ranks(fail_once, 2, tmp_path)
+    assert main[:2] == other[:2] == (True, False) and main[2] >= 2
+    assert run_on_ranks(newest_name, 1, tmp_path) == ["step_00000010"]
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
@@ -120,6 +149,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def fill_disk(context: ParallelContext, folder: Path) -> list[str]:
     """160 KiB a checkpoint on a disk of 256."""
+    store_module.RETRY_S = 0.05
     group = context.checkpoint_group
     state = {"master/w": Slice.whole(torch.ones(40 * 1024))}
     careful, careless = (

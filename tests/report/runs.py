@@ -2,7 +2,6 @@
 
 import html.parser
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -83,8 +82,8 @@ def write_metrics(directory: Path, *, steps: int, every: int) -> None:
                 for figure in ("effective_experts", "overlap", "uncovered", "deployed_capacity")
             }
             metrics |= {
-                "moe/health/capacity_by_time": [0.9] * 9 + [math.nan],
-                "moe/health/calibration": [0.1 * tenth for tenth in range(10)],
+                **{f"moe/health/capacity_by_time/{tenth}": 0.9 for tenth in range(9)},
+                **{f"moe/health/calibration/{tenth}": 0.1 * tenth for tenth in range(10)},
                 "moe/health/capacity_conditional": 1.25,
             }
             if step == 10 * every:

@@ -34,7 +34,7 @@ def healthy(**others: MetricValue) -> dict[str, MetricValue]:
 
 
 def said(caplog: pytest.LogCaptureFixture, *lines: dict[str, MetricValue], step: int = AFTER) -> list[str]:
-    alarms = Alarms(AlarmsConfig(), [1, 3])
+    alarms = Alarms(AlarmsConfig(), [1, 3], ["a", "b", "c", "d"])
     with caplog.at_level(logging.INFO, logger="diffmoe_scale.train.alarms"):
         for line in lines:
             alarms.check(step, line)
@@ -67,8 +67,8 @@ def test_a_healthy_run_has_no_alarm(caplog: pytest.LogCaptureFixture) -> None:
         ({"moe__health__similarity": [0.995, 0.4]}, "similarity/1", "block 1: 0.99 cosine of two experts'"),
         ({"moe__health__deployed_capacity": [1.6, 1.0]}, "capacity/1", "at capacity 1.60, it trains at 1.00"),
         ({"time__data_s": 0.6}, "data", "wait for data 60% of a step"),
-        ({"time__slowest__data_s": 0.4}, "straggler/data", "rank 3 waits for data 0.40 s a step"),
-        ({"time__slowest__encode_s": 0.4}, "straggler/encode", "rank 3 encodes 0.40 s a step"),
+        ({"time__slowest__data_s": 0.4}, "straggler/data", "rank 3 on d waits for data 0.40 s a step"),
+        ({"time__slowest__encode_s": 0.4}, "straggler/encode", "rank 3 on d encodes 0.40 s a step"),
     ],
 )
 def test_an_alarm_is_said_once_with_what_to_try_and_again_when_it_is_over(

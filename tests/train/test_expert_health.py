@@ -8,6 +8,7 @@ from torch import Tensor
 
 from diffmoe_scale.moe.routing import Routing, load_metrics
 from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.telemetry.metrics import MetricValue
 from diffmoe_scale.train.expert_health import ExpertHealth, Health, write_experts
 from tests.ranks import run_on_ranks
 from tests.train.runs import tiny_config, tiny_pipeline
@@ -63,6 +64,11 @@ def of_first_layer(health: Health, figure: str) -> float:
     return value[0]
 
 
+def of_tenths(health: Health, figure: str) -> dict[int, MetricValue]:
+    names = {f"moe/health/{figure}/{tenth}": tenth for tenth in range(10)}
+    return {names[name]: value for name, value in health.figures.items() if name in names}
+
+
 EACH_ITS_OWN = [[0], [1], [2], [3]] * 2
 ALL_THE_SAME = [[0, 1, 2, 3], [], [], []] * 2
 ONE_IS_DEAD = [[0], [1], [2], []] * 2
@@ -99,9 +105,7 @@ def test_the_rule_of_inference_is_held_against_the_training_decision() -> None:
     (exact,) = run_on_ranks(health_of, 1, [EACH_ITS_OWN])
     assert of_first_layer(exact, "predictor_accuracy") == 1
     assert of_first_layer(exact, "deployed_capacity") == 1
-    calibration = exact.figures["moe/health/calibration"]
-    assert isinstance(calibration, list)
-    assert calibration[0] == 0 and calibration[9] == 1 and all(map(math.isnan, calibration[1:9]))
+    assert of_tenths(exact, "calibration") == {0: 0.0, 9: 1.0}
 
 
 def of_a_share(context: ParallelContext) -> Health:
@@ -122,15 +126,12 @@ def test_a_predictor_that_says_yes_to_all_is_right_about_those_taken_alone() -> 
     (health,) = run_on_ranks(far_too_sure, 1)
     assert of_first_layer(health, "predictor_accuracy") == 0.25
     assert of_first_layer(health, "deployed_capacity") == 4
-    calibration = health.figures["moe/health/calibration"]
-    assert isinstance(calibration, list) and calibration[9] == 0.25
+    assert of_tenths(health, "calibration") == {9: 0.25}
 
 
 def test_capacity_goes_by_time_and_by_whether_there_is_a_condition() -> None:
     (health,) = run_on_ranks(health_of, 1, [[[0, 1]] * TOKENS + [[2]] * TOKENS])
-    by_time = health.figures["moe/health/capacity_by_time"]
-    assert isinstance(by_time, list)
-    assert by_time[0] == 2 and by_time[9] == 1 and all(map(math.isnan, by_time[1:9]))
+    assert of_tenths(health, "capacity_by_time") == {0: 2.0, 9: 1.0}
     assert health.figures["moe/health/capacity_conditional"] == 2
     assert health.figures["moe/health/capacity_unconditional"] == 1
 
@@ -144,6 +145,8 @@ def test_two_ranks_are_one() -> None:
 
 
 def test_experts_are_kept_in_a_file_of_their_own(tmp_path: Path) -> None:
-    write_experts(tmp_path / "experts.json", 7, {"1": {"together": [0.123456789], "gate": [math.pi]}})
+    write_experts(
+        tmp_path / "experts.json", 7, {"1": {"together": [0.123456789], "gate": [math.pi, math.nan]}}
+    )
     found = json.loads((tmp_path / "experts.json").read_text())
-    assert found == {"step": 7, "blocks": {"1": {"together": [0.12346], "gate": [3.14159]}}}
+    assert found == {"step": 7, "blocks": {"1": {"together": [0.12346], "gate": [3.14159, None]}}}

@@ -7,6 +7,7 @@ from typing import Any  # lines of metrics.jsonl
 import pytest
 
 from diffmoe_scale import pretrain
+from diffmoe_scale.checkpoint import store as store_module
 from diffmoe_scale.checkpoint.manifest import complete_checkpoints
 from diffmoe_scale.checkpoint.store import CheckpointStore
 from diffmoe_scale.config.check import RunError
@@ -76,6 +77,7 @@ def no_space_from_step_8(store: CheckpointStore, unfinished: Path, final: Path, 
 
 def train_on_a_full_disk(context: ParallelContext, settings: list[str]) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "RETRY_S", 0.05)
         patch.setattr(CheckpointStore, "_complete", no_space_from_step_8)
         return train_in_turn(context, [settings])
 
@@ -93,6 +95,14 @@ def test_a_run_that_goes_on_over_a_full_disk_does_not_end_as_if_all_were_saved(
     assert list(read_lines(tmp_path / "run"))[-1] == 12
     assert [path.name for path in complete_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000004"]
     train_runs((2, 2), run)  # with room again
+
+
+def test_a_save_that_failed_for_good_ends_the_run_within_a_step(settings: list[str], tmp_path: Path) -> None:
+    """Step 8 is saved while steps 9, 10, ... are trained; no other save is due before step 1000."""
+    run = [*settings, "run.steps=1000", "checkpoint.every=8"]
+    for (answer,) in run_on_ranks(train_on_a_full_disk, 2, run, expert_parallel=2):
+        assert answer.startswith(f"checkpoint {tmp_path / 'run' / 'checkpoints' / 'step_00000008'} was not")
+    assert max(read_lines(tmp_path / "run")) < 500
 
 
 def test_a_run_directory_that_fails_after_the_check_is_a_wrong_setting(

@@ -1,0 +1,48 @@
+"""Which ranks were lost, when a collective broke."""
+
+import os
+import socket
+import time
+
+import torch.distributed as dist
+
+PATIENCE_S = 10.0
+"""Ranks learn of a death within moments of each other, of a hang at the same time-out."""
+LOOK_EVERY_S = 0.2
+NAMED = 8
+
+
+def share_hosts(group: dist.ProcessGroup) -> tuple[str, ...]:
+    """The host name of every rank, which is also left in the store of the process group. Collective over
+    `group`, which is all ranks on gloo."""
+    host = socket.gethostname()
+    dist.distributed_c10d._get_default_store().set(_key("host", dist.get_rank()), host)
+    hosts: list[str | None] = [None] * group.size()
+    dist.all_gather_object(hosts, host, group=group)
+    return tuple(str(host) for host in hosts)
+
+
+def name_lost_ranks() -> str:
+    """After a collective broke: say that this rank lives, and name those that do not say so, with their
+    hosts; "" if all did. For every rank that lives, at about the same time.
+
+    The ranks meet in the store of the main rank. Where that is gone, the main rank is the lost one.
+    """
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        store.set(_key("lives", dist.get_rank()), "")
+        waiting = set(range(dist.get_world_size())) - {dist.get_rank()}
+        give_up = time.monotonic() + PATIENCE_S
+        while waiting and time.monotonic() < give_up:
+            waiting = {other for other in waiting if not store.check([_key("lives", other)])}
+            time.sleep(LOOK_EVERY_S if waiting else 0)
+        named = [
+            f"rank {rank} on {store.get(_key('host', rank)).decode()}" for rank in sorted(waiting)[:NAMED]
+        ]
+    except (RuntimeError, ValueError):
+        return f"rank 0 on {os.environ['MASTER_ADDR']}"
+    return ", ".join(named) + (f" and {len(waiting) - NAMED} more" if len(waiting) > NAMED else "")
+
+
+def _key(kind: str, rank: int) -> str:
+    return f"diffmoe_scale/{kind}/{rank}"

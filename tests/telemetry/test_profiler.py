@@ -1,0 +1,53 @@
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffmoe_scale.telemetry.phases import Phases
+from diffmoe_scale.telemetry.profiler import ProfileOnDemand
+
+CPU = torch.device("cpu")
+
+
+def steps(profiler: ProfileOnDemand, first: int, last: int) -> None:
+    phases = Phases(CPU, ("forward",))
+    for step in range(first, last + 1):
+        profiler.begin_step(step)
+        with phases("forward"):
+            torch.ones(4, 4) @ torch.ones(4, 4)
+        profiler.end_step(step)
+
+
+def test_a_file_asks_for_a_trace_of_the_next_steps(tmp_path: Path) -> None:
+    request, folder = tmp_path / "profile", tmp_path / "traces"
+    profiler = ProfileOnDemand(request, folder, steps=2, device=CPU)
+    steps(profiler, 1, 3)
+    assert not folder.exists()
+    request.touch()
+    steps(profiler, 4, 8)
+    profiler.close()
+    assert not request.exists()
+    (trace,) = folder.iterdir()
+    assert trace.name == "step_00000005.json.gz"
+    names = [event.get("name") for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]]
+    assert names.count("forward") == 2 and "aten::mm" in names
+
+
+def test_a_run_that_ends_before_the_trace_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "profile").touch()
+    profiler = ProfileOnDemand(tmp_path / "profile", tmp_path / "traces", steps=5, device=CPU)
+    steps(profiler, 1, 2)
+    profiler.close()
+    assert "the run ended before step 5: no trace" in caplog.text
+
+
+def test_a_trace_that_cannot_be_written_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "traces").touch()
+    (tmp_path / "profile").touch()
+    profiler = ProfileOnDemand(tmp_path / "profile", tmp_path / "traces", steps=1, device=CPU)
+    steps(profiler, 1, 2)
+    assert "no trace: " in caplog.text

@@ -1,0 +1,56 @@
+"""Files by which an operator asks something of a run that goes on."""
+
+from pathlib import Path
+
+import pytest
+
+from diffmoe_scale.checkpoint.manifest import complete_checkpoints
+from diffmoe_scale.cli.command import TRY_AGAIN
+from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.train import run as module
+from diffmoe_scale.train.reporter import Reporter
+from diffmoe_scale.train.run import train
+from diffmoe_scale.train.stop import Stopped
+from diffmoe_scale.train.trainer import Training
+from tests.ranks import run_on_ranks
+from tests.train.runs import text_settings, tiny_config
+from tests.train.whole_runs import SETTINGS, read_lines
+
+
+def train_with_files(context: ParallelContext, settings: list[str]) -> int | None:
+    """RUN/profile is made in step 2, RUN/stop in step 6. The exit code that a stop asks for."""
+    config = tiny_config(settings)
+    directory = RunDirectory(Path(config.run.directory))
+    train_step = module.train_step
+
+    def step_with_files(run: Training, reporter: Reporter) -> None:
+        for step, request in ((2, directory.profile_request), (6, directory.stop_request)):
+            if run.step == step and context.rank == 1:
+                request.touch()
+        train_step(run, reporter)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "train_step", step_with_files)
+        try:
+            train(config, context, directory)
+        except Stopped as stopped:
+            return stopped.exit_code
+    return None
+
+
+def test_files_ask_for_a_trace_and_for_the_end(tmp_path: Path) -> None:
+    settings = [
+        *SETTINGS,
+        *text_settings(tmp_path),
+        f"run.directory={tmp_path / 'run'}",
+        "parallel.expert_parallel=2",
+        "telemetry.profile_steps=2",
+    ]
+    assert run_on_ranks(train_with_files, 2, settings, expert_parallel=2) == [TRY_AGAIN] * 2
+    directory = RunDirectory(tmp_path / "run")
+    assert [path.name for path in complete_checkpoints(directory.checkpoints)][-1] == "step_00000006"
+    assert max(read_lines(tmp_path / "run")) <= 6
+    assert not directory.stop_request.exists() and not directory.profile_request.exists()
+    assert [path.name for path in directory.traces.iterdir()] == ["step_00000004.json.gz"]
+    assert not directory.stacks(0).parent.exists()
