@@ -26,7 +26,7 @@ def train_with_files(context: ParallelContext, settings: list[str]) -> int | Non
 
     def step_with_files(run: Training, reporter: Reporter) -> None:
         for step, request in ((2, directory.profile_request), (6, directory.stop_request)):
-            if run.step == step and context.rank == 1:
+            if run.step == step and context.is_main:
                 request.touch()
         train_step(run, reporter)
 
