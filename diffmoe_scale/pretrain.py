@@ -7,7 +7,6 @@ import logging
 import multiprocessing
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from diffmoe_scale.config.schema import Config
 from diffmoe_scale.files import replace_file
 from diffmoe_scale.telemetry.log import setup_logging, silence_packages
 from diffmoe_scale.train.places import check_places
-from diffmoe_scale.train.stop import Stopped, heeded_signals, stop_at_once
+from diffmoe_scale.train.stop import Stopped, end_on_signals
 from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
@@ -157,10 +156,15 @@ def enter(directory: RunDirectory, *, rank: int) -> IO[str] | None:
 def train_to_end(config: Config, directory: RunDirectory) -> None:
     """Collective over the job. Raises: Stopped when a signal asked for the end; whatever failed."""
     from diffmoe_scale.parallel.context import finalize, initialize
+    from diffmoe_scale.train.overview import check_ranks, describe_network
     from diffmoe_scale.train.run import train
 
-    for signum in heeded_signals():
-        signal.signal(signum, stop_at_once)
+    end_on_signals()
+    ranks = int(os.environ["WORLD_SIZE"])
+    check_ranks(config, ranks=ranks)
+    if os.environ["RANK"] == "0":
+        for line in describe_network(config, ranks=ranks):
+            logger.info("%s", line)
     context = initialize(expert_parallel=config.parallel.expert_parallel, timeout_s=config.parallel.timeout_s)
     train(config, context, directory)
     finalize()

@@ -21,6 +21,7 @@ yaml_file.py      the text of a file or of a value to a tree, refusing what coul
 origin.py         where a text came from: a run's own config.yaml starts no command
 keys.py           unknown keys, with the nearest right one
 choices.py        settings that follow from others unless they are named
+effect.py         settings that change nothing beside the others
 help.py           the text of `--help`
 identity.py       the settings that decide what a model's weights mean
 run_directory.py  the places of a run directory, and its lock

@@ -17,12 +17,11 @@ from diffmoe_scale.sampling.loading import Pipeline
 from diffmoe_scale.sampling.loads import LoadByTime
 from diffmoe_scale.sampling.thresholds import find_selection
 from diffmoe_scale.scenes.suites import SUITES, Prompt, build_suite, score_images, shuffled
-from diffmoe_scale.telemetry.picture_grid import save_image_grid
+from diffmoe_scale.telemetry.picture_grid import GRID_COLUMNS, save_image_grid
 
 logger = logging.getLogger(__name__)
 
 NUM_SHOWN = 24
-GRID_COLUMNS = 8
 
 
 def evaluate(

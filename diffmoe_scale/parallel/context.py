@@ -123,12 +123,7 @@ def initialize(*, expert_parallel: int, timeout_s: int) -> ParallelContext:
     """
     rank = adopt_launcher_variables()
     world_size, local_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
-    if world_size % expert_parallel != 0:
-        divisors = [n for n in range(1, world_size + 1) if world_size % n == 0]
-        raise ValueError(
-            f"parallel.expert_parallel is {expert_parallel} but the world has {counted(world_size, 'rank')}; "
-            f"choose one of {divisors} or start ranks in multiples of {expert_parallel}"
-        )
+    check_world(world_size, expert_parallel=expert_parallel)
     device = prepare_device(local_rank)
     timeout = timedelta(seconds=timeout_s)
     if not dist.is_initialized():
@@ -191,6 +186,16 @@ def meet(backend: str, timeout: timedelta) -> None:
             "the launcher's --master_port, DEEPSPEED_ARGS='--master_port PORT' of the bash form, or "
             "MASTER_PORT"
         ) from error
+
+
+def check_world(world_size: int, *, expert_parallel: int) -> None:
+    """Raises: ValueError unless experts can be spread over so many ranks."""
+    if world_size % expert_parallel != 0:
+        divisors = [n for n in range(1, world_size + 1) if world_size % n == 0]
+        raise ValueError(
+            f"parallel.expert_parallel is {expert_parallel} but the world has {counted(world_size, 'rank')}; "
+            f"choose one of {divisors} or start ranks in multiples of {expert_parallel}"
+        )
 
 
 def split_world(expert_parallel: int, timeout: timedelta) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.data.reading.build import build_reader
+from diffmoe_scale.data.reading.build import open_reader
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,7 @@ class Epochs:
 def read_epochs(config: Config) -> Epochs:
     """Of the run's training data, whose indexes are read (and written where they are missing). Raises:
     ValueError for shards that cannot be read."""
-    reader = build_reader(
-        config.data, config.data.train, model=config.model, seed=config.run.seed, buckets=config.buckets
-    )
+    reader = open_reader(config, config.data.train)
     plan = reader.plan(global_batch=config.run.global_batch, micro_batch=config.run.micro_batch)
     # In the last stage, whose images are the largest; shares of mixed data sets are in a unit of their own.
     _, shapes = plan.stages[-1]

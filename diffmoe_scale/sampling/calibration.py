@@ -12,7 +12,7 @@ from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.data import DatasetConfig
 from diffmoe_scale.config.sampling import SamplingConfig, check_capacity
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.data.reading.build import build_reader
+from diffmoe_scale.data.reading.build import open_reader
 from diffmoe_scale.data.reading.reader import iterate_captions
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.sampling.batch import Request, generate_batches, number_requests
@@ -180,15 +180,12 @@ def collect_prompts(config: Config, count: int) -> list[str] | list[int]:
     """`count` captions of the run's validation shards, else of its training shards; in class mode labels,
     evenly spread.
 
-    Raises: ValueError as `build_reader`, also for a command ("pipe:...") that only RUN/config.yaml names.
+    Raises: ValueError as `open_reader`, also for a command ("pipe:...") that only RUN/config.yaml names.
     """
     if config.model.conditioning == "class":
         return [i * config.model.num_classes // count for i in range(count)]
     shards = config.data.validation or config.data.train
-    reader = build_reader(
-        config.data, shards, model=config.model, seed=config.run.seed, buckets=config.buckets
-    )
-    captions = list(iterate_captions(reader, count))
+    captions = list(iterate_captions(open_reader(config, shards), count))
     return (captions * math.ceil(count / max(1, len(captions))))[:count]
 
 

@@ -17,6 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diffmoe_scale.files import replace_file
 
+GRID_COLUMNS = 8
+"""Of the grids that a run writes."""
 INK, GOOD, BAD = "#1f2933", "#0b7a5b", "#c92a2a"
 MIN_CELL = 128
 """Pixels of width below which pictures are enlarged."""

@@ -1,47 +1,52 @@
 """What is said before the first step: the size of the network, the data, the memory, where files go."""
 
-from dataclasses import dataclass
+import torch
 
 from diffmoe_scale.config.choices import describe_choices
+from diffmoe_scale.config.effect import describe_idle
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.data.reading.build import build_reader
+from diffmoe_scale.data.reading.build import open_reader
 from diffmoe_scale.encoders.autoencoder.build import latent_format
 from diffmoe_scale.encoders.text.build import stream_widths
-from diffmoe_scale.plan.parameters import ModelSize, count_parameters
+from diffmoe_scale.parallel.context import check_world
+from diffmoe_scale.plan.memory import plan_memory
+from diffmoe_scale.plan.parameters import count_parameters
 from diffmoe_scale.train.engine import accumulation_steps
 from diffmoe_scale.train.start import find_newest
 from diffmoe_scale.words import counted
 
-FP32_BYTES = 4
-NUM_STATES = 4
-"""Kept in fp32 for each parameter: the weights, two moments of AdamW or one of Muon, the moving average; a
-second average is one more."""
+
+def check_ranks(config: Config, *, ranks: int) -> None:
+    """Before they join. Raises: ValueError unless experts and the global batch split over so many ranks."""
+    check_world(ranks, expert_parallel=config.parallel.expert_parallel)
+    accumulation_steps(config, ranks=ranks)
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of a rank for weights, gradients and optimizer state; activations and frozen networks come on
-    top. `host` is the part that parallel.offload_optimizer keeps in the memory of the machine."""
-
-    device: int
-    host: int
-
-
-def describe_run(config: Config, directory: RunDirectory, *, num_samples: int, ranks: int) -> list[str]:
-    """Lines about a run on `ranks` ranks with `num_samples` training samples an epoch.
+def describe_network(config: Config, *, ranks: int) -> list[str]:
+    """Lines about the network and the memory of one of `ranks` ranks, which were checked. Not in a process
+    that has joined the others: the plan of memory has a group of its own.
 
     Raises: ValueError if image, autoencoder, patches and channels do not fit each other.
     """
     size = count_parameters(config)
+    experts = f"{counted(size.experts, 'expert')} in each MoE layer" if size.experts else "no experts"
+    network = (
+        f"network: {size.total:,} parameters, of which a token activates {size.activated:,} on average; "
+        f"{experts}; {counted(size.tokens_per_picture, 'token', ',')} a picture"
+    )
+    return [network, _describe_memory(config, ranks)]
+
+
+def describe_run(config: Config, directory: RunDirectory, *, num_samples: int) -> list[str]:
+    """Lines about a run with `num_samples` training samples an epoch."""
     return [
-        _describe_network(size),
         _describe_data(config, num_samples),
-        _describe_memory(estimate_memory(config, size, ranks=ranks), ranks),
         f"writes to {directory.path.resolve()}: a checkpoint every "
         f"{counted(config.checkpoint.every, 'step')}, of which the newest {config.checkpoint.keep_last} stay",
         *_describe_warmup(config),
         *describe_choices(config),
+        *describe_idle(config),
     ]
 
 
@@ -56,44 +61,16 @@ def describe_planned_run(config: Config, directory: RunDirectory, *, ranks: int)
     latent_format(config.autoencoder)
     if config.model.conditioning == "text":
         stream_widths(config.text)
-    accumulation_steps(config, ranks=ranks)
+    check_ranks(config, ranks=ranks)
     readers = [
-        build_reader(config.data, patterns, model=config.model, seed=config.run.seed, buckets=config.buckets)
-        for patterns in (config.data.train, config.data.validation)
-        if patterns
+        open_reader(config, patterns) for patterns in (config.data.train, config.data.validation) if patterns
     ]
     beginning = "begins at step 1" if newest is None else f"continues from the checkpoint of step {newest}"
     return [
-        *describe_run(config, directory, num_samples=readers[0].num_samples, ranks=ranks),
+        *describe_network(config, ranks=ranks),
+        *describe_run(config, directory, num_samples=readers[0].num_samples),
         f"{beginning}; nothing was trained (--dry-run)",
     ]
-
-
-def estimate_memory(config: Config, size: ModelSize, *, ranks: int) -> Memory:
-    """Of each rank, as ZeRO spreads it: states over all ranks, experts over the ranks of expert parallelism,
-    gradients as states from stage 2 on."""
-    num_experts = size.by_part.get("experts", 0)
-    dense = size.total - num_experts
-    held = dense + num_experts / config.parallel.expert_parallel
-    owned = size.total / ranks
-    weight_bytes = 2 if config.model.precision == "bf16" else FP32_BYTES
-    gradients = FP32_BYTES * (held if config.parallel.zero_stage == 1 else owned)
-    saved = size.matrices / ranks if config.optimizer.kind == "muon" else 0
-    num_states = NUM_STATES + (config.optimizer.ema2_decay > 0)
-    states = round(FP32_BYTES * (num_states * owned - saved))
-    is_offloaded = config.parallel.offload_optimizer
-    return Memory(
-        device=round(weight_bytes * held + gradients) + (0 if is_offloaded else states),
-        host=states if is_offloaded else 0,
-    )
-
-
-def _describe_network(size: ModelSize) -> str:
-    experts = f"{counted(size.experts, 'expert')} in each MoE layer" if size.experts else "no experts"
-    return (
-        f"network: {size.total:,} parameters, of which a token activates {size.activated:,} on average; "
-        f"{experts}; {counted(size.tokens_per_picture, 'token', ',')} a picture"
-    )
 
 
 def _describe_data(config: Config, num_samples: int) -> str:
@@ -104,11 +81,19 @@ def _describe_data(config: Config, num_samples: int) -> str:
     )
 
 
-def _describe_memory(memory: Memory, ranks: int) -> str:
+def _describe_memory(config: Config, ranks: int) -> str:
+    """By the plan of a step, which takes about a second; routing is taken to be even."""
+    is_gpu = torch.cuda.is_available()
+    try:
+        memory = plan_memory(config, ranks=ranks, is_gpu=is_gpu)
+    except ValueError as error:  # training may go on all the same: its pools are larger than the plan's
+        return f"memory of a rank ({ranks} in all): not planned, since {error}"
     host = f" and {_readable(memory.host)} of host memory" if memory.host else ""
+    kept = memory.weights + memory.masters + memory.moments + memory.average
     return (
-        f"memory of a rank ({ranks} in all): {_readable(memory.device)}{host} for weights, gradients and "
-        "optimizer state; activations and frozen networks come on top"
+        f"memory of a rank ({ranks} in all): {_readable(memory.total)}{host} at most by the plan "
+        f"({_readable(kept)} weights and optimizer state, {_readable(memory.gradients)} gradients, "
+        f"{_readable(memory.activations)} activations); frozen networks come on top"
     )
 
 

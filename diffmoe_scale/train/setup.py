@@ -12,7 +12,7 @@ from diffmoe_scale.config.load import changed_settings, dump_config
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.features.check import check_features
-from diffmoe_scale.data.reading.build import build_reader
+from diffmoe_scale.data.reading.build import open_reader
 from diffmoe_scale.data.reading.reader import Reader, iterate_captions
 from diffmoe_scale.data.shards.record import record_shards
 from diffmoe_scale.encoders.text.streams import TextEncoders
@@ -43,10 +43,10 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
     choose_kernels(is_deterministic=config.run.deterministic)
     # Refuses a batch that does not split, before the slow work.
     accumulation_steps(config, ranks=context.dp_group.size())
-    reader = open_training_data(config)
+    reader = open_reader(config, config.data.train)
     plan = reader.plan(global_batch=config.run.global_batch, micro_batch=config.run.micro_batch)
     if context.is_main:
-        say_overview(config, context, directory, reader)
+        say_overview(config, directory, reader)
         prepare_tokenizer(config, directory, reader)
     # Files are read, perhaps over a network: longer than a collective may take. So are all that follow.
     wait_for_ranks(context.waiting_group)
@@ -113,21 +113,9 @@ def load_sample_metrics(
     return SampleMetrics(config, context, networks, sampling=validation.sampling, reader=reader)
 
 
-def open_training_data(config: Config) -> Reader:
-    return build_reader(
-        config.data,
-        config.data.train,
-        model=config.model,
-        seed=config.run.seed,
-        buckets=config.buckets,
-        trains_text=config.text.trained is not None,
-    )
-
-
-def say_overview(config: Config, context: ParallelContext, directory: RunDirectory, reader: Reader) -> None:
+def say_overview(config: Config, directory: RunDirectory, reader: Reader) -> None:
     """One log line for each thing to know before the first step."""
-    ranks = context.world_size
-    for line in describe_run(config, directory, num_samples=reader.num_samples, ranks=ranks):
+    for line in describe_run(config, directory, num_samples=reader.num_samples):
         logger.info("%s", line)
 
 

@@ -71,6 +71,12 @@ def heeded_signals() -> list[signal.Signals]:
     return [signum for signum in SIGNALS if not (is_deaf and signum == signal.SIGHUP)]
 
 
+def end_on_signals() -> None:
+    """For the time in which there is nothing to save."""
+    for signum in heeded_signals():
+        signal.signal(signum, stop_at_once)
+
+
 def stop_at_once(signum: int, frame: FrameType | None) -> None:
-    """A handler for the time in which there is nothing to save."""
+    """A handler of signals."""
     raise Stopped(signal.Signals(signum).name, is_interrupt=signum == signal.SIGINT)

@@ -14,14 +14,14 @@ import torch.distributed as dist
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.reading.batch import Failure
-from diffmoe_scale.data.reading.build import build_reader
+from diffmoe_scale.data.reading.build import open_reader
 from diffmoe_scale.data.reading.reader import Reader, iterate_captions
 from diffmoe_scale.model.networks import Networks
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.parallel.waiting import wait_for_ranks
 from diffmoe_scale.sampling.batch import generate_batch, number_requests
-from diffmoe_scale.telemetry.picture_grid import save_image_grid
+from diffmoe_scale.telemetry.picture_grid import GRID_COLUMNS, save_image_grid
 from diffmoe_scale.train.fixed_times import FixedTimes, rules_of
 from diffmoe_scale.train.loss import condition_of, denoising_loss, latents_of
 from diffmoe_scale.words import counted
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 NUM_DRAWN = 16
 SEARCHED_CAPTIONS = 1000
-GRID_COLUMNS = 8
 NAMED_SAMPLES = 3
 
 
@@ -49,14 +48,7 @@ class Validation:
         self._has_warned = False
         self.reader: Reader | None = None
         if config.data.validation:
-            self.reader = build_reader(
-                config.data,
-                config.data.validation,
-                model=config.model,
-                seed=config.run.seed,
-                buckets=config.buckets,
-                trains_text=config.text.trained is not None,
-            )
+            self.reader = open_reader(config, config.data.validation)
         self._train_reader = train_reader
         self.sampling = config.sampling
         if config.sampling.capacity != 0:

@@ -9,6 +9,7 @@ from pathlib import Path
 from diffmoe_scale.config.check import require
 from diffmoe_scale.config.data import BucketConfig, DataConfig, DatasetConfig
 from diffmoe_scale.config.model import ModelConfig
+from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.features.check import check_shapes
 from diffmoe_scale.data.features.locate import find_feature_set
 from diffmoe_scale.data.order.buckets import full_sizes
@@ -23,6 +24,18 @@ from diffmoe_scale.data.shards.patterns import expand_patterns, pattern_groups, 
 from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
+
+
+def open_reader(config: Config, patterns: Sequence[str | DatasetConfig]) -> Reader:
+    """A reader of `data.train` or `data.validation` as a run reads it. Raises: as `build_reader`."""
+    return build_reader(
+        config.data,
+        patterns,
+        model=config.model,
+        seed=config.run.seed,
+        buckets=config.buckets,
+        trains_text=config.text.trained is not None,
+    )
 
 
 def build_reader(
