@@ -1,7 +1,6 @@
 """Means and covariances that an ADM reference .npz holds, computed by its authors from all their pictures."""
 
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 
 from diffmoe_scale.evaluation.metrics.measures import Need
 from diffmoe_scale.evaluation.metrics.moments import Gaussian
+from diffmoe_scale.evaluation.metrics.pictures import DAMAGE
 
 KEYS: Mapping[Need, tuple[str, str]] = {"moments": ("mu", "sigma"), "spatial_moments": ("mu_s", "sigma_s")}
 ASYMMETRY = 1e-3
@@ -33,7 +33,7 @@ def read_adm_statistics(path: Path, widths: Mapping[Need, int]) -> dict[Need, Ga
                 for need, width in widths.items()
                 if need in KEYS and names & set(KEYS[need])
             }
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except DAMAGE as error:
         raise ValueError(f"{path} is no .npz archive, or is damaged ({error})") from error
 
 

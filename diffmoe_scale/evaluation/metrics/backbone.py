@@ -3,7 +3,8 @@
 B pictures; C H W colours, height and width; F features.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,16 +36,19 @@ class Backbone:
     device: torch.device
 
     def features(self, pictures_BHWC: Tensor, captions: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """`pictures_BHWC` is uint8. TF32 and autocast, which change the third digit, are off."""
+        """`pictures_BHWC` is uint8."""
         pictures_BCHW = pictures_BHWC.to(self.device).permute(0, 3, 1, 2).contiguous()
-        precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            with (
-                torch.inference_mode(),
-                torch.autocast(self.device.type, enabled=False),
-                torch.backends.cudnn.flags(allow_tf32=False),
-            ):
-                return self.network(pictures_BCHW, captions)
-        finally:
-            torch.set_float32_matmul_precision(precision)
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False), exact_float32():
+            return self.network(pictures_BCHW, captions)
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Without TF32 and bfloat16, which a training may have turned on: they change the third digit."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

@@ -86,7 +86,10 @@ def collect_cached(
         return known or PictureStatistics(needs, backbone.network.widths), fingerprint
     found = collect(source, backbone, needs, batch=batch, group=group)
     if file is not None:
-        _write(file, found)
+        try:
+            _write(file, found)
+        except OSError as error:  # a full disk must not cost the work that is done
+            logger.warning("%s is not kept in metrics.cache: %s", file, error)
     return found, fingerprint
 
 

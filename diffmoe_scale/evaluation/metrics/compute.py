@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from diffmoe_scale.config.metrics import MetricsConfig
@@ -37,9 +38,10 @@ def compute_values(
     for measure in measures:
         name, samples = measure.backbone, statistics[measure.backbone]
         reference = references[name] if measure.has_reference else None
+        device = backbones[name].device
         if measure.statistic in ("precision", "recall") and name not in shared:
-            shared[name] = _precision_recall(samples, references[name])
-        value, error, settings = _compute(measure, samples, reference, config, shared)
+            shared[name] = _precision_recall(samples, references[name], device)
+        value, error, settings = _compute(measure, samples, reference, config, shared, device)
         values.append(
             MetricValue(
                 name=measure.name,
@@ -64,6 +66,7 @@ def _compute(
     reference: Reference | None,
     config: MetricsConfig,
     shared: Mapping[BackboneName, tuple[float, float]],
+    device: torch.device,
 ) -> Found:
     match measure.statistic:
         case "fd" | "sfd":
@@ -91,15 +94,18 @@ def _compute(
         case "is":
             return *samples.splits.score(), {"split": SPLIT}
         case "cmmd":
-            return cmmd(samples.rows.gather(), _rows(reference)), None, {}
+            first_NF, second_MF = samples.rows.gather().to(device), _rows(reference).to(device)
+            return cmmd(first_NF, second_MF), None, {}
         case "clip_score":
             return *samples.captions.score(), {}
         case _:
             raise AssertionError(measure.statistic)
 
 
-def _precision_recall(samples: PictureStatistics, reference: Reference) -> tuple[float, float]:
-    first_NF, second_MF = samples.rows.gather(), _rows(reference)
+def _precision_recall(
+    samples: PictureStatistics, reference: Reference, device: torch.device
+) -> tuple[float, float]:
+    first_NF, second_MF = samples.rows.gather().to(device), _rows(reference).to(device)
     fewest = min(len(first_NF), len(second_MF))
     if fewest <= NEIGHBOURS:
         raise ValueError(

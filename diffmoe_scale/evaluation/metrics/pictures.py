@@ -23,6 +23,8 @@ MADE_OF = "metadata.jsonl"
 """Member of a .npz that `sample` wrote: a line of what is common, then a line a picture."""
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2"}
 WHITE = (255, 255, 255)
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
+"""What zipfile raises for broken, encrypted and strangely compressed archives."""
 Size = tuple[int, int]
 """Height and width."""
 
@@ -101,8 +103,10 @@ class NpzPictures:
         with _opened(self.path) as archive:
             if MADE_OF not in archive.namelist():
                 return None
-            lines = archive.read(MADE_OF).splitlines()[1:]
-        found = [json.loads(line).get("prompt") for line in lines]
+            try:
+                found = [json.loads(line)["prompt"] for line in archive.read(MADE_OF).splitlines()[1:]]
+            except (*DAMAGE, ValueError, LookupError, TypeError, RecursionError) as error:
+                raise ValueError(f"{self.path}: {MADE_OF} is damaged ({error!r})") from error
         is_whole = len(found) == self.count and all(isinstance(caption, str) for caption in found)
         return found if is_whole else None
 
@@ -131,7 +135,10 @@ def _member(archive: zipfile.ZipFile, path: Path) -> IO[bytes]:
     if name not in archive.namelist():
         found = ", ".join(member.removesuffix(".npy") for member in archive.namelist()) or "nothing"
         raise ValueError(f"{path} holds {found}; expected pictures as {PICTURES}, uint8 [N, H, W, 3]")
-    return archive.open(name)
+    try:
+        return archive.open(name)
+    except DAMAGE as error:
+        raise ValueError(f"{path}: {PICTURES} is not read ({error})") from error
 
 
 def _read_shape(file: IO[bytes], path: Path) -> tuple[int, ...]:
@@ -139,7 +146,7 @@ def _read_shape(file: IO[bytes], path: Path) -> tuple[int, ...]:
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, is_fortran, kind = read[version](file)
-    except (ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (ValueError, KeyError, *DAMAGE) as error:
         raise ValueError(f"{path}: {PICTURES} is no array of numpy ({error!r})") from error
     layout = f"{path}: {PICTURES} is {kind} {list(shape)}"
     if len(shape) == 4 and shape[1] == 3 and shape[3] != 3:
@@ -154,7 +161,7 @@ def _read_shape(file: IO[bytes], path: Path) -> tuple[int, ...]:
 def _read_whole(file: IO[bytes], count: int, path: Path) -> bytes:
     try:
         data = file.read(count)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except DAMAGE as error:
         raise ValueError(f"{path} is damaged ({error})") from error
     if len(data) != count:
         raise ValueError(f"{path} is cut off within {PICTURES}")

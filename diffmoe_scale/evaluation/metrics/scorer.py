@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffmoe_scale.config.metrics import MetricsConfig
-from diffmoe_scale.evaluation.metrics.backbone import Backbone
+from diffmoe_scale.evaluation.metrics.backbone import Backbone, exact_float32
 from diffmoe_scale.evaluation.metrics.backbones import check_settings, load_backbones
 from diffmoe_scale.evaluation.metrics.compute import compute_values
 from diffmoe_scale.evaluation.metrics.measures import BackboneName, Measure, Need, parse_measures
@@ -23,6 +23,7 @@ from diffmoe_scale.evaluation.metrics.pictures import PictureSource, Size
 from diffmoe_scale.evaluation.metrics.reference import Reference, load_reference, reference_size
 from diffmoe_scale.evaluation.metrics.result import MetricValue
 from diffmoe_scale.evaluation.metrics.statistics import PictureStatistics
+from diffmoe_scale.files import find_obstacle
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def load_metrics(
     measures = parse_measures(config.names)
     check_settings(config, measures)
     size = reference_size(Path(config.reference)) if config.reference else None
+    if config.cache and (obstacle := find_obstacle(Path(config.cache), is_folder=True)):
+        raise ValueError(f"metrics.cache: {obstacle}; expected a folder that can be written to")
     backbones = load_backbones(config, measures, device)
     references = {}
     for name, backbone in backbones.items():
@@ -153,6 +156,7 @@ class Scorer:
         """
         assert self.is_first, "the other ranks hold a part"
         metrics = self.metrics
-        return compute_values(
-            metrics.measures, self.statistics, metrics.backbones, metrics.references, metrics.config
-        )
+        with exact_float32():
+            return compute_values(
+                metrics.measures, self.statistics, metrics.backbones, metrics.references, metrics.config
+            )

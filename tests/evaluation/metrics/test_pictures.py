@@ -54,6 +54,28 @@ def test_captions_come_from_the_lines_that_sample_wrote(tmp_path):
     assert parts[2].captions == ["picture 8", "picture 9", "picture 10"]
 
 
+def test_damaged_captions_are_a_sentence(tmp_path):
+    for number, text in enumerate(("{}\nnot json", "{}\n[]", '{}\n{"seed": 1}')):
+        path = write(tmp_path / f"{number}.npz", arr_0=PICTURES[:1])
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("metadata.jsonl", text)
+        with pytest.raises(ValueError, match=rf"{number}\.npz: metadata\.jsonl is damaged"):
+            list(open_pictures(path).batches(4))
+
+
+def test_an_encrypted_or_strangely_compressed_archive_is_refused(tmp_path):
+    path = write(tmp_path / "samples.npz", arr_0=PICTURES)
+    whole = path.read_bytes()
+    central = whole.index(b"PK\x01\x02")
+    for place, value in ((8, 1), (10, 99)):  # the flag of encryption, the method of compression
+        data = bytearray(whole)
+        data[central + place] = value
+        data[place - 2] = value  # the same in the member's own header
+        path.write_bytes(bytes(data))
+        with pytest.raises(ValueError, match=r"samples\.npz: arr_0 is not read"):
+            open_pictures(path)
+
+
 @pytest.mark.parametrize(
     ("arrays", "error"),
     [

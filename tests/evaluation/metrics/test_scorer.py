@@ -114,6 +114,35 @@ def test_the_reference_comes_from_the_cache_until_its_pictures_change(weights, t
     assert len(list(cache.iterdir())) == 2
 
 
+def test_a_cache_that_cannot_be_written_is_refused_before_the_work(weights, reference, tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    config = timm_config(weights, reference, cache=str(tmp_path / "file" / "cache"))
+    with pytest.raises(ValueError, match=r"metrics\.cache: .*file is a file; expected a folder that can be"):
+        load_metrics(config, CPU)
+
+
+def test_a_full_disk_costs_the_cache_alone(weights, reference, metrics, tmp_path, monkeypatch, caplog):
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", fail)
+    found = load_metrics(timm_config(weights, reference, cache=str(tmp_path / "cache")), CPU)
+    assert score(found, blobs(9, seed=1)) == score(metrics, blobs(9, seed=1))
+    assert "is not kept in metrics.cache: [Errno 28] No space left on device" in caplog.text
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_training_in_tf32_and_bfloat16_changes_nothing(metrics):
+    expected, before = score(metrics, blobs(9, seed=1)), torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert score(metrics, blobs(9, seed=1)) == expected
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_a_folder_and_an_archive_of_the_same_pictures_are_equal(weights, reference, metrics, tmp_path):
     from PIL import Image
 
