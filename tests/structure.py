@@ -42,6 +42,7 @@ LEVELS = {
     "plan/measure_ranks": 8,
     "plan/measure_table": 8,
     "plan/__main__": 9,
+    "doctor": 9,
     "pretrain": 9,
     "sample": 9,
     "evaluate": 9,

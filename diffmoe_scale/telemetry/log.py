@@ -6,8 +6,6 @@ import sys
 import warnings
 from pathlib import Path
 
-from tqdm import tqdm
-
 OWN_LOGGERS = ("diffmoe_scale", "__main__")
 NOISE = (
     "Transformer Engine and Apex are not installed",  # megatron-core 0.16.1, in four places on import
@@ -59,6 +57,8 @@ class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]  # generi
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
+            from tqdm import tqdm  # here: the doctor runs where packages are missing
+
             tqdm.write(self.format(record), file=sys.stderr)
         except (ValueError, OSError):  # a closed console
             self.handleError(record)
