@@ -13,21 +13,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, NoReturn
 
-from diffmoe_scale.cli.command import FAILED, WRONG_USE, command_parser, run_command, user_path
-from diffmoe_scale.config.check import RunError
+from diffmoe_scale.cli.command import WRONG_USE, command_parser, run_command, user_path
 from diffmoe_scale.config.help import describe_config
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.run_directory import RunDirectory, hold_lock, run_of_config
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.files import replace_file
 from diffmoe_scale.telemetry.log import setup_logging, silence_packages
+from diffmoe_scale.train.explain import explain
 from diffmoe_scale.train.places import check_places
 from diffmoe_scale.train.stop import Stopped, end_on_signals
 from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
-
-HOW_TO_CONTINUE = "the same command continues from the newest complete checkpoint"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -183,39 +181,6 @@ def report_end(config: Config, directory: RunDirectory) -> None:
     wanted = '--prompt "..."' if config.model.conditioning == "text" else "--label 0"
     logger.info("%s has its %s; %s", directory.path, counted(config.run.steps, "step"), report)
     logger.info("next: python -m diffmoe_scale.sample --checkpoint %s %s", path, wanted)
-
-
-def explain(error: BaseException, *, rank: int) -> int:
-    """Log why this rank stopped. The exit code."""
-    from diffmoe_scale.parallel.context import is_peer_failure
-    from diffmoe_scale.parallel.peers import name_lost_ranks
-
-    if isinstance(error, Stopped):
-        logger.warning("stopped (rank %d): %s; %s", rank, error, HOW_TO_CONTINUE)
-        return error.exit_code
-    if isinstance(error, ValueError):
-        logger.error("stopped (rank %d): %s", rank, error)
-        return WRONG_USE
-    if isinstance(error, Exception) and is_peer_failure(error):
-        cause = "another rank died or hung; look for the first error in the ranks' output"
-        logger.error(
-            "stopped (rank %d): %s; %s (what this rank saw: %s)", rank, cause, HOW_TO_CONTINUE, error
-        )
-        # After that line: the launcher may end this process at any moment.
-        if lost := name_lost_ranks():
-            logger.error("lost: %s; where the others waited stands in RUN/stacks, if they did", lost)
-    elif isinstance(error, (RunError, OSError)):
-        logger.error("stopped (rank %d): %s; without the cause, %s", rank, error, HOW_TO_CONTINUE)
-    else:
-        logger.error(
-            "stopped (rank %d): %s: %s; without the cause, %s",
-            rank,
-            type(error).__name__,
-            error,
-            HOW_TO_CONTINUE,
-            exc_info=error,
-        )
-    return FAILED
 
 
 def dry_run(config: Config) -> None:
