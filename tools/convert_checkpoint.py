@@ -4,9 +4,14 @@ its siblings) to ours and back, ours to folders of diffusers and back."""
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from diffmoe_scale.cli.command import command_parser, run_command, user_path
 from diffmoe_scale.config.check import require
+
+if TYPE_CHECKING:  # read by annotations alone: --help answers without torch
+    from diffmoe_scale.checkpoint.stored import StoredWeights
+    from diffmoe_scale.convert.convert import Preparation
 
 EXAMPLES = """examples:
   convert_checkpoint runs/demo demo.safetensors
@@ -45,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--shard-gib", type=float, default=0.0, metavar="SIZE", help=text)
     text = "take the mean of the weights of a run's newest N checkpoints"
     add("--average", type=int, default=0, metavar="N", help=text)
+    text = (
+        "set the thresholds of a run's weights anew by N micro-batches of its training data: a mean of "
+        "weights has other scores than each of them"
+    )
+    add("--calibrate", type=int, default=0, metavar="N", help=text)
     text = "compare the outputs of source and target on a fixed input (default: yes)"
     add("--verify", action=argparse.BooleanOptionalAction, default=True, help=text)
     text = "`diffusers`: a folder that DiffusionPipeline loads; else TO's name says what is written"
@@ -76,7 +86,19 @@ def _convert(parsed: argparse.Namespace) -> None:
         experts=parsed.experts,
         links=parsed.link,
     )
-    print("\n".join(convert(parsed.source, parsed.target, options)))
+    require(0 <= parsed.calibrate <= 100_000, "--calibrate", parsed.calibrate, "0 (as stored) to 100000")
+    prepare = _recalibration(parsed.calibrate) if parsed.calibrate else None
+    print("\n".join(convert(parsed.source, parsed.target, options, prepare=prepare)))
+
+
+def _recalibration(num_batches: int) -> "Preparation":
+    from diffmoe_scale.train.recalibrate import recalibrate
+
+    def prepare(stored: "StoredWeights", weights: str) -> "tuple[StoredWeights, list[str]]":
+        require(weights != "all", "--weights", weights, "one kind of weights, which --calibrate is for")
+        return recalibrate(stored, family=weights, num_batches=num_batches)
+
+    return prepare
 
 
 if __name__ == "__main__":

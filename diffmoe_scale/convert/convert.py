@@ -3,7 +3,7 @@ that both answer alike."""
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -67,8 +67,12 @@ class Source:
     is_run: bool = False
 
 
-def convert(source: Path, target: Path, options: Options) -> list[str]:
-    """Convert, and what was done, a line each.
+Preparation = Callable[[StoredWeights, str], tuple[StoredWeights, list[str]]]
+"""What is done to weights before they are written, for the family named, and lines about it."""
+
+
+def convert(source: Path, target: Path, options: Options, *, prepare: Preparation | None = None) -> list[str]:
+    """Convert, and what was done, a line each. `prepare` is for a run's weights.
 
     Raises: ValueError for a source that is damaged, foreign or cannot be held by the target's format, or a
     target that exists; RunError if source and target answer differently.
@@ -78,6 +82,10 @@ def convert(source: Path, target: Path, options: Options) -> list[str]:
     is_pipeline = options.to == "diffusers"
     has_average = is_pipeline and "ema" in opened.stored.families
     weights = options.weights or ("ema" if opened.is_run or has_average else "all")
+    prepared: list[str] = []
+    if prepare is not None:
+        own, prepared = prepare(opened.stored, weights)
+        opened = replace(opened, stored=own, answer=lambda family, question: ask(own, family, question))
     stored = cast_weights(select_weights(opened.stored, weights), NUMBER_FORMATS[options.dtype])
     check_tensors(stored.config, stored)
     is_torch = target.suffix in TORCH_SUFFIXES and not is_pipeline
@@ -99,7 +107,11 @@ def convert(source: Path, target: Path, options: Options) -> list[str]:
     lines += describe_sampling(stored.config) if is_pipeline else []
     count = len(stored.tensors)
     families = ", ".join(name for name in stored.families)
-    return [f"{target}: {counted(count, 'tensor')} of {families} in {options.dtype}, {size:,} bytes", *lines]
+    return [
+        f"{target}: {counted(count, 'tensor')} of {families} in {options.dtype}, {size:,} bytes",
+        *prepared,
+        *lines,
+    ]
 
 
 def open_source(path: Path, options: Options) -> Source:

@@ -74,6 +74,13 @@ class CapacityPredictor(nn.Module):
         self.expert_threshold_E.lerp_(kth_probability_E.float(), 1 - self.decay)
         self.threshold_steps += 1
 
+    @torch.no_grad()
+    def set_threshold(self, threshold_E: Tensor) -> None:
+        """Have `threshold` answer this, and training go on from it."""
+        self.threshold_steps.clamp_(min=1)
+        weight = 1 - self.decay ** int(self.threshold_steps) if self.is_bias_corrected else 1.0
+        self.expert_threshold_E.copy_(weight * threshold_E)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # module.to(bfloat16) casts buffers too, and a moving average in bf16 stops moving.
         before_E = self.expert_threshold_E

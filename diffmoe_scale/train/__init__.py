@@ -6,6 +6,7 @@ places.py        where a run reads and writes, looked at before anything is made
 overview.py      what is said before the first step: network, data, memory, places
 setup.py         from settings to a run at its newest checkpoint or at its start
 resume.py        a run goes on from its newest checkpoint
+recalibrate.py   thresholds anew for weights that were not trained with them
 initialize.py    run.initialize_from: a new run that begins with the weights of another
 trainer.py       one training step, and what it works on
 engine.py        forward, backward and optimizer step of a rank, with the weight average

@@ -49,7 +49,10 @@ def save_run(
                 f"buffer/{name}": torch.full_like(buffer, 3 if buffer.dtype == torch.int64 else step / 100)
                 for name, buffer in networks.denoiser.canonical_buffers().items()
             }
-            store.save({name: Slice.whole(tensor) for name, tensor in state.items()}, manifest(config, step))
+            store.save(
+                {name: Slice.whole(tensor) for name, tensor in state.items()},
+                manifest(config, step, directory.tokenizer),
+            )
     return state
 
 
@@ -57,12 +60,12 @@ def drawn(family: str, name: str, step: int, like: torch.Tensor) -> torch.Tensor
     return 0.1 * torch.randn(like.shape, generator=named_generator(step, family, name))
 
 
-def manifest(config: Config, step: int) -> Manifest:
+def manifest(config: Config, step: int, tokenizer: Path) -> Manifest:
     return Manifest(
         step=step,
         samples=step,
         optimizer_steps=step,
-        settings=model_settings(config, tokenizer=Path("none"), frozen={"autoencoder": "pixels", "text": ""}),
+        settings=model_settings(config, tokenizer=tokenizer, frozen={"autoencoder": "pixels", "text": ""}),
         layout={"world_size": 1},
     )
 
