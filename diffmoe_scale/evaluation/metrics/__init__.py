@@ -18,6 +18,7 @@ backbones.py        the networks that the settings name
 weights.py          weight files: present, unchanged, without code
 resize.py           how pictures are brought to a network's size
 pictures.py         pictures on disk as a stream
+archive.py          archives of numpy, whose damage is a sentence
 adm_statistics.py   what an ADM reference file holds
 collect.py          what is collected of pictures on disk, and its cache
 reference.py        what samples are compared with

@@ -1,15 +1,14 @@
 """Means and covariances that an ADM reference .npz holds, computed by its authors from all their pictures."""
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from diffmoe_scale.evaluation.metrics.archive import open_archive
 from diffmoe_scale.evaluation.metrics.measures import Need
 from diffmoe_scale.evaluation.metrics.moments import Gaussian
-from diffmoe_scale.evaluation.metrics.pictures import DAMAGE
 
 KEYS: Mapping[Need, tuple[str, str]] = {"moments": ("mu", "sigma"), "spatial_moments": ("mu_s", "sigma_s")}
 ASYMMETRY = 1e-3
@@ -23,28 +22,24 @@ def read_adm_statistics(path: Path, widths: Mapping[Need, int]) -> dict[Need, Ga
     """
     if not path.is_file():
         return {}
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is no .npz archive, or is cut off")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            names = set(archive.files)
-            return {
-                need: _read(archive, path, KEYS[need], width)
-                for need, width in widths.items()
-                if need in KEYS and names & set(KEYS[need])
-            }
-    except DAMAGE as error:
-        raise ValueError(f"{path} is no .npz archive, or is damaged ({error})") from error
+    with open_archive(path), np.load(path, allow_pickle=False) as arrays:
+        names = set(arrays.files)
+        return {
+            need: _read(arrays, path, KEYS[need], width)
+            for need, width in widths.items()
+            if need in KEYS and names & set(KEYS[need])
+        }
 
 
-def _read(archive: Mapping[str, np.ndarray], path: Path, keys: tuple[str, str], width: int) -> Gaussian:
+def _read(arrays: Mapping[str, np.ndarray], path: Path, keys: tuple[str, str], width: int) -> Gaussian:
     for key in keys:
-        if key not in archive:
+        if key not in arrays:
             raise ValueError(f"{path} holds {' or '.join(k for k in keys if k != key)} without {key}")
     try:
-        mean_F, covariance_FF = (np.asarray(archive[key]).astype(np.float64) for key in keys)
+        mean_F, covariance_FF = (np.asarray(arrays[key]).astype(np.float64) for key in keys)
     except (ValueError, TypeError) as error:  # an array of objects, which can hold code, or of texts
-        raise ValueError(f"{path}: {' or '.join(keys)} is no array of numbers ({error})") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: {' or '.join(keys)} is no array of numbers ({reason})") from error
     if mean_F.shape != (width,) or covariance_FF.shape != (width, width):
         shapes = f"{list(mean_F.shape)} and {list(covariance_FF.shape)}"
         raise ValueError(

@@ -4,7 +4,6 @@ import hashlib
 import logging
 import os
 import uuid
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any  # objects travel pickled; numpy's savez takes options by name too
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from diffmoe_scale.config.check import RunError
+from diffmoe_scale.evaluation.metrics.archive import open_archive
 from diffmoe_scale.evaluation.metrics.backbone import Backbone
 from diffmoe_scale.evaluation.metrics.measures import Need
 from diffmoe_scale.evaluation.metrics.pictures import PictureSource
@@ -104,19 +104,19 @@ def _read(file: Path, needs: Sequence[Need], backbone: Backbone) -> PictureStati
         return None
     found = PictureStatistics(needs, backbone.network.widths)
     try:
-        with np.load(file, allow_pickle=False) as archive:
-            places_N = torch.from_numpy(archive["places"])
+        with open_archive(file), np.load(file, allow_pickle=False) as arrays:
+            if not set(needs) <= {name.partition(".")[0] for name in arrays.files}:
+                return None
+            places_N = torch.from_numpy(arrays["places"])
             for need, moments in (("moments", found.moments), ("spatial_moments", found.spatial_moments)):
                 if need in needs:
                     moments.count = len(places_N)
-                    moments.sum_F = torch.from_numpy(archive[f"{need}.sum"])
-                    moments.products_FF = torch.from_numpy(archive[f"{need}.products"])
+                    moments.sum_F = torch.from_numpy(arrays[f"{need}.sum"])
+                    moments.products_FF = torch.from_numpy(arrays[f"{need}.products"])
             if "rows" in needs:
-                found.rows.update(torch.from_numpy(archive["rows"]), places_N)
-    except KeyError:
-        return None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        logger.warning("%s is damaged and is computed anew (%s)", file, error)
+                found.rows.update(torch.from_numpy(arrays["rows"]), places_N)
+    except ValueError as error:
+        logger.warning("computed anew: %s", error)
         return None
     found.places.append(places_N)
     logger.info("%s: from the cache", file)

@@ -5,8 +5,8 @@ B pictures of a batch; H W C height, width and colours.
 
 import hashlib
 import json
+import math
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +16,7 @@ from typing import IO, Protocol
 import numpy as np
 
 from diffmoe_scale.data.reading.pictures import flatten, open_image
+from diffmoe_scale.evaluation.metrics.archive import open_archive
 from diffmoe_scale.evaluation.metrics.weights import READ_AT_ONCE, sha256_of
 
 PICTURES = "arr_0"
@@ -23,8 +24,6 @@ MADE_OF = "metadata.jsonl"
 """Member of a .npz that `sample` wrote: a line of what is common, then a line a picture."""
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2"}
 WHITE = (255, 255, 255)
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
-"""What zipfile raises for broken, encrypted and strangely compressed archives."""
 Size = tuple[int, int]
 """Height and width."""
 
@@ -83,7 +82,7 @@ class NpzPictures:
     def __init__(self, path: Path) -> None:
         """Raises: ValueError if the file is no such archive."""
         self.path = path
-        with _opened(path) as archive, _member(archive, path) as file:
+        with open_archive(path) as archive, _open_member(archive, path) as file:
             self.shape = _read_shape(file, path)
 
     @property
@@ -100,54 +99,46 @@ class NpzPictures:
     @cached_property
     def captions(self) -> list[str] | None:
         """None where the file does not say them, or has class labels."""
-        with _opened(self.path) as archive:
+        with open_archive(self.path) as archive:
             if MADE_OF not in archive.namelist():
                 return None
+            lines = archive.read(MADE_OF).splitlines()[1:]
             try:
-                found = [json.loads(line)["prompt"] for line in archive.read(MADE_OF).splitlines()[1:]]
-            except (*DAMAGE, ValueError, LookupError, TypeError, RecursionError) as error:
-                raise ValueError(f"{self.path}: {MADE_OF} is damaged ({error!r})") from error
+                found = [json.loads(line)["prompt"] for line in lines]
+            except (ValueError, LookupError, TypeError, RecursionError) as error:
+                raise ValueError(f"{self.path}: {MADE_OF} is damaged ({type(error).__name__})") from error
         is_whole = len(found) == self.count and all(isinstance(caption, str) for caption in found)
         return found if is_whole else None
 
     def batches(self, size: int, *, rank: int = 0, ranks: int = 1) -> Iterator[PictureBatch]:
-        picture_bytes = int(np.prod(self.shape[1:]))
-        with _opened(self.path) as archive, _member(archive, self.path) as file:
+        with open_archive(self.path) as archive, _open_member(archive, self.path) as file:
             _read_shape(file, self.path)
             for number, first in enumerate(range(0, self.count, size)):
                 places = list(range(first, min(first + size, self.count)))
-                data = _read_whole(file, len(places) * picture_bytes, self.path)
+                count = len(places) * math.prod(self.shape[1:])
+                data = file.read(count)
+                if len(data) != count:
+                    raise ValueError(f"{self.path} is cut off within {PICTURES}")
                 if number % ranks == rank:
                     captions = self.captions and self.captions[places[0] : places[-1] + 1]
                     pictures_BHWC = np.frombuffer(data, np.uint8).reshape(-1, *self.shape[1:]).copy()
                     yield PictureBatch(pictures_BHWC, places, captions)
 
 
-def _opened(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is no .npz archive, or is cut off ({error})") from error
-
-
-def _member(archive: zipfile.ZipFile, path: Path) -> IO[bytes]:
+def _open_member(archive: zipfile.ZipFile, path: Path) -> IO[bytes]:
     name = f"{PICTURES}.npy"
     if name not in archive.namelist():
         found = ", ".join(member.removesuffix(".npy") for member in archive.namelist()) or "nothing"
-        raise ValueError(f"{path} holds {found}; expected pictures as {PICTURES}, uint8 [N, H, W, 3]")
-    try:
-        return archive.open(name)
-    except DAMAGE as error:
-        raise ValueError(f"{path}: {PICTURES} is not read ({error})") from error
+        raise ValueError(f"{path} holds {found!a:.200}; expected pictures as {PICTURES}, uint8 [N, H, W, 3]")
+    return archive.open(name)
 
 
 def _read_shape(file: IO[bytes], path: Path) -> tuple[int, ...]:
-    try:
-        version = np.lib.format.read_magic(file)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, is_fortran, kind = read[version](file)
-    except (ValueError, KeyError, *DAMAGE) as error:
-        raise ValueError(f"{path}: {PICTURES} is no array of numpy ({error!r})") from error
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in read:
+        raise ValueError(f"{path}: {PICTURES} has version {version} of numpy's format; expected 1.0 or 2.0")
+    shape, is_fortran, kind = read[version](file)
     layout = f"{path}: {PICTURES} is {kind} {list(shape)}"
     if len(shape) == 4 and shape[1] == 3 and shape[3] != 3:
         raise ValueError(f"{layout}, colours first; expected uint8 [N, H, W, 3] (np.moveaxis(x, 1, 3))")
@@ -156,16 +147,6 @@ def _read_shape(file: IO[bytes], path: Path) -> tuple[int, ...]:
     if is_fortran:
         raise ValueError(f"{layout} in Fortran's order; write it from np.ascontiguousarray(x)")
     return tuple(shape)
-
-
-def _read_whole(file: IO[bytes], count: int, path: Path) -> bytes:
-    try:
-        data = file.read(count)
-    except DAMAGE as error:
-        raise ValueError(f"{path} is damaged ({error})") from error
-    if len(data) != count:
-        raise ValueError(f"{path} is cut off within {PICTURES}")
-    return data
 
 
 class FolderPictures:

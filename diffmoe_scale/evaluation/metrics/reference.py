@@ -1,6 +1,5 @@
 """What samples are compared with: statistics that a file holds, or those of its pictures."""
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from diffmoe_scale.evaluation.metrics.adm_statistics import read_adm_statistics
+from diffmoe_scale.evaluation.metrics.archive import open_archive
 from diffmoe_scale.evaluation.metrics.backbone import Backbone
 from diffmoe_scale.evaluation.metrics.collect import collect_cached
 from diffmoe_scale.evaluation.metrics.measures import Need
@@ -74,13 +74,8 @@ def reference_size(path: Path) -> Size | None:
 
     Raises: ValueError for pictures in another layout.
     """
-    if path.is_file() and not _has_pictures(path):
-        return None
+    if path.is_file():
+        with open_archive(path) as archive:
+            if f"{PICTURES}.npy" not in archive.namelist():
+                return None
     return open_pictures(path).size
-
-
-def _has_pictures(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return True
-    with zipfile.ZipFile(path) as archive:
-        return f"{PICTURES}.npy" in archive.namelist()

@@ -56,7 +56,7 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path):
     np.savez(whole, mu=MEAN, sigma=COVARIANCE)
     for data in (b"", b"text", whole.getvalue()[:200]):
         path.write_bytes(data)
-        with pytest.raises(ValueError, match=r"reference\.npz is no \.npz archive, or is cut off"):
+        with pytest.raises(ValueError, match=r"reference\.npz is no \.npz archive, or is damaged or cut"):
             read_adm_statistics(path, WIDTHS)
     damaged = bytearray(whole.getvalue())
     damaged[160] ^= 1

@@ -11,6 +11,7 @@ from diffmoe_scale.evaluation.metrics.backbone import Backbone
 from diffmoe_scale.evaluation.metrics.reference import load_reference, reference_size
 from diffmoe_scale.parallel.context import ParallelContext
 from tests.evaluation.metrics.networks import blobs
+from tests.evaluation.metrics.test_damaged_archives import damage
 from tests.ranks import run_on_ranks
 
 
@@ -51,7 +52,7 @@ def test_a_file_of_statistics_alone_serves_what_needs_no_pictures(tmp_path):
     np.savez(path, mu=np.ones(3), sigma=np.eye(3))
     assert reference_size(path) is None
     assert load(path, ["moments"]).counts == {"moments": 0}
-    with pytest.raises(ValueError, match=r"holds mu, sigma; expected .*arr_0.*; corners needs the pictures"):
+    with pytest.raises(ValueError, match=r"holds .mu, sigma.; expected .*arr_0.*; corners needs"):
         load(path, ["moments", "rows"])
 
 
@@ -59,6 +60,32 @@ def test_one_picture_is_no_reference(tmp_path):
     np.savez(tmp_path / "one.npz", arr_0=blobs(1, seed=0))
     with pytest.raises(ValueError, match=r"one\.npz: 1 picture; metrics compare sets of at least 2"):
         load(tmp_path / "one.npz", ["moments"])
+
+
+@pytest.mark.slow
+def test_a_damaged_cache_is_computed_anew(tmp_path):
+    np.savez(tmp_path / "reference.npz", arr_0=blobs(10, seed=0))
+    random, cache = np.random.default_rng(0), tmp_path / "cache"
+
+    def found() -> tuple[list[float], list[float]]:
+        reference = load(tmp_path / "reference.npz", ["moments", "rows"], cache=cache)
+        assert reference.rows_MF is not None
+        covariance_FF = reference.gaussians["moments"].covariance_FF
+        return covariance_FF.flatten().tolist(), reference.rows_MF.flatten().tolist()
+
+    expected = found()
+    (file,) = cache.iterdir()
+    data = file.read_bytes()
+    for _ in range(200):
+        file.write_bytes(damage(data, random))
+        assert found() == expected
+
+
+def test_a_cache_that_lacks_something_is_computed_anew(tmp_path):
+    np.savez(tmp_path / "reference.npz", arr_0=blobs(10, seed=0))
+    for needs in (["moments"], ["moments", "rows"], ["rows"]):
+        found = load(tmp_path / "reference.npz", needs, cache=tmp_path / "cache")
+        assert set(found.counts) == set(needs) and (found.rows_MF is not None) == ("rows" in needs)
 
 
 def on_a_rank(context: ParallelContext, folder: Any) -> Any:
