@@ -95,7 +95,7 @@ def curves_of(records: Sequence[Record]) -> dict[str, list[Curve]]:
                 shade=decile / 10,
             )
         ],
-        "Validation at eight fixed times, mean by rule of choosing experts": [
+        "Validation at fixed times, mean by rule": [
             curve
             for color, rule in enumerate(rules)
             for curve in find(f"loss/validation_at/{rule}", label=rule, color=color, is_noisy=False)

@@ -45,7 +45,7 @@ def test_validation_at_fixed_times_has_curves_by_rule_and_by_time() -> None:
         record |= {f"loss/validation_at/{rule}/{number}": 0.1 * number for number in range(1, 9)}
         record |= {f"loss/validation_at/{rule}": 0.45, f"moe/validation_capacity/{rule}": 1.1}
     curves = curves_of([record, record | {"step": 20}])
-    mean = curves["Validation at eight fixed times, mean by rule of choosing experts"]
+    mean = curves["Validation at fixed times, mean by rule"]
     assert [curve.label for curve in mean] == ["train", "threshold"]
     assert [curve.label for curve in curves["Validation capacity by rule"]] == ["train", "threshold"]
     for rule in ("train", "threshold"):

@@ -138,6 +138,7 @@ def test_other_settings_and_weights_have_calibrations_of_their_own(
         '{"made_of": {}}',
         '{"made_of": {}, "gamma": 2.0, "thresholds": {}}',
         '{"made_of": {}, "gamma": 0.5, "thresholds": {"1": ["x"]}}',
+        "out of range",
         '{"made_of": 1, "gamma": 0.5, "thresholds": []}',
     ],
 )
@@ -145,7 +146,8 @@ def test_a_damaged_calibration_is_made_anew(pipeline: Pipeline, searches: list[s
     sampling = replace(ASKED, calibration_images=4)
     find_selection(pipeline, sampling)
     (path,) = pipeline.directory.calibrations.iterdir()
-    path.write_text(content)
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps(kept | {"gamma": 1.5}) if content == "out of range" else content)
     find_selection(pipeline, sampling)
     assert len(searches) == 2 and json.loads(path.read_text())["images"] == 4
 
