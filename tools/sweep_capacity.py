@@ -29,8 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--capacities", type=float, nargs="+", default=CAPACITIES, metavar="C", help=text)
     text = "thresholds: one for all, or a quantile for each layer and expert, or both (default: gamma)"
     add("--calibrations", nargs="+", choices=("gamma", "quantile"), default=["gamma"], help=text)
-    text = "prompts a suite; captions or labels in all for other models (default: 48)"
-    add("--prompts", type=int, default=48, help=text)
+    add("--prompts", type=int, default=48, help="prompts a suite of coloured shapes (default: 48)")
+    text = "captions of validation shards, or labels: of other models, and for metrics.names (default: 256)"
+    add("--pictures", type=int, default=256, help=text)
     add("--rounds", type=int, default=5, help="timed drawings of a batch at each point (default: 5)")
     add("--timed", type=int, default=16, help="pictures of that batch (default: 16)")
     add("--seed", type=int, default=0, help="source of prompts and initial noise (default: 0)")
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(parsed: argparse.Namespace) -> None:
     require(2 <= parsed.prompts <= 1_000_000, "--prompts", parsed.prompts, "2 to 1000000")
+    require(2 <= parsed.pictures <= 10_000_000, "--pictures", parsed.pictures, "2 to 10000000")
     require(1 <= parsed.rounds <= 10_000, "--rounds", parsed.rounds, "1 to 10000")
     require(1 <= parsed.timed <= 65_536, "--timed", parsed.timed, "1 to 65536")
 
@@ -57,7 +59,7 @@ def run(parsed: argparse.Namespace) -> None:
     check_output("--checkpoint", pipeline.directory.report)
     asked = [Asked(0.0)]
     asked += [Asked(capacity, kind) for kind in parsed.calibrations for capacity in parsed.capacities]
-    sweep = open_sweep(pipeline, asked, count=parsed.prompts, seed=parsed.seed)
+    sweep = open_sweep(pipeline, asked, count=parsed.prompts, others=parsed.pictures, seed=parsed.seed)
     sweep.measure(asked)
     sweep.keep(time_points(pipeline, sweep.found, rounds=parsed.rounds, batch=parsed.timed))
     replace_file(sweep.path.with_suffix(".svg"), plot_sweep(sweep.found.points).encode())

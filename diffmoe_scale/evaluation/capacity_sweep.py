@@ -4,12 +4,13 @@ again."""
 import logging
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.sampling import SamplingConfig, check_capacity
 from diffmoe_scale.evaluation.captions import check_captions
+from diffmoe_scale.evaluation.metrics.scorer import Metrics, load_metrics
 from diffmoe_scale.evaluation.sweep_results import Point, Sweep, make_profile, read_sweep, write_sweep
 from diffmoe_scale.sampling.batch import generate_batches, latent_shape, number_requests
 from diffmoe_scale.sampling.calibration import Kind, collect_prompts
@@ -24,6 +25,7 @@ from diffmoe_scale.sampling.thresholds import (
     measured_settings,
 )
 from diffmoe_scale.scenes.suites import SUITES, Prompt, build_suite, score_images
+from diffmoe_scale.telemetry.picture_grid import to_pixels
 from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
@@ -56,27 +58,35 @@ class Group:
     scenes: list[Prompt]
 
 
-def make_groups(pipeline: Pipeline, *, has_scenes: bool, count: int, seed: int) -> list[Group]:
-    """The six suites of scenes, `count` prompts each; without them `count` captions of the run's validation
-    shards, or labels."""
-    if not has_scenes:
-        return [Group(OTHERS, list(collect_prompts(pipeline.config, count)), [])]
-    suites = {name: build_suite(name, num_prompts=count, seed=seed) for name in SUITES}
-    return [Group(name, [prompt.text for prompt in prompts], prompts) for name, prompts in suites.items()]
+def make_groups(
+    pipeline: Pipeline, *, has_scenes: bool, has_metrics: bool, count: int, others: int, seed: int
+) -> list[Group]:
+    """The six suites of scenes, `count` prompts each; without them, and for metrics, `others` captions of the
+    run's validation shards, or labels."""
+    groups = []
+    if has_scenes:
+        suites = {name: build_suite(name, num_prompts=count, seed=seed) for name in SUITES}
+        for name, prompts in suites.items():
+            groups.append(Group(name, [prompt.text for prompt in prompts], prompts))
+    if has_metrics or not has_scenes:
+        groups.append(Group(OTHERS, list(collect_prompts(pipeline.config, others)), []))
+    return groups
 
 
 class OpenSweep:
     """A sweep and its file, which is written after each point."""
 
-    def __init__(self, pipeline: Pipeline, groups: Sequence[Group], *, count: int, seed: int) -> None:
-        self.pipeline, self.groups, self.seed = pipeline, groups, seed
+    def __init__(
+        self, pipeline: Pipeline, groups: Sequence[Group], *, seed: int, metrics: Metrics | None = None
+    ) -> None:
+        self.pipeline, self.groups, self.seed, self.metrics = pipeline, groups, seed, metrics
         made_of = {
             "checkpoint": checkpoint_fingerprint(pipeline.checkpoint),
             "settings": measured_settings(pipeline.config.sampling),
             "calibration_images": pipeline.config.sampling.calibration_images,
-            "groups": [group.name for group in groups],
-            "prompts": count,
+            "prompts": {group.name: len(group.prompts) for group in groups},
             "seed": seed,
+            "metrics": None if metrics is None else asdict(metrics.config),
         }
         # Another way of measuring has a file of its own: no sweep replaces another.
         name = f"{pipeline.checkpoint.stem}-{pipeline.weights}-{fingerprint_of(made_of)[:8]}.json"
@@ -100,7 +110,7 @@ class OpenSweep:
                 continue
             logger.info("point %d of %d: %s", number, len(asked), one)
             try:
-                point = _measure(self.pipeline, one, self.groups, seed=self.seed)
+                point = _measure(self.pipeline, one, self.groups, seed=self.seed, metrics=self.metrics)
             except RunError as error:
                 # A capacity that this model cannot have must not cost the others.
                 logger.warning("no point %s: %s", one, error)
@@ -113,10 +123,13 @@ class OpenSweep:
         write_sweep(self.path, found)
 
 
-def open_sweep(pipeline: Pipeline, asked: Sequence[Asked], *, count: int, seed: int) -> OpenSweep:
-    """The sweep of a model with `count` prompts a suite, as far as its file has it.
+def open_sweep(
+    pipeline: Pipeline, asked: Sequence[Asked], *, count: int, others: int, seed: int
+) -> OpenSweep:
+    """The sweep of a model with `count` prompts a suite (`others` without suites, and for `metrics.names`),
+    as far as its file has it.
 
-    Raises: ValueError for a model or a capacity that has no calibration.
+    Raises: ValueError for a model or a capacity that has no calibration, and as `load_metrics`.
     """
     if pipeline.config.moe.num_experts == 0 or pipeline.config.moe.router != "diffmoe":
         raise ValueError(
@@ -126,8 +139,18 @@ def open_sweep(pipeline: Pipeline, asked: Sequence[Asked], *, count: int, seed: 
         )
     for one in asked:
         check_capacity(one.sampling(pipeline.config.sampling), pipeline.config.moe)
-    groups = make_groups(pipeline, has_scenes=_knows_scenes(pipeline), count=count, seed=seed)
-    return OpenSweep(pipeline, groups, count=count, seed=seed)
+    metrics = None
+    if pipeline.config.metrics.names:
+        metrics = load_metrics(pipeline.config.metrics, pipeline.networks.device)
+    groups = make_groups(
+        pipeline,
+        has_scenes=_knows_scenes(pipeline),
+        has_metrics=metrics is not None,
+        count=count,
+        others=others,
+        seed=seed,
+    )
+    return OpenSweep(pipeline, groups, seed=seed, metrics=metrics)
 
 
 def _knows_scenes(pipeline: Pipeline) -> bool:
@@ -150,7 +173,10 @@ def find_point(sweep: Sweep, one: Asked) -> Point | None:
     return None
 
 
-def _measure(pipeline: Pipeline, one: Asked, groups: Sequence[Group], *, seed: int) -> Point:
+def _measure(
+    pipeline: Pipeline, one: Asked, groups: Sequence[Group], *, seed: int, metrics: Metrics | None
+) -> Point:
+    scorer = None if metrics is None else metrics.start()
     sampling = one.sampling(pipeline.config.sampling)
     selection = find_selection(pipeline, sampling)
     loads, profile, calls, scores = LoadByTime(), CapacityProfile(), 0.0, {}
@@ -172,6 +198,10 @@ def _measure(pipeline: Pipeline, one: Asked, groups: Sequence[Group], *, seed: i
             calls += batch.calls * len(prompts)
             if group.scenes:
                 passed += score_images(batch.images_BCHW, group.scenes[drawn : drawn + len(prompts)])
+            elif scorer is not None:
+                captions = [str(prompt) for prompt in prompts]
+                places = range(drawn, drawn + len(prompts))
+                scorer.update(to_pixels(batch.images_BCHW), places, captions)
             drawn += len(prompts)
         if group.scenes:
             scores[group.name] = sum(passed) / len(passed)
@@ -182,8 +212,9 @@ def _measure(pipeline: Pipeline, one: Asked, groups: Sequence[Group], *, seed: i
         **asdict(cost),
         pictures=count,
         score=statistics.fmean(scores.values()) if scores else None,
-        error=_error_of_mean(scores, count // len(groups)) if scores else None,
+        error=_error_of_mean(scores, groups) if scores else None,
         scores=scores,
+        metrics={value.name: value.value for value in scorer.values()} if scorer is not None else {},
         profile=make_profile(
             profile, [layer.layer_index for layer in pipeline.networks.denoiser.moe_layers()]
         ),
@@ -197,6 +228,7 @@ def _kind(group: Group, prompt: str | int) -> str:
     return group.name if group.scenes else kind_of_caption(prompt)
 
 
-def _error_of_mean(scores: dict[str, float], count: int) -> float:
-    """Standard error of the mean over suites of `count` prompts each."""
-    return math.sqrt(sum(score * (1 - score) / count for score in scores.values())) / len(scores)
+def _error_of_mean(scores: Mapping[str, float], groups: Sequence[Group]) -> float:
+    """Standard error of the mean over suites."""
+    counts = {group.name: len(group.prompts) for group in groups}
+    return math.sqrt(sum(score * (1 - score) / counts[name] for name, score in scores.items())) / len(scores)

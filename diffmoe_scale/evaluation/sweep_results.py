@@ -55,6 +55,8 @@ class Point:
     """Share of the pictures that show what was asked, the mean over suites; None without suites."""
     error: float | None = None
     scores: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of pictures of validation captions or labels, such as fid; by the names of `metrics.names`."""
     profile: Profile
     ms: dict[str, float] = field(default_factory=dict)
     """Wall time of a whole picture: q1, median, q3; empty until it was measured."""

@@ -7,6 +7,7 @@ from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.evaluation.sweep_results import Point, Sweep, read_sweep
 from diffmoe_scale.plan.picture import format_flops
 from diffmoe_scale.report.capacity_plots import (
+    metrics_of,
     plot_by_time,
     plot_kinds,
     plot_layers,
@@ -17,7 +18,6 @@ from diffmoe_scale.report.html import Markup, element, figure, join, table
 
 logger = logging.getLogger(__name__)
 
-HEADER = ("point", "capacity", "score", "ms a picture", "over capacity 1", "operations a picture", "calls")
 EXPLANATION = (
     "The same weights at several capacities: thresholds were calibrated on other prompts (gamma: one for "
     "all; quantile: one for each layer and expert). Score is the share of pictures in which a strict checker "
@@ -46,6 +46,7 @@ def capacity_section(sweep: Sweep | None) -> Markup:
     if sweep is None:
         return Markup("")
     points, shown = sweep.points, shown_point(sweep.points)
+    header = header_of(points)
     figures = [
         (plot_sweep(points), "Against the measured capacity; the dashed line is a dense network's work."),
         (plot_by_time(points), "Capacity over the times of the calls, from noise to data."),
@@ -63,7 +64,7 @@ def capacity_section(sweep: Sweep | None) -> Markup:
         [
             element("h2", "Capacity"),
             element("p", EXPLANATION),
-            table(rows_of(points), header=HEADER, numbers=range(1, len(HEADER))),
+            table(rows_of(points), header=header, numbers=range(1, len(header))),
             element("p", f"{origin}.", kind="note"),
             *(figure(svg.encode(), kind="svg", caption=caption) for svg, caption in figures),
             element("p", f"Prompts whose pictures took most and least experts, of the point {shown.name}:"),
@@ -74,12 +75,17 @@ def capacity_section(sweep: Sweep | None) -> Markup:
 
 def format_sweep(sweep: Sweep) -> str:
     """The table for the terminal."""
-    lines = [HEADER, *rows_of(sweep.points)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
+    lines = [header_of(sweep.points), *rows_of(sweep.points)]
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
+
+
+def header_of(points: Sequence[Point]) -> tuple[str, ...]:
+    cost = ("ms a picture", "over capacity 1", "operations a picture", "calls")
+    return ("point", "capacity", "score", *metrics_of(points), *cost)
 
 
 def rows_of(points: Sequence[Point]) -> list[tuple[str, ...]]:
@@ -90,6 +96,7 @@ def rows_of(points: Sequence[Point]) -> list[tuple[str, ...]]:
             point.name,
             f"{point.capacity:.3f}",
             "" if point.score is None else f"{point.score:.3f} +/- {point.error or 0:.3f}",
+            *(f"{point.metrics[name]:.4g}" if name in point.metrics else "" for name in metrics_of(points)),
             f"{point.ms['median']:.1f}" if point.ms else "",
             f"{point.ms['median'] / base:.2f}" if point.ms else "",
             format_flops(point.flops),

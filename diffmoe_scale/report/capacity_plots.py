@@ -12,15 +12,17 @@ from diffmoe_scale.report.plots import COLORS, GRAY, INK, style_axes, svg_text
 
 AS_TRAINED = "dynamic threshold, as trained"
 MAX_BARS = 24
+MAX_METRICS = 2
 HALF_COLORS = {"conditional": COLORS[0], "unconditional": COLORS[1]}
 
 
 def plot_sweep(points: Sequence[Point]) -> str:
-    """Quality (where it was measured), wall time (where it was) and operations of a picture against its
+    """Scores and metrics (where they were measured), wall time and operations of a picture against its
     capacity; a line for each calibration, and the dynamic threshold as a star."""
     panels = []
     if any(point.score is not None for point in points):
         panels.append("score")
+    panels += metrics_of(points)[:MAX_METRICS]
     if any(point.ms for point in points):
         panels.append("time")
     panels.append("operations")
@@ -34,6 +36,11 @@ def plot_sweep(points: Sequence[Point]) -> str:
         _draw_line(axes, panel, trained, label=AS_TRAINED, color=INK, marker="*")
         _finish(axes, panel)
     return svg_text(figure)
+
+
+def metrics_of(points: Sequence[Point]) -> list[str]:
+    """Names of the metrics that any point has, in the order that they were asked for."""
+    return list(dict.fromkeys(name for point in points for name in point.metrics))
 
 
 def calibrations(points: Sequence[Point]) -> list[str]:
@@ -139,6 +146,8 @@ def _draw_line(
                 rows.append((point.capacity, median, median - low, high - median))
             case "operations":
                 rows.append((point.capacity, point.flops / 1e9, 0.0, 0.0))
+            case _ if panel in point.metrics:
+                rows.append((point.capacity, point.metrics[panel], 0.0, 0.0))
     if rows:
         x, y, below, above = np.array(sorted(rows)).T
         size = 10 if marker == "*" else 4
@@ -154,9 +163,10 @@ def _finish(axes: Axes, panel: str) -> None:
         "operations": "operations of a picture (GFLOP)",
     }
     axes.axvline(1.0, color=GRAY, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set(xlabel="capacity (measured)", ylabel=labels[panel])
+    axes.set(xlabel="capacity (measured)", ylabel=labels.get(panel, panel))
     axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
+    if panel in labels:
+        axes.set_ylim(bottom=0)
     axes.yaxis.label.set_fontsize(8)
     style_axes(axes)
     axes.legend(frameon=False, fontsize=8)

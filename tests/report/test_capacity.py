@@ -7,7 +7,13 @@ import pytest
 
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.evaluation.sweep_results import KindCapacity, Point, Profile, Sweep, write_sweep
-from diffmoe_scale.report.capacity import capacity_section, format_sweep, newest_sweep, rows_of
+from diffmoe_scale.report.capacity import (
+    capacity_section,
+    format_sweep,
+    header_of,
+    newest_sweep,
+    rows_of,
+)
 from diffmoe_scale.report.capacity_plots import mean_over_halves, plot_kinds, plot_sweep, shown_point
 from diffmoe_scale.report.html import Markup
 from diffmoe_scale.report.report import write_report
@@ -89,6 +95,13 @@ def test_panels_are_those_that_were_measured() -> None:
     without = words(plot_sweep([point(0.5, 0.5, score=None)]))
     assert "operations of a picture (GFLOP)" in without
     assert not without & {"score, mean over suites", "wall time of a picture (ms)"}
+
+
+def test_metrics_have_columns_and_panels() -> None:
+    points = [replace(point(0.5, 0.5), metrics={"fid": 12.345, "kid": 0.1}), point(1.0, 1.0)]
+    assert header_of(points)[3:5] == ("fid", "kid")
+    assert [row[3:5] for row in rows_of(points)] == [("12.35", "0.1"), ("", "")]
+    assert {"fid", "kid"} <= words(plot_sweep(points))
 
 
 def test_times_of_both_halves_are_averaged() -> None:

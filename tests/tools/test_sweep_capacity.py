@@ -9,7 +9,7 @@ from tests.train.runs import text_settings
 from tools import sweep_capacity
 
 SMALL = ["sampling.steps=2", "sampling.guidance=2.0", "sampling.calibration_images=8"]
-OPTIONS = ["--prompts", "4", "--rounds", "2", "--timed", "2"]
+OPTIONS = ["--prompts", "2", "--pictures", "4", "--rounds", "2", "--timed", "2"]
 
 
 def sweep(run: Path) -> list[int]:
