@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from braceexpand import braceexpand
 
@@ -18,6 +19,8 @@ from diffmoe_scale.words import counted
 logger = logging.getLogger(__name__)
 
 MOST_SHARDS = 1_000_000
+SCHEMES = ("http", "https", "s3", "gs", "sftp", "ftps", "scp", "ais", "hf", "htgs", "pipe")
+"""Of URLs: those of webdataset 1.0.2 (webdataset.gopen.gopen_schemes), and s3."""
 INDEX_SUFFIX = ".index.npz"
 """Of what was found in a shard, in a file beside it: no shard itself."""
 
@@ -72,7 +75,10 @@ def expand_patterns(patterns: Sequence[str], remote: RemoteShards | None = None)
     for pattern in map(_without_command, patterns):
         # Braces, too, may be those of a file's own name.
         for name in [pattern] if _is_file(pattern) else _expand(pattern):
-            if is_url(name):
+            if name.startswith("file:") and not _is_file(name):
+                name = _path_of_url(name)
+            elif is_url(name) and not _is_file(name):
+                _check_scheme(name)
                 if remote is None:
                     raise ValueError(
                         f"shard {name!r} is no local file; set data.cache_folder to a folder for copies "
@@ -147,6 +153,28 @@ def _expand(pattern: str) -> list[str]:
             f"shard pattern {shown!r} cannot be read ({error}); braces are written {{000..099}} or {{a,b}}"
         ) from error
     return names
+
+
+def _path_of_url(name: str) -> str:
+    """The path of a `file:` URL. Raises: ValueError for one of another machine."""
+    parts = urlsplit(name)
+    if parts.netloc not in ("", "localhost"):
+        raise ValueError(
+            f"shard {clean_name(name)!r} names the machine {clean_name(parts.netloc)!r}; a file of this "
+            "one is file:///PATH, or its path alone"
+        )
+    # Brackets and wildcards are those of a pattern, as in a path.
+    return unquote(name.removeprefix("file:").removeprefix(f"//{parts.netloc}"))
+
+
+def _check_scheme(url: str) -> None:
+    """Raises: ValueError for a kind of URL that nothing fetches."""
+    scheme = url.partition(":")[0]
+    if scheme not in SCHEMES:
+        raise ValueError(
+            f"shard {clean_name(url)!r} is a URL of {scheme!r}, which nothing here fetches; expected one of "
+            f"{', '.join(SCHEMES)}: or a path"
+        )
 
 
 def _is_file(name: str) -> bool:
