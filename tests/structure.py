@@ -87,7 +87,7 @@ USERS = {
     },
     "timm": {"evaluation/metrics/timm_network"},
     "torch_fidelity": {"evaluation/metrics/fidelity"},
-    "transformers": {"encoders/text/architecture"},
+    "transformers": {"encoders/text/architecture", "evaluation/judge/local_model"},
     "tokenizers": {"encoders/text/vocabulary", "convert/shipped/tokenizer"},
     "safetensors": {
         "encoders/text/weights",

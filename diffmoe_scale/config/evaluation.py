@@ -35,7 +35,7 @@ class SuiteConfig(Section, name="suites.N", is_free=True):
     questions: Annotated[str, PATH] = ""
     """Questions for the judge: dpg_bench.csv, or the folder scripts/alignment/Q_D of oneig."""
     prompts: Annotated[int, Range(0, 10**7)] = 0
-    """The first prompts only; 0 is all, and 96 for each of the six suites of scenes."""
+    """So many, evenly over the file; 0 is all, and 96 for each of the six suites of scenes."""
     pictures: Annotated[int, Range(0, 10_000)] = 0
     """Pictures a prompt; 0 is the benchmark's own number."""
 

@@ -22,11 +22,14 @@ RESULTS = "results.jsonl"
 @dataclass(frozen=True, kw_only=True)
 class ScoreTable:
     """Scores by one scorer: of the suite, of its groups of prompts, and of parts of pictures (questions of a
-    kind). `by_prompt` are the means over the pictures of each prompt."""
+    kind; their intervals take them as independent). `by_prompt` are the means over the pictures of a
+    prompt."""
 
     total: Estimate
     groups: dict[str, Estimate]
     parts: dict[str, Estimate]
+    prompts: list[int]
+    """The numbers of the prompts that are scored."""
     by_prompt: list[float]
     by_picture: list[float]
 
@@ -73,16 +76,18 @@ class JobResult:
 
 
 def make_table(suite: Suite, scores: Mapping[int, PictureScore]) -> ScoreTable:
-    """From the scores of all pictures by place."""
-    by_picture = [scores[place].value for place in range(suite.count)]
+    """From the scores by place of all pictures whose prompts are scored."""
+    prompts = [prompt for prompt in range(len(suite.prompts)) if suite.is_scored(prompt)]
+    places = [prompt * suite.copies + copy for prompt in prompts for copy in range(suite.copies)]
+    by_picture = [scores[place].value for place in places]
     by_prompt = [
         statistics.fmean(by_picture[first : first + suite.copies])
-        for first in range(0, suite.count, suite.copies)
+        for first in range(0, len(places), suite.copies)
     ]
-    groups = [prompt.group for prompt in suite.prompts]
+    groups = [suite.prompts[prompt].group for prompt in prompts]
     values: list[float] = []
     names: list[str] = []
-    for place in range(suite.count):
+    for place in places:
         for name, parts in scores[place].parts.items():
             values += parts
             names += [name] * len(parts)
@@ -90,6 +95,7 @@ def make_table(suite: Suite, scores: Mapping[int, PictureScore]) -> ScoreTable:
         total=estimate(by_prompt, groups, means_of_groups=suite.means_of_groups),
         groups=estimate_groups(by_prompt, groups) if len(set(groups)) > 1 else {},
         parts=estimate_groups(values, names),
+        prompts=prompts,
         by_prompt=by_prompt,
         by_picture=by_picture,
     )

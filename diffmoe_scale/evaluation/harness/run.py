@@ -158,7 +158,7 @@ def run_evaluation(config: HarnessConfig, *, part: Part, watch: bool, report: Re
     context = join_ranks(config.evaluation.expert_parallel)
     ranks = Ranks(context)
     suites = ranks.of_main(lambda: _suites(config))
-    has_questions = any(suite.questions(0) for suite in suites)
+    has_questions = any(suite.questions(prompt) for suite in suites for prompt in range(len(suite.prompts)))
     judge = build_judge(config.judge, context.device) if has_questions else None
     harness = Harness(
         config, part, context, suites, judge, MetricsKeeper(config.metrics, context.device), report

@@ -99,12 +99,13 @@ def score(
 
 def _judged(job: Job, folder: Path, drawn: Mapping[int, DrawnPicture], judge: str) -> dict[str, ScoreTable]:
     """A table for each judge that answered all questions; those of `judge` alone if it is given."""
-    if not job.suite.questions(0):
+    asked = sum(bool(job.suite.questions(prompt)) for prompt in range(len(job.suite.prompts)))
+    if not asked:
         return {}
     tables = {}
     for fingerprint, stored in sorted(read_answers(folder).items()):
         answers = fitting_answers(job.suite, drawn, stored)
-        if fingerprint == (judge or fingerprint) and len(answers) == job.suite.count:
+        if fingerprint == (judge or fingerprint) and len(answers) == asked * job.suite.copies:
             scores = {
                 place: job.suite.score_answers(place // job.suite.copies, found)
                 for place, found in answers.items()

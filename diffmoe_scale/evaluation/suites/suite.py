@@ -95,6 +95,10 @@ class Suite:
         """Scores of pictures in [-1, 1] by an exact rule; None without one."""
         return None
 
+    def is_scored(self, prompt: int) -> bool:
+        """Whether the score counts this prompt: some benchmarks have prompts that others score."""
+        return True
+
     def questions(self, prompt: int) -> list[Question]:
         """What a judge is asked about each picture of a prompt; [] where no judge is needed."""
         return []

@@ -1,0 +1,61 @@
+"""Each kind of suite from a made copy, and refusing the copies of others."""
+
+from pathlib import Path
+
+import pytest
+
+from diffmoe_scale.config.evaluation import SuiteConfig, SuiteKind
+from diffmoe_scale.evaluation.suites.build import build_suite
+from tests.evaluation.suites.copies import BENCHMARKS, KINDS, draw, make_suite, tree, write_copy
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_picture_has_a_file_of_its_own(kind: SuiteKind, tmp_path: Path) -> None:
+    suite = make_suite(kind, tmp_path)
+    files = [suite.file_of(place) for place in range(suite.count)]
+    assert len(set(files)) == suite.count == len(suite.prompts) * suite.copies > 0
+    assert suite.kind == kind and suite.read_results(tmp_path) is None
+    draw(suite, tmp_path / "job")
+    suite.export(tmp_path / "job" / "pictures")
+    there = tree(tmp_path / "job")
+    suite.export(tmp_path / "job" / "pictures")
+    assert tree(tmp_path / "job") == there
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fewer_prompts_are_spread_and_have_another_fingerprint(kind: SuiteKind, tmp_path: Path) -> None:
+    whole, half = make_suite(kind, tmp_path / "a"), make_suite(kind, tmp_path / "b", prompts=1)
+    assert half.count == whole.copies and half.prompts[0] == whole.prompts[0]
+    assert half.fingerprint != whole.fingerprint == make_suite(kind, tmp_path / "c").fingerprint
+
+
+@pytest.mark.parametrize("kind", BENCHMARKS)
+@pytest.mark.parametrize("other", KINDS)
+def test_a_file_of_another_benchmark_is_named(kind: SuiteKind, other: SuiteKind, tmp_path: Path) -> None:
+    if kind == other or (kind, other) == ("t2i_compbench", "prompts"):
+        return  # both are plain lines
+    file = write_copy(other, tmp_path)["file"]
+    with pytest.raises(ValueError, match="expected") as error:
+        build_suite(SuiteConfig(kind=kind, file=file), seed=0)
+    assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("content", [b"", b"[1, 2", b"\0\xff" * 9, b"null\n", b'{"prompt": 3, "tag": "a"}\n'])
+def test_damaged_files_are_a_sentence(kind: SuiteKind, content: bytes, tmp_path: Path) -> None:
+    if kind in ("prompts", "t2i_compbench") and content:
+        return  # any line is a prompt
+    file = tmp_path / "file.jsonl"
+    file.write_bytes(content)
+    if kind == "t2i_compbench":
+        assert not build_suite(SuiteConfig(kind=kind, file=str(file)), seed=0).prompts
+        return
+    with pytest.raises(ValueError, match=r"file\.jsonl"):
+        build_suite(SuiteConfig(kind=kind, file=str(file)), seed=0)
+
+
+def test_a_missing_copy_says_whose_file_it_is(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"does not exist; expected GenEval .* it is not part of this package"
+    ):
+        build_suite(SuiteConfig(kind="geneval", file=str(tmp_path / "none.jsonl")), seed=0)
