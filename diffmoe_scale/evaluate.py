@@ -102,6 +102,7 @@ def run_many(parsed: argparse.Namespace) -> None:
     from diffmoe_scale.evaluation.harness.drawing import Part
     from diffmoe_scale.evaluation.harness.run import run_evaluation
     from diffmoe_scale.parallel.launcher import adopt_launcher_variables
+    from diffmoe_scale.report.evaluation import write_evaluation_report
 
     index, count = read_part(parsed.part or "1/1")
     config = load_harness_config(parsed.config, parsed.settings)
@@ -110,7 +111,13 @@ def run_many(parsed: argparse.Namespace) -> None:
     if rank > 0:
         logging.getLogger("diffmoe_scale").setLevel(logging.WARNING)
     part = Part(index - 1, count)
-    gone = run_evaluation(config, part=part, watch=parsed.watch, report=lambda results: None)
+    output = Path(config.evaluation.output)
+    gone = run_evaluation(
+        config,
+        part=part,
+        watch=parsed.watch,
+        report=lambda results: print(write_evaluation_report(output, results), flush=True),
+    )
     if gone and not parsed.watch:
         raise RunError("; ".join(gone))
 

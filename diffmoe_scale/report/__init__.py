@@ -13,4 +13,9 @@ scores.py    scores and what the experts did, also as text for the terminal
 summary.py   how far a run is, and its settings
 training.py  the lines of metrics.jsonl as curves
 troubles.py  bad samples, bad steps, rollbacks, failed saves, changed shards, warnings
+
+OUTPUT/report.html and report.md of an evaluation of many checkpoints:
+evaluation.py           the page and its Markdown
+evaluation_tables.py    scores, metrics and paired differences
+evaluation_pictures.py  pictures side by side
 """

@@ -8,8 +8,9 @@ import pytest
 from diffmoe_scale.config.effect import RULES, describe_idle, names_of
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.schema import Config
+from tests.recipes import RECIPES
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CONFIGS = RECIPES
 
 
 def test_every_rule_names_settings_that_there_are() -> None:

@@ -5,11 +5,12 @@ import pytest
 
 from diffmoe_scale.config.help import describe_config
 from diffmoe_scale.config.load import changed_settings, dump_config, load_config
+from tests.recipes import RECIPES
 
 REPOSITORY = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/**/*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_loads_and_begins_with_its_command(path: Path) -> None:
     load_config(path)
     first_comment = [

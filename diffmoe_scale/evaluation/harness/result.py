@@ -170,7 +170,16 @@ def write_results(output: Path) -> list[JobResult]:
     Raises: OSError, ValueError for a file that is no result.
     """
     results = [read_result(path) for path in sorted(output.glob(f"*/{RESULT}"))]
-    results.sort(key=lambda result: (result.suite, result.run, result.step, result.weights, result.folder))
+    results.sort(key=_order)
     lines = [json.dumps(asdict(result)) for result in results]
     replace_file(output / RESULTS, "".join(f"{line}\n" for line in lines).encode())
     return results
+
+
+def _order(result: JobResult) -> tuple[Any, ...]:
+    """By suite, run, step, weights and the values of settings, numbers by size."""
+    varied = [
+        (name, str(type(value)), value if isinstance(value, int | float) else 0, str(value))
+        for name, value in result.varied.items()
+    ]
+    return result.suite, result.run, result.step, result.weights, varied, result.folder

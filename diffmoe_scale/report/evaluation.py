@@ -1,0 +1,143 @@
+"""OUTPUT/report.html and OUTPUT/report.md: what an evaluation of many checkpoints found."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from diffmoe_scale.evaluation.harness.result import JobResult
+from diffmoe_scale.files import replace_file
+from diffmoe_scale.report.evaluation_pictures import chosen, picture_file, pictures_section
+from diffmoe_scale.report.evaluation_tables import (
+    Table,
+    by_suite,
+    difference_tables,
+    labels,
+    metric_tables,
+    score_tables,
+    waiting_rows,
+)
+from diffmoe_scale.report.html import Markup, element, facts, figure, join, page, table
+from diffmoe_scale.report.plots import Curve, plot_curves
+from diffmoe_scale.words import counted
+
+TITLES = {
+    "Scores": score_tables,
+    "Metrics": metric_tables,
+    "Differences": difference_tables,
+}
+STYLE = Markup(
+    "<style>main { max-width: 1400px } .wide { overflow-x: auto } td.number { white-space: nowrap } "
+    "img.tile { width: 128px; image-rendering: pixelated }</style>"
+)
+
+
+def write_evaluation_report(output: Path, results: Sequence[JobResult]) -> Path:
+    """Write both files and return the path of the page. Raises: OSError."""
+    sections = {title: make(results) for title, make in TITLES.items()}
+    body = [
+        element("h1", f"Evaluation {output.resolve().name}"),
+        element("p", str(output.resolve()), kind="note"),
+        facts(_facts(results)),
+        *_waiting(results),
+        *_html_tables("Scores", sections["Scores"]),
+        *_html_tables("Metrics", sections["Metrics"]),
+        *_curves(results),
+        *_html_tables("Differences", sections["Differences"]),
+        *([pictures_section(output, results)] if results else []),
+        element("footer", f"Written {time.strftime('%Y-%m-%d %H:%M')} by diffmoe_scale."),
+    ]
+    text = page(f"Evaluation {output.resolve().name}", join([STYLE, *body]))
+    replace_file(output / "report.html", text.encode("utf-8", "replace"))
+    replace_file(output / "report.md", _markdown(output, results, sections).encode("utf-8", "replace"))
+    return output / "report.html"
+
+
+def _facts(results: Sequence[JobResult]) -> list[tuple[str, str, str]]:
+    checkpoints = {(result.run, result.step) for result in results}
+    pictures = sum(len(result.files) for result in results)
+    return [
+        ("Checkpoints", str(len(checkpoints)), ""),
+        ("Suites", str(len({result.suite for result in results})), ""),
+        ("Results", str(len(results)), "weights by settings by suites"),
+        ("Pictures", f"{pictures:,}", "the same noise for all"),
+    ]
+
+
+def _waiting(results: Sequence[JobResult]) -> list[Markup]:
+    rows = waiting_rows(results)
+    if not rows:
+        return []
+    lines = [element("p", element("code", folder), " ", what, kind="missing") for folder, what in rows]
+    return [element("h2", "Without a score so far"), *lines]
+
+
+def _html_tables(title: str, tables: Sequence[Table]) -> list[Markup]:
+    if not tables:
+        return []
+    parts = [element("h2", title)]
+    for found in tables:
+        parts.append(element("h3", found.title))
+        drawn = table(found.rows, header=found.header, numbers=found.numbers)
+        parts += [element("p", found.note, kind="note"), element("div", drawn, kind="wide")]
+    return parts
+
+
+def _curves(results: Sequence[JobResult]) -> list[Markup]:
+    """Scores over training, where a run has several steps."""
+    panels: dict[str, list[Curve]] = {}
+    for suite, members in by_suite(results):
+        lines: dict[str, list[tuple[int, float]]] = {}
+        for name, result in zip(_without_step(members), members, strict=True):
+            for scorer, scores in result.scores.items():
+                panel = f"{suite}, {scorer}"
+                lines.setdefault(f"{panel}\n{name}", []).append((result.step, 100 * scores.total.value))
+        for key, points in lines.items():
+            if len(points) > 1:
+                panel, _, name = key.partition("\n")
+                steps, values = (
+                    np.array(column, dtype=float) for column in zip(*sorted(points), strict=True)
+                )
+                curves = panels.setdefault(panel, [])
+                curves.append(Curve(name, steps, values, color=len(curves), is_noisy=False))
+    if not panels:
+        return []
+    caption = "Scores in per cent over the steps of training."
+    return [element("h2", "Over training"), figure(plot_curves(panels).encode(), kind="svg", caption=caption)]
+
+
+def _without_step(results: Sequence[JobResult]) -> list[str]:
+    """Labels of lines over training."""
+    return [
+        ", ".join(word for word in name.split(", ") if not word.startswith("step "))
+        for name in labels(results)
+    ]
+
+
+def _markdown(output: Path, results: Sequence[JobResult], sections: dict[str, list[Table]]) -> str:
+    count = counted(len(results), "result")
+    lines = [f"# Evaluation {_cell(output.resolve().name)}", "", f"{count}; the same noise for all.", ""]
+    for folder, what in waiting_rows(results):
+        lines += [f"- without a score so far: `{folder}`: {_cell(what)}"]
+    for title, tables in sections.items():
+        for found in tables:
+            rules = ["---:" if column in found.numbers else "---" for column in range(len(found.header))]
+            rows = [found.header, rules, *found.rows]
+            lines += ["", f"## {title}: {_cell(found.title)}", "", _cell(found.note), ""]
+            lines += [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in rows]
+    for suite, members in by_suite(results):
+        prompts, shown = chosen(members)
+        rows = [["prompt", *(name for name, _ in shown)], ["---"] * (len(shown) + 1)]
+        lines += ["", f"## Side by side: {_cell(suite)}", ""]
+        lines += [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in rows]
+        for prompt in prompts:
+            files = [picture_file(result, prompt) for _, result in shown]
+            pictures = " | ".join(f"![]({file.replace(' ', '%20')})" for file in files)
+            lines.append(f"| {_cell(members[0].prompts[prompt])} | {pictures} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Text that a table of Markdown can hold."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
