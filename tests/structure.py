@@ -100,6 +100,7 @@ USERS = {
     "torchvision": {"bench/data_contenders"},
     "diffusers": {
         "convert/diffusers",
+        "convert/shipped/checked",
         "convert/shipped/pipeline",
         "convert/shipped/text_encoder",
         "convert/shipped/transformer",

@@ -1,6 +1,7 @@
 """A diffusers folder that this program wrote, as weights of ours. No code of the folder is run."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any  # JSON
@@ -11,10 +12,21 @@ from diffmoe_scale.checkpoint.stored import StoredWeights
 from diffmoe_scale.checkpoint.tensor_file import LazyTensor, read_row, read_shards, read_tensors
 from diffmoe_scale.config.load import make_config
 from diffmoe_scale.config.schema import Config
+from diffmoe_scale.config.section import show
+from diffmoe_scale.config.text import LOCAL_FOLDER
 from diffmoe_scale.config.yaml_file import parse_yaml
 from diffmoe_scale.convert.pipeline import FORMAT, ORIGIN, PIECES, SCHEMA, SLOTS, WEIGHTS
-from diffmoe_scale.convert.pipeline_config import AVERAGES, UPDATES, has_trained_encoder, moe_blocks
+from diffmoe_scale.convert.pipeline_code import digest
+from diffmoe_scale.convert.pipeline_config import (
+    AVERAGES,
+    UPDATES,
+    has_trained_encoder,
+    moe_blocks,
+    transformer_tree,
+)
 from diffmoe_scale.convert.pipeline_tensors import from_folder
+
+logger = logging.getLogger(__name__)
 
 LAYERS = "transformer.blocks."
 READ_ERRORS = (KeyError, TypeError, AttributeError, IndexError, RecursionError)
@@ -37,9 +49,10 @@ def open_folder(path: Path, settings: Sequence[str] = ()) -> StoredWeights:
             f"reads {FORMAT!r}, schema {SCHEMA}"
         )
     tree = _read_json(path / "transformer" / "config.json")
+    _note_changed_code(path)
     try:
         metadata = origin["metadata"]
-        config = make_config(parse_yaml(metadata["config"]), settings)
+        config = make_config(_with_places(parse_yaml(metadata["config"]), path), settings)
         stored = StoredWeights(
             path=path,
             tensors=_tensors(path, origin["family"], config) | _thresholds(path, tree, config),
@@ -52,7 +65,53 @@ def open_folder(path: Path, settings: Sequence[str] = ()) -> StoredWeights:
         )
     except READ_ERRORS as error:
         raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    _check_transformer(path, tree, stored)
     return stored
+
+
+def _note_changed_code(path: Path) -> None:
+    for file in sorted(path.rglob("diffmoe_*.py")):
+        if not file.stem.endswith(digest(file.read_text(encoding="utf-8", errors="replace"))):
+            logger.warning(
+                "%s was changed after it was written; it is not run here, but by diffusers it is", file
+            )
+
+
+def _with_places(tree: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Settings in which frozen networks that are not where they were are those of the folder."""
+    autoencoder, text = tree.get("autoencoder", {}), tree.get("text", {})
+    if autoencoder.get("path") and not Path(autoencoder["path"]).exists():
+        autoencoder["path"] = str(path / "vae")
+    for slot, encoder in zip(SLOTS, text.get("encoders") or (), strict=False):
+        place = Path(str(encoder.get("path", "")).removeprefix(LOCAL_FOLDER))
+        if encoder["kind"] == "sentencepiece" or place.exists():
+            continue
+        own = path / f"text_encoder{slot}"
+        if encoder["kind"] == "open_clip":
+            encoder |= {"path": f"{LOCAL_FOLDER}{own}", "architecture": ""}
+        else:
+            encoder |= {"path": str(own), "tokenizer": str(path / f"tokenizer{slot}")}
+    place = Path(str(text.get("open_clip_weights", "")).removeprefix(LOCAL_FOLDER))
+    if text.get("open_clip_weights") and not place.exists():
+        text["open_clip_weights"] = f"{LOCAL_FOLDER}{path / 'text_encoder'}"
+    return tree
+
+
+def _check_transformer(path: Path, tree: Mapping[str, Any], stored: StoredWeights) -> None:
+    """Raises: ValueError naming what config.json says otherwise than the settings: diffusers would build
+    another model."""
+    layout = (tree.get("experts") or {}).get("layout", "stacked")
+    try:
+        expected = json.loads(json.dumps(transformer_tree(stored, layout=layout)))
+    except KeyError as error:
+        raise ValueError(f"{path} is damaged: it has no {error}") from error
+    for key, value in expected.items():
+        found, wanted = tree.get(key), value
+        if found != wanted:
+            file = path / "transformer" / "config.json"
+            raise ValueError(
+                f"{file}: {key} is {show(found)}; expected {show(wanted)} by the settings in {ORIGIN}"
+            )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

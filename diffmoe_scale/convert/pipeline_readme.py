@@ -19,8 +19,7 @@ must be a folder that can be written to.
 (`pipeline.config.sampling`): steps, guidance between the times guidance_start and guidance_end (1 is noise,
 0 is the picture), guidance_rescale, fresh_noise, shift, shift_factor, height, width, seed or latents.
 {experts}
-Without the package accelerate, loading takes twice the memory of the weights. diffusers loads a folder in
-which tensors are missing with a warning only.{links}
+Without the package accelerate, loading takes twice the memory of the weights.{links}
 """
 EXPERTS = """
 How experts choose: `selection="threshold"`, by thresholds learned in training; `"interval"`, by one

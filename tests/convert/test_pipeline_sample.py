@@ -8,9 +8,10 @@ from typing import Any  # pipelines of diffusers
 import pytest
 import torch
 from diffusers import AutoModel, DiffusionPipeline, FlowMatchHeunDiscreteScheduler
+from safetensors.torch import load_file, save_file
 
-from diffmoe_scale.config.sampling import SamplingConfig
 from diffmoe_scale.convert.export import write_export
+from diffmoe_scale.convert.pipeline_code import Code, digest, read_code
 from diffmoe_scale.sampling.batch import generate_batch, number_requests
 from diffmoe_scale.sampling.generate import override_sampling
 from diffmoe_scale.sampling.loading import load_pipeline
@@ -47,7 +48,7 @@ def draw_ours(
     write_export(stored, folder / "a.safetensors")
     write_pipeline(stored, folder / "diffusers")
     model = load_pipeline(folder / "a.safetensors")
-    chosen: SamplingConfig = override_sampling(model.config.sampling, sampling)
+    chosen = override_sampling(model.config.sampling, sampling)
     prompts = [0, 3, 4] if stored.config.model.conditioning == "class" else PROMPTS
     requests = number_requests(prompts, seed=SEED, negative_prompt=negative)
     return generate_batch(model.networks, requests, chosen).images_BCHW / 2 + 0.5
@@ -146,6 +147,77 @@ def test_auto_model_loads_the_transformer(tmp_path: Path, tokenizer: Path) -> No
     x_BCHW = torch.randn(2, 3, 16, 16)
     found = model(x_BCHW, torch.tensor([0.5, 1.0]), class_labels=torch.tensor([0, 5])).sample
     assert found.shape == x_BCHW.shape and found.isfinite().all()
+
+
+@pytest.mark.parametrize("component", ["transformer", "text_encoder"])
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_diffusers_refuses_other_weights(
+    component: str, is_missing: bool, tmp_path: Path, tokenizer: Path
+) -> None:
+    """By itself it would draw with random numbers."""
+    write_pipeline(draw_weights(TEXT, tokenizer), tmp_path / "a")
+    path = tmp_path / "a" / component / "diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    name = next(name for name in state if name.startswith("blocks.0"))
+    others = {name: state.pop(name)} if is_missing else {**state, "more": torch.zeros(2)}
+    save_file(state if is_missing else others, path, metadata={"format": "pt"})
+    said = f"lacks 1 weights, such as {name}" if is_missing else "has no place for 1 weights, such as more"
+    with pytest.raises(ValueError, match=said):
+        load(tmp_path / "a")
+
+
+def test_two_folders_of_other_code_each_run_their_own(
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = draw_weights(STEPS, tokenizer)
+    write_pipeline(stored, tmp_path / "a")
+    own = read_code("transformer")
+    text = own.text.replace("sample = unpatchify(", "sample = -unpatchify(")
+    other = Code(f"diffmoe_transformer_{digest(text)}", text)
+    monkeypatch.setattr(
+        "diffmoe_scale.convert.pipeline.read_code",
+        lambda name: other if name == "transformer" else read_code(name),
+    )
+    write_pipeline(stored, tmp_path / "b")
+    first, second = load(tmp_path / "a"), load(tmp_path / "b")
+    call: dict[str, Any] = {"class_labels": torch.tensor([1]), "return_dict": False}
+    inputs = torch.randn(1, 3, 16, 16), torch.tensor([0.5])
+    assert torch.equal(first.transformer(*inputs, **call)[0], -second.transformer(*inputs, **call)[0])
+
+
+def test_experts_apart_draw_the_same_pictures(tmp_path: Path, tokenizer: Path) -> None:
+    stored = draw_weights(STEPS, tokenizer)
+    for layout in ("stacked", "separate"):
+        write_pipeline(stored, tmp_path / layout, layout=layout)
+    apart = load(tmp_path / "separate")
+    experts = apart.transformer.blocks[1].feed_forward.experts
+    assert isinstance(experts[3].w_in, torch.nn.Linear)
+    pictures = [pipeline([1, 2], output_type="pt").images for pipeline in (apart, load(tmp_path / "stacked"))]
+    assert (pictures[0] - pictures[1]).abs().max() < SAME
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ({"prompt": "a circle"}, "'a circle' is no prompt of this model; expected classes, 0 to 4"),
+        ({"prompt": [1, 5]}, "5 is no prompt"),
+        ({"prompt": 1, "negative_prompt": "x"}, "has no effect: the model is one of classes"),
+        ({"prompt": 1, "height": 18}, "pictures are 18 x 16 pixels; expected multiples of 4"),
+        ({"prompt": 1, "latents": torch.zeros(2, 3, 16, 16)}, r"latents are \(2, 3, 16, 16\); expected"),
+        ({"prompt": 1, "guidance_scale": 2.0}, "guidance_scale: expected settings of steps, guidance"),
+        ({"prompt": 1, "selection": "best"}, "selection is 'best'; expected one of threshold"),
+        ({"prompt": 1, "gamma": 2.0}, "gamma is 2.0; expected 0 to 1"),
+        ({"prompt": 1, "capacity": 2.0}, "capacity is 2.0 but selection is 'threshold'"),
+        ({"prompt": 1, "capacity": 0.01, "selection": "static"}, "0 tokens an expert"),
+    ],
+)
+def test_what_cannot_be_drawn_is_named(
+    call: dict[str, Any], said: str, tmp_path: Path, tokenizer: Path
+) -> None:
+    write_pipeline(draw_weights([], tokenizer), tmp_path / "a")
+    pipeline = load(tmp_path / "a")
+    with pytest.raises(ValueError, match=said):
+        pipeline(**call)
 
 
 MEAN, DEVIATION = 0.1, 0.2

@@ -5,6 +5,7 @@ Each file is written into a folder with all that it imports of this package insi
 is imported here must itself stand on torch alone.
 
 experts.py       experts and their routers at inference
+checked.py       a model of diffusers that is loaded with all its weights or not at all
 transformer.py   the transformer as a model of diffusers
 blocks.py        blocks of the transformer
 steps.py         from noise to pictures by a scheduler of diffusers

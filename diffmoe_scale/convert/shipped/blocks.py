@@ -41,12 +41,22 @@ class Surroundings:
 
 
 def run_feed_forward(
-    network: nn.Module, x_BND: Tensor, shift_BD: Tensor, scale_BD: Tensor, around: Surroundings
+    network: nn.Module,
+    x_BND: Tensor,
+    shift_BD: Tensor,
+    scale_BD: Tensor,
+    around: Surroundings,
+    *,
+    has_experts: bool,
 ) -> Tensor:
-    """The answer [B, N, D] of a dense network or of experts to normalized and modulated tokens."""
+    """The answer [B, N, D] of a dense network or of experts to normalized and modulated tokens.
+
+    What a network is is asked when it is made: diffusers runs this file again for a second folder with the
+    same code, and the classes of the first are then no longer those of this module.
+    """
     normed_BND = normalize(x_BND)
     modulated_BND = modulate(normed_BND, shift_BD, scale_BD)
-    if not isinstance(network, ExpertLayer):
+    if not has_experts:
         y_BND: Tensor = network(modulated_BND)
         return y_BND
     inputs = RouterInput(
@@ -71,6 +81,7 @@ class CrossBlock(nn.Module):
             CrossAttention(width, heads, part.text_width, qk_norm=qk_norm) if part.text_width else None
         )
         self.feed_forward = feed_forward
+        self.has_experts = isinstance(feed_forward, ExpertLayer)
         self.modulation = part.modulation(6)
 
     def forward(
@@ -81,7 +92,9 @@ class CrossBlock(nn.Module):
         x_BND = x_BND + gate1[:, None] * attended_BND
         if self.cross_attention is not None:
             x_BND = x_BND + self.cross_attention(normalize(x_BND), text_BLT, around.mask_BL)
-        y_BND = run_feed_forward(self.feed_forward, x_BND, shift2, scale2, around)
+        y_BND = run_feed_forward(
+            self.feed_forward, x_BND, shift2, scale2, around, has_experts=self.has_experts
+        )
         return x_BND + gate2[:, None] * y_BND, text_BLT
 
 
@@ -95,6 +108,7 @@ class JointBlock(nn.Module):
         is_last = text_feed_forward is None
         self.attention = JointAttention(part.width, part.heads, qk_norm=part.qk_norm, is_last=is_last)
         self.feed_forward = feed_forward
+        self.has_experts = isinstance(feed_forward, ExpertLayer)
         self.text_feed_forward = text_feed_forward
         self.modulation = part.modulation(6)
         self.text_count = 2 if is_last else 6
@@ -112,10 +126,13 @@ class JointBlock(nn.Module):
             around.rotation,
         )
         x_BND = x_BND + gate1[:, None] * attended_BND
-        x_BND = x_BND + gate2[:, None] * run_feed_forward(self.feed_forward, x_BND, shift2, scale2, around)
+        y_BND = run_feed_forward(
+            self.feed_forward, x_BND, shift2, scale2, around, has_experts=self.has_experts
+        )
+        x_BND = x_BND + gate2[:, None] * y_BND
         if self.text_feed_forward is None:
             return x_BND, None
         gate1, shift2, scale2, gate2 = text_after
         text_BLD = text_BLD + gate1[:, None] * text_attended_BLD
-        y_BLD = run_feed_forward(self.text_feed_forward, text_BLD, shift2, scale2, around)
+        y_BLD = run_feed_forward(self.text_feed_forward, text_BLD, shift2, scale2, around, has_experts=False)
         return x_BND, text_BLD + gate2[:, None] * y_BLD

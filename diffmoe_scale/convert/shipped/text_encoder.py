@@ -6,14 +6,14 @@ B captions, L tokens, T token width.
 from collections.abc import Mapping
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from diffmoe_scale.convert.shipped.checked import CheckedModel
 from diffmoe_scale.encoders.text.trained import TextBlock
 
 
-class DiffMoETextEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers carries no types
+class DiffMoETextEncoder(CheckedModel):
     """Ids and their mask to features of tokens, and their mean."""
 
     @register_to_config  # type: ignore[untyped-decorator]

@@ -6,12 +6,12 @@ B samples, N tokens a sample, D width, L text tokens, T text width, V pooled wid
 from collections.abc import Mapping, Sequence
 from typing import Any  # JSON
 
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from diffmoe_scale.convert.shipped.blocks import BlockParts, CrossBlock, JointBlock, Surroundings
+from diffmoe_scale.convert.shipped.checked import CheckedModel
 from diffmoe_scale.convert.shipped.experts import Choice, ExpertLayer, ExpertSettings
 from diffmoe_scale.encoders.text.features import StreamWidths, TextFeatures, TextStream
 from diffmoe_scale.model.condition import NUM_SIZE_CONDITIONS
@@ -28,7 +28,7 @@ NUM_STEPS = 1000
 """Of the diffusion process of DDPM."""
 
 
-class DiffMoETransformer2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers carries no types
+class DiffMoETransformer2DModel(CheckedModel):
     """Noisy latents, time and condition to what `diffusion.prediction` says: the velocity noise - x_0, or x_0
     itself; under `ddpm` noise and the place of the log variance, 2 C channels."""
 
