@@ -85,6 +85,7 @@ def write_tensors(path: Path, tensors: Mapping[str, LazyTensor], metadata: Mappi
             values = tensor.read()
             assert (tuple(values.shape), values.dtype) == (tensor.shape, tensor.dtype), name
             file.write(_bytes_of(values.contiguous()))
+            del values  # before the next is read
         file.flush()
         os.fsync(file.fileno())
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from diffmoe_scale.checkpoint.tensor_file import LazyTensor
 
 TRANSFORMER, TEXT_ENCODER = "transformer.", "text_encoder."
-EXPERT = re.compile(
-    r"(?P<layer>blocks\.\d+\.feed_forward\.experts\.)(?P<expert>\d+)\.(?P<kind>[wb]_(in|out))"
-)
-STACK = re.compile(r"(?P<layer>blocks\.\d+\.feed_forward\.experts\.)(?P<kind>[wb]_(in|out))")
-LINEAR = re.compile(rf"{EXPERT.pattern}\.(weight|bias)")
+LAYER = r"(?P<layer>blocks\.\d+\.feed_forward\.experts\.)"
+EXPERT = re.compile(rf"{LAYER}(?P<expert>\d+)\.(?P<letter>[wb])_(?P<side>in|out)")
+LINEAR = re.compile(rf"{LAYER}((?P<expert>\d+)\.)?w_(?P<side>in|out)\.(?P<kind>weight|bias)")
+KINDS = {"w": "weight", "b": "bias"}
+LETTERS = {kind: letter for letter, kind in KINDS.items()}
 Tensors = dict[str, LazyTensor]
 ReadPart = Callable[[str, int], Tensor]
 """Name of a stack and number of an expert -> its part."""
@@ -35,19 +35,14 @@ def to_folder(tensors: Mapping[str, LazyTensor], *, layout: str) -> tuple[Tensor
         found = EXPERT.fullmatch(name)
         if found is None:
             own[name] = tensor
-        elif layout == "separate":
-            own[separate_name(found)] = tensor
+            continue
+        linear = f"w_{found['side']}.{KINDS[found['letter']]}"
+        if layout == "separate":
+            own[f"{found['layer']}{found['expert']}.{linear}"] = tensor
         else:
-            stack = f"{found['layer']}{found['kind']}"
-            parts.setdefault(stack, {})[int(found["expert"])] = tensor
+            parts.setdefault(f"{found['layer']}{linear}", {})[int(found["expert"])] = tensor
     own |= {name: stacked([found[number] for number in sorted(found)]) for name, found in parts.items()}
     return dict(sorted(own.items())), text
-
-
-def separate_name(found: re.Match[str]) -> str:
-    """`...experts.3.w_in.weight` of our `...experts.3.w_in`, `...experts.3.w_in.bias` of `b_in`."""
-    letter, _, side = found["kind"].partition("_")
-    return f"{found['layer']}{found['expert']}.w_{side}.{'weight' if letter == 'w' else 'bias'}"
 
 
 def stacked(parts: Sequence[LazyTensor]) -> LazyTensor:
@@ -69,16 +64,17 @@ def from_folder(
     """Ours, from the tensors of a folder in any layout; `read` reads one expert's part of a stack."""
     own: Tensors = {f"{TEXT_ENCODER}{name}": tensor for name, tensor in text.items()}
     for name, tensor in transformer.items():
-        if (stack := STACK.fullmatch(name)) and tensor.shape:
-            for number in range(tensor.shape[0]):
-                part = LazyTensor(tensor.shape[1:], tensor.dtype, _reader(read, name, number))
-                own[f"{TRANSFORMER}{stack['layer']}{number}.{stack['kind']}"] = part
-        elif (linear := LINEAR.fullmatch(name)) and linear["kind"][0] == "w":
-            letter = "w" if name.endswith("weight") else "b"
-            kind = f"{letter}_{linear['kind'].partition('_')[2]}"
-            own[f"{TRANSFORMER}{linear['layer']}{linear['expert']}.{kind}"] = tensor
-        else:
+        found = LINEAR.fullmatch(name)
+        if found is None:
             own[f"{TRANSFORMER}{name}"] = tensor
+            continue
+        layer, end = f"{TRANSFORMER}{found['layer']}", f"{LETTERS[found['kind']]}_{found['side']}"
+        if found["expert"] is not None:
+            own[f"{layer}{found['expert']}.{end}"] = tensor
+            continue
+        for number in range(tensor.shape[0] if tensor.shape else 0):
+            part = LazyTensor(tensor.shape[1:], tensor.dtype, _reader(read, name, number))
+            own[f"{layer}{number}.{end}"] = part
     return own
 
 

@@ -18,7 +18,7 @@ from diffmoe_scale.convert.pipeline_config import has_trained_encoder
 from diffmoe_scale.convert.pipeline_import import read_model
 from diffmoe_scale.convert.verify import Question, build_meta, make_condition
 
-EXPERTS = ("StackedExperts", "FeedForward")
+EXPERTS = ("StackedLinear", "FeedForward")
 
 
 @torch.no_grad()

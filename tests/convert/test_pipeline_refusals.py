@@ -60,7 +60,7 @@ def drop(file: str) -> Change:
     return lambda folder: (folder / file).unlink()
 
 
-STACK = "blocks.1.feed_forward.experts.w_in"
+STACK = "blocks.1.feed_forward.experts.w_in.weight"
 WRONG: dict[str, tuple[Change, str]] = {
     "missing tensor": (
         change_tensors(lambda state: state.pop("blocks.0.attention.qkv.weight")),

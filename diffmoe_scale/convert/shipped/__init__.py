@@ -4,7 +4,8 @@ or DeepSpeed.
 Each file is written into a folder with all that it imports of this package inside (pipeline_code.py), so what
 is imported here must itself stand on torch alone.
 
-experts.py       experts and their routers at inference
+routers.py       routers at inference
+experts.py       experts at inference
 checked.py       a model of diffusers that is loaded with all its weights or not at all
 transformer.py   the transformer as a model of diffusers
 blocks.py        blocks of the transformer

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from diffmoe_scale.convert.shipped.experts import Choice, ExpertLayer, RouterInput
+from diffmoe_scale.convert.shipped.experts import ExpertLayer
+from diffmoe_scale.convert.shipped.routers import Choice, RouterInput
 from diffmoe_scale.nn.attention import CrossAttention, HeadNorm, JointAttention, SelfAttention
 from diffmoe_scale.nn.modulation import Modulation, ModulationTable
 from diffmoe_scale.nn.norms import modulate, normalize

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from diffmoe_scale.convert.shipped.blocks import BlockParts, CrossBlock, JointBlock, Surroundings
 from diffmoe_scale.convert.shipped.checked import CheckedModel
-from diffmoe_scale.convert.shipped.experts import Choice, ExpertLayer, ExpertSettings
+from diffmoe_scale.convert.shipped.experts import ExpertLayer
+from diffmoe_scale.convert.shipped.routers import Choice, ExpertSettings
 from diffmoe_scale.encoders.text.features import StreamWidths, TextFeatures, TextStream
 from diffmoe_scale.model.condition import NUM_SIZE_CONDITIONS
 from diffmoe_scale.model.text import TextProjection, join_streams
