@@ -1,7 +1,7 @@
 """Experts at inference, on one device.
 
-S tokens of all samples, D width, E experts, R rows sorted by expert, I and O inner and outer width of a linear
-map.
+S tokens of all samples, D width, E experts, R rows sorted by expert, I and O inner and outer width of a
+linear map.
 """
 
 import torch
