@@ -66,11 +66,11 @@ class CheckpointStore:
         self.config = config
         self.group = group
         self.is_main = group.rank() == 0
+        self.last_save_s = 0.0
         self._copies = HostCopies()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._under_way: Future[bool] | None = None
-        self._damaged: set[Path] = set()
-        """Checkpoints that were found damaged; they do not count as kept."""
+        self._damaged: set[Path] = set()  # found so; they do not count as kept
 
     def save(self, state: Mapping[str, Slice], manifest: Manifest) -> None:
         """Copy this rank's slices to host memory and begin to write them; `state` may change as soon as this
@@ -85,10 +85,8 @@ class CheckpointStore:
         self._under_way = self._thread.submit(self._write, copies, manifest)
 
     def finish(self) -> bool:
-        """Wait for the save under way; True if it is complete or none was. Collective.
-
-        Raises: RuntimeError if it failed and `checkpoint.on_write_error` is `stop`.
-        """
+        """Wait for the save under way; True if it is complete or none was. Collective. Raises: RuntimeError
+        if it failed and `checkpoint.on_write_error` is `stop`."""
         under_way, self._under_way = self._under_way, None
         return under_way is None or under_way.result()
 
@@ -119,10 +117,13 @@ class CheckpointStore:
 
     def _write(self, state: Mapping[str, Slice], manifest: Manifest) -> bool:
         """A save that failed is tried once more after RETRY_S: a disk may be full or away for a moment."""
-        if self._try_to_write(state, manifest, is_last=False):
-            return True
-        time.sleep(RETRY_S)
-        return self._try_to_write(state, manifest, is_last=True)
+        begun = time.monotonic()
+        is_written = self._try_to_write(state, manifest, is_last=False)
+        if not is_written:
+            time.sleep(RETRY_S)
+            is_written = self._try_to_write(state, manifest, is_last=True)
+        self.last_save_s = time.monotonic() - begun
+        return is_written
 
     def _try_to_write(self, state: Mapping[str, Slice], manifest: Manifest, *, is_last: bool) -> bool:
         final = self.folder / f"step_{manifest.step:08d}"

@@ -7,6 +7,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 from diffmoe_scale.moe.layer import MoELayer
+from diffmoe_scale.words import counted
+
+
+def untrained_thresholds(layers: Sequence[MoELayer]) -> str:
+    """What keeps the thresholds of layers with predictors from being used; "" if they are trained. From 0 to
+    a threshold an uncorrected average takes a few times 1 / (1 - decay) steps."""
+    for layer in layers:
+        predictor = layer.router.predictor
+        steps = int(predictor.threshold_steps)
+        needed = 1 if predictor.is_bias_corrected else round(3 / (1 - predictor.decay))
+        if steps < needed:
+            return (
+                f"the experts' thresholds were trained for {counted(steps, 'step')}, and are near 0 before "
+                f"{needed}: experts take nearly all tokens"
+            )
+    return ""
 
 
 @torch.no_grad()

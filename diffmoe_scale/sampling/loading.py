@@ -21,6 +21,7 @@ from diffmoe_scale.config.section import expand_home
 from diffmoe_scale.files import replace_file
 from diffmoe_scale.model.denoiser import Denoiser
 from diffmoe_scale.model.networks import Networks, build_networks
+from diffmoe_scale.moe.thresholds import untrained_thresholds
 from diffmoe_scale.parallel.context import ParallelContext, initialize
 from diffmoe_scale.parallel.waiting import wait_for_ranks
 from diffmoe_scale.sampling.ranks import Ranks
@@ -89,6 +90,7 @@ def load_pipeline(
         # A training beside us may complete a checkpoint between two ranks' looks.
         named = Ranks(context).of_main(lambda: named or _newest(directory))
     checkpoint, step = _fill(networks.denoiser, directory, named, weights=weights, settings=meaning)
+    _warn_of_thresholds(networks.denoiser, config)
     return Pipeline(networks, config, directory, checkpoint, step, weights, context)
 
 
@@ -112,7 +114,15 @@ def _load_export(
     if changed := different_settings(stored.settings, meaning):
         raise ValueError(f"{path} is of another model: {'; '.join(changed)}")
     fill_from(stored, networks.denoiser, weights)
+    _warn_of_thresholds(networks.denoiser, config)
     return Pipeline(networks, config, directory, path, stored.step, weights, context)
+
+
+def _warn_of_thresholds(denoiser: Denoiser, config: Config) -> None:
+    if config.moe.router != "diffmoe" or not config.sampling.selection.startswith("threshold"):
+        return
+    if problem := untrained_thresholds(denoiser.moe_layers()):
+        logger.warning("%s; train on, or set sampling.selection=static", problem)
 
 
 def _build(

@@ -2,6 +2,7 @@
 
 run.py           the run: steps, what happens between them, going back, the end
 start.py         what the main rank does in a run directory before anything else
+cautions.py      what costs quality or a run without an error, a line each
 places.py        where a run reads and writes, looked at before anything is made
 overview.py      what is said before the first step: network, data, memory, places
 setup.py         from settings to a run at its newest checkpoint or at its start

@@ -16,6 +16,7 @@ from diffmoe_scale.config.schema import Config
 from diffmoe_scale.files import replace_file
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.parallel.slice import Slice
+from diffmoe_scale.train.cautions import caution_of_rounded_weights
 from diffmoe_scale.train.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,9 @@ def begin_from_weights(
         sources["master"],
         sources["ema"],
     )
+    dtypes = [tensor.dtype for tensor in stored.family(sources["master"]).values()]
+    for line in caution_of_rounded_weights(str(stored.path), dtypes):
+        logger.warning("%s", line)
     if changed:
         logger.warning("settings differ from those of run.initialize_from: %s", "; ".join(changed))
 

@@ -10,6 +10,7 @@ from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.parallel.waiting import wait_for_ranks
+from diffmoe_scale.train.cautions import caution_of_slow_save
 from diffmoe_scale.train.reporter import Reporter
 from diffmoe_scale.train.resume import resume
 from diffmoe_scale.train.setup import set_up
@@ -178,6 +179,9 @@ def save(run: Training) -> None:
         guard=run.guard.state(),
     )
     run.store.save(run.engine.state(), manifest)
+    # Of the save before: this one is still being written.
+    for line in caution_of_slow_save(run.store.last_save_s, config.parallel.timeout_s):
+        logger.warning("%s", line)
 
 
 def _is_due(step: int, every: int, config: Config) -> bool:

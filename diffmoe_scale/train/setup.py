@@ -21,6 +21,7 @@ from diffmoe_scale.files import replace_file
 from diffmoe_scale.model.networks import Networks, build_networks
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.parallel.waiting import wait_for_ranks
+from diffmoe_scale.train.cautions import caution_of_captions, caution_of_guidance, caution_of_masters
 from diffmoe_scale.train.engine import Engine, accumulation_steps
 from diffmoe_scale.train.guard import Guard
 from diffmoe_scale.train.initialize import begin_from_weights, copy_tokenizer
@@ -61,7 +62,7 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
     wait_for_ranks(context.waiting_group)
     engine = Engine(networks.denoiser, config, context)
     if context.is_main:
-        warn_of_cut_captions(networks.text_encoders, reader)
+        warn(config, networks, engine, reader)
     wait_for_ranks(context.waiting_group)
     store = CheckpointStore(directory.checkpoints, config.checkpoint, group=context.checkpoint_group)
     start = resume(store, engine, config, directory, frozen=networks.frozen)
@@ -147,10 +148,19 @@ def prepare_tokenizer(config: Config, directory: RunDirectory, reader: Reader) -
         )
 
 
-def warn_of_cut_captions(text_encoders: TextEncoders, reader: Reader) -> None:
-    """Say so if more than one caption in a hundred is longer than `text.max_tokens`, judged by a thousand of
-    them."""
+def warn(config: Config, networks: Networks, engine: Engine, reader: Reader) -> None:
+    """Of what would cost quality without an error."""
+    for line in [*caution_of_guidance(config), *caution_of_masters(engine.zero.masters)]:
+        logger.warning("%s", line)
+    warn_of_captions(networks.text_encoders, reader)
+
+
+def warn_of_captions(text_encoders: TextEncoders, reader: Reader) -> None:
+    """Say so if more than one caption in a hundred is longer than `text.max_tokens`, or if they are short,
+    judged by a thousand of them."""
     captions = list(iterate_captions(reader, JUDGED_CAPTIONS)) if text_encoders.encoders else []
+    for line in caution_of_captions(captions):
+        logger.warning("%s", line)
     for name, encoder in zip(text_encoders.names, text_encoders.encoders, strict=True):
         encoder.tokenize(captions)
         share = encoder.tokenizer.num_cut / encoder.tokenizer.num_captions

@@ -1,7 +1,8 @@
 import numpy as np
+import pytest
 import torch
 
-from diffmoe_scale.moe.thresholds import update_thresholds
+from diffmoe_scale.moe.thresholds import untrained_thresholds, update_thresholds
 from diffmoe_scale.parallel.context import ParallelContext
 from tests.moe.layers import EXPERTS, context, make_layer, tokens
 from tests.ranks import run_on_ranks
@@ -51,3 +52,13 @@ def thresholds_after_one_update(parallel: ParallelContext) -> np.ndarray:
 def test_thresholds_of_all_ranks_move_by_the_mean_over_ranks():
     for threshold_LE in run_on_ranks(thresholds_after_one_update, 2):
         np.testing.assert_allclose(threshold_LE, np.repeat([[0.1], [0.2]], EXPERTS, axis=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("is_corrected", "needed"), [(True, 1), (False, 30)])
+def test_thresholds_are_untrained_before_their_average_has_left_zero(is_corrected: bool, needed: int) -> None:
+    layer = make_layer(threshold_bias_correction=is_corrected, threshold_decay=0.9)
+    predictor = layer.router.predictor
+    predictor.threshold_steps.fill_(needed - 1)
+    assert f"trained for {needed - 1} step" in untrained_thresholds([layer])
+    predictor.threshold_steps.fill_(needed)
+    assert untrained_thresholds([layer]) == untrained_thresholds([]) == ""
