@@ -45,10 +45,12 @@ class Backbone:
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """Without TF32 and bfloat16, which a training may have turned on: they change the third digit."""
-    precision = torch.get_float32_matmul_precision()
+    # Not torch.backends.cudnn.flags(): what it is not given it turns off, cuDNN itself among it (torch 2.14).
+    precision, is_tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     try:
-        with torch.backends.cudnn.flags(allow_tf32=False):
-            yield
+        yield
     finally:
         torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = is_tf32

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffmoe_scale.evaluation.metrics.backbone import exact_float32
 from diffmoe_scale.evaluation.metrics.result import MetricValue
 from diffmoe_scale.evaluation.metrics.scorer import Metrics, load_metrics
 from tests.evaluation.metrics.networks import FEATURES, LITE0, SIDE, blobs, timm_config, write_lite0
@@ -139,6 +140,14 @@ def test_a_training_in_tf32_and_bfloat16_changes_nothing(metrics):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert score(metrics, blobs(9, seed=1)) == expected
         assert torch.get_float32_matmul_precision() == "medium"
+        with exact_float32():
+            cudnn = torch.backends.cudnn
+            assert (torch.get_float32_matmul_precision(), cudnn.enabled, cudnn.allow_tf32) == (
+                "highest",
+                True,
+                False,
+            )
+        assert torch.backends.cudnn.allow_tf32
     finally:
         torch.set_float32_matmul_precision(before)
 
