@@ -59,6 +59,9 @@ class RunConfig(Section, name="run", is_free=True):
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """Of fp32 matrix products (torch.set_float32_matmul_precision): `high` allows TF32 on a GPU, `medium`
     bf16 where the hardware has it."""
+    compile: bool = False
+    """Compile dense blocks and parts of the others by torch.compile, at their first use (a minute or more,
+    and again for the second shape). Losses are the same to round-off."""
     deterministic: bool = True
     """Choose deterministic kernels where torch has them."""
 
