@@ -1,5 +1,6 @@
 """Tokens to the ranks of their experts and back: Megatron's all-to-all dispatcher, also without CUDA."""
 
+from collections.abc import Iterable
 from typing import Any  # autograd's context object has no public type
 
 import torch
@@ -29,13 +30,18 @@ class _AllToAll(torch.autograd.Function):
 
 
 def all_to_all(
-    rows: Tensor, group: dist.ProcessGroup | None, received: list[int] | None, sent: list[int] | None
+    rows: Tensor,
+    group: dist.ProcessGroup | None,
+    received: Iterable[int] | None,
+    sent: Iterable[int] | None,
 ) -> Tensor:
     """Rows from every rank of `group`, in rank order; None splits evenly. Differentiable. Collective over
-    `group`."""
+    `group`; Megatron's own wants one on CUDA for a rank without peers too."""
     if group is None or group.size() == 1:
         return rows
-    return _AllToAll.apply(rows, group, received, sent)
+    # On CUDA Megatron has them as NumPy's.
+    splits = (None if split is None else [int(rows) for rows in split] for split in (received, sent))
+    return _AllToAll.apply(rows, group, *splits)
 
 
 class TokenDispatcher(MoEAlltoAllTokenDispatcher):
@@ -96,8 +102,9 @@ class TokenDispatcher(MoEAlltoAllTokenDispatcher):
 
     def token_dispatch(self, rows_RD: Tensor, gate_R: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and their gates to the ranks of their experts. Collective over the expert-parallel group."""
-        if self.is_cuda:
-            return super().token_dispatch(rows_RD, gate_R)
+        self.tokens_per_expert = self._maybe_dtoh_and_synchronize(
+            "before_ep_alltoall", self.tokens_per_expert
+        )
         splits = self.output_splits, self.input_splits
         return all_to_all(rows_RD, self.ep_group, *splits), all_to_all(gate_R, self.ep_group, *splits)
 
@@ -121,8 +128,6 @@ class TokenDispatcher(MoEAlltoAllTokenDispatcher):
 
     def token_combine(self, rows_RD: Tensor) -> Tensor:
         """Rows back to the ranks of their tokens. Collective over the expert-parallel group."""
-        if self.is_cuda:
-            return super().token_combine(rows_RD)
         return all_to_all(rows_RD, self.ep_group, self.input_splits, self.output_splits)
 
     def combine_postprocess(self, rows_RD: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.denoiser import Denoiser
+from diffmoe_scale.moe.layer import single_rank_groups
 from diffmoe_scale.moe.routing import Rule, Selection
 from diffmoe_scale.nn.number_formats import NUMBER_FORMATS
 from diffmoe_scale.plan.build import build_denoiser
@@ -128,6 +129,13 @@ def test_a_training_pass_on_a_gpu_waits_for_nothing_and_mixes_no_device(
         with fake:
             loss = loss_of(denoiser, "cuda")
     assert loss.device.type == "cuda" and loss.dtype == torch.float32
+
+
+@cuda_build
+def test_a_process_without_groups_can_train_on_a_gpu(fake: FakeTensorMode) -> None:
+    denoiser = fake_denoiser(make_config(), single_rank_groups(), fake, "cuda")
+    with fake:
+        assert loss_of(denoiser, "cuda").device.type == "cuda"
 
 
 @cuda_build
