@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN ?= runs/demo
 DATA ?= runs/data/scenes
+# Where `make gpu` writes.
+GPU ?= runs/gpu
 # Processes of the demo: two, or one where there is one GPU.
 NPROC ?= $(if $(filter 1,$(shell nvidia-smi -L 2>/dev/null | grep -c .)),1,2)
 
@@ -14,12 +16,13 @@ NPROC ?= $(if $(filter 1,$(shell nvidia-smi -L 2>/dev/null | grep -c .)),1,2)
 # believes in.
 DEVICES = LOCAL_SIZE=$(NPROC) CUDA_VISIBLE_DEVICES=$(shell seq -s , 0 $$(($(NPROC) - 1)))
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test gpu lint format clean
 
 help:
 	@echo "make setup   virtual environment with all packages"
 	@echo "make demo    scenes, training on $(NPROC) processes, samples, scores, report ($(RUN))"
 	@echo "make test    all tests that need no GPU"
+	@echo "make gpu     all that one GPU can measure, in 9 minutes (DRY=1: small, on a CPU)"
 	@echo "make lint    format and type checks"
 
 setup: $(READY)
@@ -46,6 +49,10 @@ demo: $(READY)
 
 test: $(READY) lint
 	$(BIN)/python -m pytest -m "not gpu and not te"
+
+# On a machine without network set PYTHON to one that has the packages: READY= skips the set-up.
+gpu: $(READY)
+	$(if $(READY),$(BIN)/python,$(PYTHON)) tools/gpu_report.py --output $(GPU) $(if $(DRY),--dry)
 
 lint: $(READY)
 	$(BIN)/ruff check --quiet .

@@ -5,6 +5,10 @@ timing.py           contenders in turns, medians and ratios, the JSON file of a 
 contenders.py       what an MoE layer and a step are measured against
 layer.py            the MoE layer against the dense network and its expert GEMMs
 pool.py             the selection of experts in a pool over several ranks
+micro_step.py       forward and backward of a config: eager, compiled, as a CUDA graph
+gpu_report.py       parts with a time limit each, and a report of what they did
+gpu_parts.py        what is measured on a GPU, and the same small on a CPU
+gpu_smoke.py        whether what a GPU run stands on works
 step.py             a training step of a whole model
 sampling.py         whole pictures at several capacities, by thresholds and by the top K
 picture_time.py     wall time of pictures at the points of a sweep of capacities

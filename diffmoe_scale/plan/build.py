@@ -111,6 +111,24 @@ def step_inputs(config: Config, num_samples: int) -> tuple[Tensor, Tensor, Condi
     return x_BCHW, time_B, condition
 
 
+def real_inputs(config: Config, count: int) -> tuple[Tensor, Condition]:
+    """Latents and condition as `step_inputs` has them on `meta`, with values."""
+    _, _, condition = step_inputs(config, count)
+    latents_BCHW = torch.randn(count, *latent_shape(config))
+    labels_B = None if condition.labels_B is None else torch.zeros(count, dtype=torch.int64)
+    tokens_BL = None if condition.tokens_BL is None else torch.full(condition.tokens_BL.shape, 5)
+    text = None if condition.text is None else condition.text.map(_valued)
+    sizes_BZ = torch.zeros(count, NUM_SIZE_CONDITIONS)
+    return latents_BCHW, Condition(labels_B, sizes_BZ, text=text, tokens_BL=tokens_BL)
+
+
+def _valued(tensor: Tensor) -> Tensor:
+    """Noise, or True, of a tensor's shape."""
+    if tensor.dtype == torch.bool:
+        return torch.ones(tensor.shape, dtype=torch.bool)
+    return torch.randn(tensor.shape)
+
+
 def _frozen_features(config: Config, num_samples: int) -> TextFeatures:
     """On the default device."""
     return TextFeatures(

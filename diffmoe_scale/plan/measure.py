@@ -4,17 +4,16 @@ import gc
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.reading.batch import Batch
 from diffmoe_scale.diffusion.objective import build_objective
-from diffmoe_scale.model.condition import NUM_SIZE_CONDITIONS, Condition
+from diffmoe_scale.model.condition import NUM_SIZE_CONDITIONS
 from diffmoe_scale.model.initialization import initialize_weights
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.nn.number_formats import NUMBER_FORMATS
 from diffmoe_scale.parallel.context import ParallelContext
-from diffmoe_scale.plan.build import build_denoiser, latent_shape, step_inputs
+from diffmoe_scale.plan.build import build_denoiser, real_inputs
 from diffmoe_scale.plan.storages import StorageTracker
 from diffmoe_scale.plan.trace import forget_positions
 from diffmoe_scale.train.engine import Engine
@@ -77,24 +76,6 @@ def _step(engine: Engine, config: Config, tracker: StorageTracker) -> Measured:
     engine.step(config.optimizer.learning_rate)
     note("update")
     return Measured(between=between, **peaks)
-
-
-def real_inputs(config: Config, count: int) -> tuple[Tensor, Condition]:
-    """Latents and condition as `build.step_inputs` has them on `meta`, with values."""
-    _, _, condition = step_inputs(config, count)
-    latents_BCHW = torch.randn(count, *latent_shape(config))
-    labels_B = None if condition.labels_B is None else torch.zeros(count, dtype=torch.int64)
-    tokens_BL = None if condition.tokens_BL is None else torch.full(condition.tokens_BL.shape, 5)
-    text = None if condition.text is None else condition.text.map(_valued)
-    sizes_BZ = torch.zeros(count, NUM_SIZE_CONDITIONS)
-    return latents_BCHW, Condition(labels_B, sizes_BZ, text=text, tokens_BL=tokens_BL)
-
-
-def _valued(tensor: Tensor) -> Tensor:
-    """Noise, or True, of a tensor's shape."""
-    if tensor.dtype == torch.bool:
-        return torch.ones(tensor.shape, dtype=torch.bool)
-    return torch.randn(tensor.shape)
 
 
 def _batch(count: int) -> Batch:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffmoe_scale.config.schema import Config
+from diffmoe_scale.model.compilation import compile_blocks
 from diffmoe_scale.model.denoiser import Denoiser
 from diffmoe_scale.model.transformer import Prediction
 from diffmoe_scale.parallel.context import ParallelContext
@@ -38,6 +39,8 @@ class Engine:
     def __init__(self, denoiser: Denoiser, config: Config, context: ParallelContext) -> None:
         """Collective over the world. Raises ValueError if the global batch does not split over the ranks."""
         self.denoiser = denoiser
+        if config.run.compile:
+            compile_blocks(denoiser.transformer)
         self.accumulation = accumulation_steps(config, ranks=context.dp_group.size())
         self.step_count = 0
         """Optimizer steps that changed the weights."""

@@ -18,7 +18,6 @@ from diffmoe_scale.data.shards.record import record_shards
 from diffmoe_scale.encoders.text.streams import TextEncoders
 from diffmoe_scale.encoders.text.tokenizer import train_tokenizer
 from diffmoe_scale.files import replace_file
-from diffmoe_scale.model.compilation import compile_blocks
 from diffmoe_scale.model.networks import Networks, build_networks
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.parallel.waiting import wait_for_ranks
@@ -60,8 +59,6 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
         waiting_group=context.waiting_group,
         reads_captions=False,
     )
-    if config.run.compile:
-        compile_blocks(networks.denoiser.transformer)
     wait_for_ranks(context.waiting_group)
     engine = Engine(networks.denoiser, config, context)
     if context.is_main:
