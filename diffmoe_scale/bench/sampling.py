@@ -4,11 +4,11 @@ A class-conditional network with the weights that training begins with, one proc
 quantiles of each layer and expert, so that all experts take equally many tokens, as with the top K.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -85,38 +85,55 @@ def build_contenders(
     return found
 
 
+def name_of(capacity: float, rule: str) -> str:
+    return f"{capacity} {rule}"
+
+
+def draw_timed(contender: Contender, options: SamplingOptions, busy: list[float]) -> None:
+    """Adds the processor's seconds, of all threads, to `busy`."""
+    start = time.process_time()
+    contender.draw(options)
+    busy.append(time.process_time() - start)
+
+
+def describe_cost(contender: Contender, options: SamplingOptions, *, is_static: bool) -> dict[str, object]:
+    """Measured capacity, and operations of a picture."""
+    drawn, pipeline = contender.draw(options), contender.pipeline
+    sampling = replace(pipeline.config.sampling, selection="static" if is_static else "interval")
+    cost = measure_cost(pipeline, sampling, drawn.loads, calls=drawn.calls, num_pictures=options.batch)
+    return {"capacity": f"{cost.capacity:.3f}", "gflop": cost.flops / 1e9}
+
+
 def bench_sampling(options: SamplingOptions) -> tuple[list[dict[str, object]], torch.device]:
     """A row for every model, capacity and rule, and the device that they were measured on.
 
     `over_capacity_1` is the ratio to the same rule at capacity 1, `over_static` that to the top K at equal
-    capacity.
+    capacity; both also by the processor's time, which other work on the machine hardly changes.
     """
     device = set_up_device(options.device, threads=options.threads)
     table: list[dict[str, object]] = []
     for every in options.every:
         contenders = build_contenders(options, device, every=every)
+        busy: dict[str, list[float]] = {name_of(*key): [] for key in contenders}
         calls: dict[str, Callable[[], object]] = {
-            f"{capacity} {rule}": partial(contender.draw, options)
-            for (capacity, rule), contender in contenders.items()
+            name_of(*key): partial(draw_timed, contender, options, busy[name_of(*key)])
+            for key, contender in contenders.items()
         }
         seconds = time_interleaved(calls, rounds=options.rounds, device=device)
+        busy = {name: times[1:] for name, times in busy.items()}  # without the warm-up
         for (capacity, rule), contender in contenders.items():
-            times = seconds[f"{capacity} {rule}"]
-            drawn, pipeline = contender.draw(options), contender.pipeline
-            selection: Literal["static", "interval"] = "static" if rule == "static" else "interval"
-            sampling = replace(pipeline.config.sampling, selection=selection)
-            cost = measure_cost(
-                pipeline, sampling, drawn.loads, calls=drawn.calls, num_pictures=options.batch
-            )
+            name, whole = name_of(capacity, rule), name_of(CAPACITIES[0], rule)
+            static = name_of(capacity, "static")
             table.append(
                 {
                     "every": every,
                     "rule": rule,
-                    "capacity": f"{cost.capacity:.3f}",
-                    "gflop": cost.flops / 1e9,
-                    "ms": quartiles([1e3 * second / options.batch for second in times]),
-                    "over_capacity_1": ratios(times, seconds[f"{CAPACITIES[0]} {rule}"]),
-                    "over_static": ratios(times, seconds[f"{capacity} static"]),
+                    **describe_cost(contender, options, is_static=rule == "static"),
+                    "ms": quartiles([1e3 * second / options.batch for second in seconds[name]]),
+                    "over_capacity_1": ratios(seconds[name], seconds[whole]),
+                    "over_static": ratios(seconds[name], seconds[static]),
+                    "cpu_over_capacity_1": ratios(busy[name], busy[whole]),
+                    "cpu_over_static": ratios(busy[name], busy[static]),
                 }
             )
     return table, device
