@@ -43,7 +43,7 @@ def job(tmp_path: Path, **variables: str) -> dict[str, str]:
 
 def run_torchrun(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     command = ["bash", FOLDER / "pretrain_torchrun.sbatch", "--config", "a file", "run.steps=3"]
-    return run(command, **job(tmp_path, **variables))
+    return run(command, cwd=ROOT, **job(tmp_path, **variables))
 
 
 STARTED = (
@@ -107,7 +107,7 @@ def test_a_run_that_failed_goes_back_only_after_a_while(tmp_path: Path) -> None:
 def test_a_file_of_an_earlier_stop_does_not_stop_this_start(tmp_path: Path) -> None:
     variables = job(tmp_path, TRAIN_S="1")
     (tmp_path / "run" / "stop").touch()
-    result = run(["bash", FOLDER / "pretrain_torchrun.sbatch", "--config", "x"], **variables)
+    result = run(["bash", FOLDER / "pretrain_torchrun.sbatch", "--config", "x"], cwd=ROOT, **variables)
     assert result.returncode == 0, result.stderr
 
 
@@ -121,6 +121,7 @@ def run_array(tmp_path: Path, *words: str, task: int, **array: str) -> subproces
     variables = {f"SLURM_ARRAY_TASK_{name}": value for name, value in numbers.items()}
     return run(
         ["bash", FOLDER / "array.sbatch", *words],
+        cwd=ROOT,
         **job(tmp_path, SLURM_ARRAY_TASK_ID=str(task), **variables),
     )
 
@@ -140,5 +141,5 @@ def test_arrays_that_would_leave_parts_out_are_refused(tmp_path: Path) -> None:
     result = run_array(tmp_path, "tools/x.py", task=2, MAX="2", COUNT="2")
     assert result.returncode == 2 and "the array has gaps" in result.stderr
     assert run_array(tmp_path, task=0).returncode == 2
-    result = run(["bash", FOLDER / "array.sbatch", "tools/x.py"], **job(tmp_path))
+    result = run(["bash", FOLDER / "array.sbatch", "tools/x.py"], cwd=ROOT, **job(tmp_path))
     assert result.returncode == 2 and "this is no job array" in result.stderr
