@@ -47,8 +47,8 @@ def run_torchrun(tmp_path: Path, **variables: str) -> subprocess.CompletedProces
 
 
 STARTED = (
-    "torchrun|--nnodes|2|--nproc-per-node|8|--rdzv-id|40007-0|--rdzv-backend|c10d|--rdzv-endpoint|node7:10007|"
-    "-m|diffmoe_scale.pretrain|--config|a file|run.steps=3|--start-id|40007-0|"
+    "torchrun|--nnodes|2|--nproc-per-node|8|--rdzv-id|40007-0|--rdzv-backend|c10d|"
+    "--rdzv-endpoint|node7:10007|-m|diffmoe_scale.pretrain|--config|a file|run.steps=3|--start-id|40007-0|"
 )
 
 
@@ -67,7 +67,8 @@ def test_without_gpus_there_is_a_process_a_node(tmp_path: Path) -> None:
     [
         (
             {"CONTAINER": "registry/image:1", "MOUNTS": "/data:/data"},
-            "--container-image|registry/image:1|--container-workdir|{0}|--container-mounts|{0}:{0},/data:/data|torchrun",
+            "--container-image|registry/image:1|--container-workdir|{0}|"
+            "--container-mounts|{0}:{0},/data:/data|torchrun",
         ),
         (
             {"APPTAINER": "/images/x.sif"},
