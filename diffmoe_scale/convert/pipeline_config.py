@@ -4,9 +4,12 @@ from collections.abc import Mapping
 from typing import Any  # JSON
 
 from diffmoe_scale.checkpoint.stored import StoredWeights
+from diffmoe_scale.config.identity import identity_fields
+from diffmoe_scale.config.load import config_tree
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.diffusion.objective import build_objective
 from diffmoe_scale.encoders.text.tokenizer import END, PAD
+from diffmoe_scale.moe.predictor import predictor_hidden_width
 from diffmoe_scale.plan.assumed import latents_of, streams_of
 
 TRANSFORMER, TEXT_ENCODER = "DiffMoETransformer2DModel", "DiffMoETextEncoder"
@@ -14,6 +17,21 @@ TOKENIZER, PIPELINE = "DiffMoETokenizer", "DiffMoEPipeline"
 AVERAGES = "feed_forward.router.predictor.expert_threshold_E"
 UPDATES = "feed_forward.router.predictor.threshold_steps"
 MOST_ENCODERS = 4
+HELD = {
+    "autoencoder": {"kind"},
+    "text": {"kind", "encoders", "max_tokens", "width", "depth", "heads", "open_clip_name"},
+    "model": {
+        *("conditioning", "num_classes", "image_size", "channels", "patch_size", "depth", "width", "heads"),
+        *("attention", "qk_norm", "positions", "modulation", "feed_forward_ratio", "text_projection"),
+        *("size_conditioning", "time_frequencies"),
+    },
+    "moe": {
+        *("num_experts", "every", "first_dense", "router", "gate", "router_input", "shared_experts"),
+        *("expert_width_ratio", "activation", "predictor_width"),
+    },
+    "diffusion": {"kind", "prediction", "time_scale"},
+}
+"""Settings of a model's identity that the code of a folder has. Of any other the default alone fits."""
 Tree = dict[str, Any]
 
 
@@ -36,6 +54,15 @@ def has_trained_encoder(config: Config) -> bool:
 
 def refuse_unfit(config: Config) -> None:
     """Raises: ValueError naming the part of a model that a folder cannot hold."""
+    tree, plain = config_tree(config), config_tree(Config())
+    for section, keys in identity_fields().items():
+        for key in keys:
+            value, default = tree[section][key], plain[section][key]
+            if key not in HELD.get(section, ()) and value != default:
+                raise ValueError(
+                    f"{section}.{key} is {value!r}, for which a diffusers folder has no code; expected "
+                    f"{default!r}"
+                )
     encoders = config.text.listed() if config.model.conditioning == "text" else ()
     if len(encoders) > MOST_ENCODERS:
         raise ValueError(
@@ -101,6 +128,7 @@ def _experts(stored: StoredWeights, *, layout: str) -> Tree:
         "top_k": moe.top_k,
         "threshold_decay": moe.threshold_decay,
         "threshold_bias_correction": moe.threshold_bias_correction,
+        "predictor_width": predictor_hidden_width(model.width, moe.predictor_width) if has_predictor else 0,
         "thresholds": [buffers[f"{name}{AVERAGES}"].read().tolist() for name in names],
         "threshold_steps": [int(buffers[f"{name}{UPDATES}"].read()) for name in names],
     }

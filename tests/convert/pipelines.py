@@ -32,6 +32,7 @@ VARIANTS: dict[str, list[str]] = {
     "swiglu": ["moe.activation=swiglu"],
     "shared experts": ["moe.shared_experts=2"],
     "widths": ["moe.expert_width_ratio=0.5", "model.feed_forward_ratio=1.5"],
+    "predictor width": ["moe.predictor_width=0.25"],
     "places": ["model.depth=4", "moe.every=1", "moe.first_dense=2"],
     "sigmoid": ["moe.gate=sigmoid"],
     "identity": ["moe.gate=identity"],

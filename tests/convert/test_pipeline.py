@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from diffmoe_scale.checkpoint.stored import StoredWeights
+from diffmoe_scale.config.identity import identity_fields
 from diffmoe_scale.convert.convert import Options, convert
+from diffmoe_scale.convert.pipeline_config import HELD
 from diffmoe_scale.convert.pipeline_import import open_folder
 from diffmoe_scale.convert.pipeline_verify import ask_folder
 from diffmoe_scale.convert.verify import ask, difference, make_question
@@ -77,11 +79,23 @@ def draw_settings(generator: random.Random) -> list[str]:
         drawn = [word for word in drawn if "top_k" not in word and "capacity" not in word]
     if router == "diffmoe":
         rule = generator.choice(["threshold", "threshold_count", "interval", "static"])
+        drawn.append(f"moe.predictor_width={generator.choice(['1', '0.5'])}")
         drawn += [f"moe.pool={generator.choice(['rank', 'sample'])}", f"sampling.selection={rule}"]
     if is_text and not is_joint:
         drawn.append(f"model.text_projection={generator.choice(['true', 'false'])}")
     diffusion = generator.choice(["kind=ddpm", "prediction=sample", "prediction=velocity"])
     return [*settings, *drawn, f"moe.router={router}", f"diffusion.{diffusion}"]
+
+
+def test_every_setting_of_a_model_is_held_or_refused(
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new one fails here until a folder has its code, or the sentence that refuses it is wanted."""
+    assert {section: set(keys) for section, keys in identity_fields().items()} == HELD
+    monkeypatch.setitem(HELD, "model", HELD["model"] - {"qk_norm"})
+    write_pipeline(draw_weights([], tokenizer), tmp_path / "plain")
+    with pytest.raises(ValueError, match=r"model.qk_norm is 'rms', for which a diffusers folder has no code"):
+        write_pipeline(draw_weights(["model.qk_norm=rms"], tokenizer), tmp_path / "a")
 
 
 @pytest.mark.slow

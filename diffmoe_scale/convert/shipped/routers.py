@@ -42,6 +42,8 @@ class ExpertSettings:
     bf16 would lose bits that decide."""
     threshold_steps: Sequence[int]
     """How often each was moved."""
+    predictor_width: int = 0
+    """Of the capacity predictor's hidden layer; 0 is the model's."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,10 @@ class RouterInput:
 class Predictor(nn.Module):
     """Logits [S, E] of which experts take a token (DiffMoE eq. 10), in fp32."""
 
-    def __init__(self, width: int, num_experts: int) -> None:
+    def __init__(self, width: int, hidden_width: int, num_experts: int) -> None:
         super().__init__()
-        self.hidden = nn.Linear(width, width)
-        self.output = nn.Linear(width, num_experts)
+        self.hidden = nn.Linear(width, hidden_width)
+        self.output = nn.Linear(hidden_width, num_experts)
 
     def forward(self, x_SD: Tensor) -> Tensor:
         hidden_SD = F.silu(F.linear(x_SD.float(), self.hidden.weight.float(), self.hidden.bias.float()))
@@ -100,7 +102,8 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.zeros(settings.num_experts, width))
         is_decoupled, has_predictor = settings.router_input == "decoupled", settings.router == "diffmoe"
         self.time_weight = nn.Parameter(torch.zeros_like(self.weight)) if is_decoupled else None
-        self.predictor = Predictor(width, settings.num_experts) if has_predictor else None
+        hidden_width = settings.predictor_width or width
+        self.predictor = Predictor(width, hidden_width, settings.num_experts) if has_predictor else None
 
     def forward(self, x_SD: Tensor, inputs: RouterInput) -> tuple[Tensor, Tensor]:
         scores_SE = self.scores(self.logits(x_SD, inputs))
