@@ -97,10 +97,11 @@ class ExpertHealth:
         self._meter.add(f"{name}/calibration", total / count.clamp(min=1), count)
 
     def take(self, group: dist.ProcessGroup) -> Health | None:
-        """What was observed since the last call; None if nothing was. Collective over `group`."""
+        """What was observed since the last call; None if nothing was, or if the model is
+        dense. Collective over `group`."""
         means = self._meter.means(group)
         names = [str(layer.layer_index) for layer in self._layers]
-        if not all(f"{name}/gate" in means.vectors for name in names):
+        if not names or not all(f"{name}/gate" in means.vectors for name in names):
             return None
         figures: dict[str, MetricValue] = {}
         for layer, name in zip(self._layers, names, strict=True):

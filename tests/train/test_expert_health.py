@@ -8,6 +8,7 @@ from torch import Tensor
 
 from diffmoe_scale.moe.routing import Routing, load_metrics
 from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.sampling.loading import join_ranks
 from diffmoe_scale.telemetry.metrics import MetricValue
 from diffmoe_scale.train.expert_health import ExpertHealth, Health, write_experts
 from tests.ranks import run_on_ranks
@@ -150,3 +151,8 @@ def test_experts_are_kept_in_a_file_of_their_own(tmp_path: Path) -> None:
     )
     found = json.loads((tmp_path / "experts.json").read_text())
     assert found == {"step": 7, "blocks": {"1": {"together": [0.12346], "gate": [3.14159, None]}}}
+
+
+def test_a_dense_model_has_no_health() -> None:
+    context = join_ranks(1)
+    assert ExpertHealth([], context.device).take(context.dp_group) is None
