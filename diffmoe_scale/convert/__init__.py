@@ -13,6 +13,11 @@ pipeline_verify.py   what a folder answers to a fixed input
 shipped/       the code that a folder brings with it
 
 convert.py     a conversion from one path to another, with its proof
+upcycle.py     weights for another model, which begins as the source answers
+upcycle_plan.py  how experts are made for it, and whether they answer the same
+grow_layer.py  the tensors of layers with experts, by that plan
+grow_experts.py  a feed-forward network: pieces, noise, means
+grow_depth.py  more blocks, which add nothing at first
 export.py      the weights of a run as safetensors files
 foreign.py     models of the DiT family as files
 diffusers.py   transformers of diffusers from their folders

@@ -89,9 +89,11 @@ def check_tensors(config: Config, stored: StoredWeights) -> None:
 
 
 @torch.no_grad()
-def ask(stored: StoredWeights, family: str, question: Question) -> Tensor:
-    """The model's output [B, C, H, W] with one family of weights."""
+def ask(stored: StoredWeights, family: str, question: Question, selection: Selection | None = None) -> Tensor:
+    """The model's output [B, C, H, W] with one family of weights; experts choose as in sampling, or by
+    `selection`."""
     config = stored.config
+    selection = selection or Selection(config.sampling.selection, config.sampling.gamma)
     tensors = stored.family(family) | stored.family("buffer")
     denoiser = build_meta(config, tensors).eval()
     weights = _Weights(denoiser, tensors)
@@ -111,7 +113,7 @@ def ask(stored: StoredWeights, family: str, question: Question) -> Tensor:
         question.x_BCHW,
         objective.embedding_time(question.t_B),
         make_condition(config, denoiser, question),
-        Selection(config.sampling.selection, config.sampling.gamma),
+        selection,
     )
     value_BCHW: Tensor = prediction.value_BCHW
     return value_BCHW
