@@ -20,6 +20,7 @@ EXAMPLES = """examples:
   convert_checkpoint DiT-XL-2-256x256.pt dit.safetensors diffusion.kind=ddpm
   convert_checkpoint diffmoe.safetensors DiffMoE.pt
   convert_checkpoint runs/demo demo_diffusers --to diffusers
+  convert_checkpoint runs/demo demo_megatron --to megatron
   convert_checkpoint demo_diffusers again.safetensors
 
 Training goes on from a safetensors export or from another run by run.initialize_from=PATH."""
@@ -57,8 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--calibrate", type=int, default=0, metavar="N", help=text)
     text = "compare the outputs of source and target on a fixed input (default: yes)"
     add("--verify", action=argparse.BooleanOptionalAction, default=True, help=text)
-    text = "`diffusers`: a folder that DiffusionPipeline loads; else TO's name says what is written"
-    add("--to", choices=("diffusers",), default="", help=text)
+    text = (
+        "`diffusers`: a folder that DiffusionPipeline loads; `megatron`: one that "
+        "megatron.core.dist_checkpointing loads; else TO's name says what is written"
+    )
+    add("--to", choices=("diffusers", "megatron"), default="", help=text)
     text = "for --to diffusers: experts in one tensor of each kind, or linear layers apart (default: stacked)"
     add("--experts", choices=("stacked", "separate"), default="stacked", help=text)
     text = "for --to diffusers: links to the weights of frozen networks instead of copies"
@@ -74,7 +78,8 @@ def _convert(parsed: argparse.Namespace) -> None:
     require(0 <= parsed.average <= 1000, "--average", parsed.average, "0 (the newest alone) to 1000")
     for name, default in (("experts", "stacked"), ("link", False)):
         value = getattr(parsed, name)
-        require(bool(parsed.to) or value == default, f"--{name}", value, f"{default} without --to diffusers")
+        is_for = parsed.to == "diffusers" or value == default
+        require(is_for, f"--{name}", value, f"{default} without --to diffusers")
     options = Options(
         weights=parsed.weights,
         dtype=parsed.dtype,

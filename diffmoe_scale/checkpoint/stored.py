@@ -197,6 +197,18 @@ def open_export(path: Path, settings: Sequence[str] = (), *, is_foreign: bool = 
         )
     if metadata.get("schema") != SCHEMA:
         raise ValueError(f"{path} has schema {metadata.get('schema')}; this version reads schema {SCHEMA}")
+    return stored_of_metadata(path, metadata, tensors, settings, is_foreign=is_foreign)
+
+
+def stored_of_metadata(
+    path: Path,
+    metadata: Mapping[str, str],
+    tensors: Mapping[str, LazyTensor],
+    settings: Sequence[str] = (),
+    *,
+    is_foreign: bool = False,
+) -> StoredWeights:
+    """Tensors, and what `export_metadata` said of them. Raises: ValueError."""
     try:
         tree = parse_yaml(metadata["config"])
         if is_foreign:

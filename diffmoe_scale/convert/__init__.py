@@ -24,6 +24,8 @@ diffusers.py   transformers of diffusers from their folders
 reference.py   the DiT family's tensors to ours and back
 dit.py         the names of the DiT family, and what shapes say of a model
 dit_config.py  the settings of a model that is one of the DiT family
+megatron.py    a distributed checkpoint of Megatron, there and back
+megatron_reader.py  tensors of such a folder, a piece at a time
 rules.py       how one tensor is made of others, and back
 time.py        a flow whose time runs the other way, as weights of ours
 torch_file.py  files of torch.save, read so that they run no code

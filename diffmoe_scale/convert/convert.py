@@ -20,6 +20,7 @@ from diffmoe_scale.convert.export import (
     write_files,
 )
 from diffmoe_scale.convert.foreign import ask_foreign, export_foreign, import_foreign, open_foreign
+from diffmoe_scale.convert.megatron import is_megatron, open_megatron, write_megatron
 from diffmoe_scale.convert.pipeline import plan_folder, write_folder
 from diffmoe_scale.convert.pipeline_config import describe_sampling
 from diffmoe_scale.convert.pipeline_import import is_folder, open_folder
@@ -52,7 +53,8 @@ class Options:
     is_verified: bool = True
     settings: Sequence[str] = ()
     to: str = ""
-    """`diffusers` for a folder that diffusers loads; else the target's name says the format."""
+    """`diffusers` for a folder that diffusers loads, `megatron` for one that Megatron does; else the
+    target's name says the format."""
     experts: str = "stacked"
     links: bool = False
 
@@ -80,7 +82,7 @@ def convert(source: Path, target: Path, options: Options, *, prepare: Preparatio
     check_target(target)
     opened = open_source(source, options)
     is_pipeline = options.to == "diffusers"
-    has_average = is_pipeline and "ema" in opened.stored.families
+    has_average = bool(options.to) and "ema" in opened.stored.families
     weights = options.weights or ("ema" if opened.is_run or has_average else "all")
     prepared: list[str] = []
     if prepare is not None:
@@ -88,8 +90,10 @@ def convert(source: Path, target: Path, options: Options, *, prepare: Preparatio
         opened = replace(opened, stored=own, answer=lambda family, question: ask(own, family, question))
     stored = cast_weights(select_weights(opened.stored, weights), NUMBER_FORMATS[options.dtype])
     check_tensors(stored.config, stored)
-    is_torch = target.suffix in TORCH_SUFFIXES and not is_pipeline
+    is_torch = target.suffix in TORCH_SUFFIXES and not options.to
     folder = plan_folder(stored, layout=options.experts) if is_pipeline else None
+    if options.shard_gib and options.to == "megatron":
+        raise ValueError("--shard-gib is not for --to megatron, which has a file for each tensor")
     if options.shard_gib and folder is None and (is_torch or target.suffix == ".safetensors"):
         raise ValueError(f"--shard-gib is for a folder; {target} is the name of one file")
     states = export_foreign(stored) if is_torch else {}
@@ -98,6 +102,8 @@ def convert(source: Path, target: Path, options: Options, *, prepare: Preparatio
     with new_target(target, num_bytes=size + frozen_size) as path:
         if folder is not None:
             write_folder(folder, path, shard_gib=options.shard_gib, links=options.links)
+        elif options.to == "megatron":
+            write_megatron(stored, path)
         elif is_torch:
             write_torch_file(path, states, stored.origin.get("arguments"))
         else:
@@ -123,6 +129,9 @@ def open_source(path: Path, options: Options) -> Source:
         return Source(stored, lambda family, question: ask(stored, family, question), SAME, is_run=True)
     if is_folder(path):
         own = open_folder(path, options.settings)
+        return Source(own, lambda family, question: ask(own, family, question), SAME)
+    if is_megatron(path):
+        own = open_megatron(path, options.settings)
         return Source(own, lambda family, question: ask(own, family, question), SAME)
     if path.is_dir() and diffusers_class(path):
         diffusers_model = open_diffusers(path, options.settings)
@@ -155,7 +164,7 @@ def verify(source: Source, stored: StoredWeights, path: Path) -> list[str]:
         if is_rounded:
             lines.append(f"{family}: rounding changes the output by {difference(written, expected):.2g}")
             expected = ask(stored, family, question)
-        is_other = path.suffix in TORCH_SUFFIXES or is_folder(path)
+        is_other = (path.is_file() and path.suffix in TORCH_SUFFIXES) or is_folder(path)
         tolerance = SAME if is_rounded and not is_other else source.tolerance
         tolerance = max(tolerance, ROUND_OFF) if is_other else tolerance
         off = difference(written, expected)
@@ -171,7 +180,9 @@ def verify(source: Source, stored: StoredWeights, path: Path) -> list[str]:
 def _ask_written(stored: StoredWeights, path: Path, family: str, question: Question) -> Tensor:
     if is_folder(path):
         return ask_folder(path, stored.config, question)
-    if path.suffix not in TORCH_SUFFIXES:
+    if is_megatron(path):
+        return ask(open_megatron(path), family, question)
+    if path.suffix not in TORCH_SUFFIXES or path.is_dir():
         return ask(open_weights(path), family, question)
     states = read_torch_file(path).states
     # A bare state dict does not say which weights it holds.

@@ -15,6 +15,7 @@ from diffmoe_scale.checkpoint.stored import StoredWeights, open_weights
 from diffmoe_scale.checkpoint.tensor_file import INDEX, SINGLE, LazyTensor, read_files
 from diffmoe_scale.convert.diffusers import diffusers_class, read_diffusers
 from diffmoe_scale.convert.dit import is_dit
+from diffmoe_scale.convert.megatron import is_megatron, open_megatron
 from diffmoe_scale.convert.pipeline_import import is_folder, open_folder
 from diffmoe_scale.convert.torch_file import read_torch_file
 from diffmoe_scale.words import counted
@@ -41,6 +42,10 @@ def open_any(path: Path) -> Checkpoint:
     if is_folder(path):
         stored = open_folder(path)
         kind = "diffusers folder of this program"
+        return Checkpoint(kind, stored.tensors, step=stored.step, facts=_facts(stored))
+    if is_megatron(path):
+        stored = open_megatron(path)
+        kind = "Megatron checkpoint of this program"
         return Checkpoint(kind, stored.tensors, step=stored.step, facts=_facts(stored))
     if path.is_dir() and (name := diffusers_class(path)):
         return Checkpoint(f"diffusers {name}", read_diffusers(path))

@@ -33,7 +33,7 @@ def read_torch_file(path: Path) -> TorchFile:
 
     Raises: ValueError if the file is damaged, holds more than tensors and plain values, or neither of these.
     """
-    content = _load(path)
+    content = load_plain(path)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a state dict")
     if "model" in content and "ema" in content:
@@ -52,7 +52,8 @@ def read_torch_file(path: Path) -> TorchFile:
     return TorchFile({"ema": _state(path, content, "the file")})
 
 
-def _load(path: Path) -> Any:  # whatever it holds
+def load_plain(path: Path) -> Any:  # whatever it holds
+    """What a file of torch.save holds. Raises: ValueError if it is damaged or names code."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
