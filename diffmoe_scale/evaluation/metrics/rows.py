@@ -1,11 +1,14 @@
 """The features of all pictures, for metrics that compare pictures one by one.
 
-B pictures of a batch, N of all, F features.
+B pictures of a batch, N of all, R rows of a block, F features.
 """
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+BLOCK_BYTES = 2**26
+"""Small tensors would leave holes in malloc's heap when they are freed; from 32 MiB on memory goes back."""
 
 
 class Rows:
@@ -13,40 +16,54 @@ class Rows:
 
     def __init__(self, width: int) -> None:
         self.width = width
-        self.chunks: list[tuple[Tensor, Tensor]] = []
-        """Places and features."""
+        self.places: list[Tensor] = []
+        self.blocks: list[Tensor] = []
+        self.rows_of_block = max(1, BLOCK_BYTES // (4 * max(1, width)))
+        self.count = 0
 
     def update(self, features_BF: Tensor, places_B: Tensor) -> None:
-        self.chunks.append((places_B, features_BF.float().clone()))
+        self.places.append(places_B)
+        for start in range(0, len(features_BF), self.rows_of_block):
+            self._append(features_BF[start : start + self.rows_of_block])
+
+    def _append(self, features_BF: Tensor) -> None:
+        """At most a block."""
+        first = self.count % self.rows_of_block
+        if first == 0:
+            self.blocks.append(torch.empty(self.rows_of_block, self.width))
+        fits_BF, rest_BF = features_BF.tensor_split([self.rows_of_block - first])
+        self.blocks[-1][first : first + len(fits_BF)] = fits_BF
+        self.count += len(fits_BF)
+        if len(rest_BF):
+            self._append(rest_BF)
 
     def merge(self, group: dist.ProcessGroup) -> None:
         """Send all rows to the group's first rank. Collective over a gloo group; the others keep theirs."""
-        counts: list[list[int]] = [[] for _ in range(group.size())]
-        dist.all_gather_object(counts, [len(places_B) for places_B, _ in self.chunks], group=group)
+        everyone: list[list[Tensor]] = [[] for _ in range(group.size())]
+        dist.all_gather_object(everyone, self.places, group=group)
         if group.rank() > 0:
-            for places_B, features_BF in self.chunks:
-                dist.send(places_B, group=group, group_dst=0)
-                dist.send(features_BF, group=group, group_dst=0)
+            for first, block_RF in zip(range(0, self.count, self.rows_of_block), self.blocks, strict=True):
+                dist.send(block_RF[: self.count - first], group=group, group_dst=0)
             return
         for rank in range(1, group.size()):
-            for count in counts[rank]:
-                places_B = torch.empty(count, dtype=torch.int64)
-                features_BF = torch.empty(count, self.width)
-                dist.recv(places_B, group=group, group_src=rank)
-                dist.recv(features_BF, group=group, group_src=rank)
-                self.chunks.append((places_B, features_BF))
+            places_N = torch.cat([torch.empty(0, dtype=torch.int64), *everyone[rank]])
+            for places_B in places_N.split(self.rows_of_block) if len(places_N) else ():
+                block_RF = torch.empty(len(places_B), self.width)
+                dist.recv(block_RF, group=group, group_src=rank)
+                self.update(block_RF, places_B)
 
     def gather(self) -> Tensor:
-        """[N, F]. Chunk by chunk is moved, so that the features are not held twice."""
-        places_N = torch.cat([torch.empty(0, dtype=torch.int64), *(places_B for places_B, _ in self.chunks)])
-        if len(self.chunks) == 1 and (places_N[1:] > places_N[:-1]).all():
-            return self.chunks[0][1]
+        """[N, F]. Block by block is moved, so that the features are not held twice."""
+        places_N = torch.cat([torch.empty(0, dtype=torch.int64), *self.places])
+        if not len(places_N):
+            return torch.empty(0, self.width)
         ranks_N = torch.empty_like(places_N)
         ranks_N[places_N.argsort()] = torch.arange(len(places_N))
-        rows_NF, end = torch.empty(len(places_N), self.width), len(places_N)
-        while self.chunks:
-            places_B, features_BF = self.chunks.pop()
-            rows_NF[ranks_N[end - len(places_B) : end]] = features_BF
-            end -= len(places_B)
-        self.chunks = [(places_N.sort().values, rows_NF)]
+        if len(self.blocks) == 1 and (places_N[1:] > places_N[:-1]).all():
+            return self.blocks[0][: self.count]
+        rows_NF, ranks = torch.empty(len(places_N), self.width), list(ranks_N.split(self.rows_of_block))
+        while self.blocks:
+            ranks_R = ranks.pop()
+            rows_NF[ranks_R] = self.blocks.pop()[: len(ranks_R)]
+        self.places, self.blocks, self.rows_of_block = [places_N.sort().values], [rows_NF], len(places_N)
         return rows_NF

@@ -81,11 +81,16 @@ def test_a_damaged_cache_is_computed_anew(tmp_path):
         assert found() == expected
 
 
-def test_a_cache_that_lacks_something_is_computed_anew(tmp_path):
+def test_a_cache_that_lacks_something_is_computed_anew_and_one_that_has_more_is_used(tmp_path, caplog):
     np.savez(tmp_path / "reference.npz", arr_0=blobs(10, seed=0))
+    written = []
     for needs in (["moments"], ["moments", "rows"], ["rows"]):
         found = load(tmp_path / "reference.npz", needs, cache=tmp_path / "cache")
         assert set(found.counts) == set(needs) and (found.rows_MF is not None) == ("rows" in needs)
+        (file,) = (tmp_path / "cache").iterdir()
+        written.append(file.stat().st_mtime_ns)
+    assert written[0] < written[1] == written[2]
+    assert not caplog.records  # nothing is damaged
 
 
 def on_a_rank(context: ParallelContext, folder: Any) -> Any:

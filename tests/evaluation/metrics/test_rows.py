@@ -1,9 +1,13 @@
+import pytest
 import torch
 
+from diffmoe_scale.evaluation.metrics import rows as module
 from diffmoe_scale.evaluation.metrics.rows import Rows
 
 
-def test_rows_come_in_the_order_of_places_and_can_be_had_twice():
+@pytest.mark.parametrize("rows_of_block", [1, 5, 8, 20, 50, 64])
+def test_rows_come_in_the_order_of_places_and_can_be_had_twice(monkeypatch, rows_of_block):
+    monkeypatch.setattr(module, "BLOCK_BYTES", 3 * 4 * rows_of_block)
     features_NF = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
     places_N = 2 * torch.randperm(50, generator=torch.Generator().manual_seed(1))
     rows = Rows(3)
@@ -19,3 +23,7 @@ def test_one_batch_in_another_order_is_sorted_too():
     rows = Rows(1)
     rows.update(torch.tensor([[1.0], [0.0]]), torch.tensor([1, 0]))
     assert rows.gather().flatten().tolist() == [0.0, 1.0]
+
+
+def test_no_rows_are_an_empty_array():
+    assert Rows(7).gather().shape == (0, 7)

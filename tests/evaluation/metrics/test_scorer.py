@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffmoe_scale.evaluation.metrics import scorer as module
 from diffmoe_scale.evaluation.metrics.backbone import exact_float32
 from diffmoe_scale.evaluation.metrics.result import MetricValue
 from diffmoe_scale.evaluation.metrics.scorer import Metrics, load_metrics
@@ -150,6 +151,23 @@ def test_a_training_in_tf32_and_bfloat16_changes_nothing(metrics):
         assert torch.backends.cudnn.allow_tf32
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_values_are_computed_without_tf32(metrics, monkeypatch):
+    found: list[str] = []
+
+    def compute(*_: object) -> list[MetricValue]:
+        found.append(torch.get_float32_matmul_precision())
+        return []
+
+    monkeypatch.setattr(module, "compute_values", compute)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        metrics.start().values()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert found == ["highest"]
 
 
 def test_a_folder_and_an_archive_of_the_same_pictures_are_equal(weights, reference, metrics, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from diffmoe_scale.config.check import RunError
+from diffmoe_scale.evaluation.metrics import rows
 from diffmoe_scale.evaluation.metrics.measures import Need
 from diffmoe_scale.evaluation.metrics.statistics import PictureStatistics
 from diffmoe_scale.parallel.context import ParallelContext
@@ -44,6 +45,7 @@ def describe(statistics: PictureStatistics) -> dict[str, Any]:
 
 
 def on_a_rank(context: ParallelContext) -> dict[str, Any] | None:
+    rows.BLOCK_BYTES = 4 * 4 * WIDTHS["pool"]  # four rows
     statistics = PictureStatistics(NEEDS, WIDTHS)
     # Rank 2 has no pictures, as with fewer pictures than ranks.
     share = {0: range(0, COUNT, 2), 1: range(1, 9, 2), 2: range(0), 3: range(9, COUNT, 2)}[context.rank]
@@ -75,4 +77,4 @@ def test_only_what_is_needed_is_collected():
     statistics = PictureStatistics(["moments"], WIDTHS)
     statistics.update({"pool": outputs()["pool"]}, torch.arange(COUNT))
     assert statistics.moments.count == COUNT
-    assert not statistics.rows.chunks and statistics.spatial_moments.count == 0
+    assert not statistics.rows.blocks and statistics.spatial_moments.count == 0
