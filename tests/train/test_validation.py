@@ -118,6 +118,16 @@ def test_ranks_share_the_pictures_and_the_main_one_writes_all(settings: list[str
     assert np.abs(np.asarray(Image.open(path)).astype(int) - alone).max() <= 1
 
 
+def test_pictures_of_a_capacity_are_drawn_by_the_rule_of_which_it_is_calibrated(
+    settings: list[str],
+) -> None:
+    """A calibration would hold for one step's weights."""
+    settings = [*settings, "telemetry.sample_prompts=[caption 1]", "telemetry.sample_every=1"]
+    ((_, plain),) = run_on_ranks(draw, 1, settings)
+    ((_, asked),) = run_on_ranks(draw, 1, [*settings, "sampling.capacity=1.3"])
+    assert asked == plain
+
+
 def test_prompts_are_captions_of_the_data_unless_told_and_labels_in_class_mode(settings: list[str]) -> None:
     config = tiny_config(settings)
     reader = build_reader(config.data, config.data.validation, model=config.model, seed=0)
