@@ -2,6 +2,7 @@
 GEMMs alone."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -17,6 +18,8 @@ from diffmoe_scale.nn.feed_forward import FeedForward
 from diffmoe_scale.nn.number_formats import NUMBER_FORMATS
 
 PHASES = ("forward", "forward+backward", "inference")
+CHEAP = 0.25
+"""Share of tokens and of width that a cheap capacity predictor has, beside the paper's."""
 Network = Callable[..., object]
 """Of x_SD, and of the context for a layer with experts."""
 
@@ -98,7 +101,9 @@ class ShapeBench:
         dense = FeedForward(shape.width, 4 * shape.width, is_gated=False)
         dense.initialize(generator)
         self.layers: dict[str, MoELayer] = {}
-        for name, config in layer_configs(MoEConfig(num_experts=shape.num_experts), device).items():
+        base = MoEConfig(num_experts=shape.num_experts)
+        cheap = replace(base, predictor_tokens=CHEAP, predictor_width=CHEAP)
+        for name, config in (layer_configs(base, device) | {"cheap_predictor": cheap}).items():
             layer = MoELayer(config, width=shape.width, layer_index=0, groups=single_rank_groups())
             layer.initialize(0)
             self.layers[name] = layer.to(device, torch_dtype)

@@ -36,7 +36,7 @@ def test_inference_is_measured_at_capacity_one_with_uneven_loads():
 
 def test_every_contender_of_every_phase_has_a_row():
     table, device = bench_layers(TINY)
-    contenders = ["dense", "scatter_loop", "loop", "grouped", "expert_gemms"]
+    contenders = ["dense", "scatter_loop", "loop", "grouped", "cheap_predictor", "expert_gemms"]
     assert device == torch.device("cpu")
     assert [(row["phase"], row["contender"]) for row in table] == [
         (phase, name) for phase in PHASES for name in contenders
