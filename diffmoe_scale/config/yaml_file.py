@@ -1,5 +1,6 @@
 """YAML text to a tree. YAML can hold far more than settings: the rest is refused in a sentence."""
 
+import difflib
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any  # YAML trees
@@ -47,7 +48,10 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(path: Path) -> dict[str, Any]:
     """The sections of a config file. Raises: ValueError naming the file and, where there is one, the line."""
     if not path.exists():
-        raise ValueError(f"config file {path} does not exist")
+        names = [other.name for other in path.parent.glob("*.y*ml")]
+        near = difflib.get_close_matches(path.name, names, n=1)
+        hint = f"; did you mean {path.with_name(near[0])}?" if near else ""
+        raise ValueError(f"config file {path} does not exist{hint}")
     if not path.is_file():
         raise ValueError(f"config file {path} is a folder or a device; expected a YAML file")
     if (size := path.stat().st_size) > LARGEST_FILE:

@@ -59,6 +59,14 @@ def test_files_that_are_no_files(tmp_path: Path) -> None:
         load_config(tmp_path / "missing.yaml")
 
 
+def test_a_file_that_is_not_there_is_named_with_the_nearest_one(tmp_path: Path) -> None:
+    (tmp_path / "captions_64.yaml").touch()
+    for name, hint in (("captions_46.yaml", f"; did you mean {tmp_path / 'captions_64.yaml'}?"), ("q", "")):
+        with pytest.raises(ValueError) as error:
+            load_config(tmp_path / name)
+        assert str(error.value) == f"config file {tmp_path / name} does not exist{hint}"
+
+
 def test_byte_order_marks_aliases_and_merged_keys_are_read(tmp_path: Path) -> None:
     text = "\ufeffrun: &base {steps: 7}\ndata: {caption_weights: &w {txt: 1}}\ncheckpoint: {every: 3}\n"
     (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
