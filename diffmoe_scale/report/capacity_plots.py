@@ -166,7 +166,7 @@ def _finish(axes: Axes, panel: str) -> None:
     axes.set(xlabel="capacity (measured)", ylabel=labels.get(panel, panel))
     axes.set_xlim(left=0)
     if panel in labels:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     axes.yaxis.label.set_fontsize(8)
     style_axes(axes)
     axes.legend(frameon=False, fontsize=8)
