@@ -81,18 +81,20 @@ def dump_config(config: Config) -> str:
 
 
 def changed_settings(path: Path, config: Config) -> list[str]:
-    """What differs between a file of resolved settings and a config: `run.steps was 20, is 40`."""
+    """What differs between a file of resolved settings and a config: `run.steps was 20, is 40`. A setting
+    that the file lacks, of an older version, had its default."""
     try:
         found = read_yaml(path)
     except ValueError:
         return [f"{path} is no config file"]
-    changed = []
+    changed, defaults = [], config_tree(Config())
     for section, settings in config_tree(config).items():
-        before = found[section] if isinstance(found.get(section), dict) else {}
+        stored = found[section] if isinstance(found.get(section), dict) else {}
+        before = defaults[section] | stored
         changed += [
-            f"{section}.{key} was {before.get(key)!r}, is {value!r}"
+            f"{section}.{key} was {before[key]!r}, is {value!r}"
             for key, value in settings.items()
-            if before.get(key) != value
+            if before[key] != value
         ]
     return changed
 

@@ -31,7 +31,8 @@ def test_changed_settings_are_named_with_both_values(tmp_path: Path) -> None:
     changed = changed_settings(file, load_config(None, ["run.steps=40", "data.train=[b.tar]"]))
     assert changed == ["run.steps was 20, is 40", "data.train was ['a.tar'], is ['b.tar']"]
     file.write_text("run: 3")  # by hand
-    assert "run.steps was None, is 1000" in changed_settings(file, load_config(None))
+    assert changed_settings(file, load_config(None)) == []
+    assert changed_settings(file, load_config(None, ["run.steps=7"])) == ["run.steps was 1000, is 7"]
     file.write_text("run: {")
     assert changed_settings(file, load_config(None)) == [f"{file} is no config file"]
 
