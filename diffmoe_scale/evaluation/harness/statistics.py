@@ -39,16 +39,12 @@ class Difference:
 
 def estimate_mean(values: Sequence[float]) -> Estimate:
     """Wilson's interval with the number of observations corrected for their variance: of values 0 and 1 it is
-    Wilson's own, and also for values that are all 0 or all 1 it has a length."""
+    Wilson's own, and it has a length also for values that are all alike."""
     mean = float(np.mean(values))
     spread = float(np.var(values))
     count = len(values)
-    if spread > 0:
-        effective = count * mean * (1 - mean) / spread
-    elif mean in (0.0, 1.0):
-        effective = float(count)
-    else:
-        return Estimate(mean, mean, mean, count)
+    # Of values that are all alike (one prompt, say) the variance is not known: that of shares is the largest.
+    effective = count * mean * (1 - mean) / spread if spread > 0 else float(count)
     z2 = NORMAL_95**2 / effective
     center = (mean + z2 / 2) / (1 + z2)
     half = math.sqrt(max(0.0, z2 * mean * (1 - mean) + z2**2 / 4)) / (1 + z2)

@@ -29,7 +29,9 @@ def test_values_that_differ_less_than_shares_have_a_shorter_interval() -> None:
     found = estimate_mean(values)
     standard = NORMAL_95 * float(np.std(values)) / math.sqrt(60)
     assert found.high - found.low == pytest.approx(2 * standard, rel=0.01)
-    assert estimate_mean([0.3, 0.3]).low == 0.3
+    alike = estimate_mean([0.25] * 4)
+    wilson = stats.binomtest(1, 4).proportion_ci(0.95, method="wilson")
+    assert (alike.low, alike.high) == pytest.approx((wilson.low, wilson.high))
 
 
 def test_interval_covers_the_truth_as_often_as_it_says() -> None:

@@ -59,3 +59,11 @@ def test_a_missing_copy_says_whose_file_it_is(tmp_path: Path) -> None:
         ValueError, match=r"does not exist; expected GenEval .* it is not part of this package"
     ):
         build_suite(SuiteConfig(kind="geneval", file=str(tmp_path / "none.jsonl")), seed=0)
+
+
+def test_fewer_prompts_are_of_all_groups(tmp_path: Path) -> None:
+    suite = make_suite("geneval", tmp_path, prompts=2)
+    assert [prompt.text for prompt in suite.prompts] == ["a photo of a bench", "a photo of two cows"]
+    (tmp_path / "long.txt").write_text("".join(f"{line}\n" for line in range(10)), encoding="utf-8")
+    found = build_suite(SuiteConfig(kind="prompts", file=str(tmp_path / "long.txt"), prompts=4), seed=0)
+    assert [prompt.text for prompt in found.prompts] == ["0", "2", "5", "7"]
