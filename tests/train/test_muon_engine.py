@@ -56,6 +56,22 @@ def test_matrices_have_one_momentum_and_the_rest_two_moments() -> None:
         assert families == {"master", "ema", *moments}, name
 
 
+def test_host_memory_and_bf16_take_the_same_steps_in_their_precision() -> None:
+    """State in host memory to 1e-5; bf16 weights and Newton-Schulz follow to what a loss in bf16 shows."""
+    base = [*settings_of((2, 2, 2)), *MUON]
+    settings = [
+        [*base, "parallel.offload_optimizer=true"],
+        [*base, "model.precision=bf16", "optimizer.muon_precision=bf16"],
+    ]
+    answers = run_on_ranks(train_on_rank, 2, settings, STEPS, expert_parallel=2)
+    offloaded, rounded = (assemble([answer[i] for answer in answers]) for i in range(2))
+    for name, values in expected().state.items():
+        tolerance = {"rtol": 1e-4, "atol": 1e-6} if name.startswith(("exp_avg", "momentum")) else CLOSE
+        np.testing.assert_allclose(offloaded.state[name], values, **tolerance, err_msg=name)
+    np.testing.assert_allclose(rounded.losses, expected().losses, rtol=5e-3)
+    assert rounded.losses[-1] < rounded.losses[0]
+
+
 def test_run_goes_through_another_layout_as_on_one_process(tmp_path: Path) -> None:
     home, away = (4, 2, 1), (2, 1, 2)
     ((_, left),) = run_parts(home, [(tmp_path, 0, 3, tmp_path / "home")], MUON)
