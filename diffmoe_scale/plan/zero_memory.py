@@ -165,8 +165,9 @@ class ZeroMemory:
                 self.note(activations)
                 self.temporary = 0
             if group.is_muon:
-                # Gradients that became updates, orthogonal ones, and the copies of Newton-Schulz.
-                self.temporary = FP32 * (2 * group.share + 4 * min(group.share, MUON_AT_ONCE))
+                # Gradients that became updates, orthogonal ones, and two copies of those of one shape, taken
+                # to be half of all.
+                self.temporary = FP32 * (2 * group.share + min(group.share, 2 * MUON_AT_ONCE))
             self.note(activations)
             self.temporary = 0
             self.partitions -= self._partitions.pop(index, 0)

@@ -24,6 +24,7 @@ LAYOUTS = [
     ["parallel.zero_stage=2", "model.conditioning=text", "model.num_classes=0", "text.width=64"],
     ["parallel.zero_stage=1", "moe.capacity=2", "moe.shared_experts=1", "moe.activation=swiglu"],
     ["parallel.zero_stage=2", "moe.every=1", "moe.backend=loop", "moe.expert_width_ratio=1"],
+    ["parallel.zero_stage=2", "model.precision=bf16", "optimizer.kind=muon", "optimizer.ema2_decay=0.9"],
     ["parallel.zero_stage=1", "moe.router=token_choice", "sampling.selection=static"],
     [
         "parallel.zero_stage=2",
