@@ -171,8 +171,9 @@ def test_a_sample_without_latents_is_a_row_of_zeros(precision: str) -> None:
         replace(SOURCE, precision=precision),
         SQUARE,
     )
-    stacked_BCHW = stack_latents([None, found.latents(0).bits_CHW], (2, 3, 3), precision=precision)
-    assert stacked_BCHW.float().mean((1, 2, 3)).tolist() == [0, 1]
+    bits_CHW = found.latents(0).bits_CHW
+    stacked_BCHW = stack_latents([bits_CHW, None, bits_CHW], (2, 3, 3), precision=precision)
+    assert stacked_BCHW.float().mean((1, 2, 3)).tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize("empty", [(), (caption(2, 1.0),)])
