@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = """\
 bash launch/doctor.sh                                       this machine
 bash launch/doctor.sh --hostfile launch/hostfile            the hosts of DeepSpeed's host file, over ssh
-salloc -N 4 bash launch/doctor.sh --folder /shared/runs     the nodes of a SLURM job
+salloc -N 4 bash launch/doctor.sh --shared /shared/runs     the nodes of a SLURM job
 """
 
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--hostfile", type=user_path, help="DeepSpeed's host file; the hosts are asked over ssh"
     )
     parser.add_argument(
-        "--folder",
+        "--shared",
         type=user_path,
         default=Path.cwd(),
         help="a folder that all nodes share (default: this one)",
@@ -51,17 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def work(parsed: argparse.Namespace) -> int:
     if parsed.probe:
         head, nodes = parsed.probe
-        mine = find_facts(parsed.folder, nodes=int(nodes), head=head, port=parsed.port, root=ROOT)
+        mine = find_facts(parsed.shared, nodes=int(nodes), head=head, port=parsed.port, root=ROOT)
         print(ANSWER + json.dumps(dataclasses.asdict(mine)), flush=True)
         return OK
     hosts = read_hosts(parsed.hostfile) if parsed.hostfile else []
     nodes = len(hosts) or slurm_nodes() or 1
-    folder = Path(tempfile.mkdtemp(prefix=".doctor-", dir=parsed.folder))
+    folder = Path(tempfile.mkdtemp(prefix=".doctor-", dir=parsed.shared))
     command = [
         sys.executable,
         "-m",
         "diffmoe_scale.doctor",
-        "--folder",
+        "--shared",
         str(folder),
         "--port",
         str(parsed.port),

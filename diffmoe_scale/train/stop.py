@@ -1,8 +1,9 @@
 """Signals, and a file, that ask a run to end."""
 
 import signal
+from functools import partial
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self  # Any: what pickle calls
 
 from diffmoe_scale.cli.command import INTERRUPTED, TRY_AGAIN
 
@@ -20,6 +21,10 @@ class Stopped(BaseException):
     def __init__(self, reason: str, *, is_interrupt: bool) -> None:
         super().__init__(reason)
         self.exit_code = INTERRUPTED if is_interrupt else TRY_AGAIN
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """torch.distributed.checkpoint sends what ended one rank to the others."""
+        return partial(Stopped, is_interrupt=self.exit_code == INTERRUPTED), self.args
 
 
 class StopSignals:

@@ -46,7 +46,7 @@ def doctor(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str
 
 
 def test_this_machine_is_asked_and_nothing_is_left(tmp_path: Path) -> None:
-    answer = doctor("--folder", str(tmp_path), "--json")
+    answer = doctor("--shared", str(tmp_path), "--json")
     (facts,) = json.loads(answer.stdout[: answer.stdout.rindex("]") + 1])
     assert facts["host"] == socket.gethostname() and facts["seen"] == [facts["host"]]
     assert facts["packages"]["torch"] and facts["write_mb_s"] > 0
@@ -56,7 +56,7 @@ def test_this_machine_is_asked_and_nothing_is_left(tmp_path: Path) -> None:
 
 def test_an_environment_without_packages_is_a_finding_and_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
-    command = [sys.executable, "-S", "-m", "diffmoe_scale.doctor", "--folder", str(tmp_path / "shared")]
+    command = [sys.executable, "-S", "-m", "diffmoe_scale.doctor", "--shared", str(tmp_path / "shared")]
     answer = subprocess.run(
         [*command, "--port", str(free_port())],
         cwd=ROOT,
@@ -77,7 +77,7 @@ def test_hosts_are_asked_over_ssh_and_the_bad_ones_named(tmp_path: Path) -> None
     answer = doctor(
         "--hostfile",
         str(tmp_path / "hostfile"),
-        "--folder",
+        "--shared",
         str(tmp_path),
         PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}",
         FAKE_HOSTS="one two old",

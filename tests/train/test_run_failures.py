@@ -148,6 +148,7 @@ def test_only_a_failure_that_nobody_foresaw_is_told_with_its_traceback(
         raise error
 
     monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr(launcher, "adopt_launcher_variables", lambda: 0)
     monkeypatch.setattr(context_module, "initialize", lambda **_: None)
     monkeypatch.setattr(module, "train", fail)

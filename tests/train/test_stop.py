@@ -1,6 +1,7 @@
 """Runs that a signal asks to end: how they end, and that they go on as if nothing had happened."""
 
 import os
+import pickle
 import signal
 from dataclasses import dataclass
 from functools import partial
@@ -93,6 +94,13 @@ def test_signal_to_one_rank_ends_all_with_a_checkpoint_from_which_they_go_on_to_
             "step_00000006",
             "step_00000008",
         ]
+
+
+@pytest.mark.parametrize("is_interrupt", [True, False])
+def test_what_ends_a_rank_can_be_sent_to_another(is_interrupt: bool) -> None:
+    stopped = Stopped("SIGTERM", is_interrupt=is_interrupt)
+    sent = pickle.loads(pickle.dumps(stopped))
+    assert str(sent) == "SIGTERM" and sent.exit_code == stopped.exit_code
 
 
 def test_second_interrupt_ends_at_once() -> None:
