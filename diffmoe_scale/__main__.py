@@ -21,6 +21,7 @@ TOOLS = {
     "inspect_data": "show what shards hold, and what is broken",
     "cache_features": "encode pictures and captions of shards in advance",
     "convert_checkpoint": "convert weights: runs, safetensors files, DiT, SiT, DiffMoE",
+    "upcycle_checkpoint": "make a mixture of experts of a dense model, and other shapes of models",
     "inspect_checkpoint": "show what a checkpoint is, and how two differ",
     "find_gamma": "find the threshold that gives a sampling cost",
     "compute_metrics": "score pictures on disk: FID and others",

@@ -1,6 +1,7 @@
 """The README of a diffusers folder: how to load it, and what it needs."""
 
 from diffmoe_scale.checkpoint.stored import StoredWeights
+from diffmoe_scale.words import counted
 
 TEXT = """# A DiffMoE model for diffusers
 
@@ -33,7 +34,7 @@ Experts choose their best tokens for `capacity` experts a token (`selection="sta
 
 def readme(stored: StoredWeights, *, links: bool) -> str:
     model, moe = stored.config.model, stored.config.moe
-    experts = f", {moe.num_experts} experts ({moe.router})" if moe.num_experts else ""
+    experts = f", {counted(moe.num_experts, 'expert')} ({moe.router})" if moe.num_experts else ""
     choices = {"diffmoe": EXPERTS, "expert_choice": STATIC}
     is_text = model.conditioning == "text"
     return TEXT.format(

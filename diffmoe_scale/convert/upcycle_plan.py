@@ -99,7 +99,7 @@ def _of_dense(after: Config, noise: float) -> Plan:
         reasons = []
     else:
         reasons = [
-            f"a token gets 0 to {moe.num_experts} experts, {count:g} on average, so that the sum is the "
+            f"a token gets from none to all of the experts, {count:g} on average, so that the sum is the "
             "dense network's in the mean over tokens only (equal with moe.shared_experts, with moe.router "
             "token_choice, or from a capacity of moe.num_experts downward by moe.capacity_steps)"
         ]

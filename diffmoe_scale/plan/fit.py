@@ -26,8 +26,8 @@ def fit_to_ranks(config: Config, ranks: int) -> tuple[Config, list[str]]:
     micro_batch = divisors(batch // ranks, run.micro_batch)[-1]
     if micro_batch != run.micro_batch:
         changes.append(
-            f"run.micro_batch {run.micro_batch} does not divide the {batch // ranks} samples of a GPU: "
-            f"planned with {micro_batch}"
+            f"run.micro_batch {run.micro_batch} does not divide a GPU's share of the batch, "
+            f"{batch // ranks}: planned with {micro_batch}"
         )
     fitted = replace(
         config,

@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from diffmoe_scale.words import counted
+
 logger = logging.getLogger(__name__)
 
 
@@ -32,7 +34,7 @@ class ProfileOnDemand:
         except OSError as error:
             logger.warning("no trace: %s", error)
             return
-        logger.info("tracing %d steps from step %d on", self._steps, step)
+        logger.info("tracing %s from step %d on", counted(self._steps, "step"), step)
         self._last_step = step + self._steps - 1
         self._profile = profile(activities=self._activities, acc_events=True)
         self._profile.start()

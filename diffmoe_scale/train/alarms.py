@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from diffmoe_scale.config.alarms import AlarmsConfig
 from diffmoe_scale.telemetry.metrics import MetricValue
+from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -131,4 +132,4 @@ def _number(metrics: Metrics, name: str) -> float:
 
 def _experts(numbers: list[int]) -> str:
     named = ", ".join(map(str, numbers[:NAMED])) + (" ..." if len(numbers) > NAMED else "")
-    return f"expert {named}" if len(numbers) == 1 else f"{len(numbers)} experts ({named})"
+    return f"expert {named}" if len(numbers) == 1 else f"{counted(len(numbers), 'expert')} ({named})"

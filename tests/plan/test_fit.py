@@ -20,5 +20,5 @@ def test_the_nearest_are_taken_and_named() -> None:
     assert changes == [
         "run.global_batch 16 does not split over 6 GPUs: planned with 18",
         "parallel.expert_parallel 4 does not divide 6 GPUs: planned with 2",
-        "run.micro_batch 16 does not divide the 3 samples of a GPU: planned with 3",
+        "run.micro_batch 16 does not divide a GPU's share of the batch, 3: planned with 3",
     ]

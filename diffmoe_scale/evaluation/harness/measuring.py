@@ -17,8 +17,15 @@ from diffmoe_scale.evaluation.harness.drawing import read_drawn, read_picture
 from diffmoe_scale.evaluation.harness.job import Job
 from diffmoe_scale.evaluation.metrics.scorer import Metrics, load_metrics
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.sampling.picture_files import FORMATS
 
 METRICS = "metrics.json"
+
+
+def pixels_of(picture: bytes) -> np.ndarray:
+    """uint8 [H, W, 3] of a file that was drawn."""
+    with Image.open(BytesIO(picture), formats=[kind.upper() for kind in FORMATS]) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 class MetricsKeeper:
@@ -68,10 +75,7 @@ class MetricsKeeper:
         scorer, drawn = self._loaded.start(), read_drawn(folder)
         for first in range(0, job.suite.count, self.config.batch):
             places = range(first, min(first + self.config.batch, job.suite.count))
-            pixels = [
-                np.asarray(Image.open(BytesIO(read_picture(job, folder, place, drawn[place]))).convert("RGB"))
-                for place in places
-            ]
+            pixels = [pixels_of(read_picture(job, folder, place, drawn[place])) for place in places]
             scorer.update(
                 np.stack(pixels), list(places), [job.suite.prompt_of(place).text for place in places]
             )

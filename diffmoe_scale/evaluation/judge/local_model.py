@@ -14,6 +14,7 @@ from PIL import Image
 from diffmoe_scale.config.evaluation import JudgeConfig
 from diffmoe_scale.encoders.fingerprint import WeightFiles
 from diffmoe_scale.evaluation.suites.suite import Answer, Question
+from diffmoe_scale.sampling.picture_files import FORMATS
 
 LONGEST_ANSWER = 1024
 """Tokens of text that is read in a picture."""
@@ -53,7 +54,7 @@ class LocalJudge:
         self.fingerprint = sha256(text.encode()).hexdigest()[:12]
 
     def answer(self, picture: bytes, questions: Sequence[Question]) -> list[Answer]:
-        with Image.open(BytesIO(picture)) as image:
+        with Image.open(BytesIO(picture), formats=[kind.upper() for kind in FORMATS]) as image:
             pixels = image.convert("RGB")
         return [self._ask(pixels, question) for question in questions]
 
