@@ -134,7 +134,9 @@ def test_several_encoders_draw_our_pictures(links: bool, tmp_path: Path, tokeniz
     model = load_pipeline(tmp_path / "a.safetensors")
     requests = number_requests(CAPTIONS, seed=1)
     expected = generate_batch(model.networks, requests, model.config.sampling).images_BCHW / 2 + 0.5
-    found = load(tmp_path / "a")(CAPTIONS, seed=1, output_type="pt").images
+    pipeline = load(tmp_path / "a")
+    assert {buffer.dtype for buffer in pipeline.text_encoder_4.buffers()} == {torch.float32}
+    found = pipeline(CAPTIONS, seed=1, output_type="pt").images
     assert (found - expected).abs().max() < 1e-4
     weights = tmp_path / "a" / "text_encoder_3" / "model.safetensors"
     assert weights.is_symlink() == links

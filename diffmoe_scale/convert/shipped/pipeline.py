@@ -94,7 +94,10 @@ class DiffMoEPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers car
         )
         for number, encoder in enumerate(self.config.encoders):
             if encoder["precision"] == "bf16":  # as in training, where its features come from
-                getattr(self, _name("text_encoder", number)).to(torch.bfloat16)
+                network = getattr(self, _name("text_encoder", number))
+                # Not the buffers of transformers' networks: rotary frequencies would lose places.
+                for weight in network.parameters():
+                    weight.data = weight.data.to(torch.bfloat16)
         if self.config.latents["precision"] == "bf16":
             vae.to(torch.bfloat16)
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
