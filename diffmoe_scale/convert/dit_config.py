@@ -83,11 +83,15 @@ def _tree(shapes: Shapes) -> dict[str, Any]:
 def _places(shapes: Shapes) -> tuple[int, int]:
     """moe.every and moe.first_dense. Raises: ValueError if they cannot say it."""
     blocks = set(shapes.moe_blocks)
-    for every in range(1, shapes.depth + 1):
-        regular = [block for block in range(shapes.depth) if block % every == every - 1]
-        if set(regular) == blocks:
-            return every, 0
-    raise ValueError(f"experts are in blocks {sorted(blocks)}; expected every n-th block (moe.every)")
+    for first in (0, *range(1, shapes.depth)):
+        for every in range(1, (first or shapes.depth) + 1):
+            regular = {b for b in range(first, shapes.depth) if b % every == every - 1}
+            if regular == blocks:
+                return every, first
+    raise ValueError(
+        f"experts are in blocks {sorted(blocks)}; expected every n-th (moe.every) after a first one"
+        " (moe.first_dense)"
+    )
 
 
 def _shared(shapes: Shapes) -> int:

@@ -12,7 +12,7 @@ from diffmoe_scale.checkpoint.stored import StoredWeights
 from diffmoe_scale.checkpoint.tensor_file import LazyTensor, read_tensors
 from diffmoe_scale.config.identity import model_settings
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.convert.dit import THRESHOLD, Shapes, is_dit, read_shapes
+from diffmoe_scale.convert.dit import STEPS, THRESHOLD, Shapes, is_dit, read_shapes
 from diffmoe_scale.convert.dit_config import make_dit_config, shapes_of_config
 from diffmoe_scale.convert.plain import PlainDiT
 from diffmoe_scale.convert.reference import find_rest, restore_rest, to_ours, to_theirs
@@ -121,12 +121,24 @@ def export_foreign(stored: StoredWeights) -> dict[str, dict[str, LazyTensor]]:
     if "ema2" in families and len(families) > 1:
         raise ValueError("a .pt file holds ema and master and no second average; give --weights ema2 for it")
     for family in families:
-        weights, buffers = stored.family(family), stored.family("buffer")
+        weights, buffers = stored.family(family), _used_thresholds(stored)
         decay = config.moe.threshold_decay
         state = to_theirs(weights, buffers, shapes, is_flow=is_flow, decay=decay)
         rest = stored.family(f"source/{family}")
         states[family] = restore_rest(state, rest, weights, shapes, is_flow=is_flow)
     return states
+
+
+def _used_thresholds(stored: StoredWeights) -> dict[str, LazyTensor]:
+    """Thresholds as they are held against probabilities: the family has no correction of their start."""
+    buffers, moe = stored.family("buffer"), stored.config.moe
+    if not moe.threshold_bias_correction:
+        return buffers
+    for name in [name for name in buffers if name.endswith("expert_threshold_E")]:
+        steps = buffers[name.replace("expert_threshold_E", STEPS)].read().double()
+        weight = torch.where(steps > 0, 1 - moe.threshold_decay**steps, torch.inf)
+        buffers[name] = LazyTensor.of((buffers[name].read() / weight).float())
+    return buffers
 
 
 @torch.no_grad()
