@@ -59,7 +59,11 @@ def _unknown_key(path: str, *, known: Sequence[str], root: type) -> str:
     *_, key = path.split(".")
     # The commonest slips: nearly right, and right in another section.
     near = [name for name in known if difflib.get_close_matches(key, name.split(".")[-1:], cutoff=0.8)]
-    near += [name for name in every_path if name.split(".")[-1] == key]
+    elsewhere = [name for name in every_path if name.split(".")[-1] == key]
+    if not near and len(elsewhere) > 1:
+        # `precision` or `kind` alone does not say which section was meant.
+        near = [" or ".join(elsewhere)]
+    near += elsewhere
     near += difflib.get_close_matches(path[:80], [*known, *every_path], n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(known)}"
     return f"{show(path)[1:-1]} is no setting{hint}"

@@ -56,6 +56,10 @@ def work(parsed: argparse.Namespace) -> int:
         return OK
     hosts = read_hosts(parsed.hostfile) if parsed.hostfile else []
     nodes = len(hosts) or slurm_nodes() or 1
+    if not 1 <= parsed.port <= 65535:
+        raise ValueError(f"--port is {parsed.port}; expected 1 to 65535")
+    if not parsed.shared.is_dir():
+        raise ValueError(f"--shared is {parsed.shared}; expected a folder that exists on all nodes")
     folder = Path(tempfile.mkdtemp(prefix=".doctor-", dir=parsed.shared))
     command = [
         sys.executable,

@@ -121,7 +121,8 @@ def stop(run: Training, *, is_saved: bool) -> None:
         kept = "was bad and is not saved"
     else:
         kept = "is saved" if run.store.finish() else "could not be saved"
-    raise Stopped(f"a signal asked for it; step {run.step} {kept}", is_interrupt=run.stop.is_interrupt)
+    reason = f"{run.stop.source} asked for it; step {run.step} {kept}"
+    raise Stopped(reason, is_interrupt=run.stop.is_interrupt)
 
 
 def roll_back(run: Training) -> None:

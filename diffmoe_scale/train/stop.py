@@ -34,11 +34,13 @@ class StopSignals:
     def __init__(self) -> None:
         self.is_requested = self.is_interrupt = False
         """A signal came to some rank, as of the last `agree`."""
-        self._is_noted = self._is_interrupt_noted = False
+        self.source = "a signal"
+        """What asked for the end, as of the last `agree`."""
+        self._is_noted = self._is_interrupt_noted = self._is_file_noted = False
 
-    def note(self) -> None:
-        """As if a signal had come to this rank."""
-        self._is_noted = True
+    def note_file(self) -> None:
+        """As if a signal had come to this rank, but RUN/stop asks for the end."""
+        self._is_noted = self._is_file_noted = True
 
     def agree(self, group: "dist.ProcessGroup", *, also: bool = False) -> bool:
         """Learn whether a signal came to any rank. Returns whether `also` is true on any. Collective over
@@ -46,9 +48,11 @@ class StopSignals:
         import torch
         import torch.distributed as dist
 
-        noted = torch.tensor([self._is_noted, self._is_interrupt_noted, also], dtype=torch.int32)
+        flags = [self._is_noted, self._is_interrupt_noted, self._is_file_noted, also]
+        noted = torch.tensor(flags, dtype=torch.int32)
         dist.all_reduce(noted, group=group)
-        self.is_requested, self.is_interrupt, is_also = (count > 0 for count in noted.tolist())
+        self.is_requested, self.is_interrupt, is_file, is_also = (count > 0 for count in noted.tolist())
+        self.source = "the file `stop` in its folder" if is_file else "a signal"
         return is_also
 
     def __enter__(self) -> Self:

@@ -38,7 +38,7 @@ class Watch:
             self._profile.end_step(step)
             if self._directory.stop_request.exists():
                 self._directory.stop_request.unlink(missing_ok=True)
-                self._stop.note()
+                self._stop.note_file()
 
     def __enter__(self) -> Self:
         self._stacks.__enter__()

@@ -49,7 +49,11 @@ def test_command_line_wins_over_file_and_file_over_default(tmp_path: Path) -> No
         ("run.stpes=3", "run.stpes is no setting; did you mean run.steps?"),
         ("sampling.step=3", "sampling.step is no setting; did you mean sampling.steps?"),
         ("rum.steps=3", "rum is no setting; did you mean run?"),
-        ("steps=3", "steps is no setting; did you mean run.steps?"),
+        ("steps=3", "steps is no setting; did you mean run.steps or sampling.steps?"),
+        (
+            "parallel.precision=bf16",
+            "did you mean autoencoder.precision or model.precision or moe.precision?",
+        ),
         ("optimizer.zero_stage=1", "optimizer.zero_stage is no setting; did you mean parallel.zero_stage?"),
         ("run.steps=abc", "run.steps is 'abc'"),
         ("run.steps=1.5", "run.steps is 1.5"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from diffmoe_scale.doctor.__main__ import main
 from diffmoe_scale.doctor.reach import listening, read_hosts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,6 +53,22 @@ def test_this_machine_is_asked_and_nothing_is_left(tmp_path: Path) -> None:
     assert facts["packages"]["torch"] and facts["write_mb_s"] > 0
     assert abs(facts["clock_offset_s"]) < 1 and "1 of 1 node answered" in answer.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["none", "file"])
+def test_a_shared_folder_that_is_none_is_named_as_it_was_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["--shared", str(tmp_path / name)]) == 2
+    expected = f"error: --shared is {tmp_path / name}; expected a folder that exists on all nodes\n"
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("port", [-1, 0, 65536])
+def test_a_port_that_is_none_is_refused(capsys: pytest.CaptureFixture[str], port: int) -> None:
+    assert main(["--port", str(port)]) == 2
+    assert capsys.readouterr().err == f"error: --port is {port}; expected 1 to 65535\n"
 
 
 def test_an_environment_without_packages_is_a_finding_and_no_traceback(tmp_path: Path) -> None:

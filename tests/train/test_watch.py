@@ -18,8 +18,8 @@ from tests.train.runs import text_settings, tiny_config
 from tests.train.whole_runs import SETTINGS, read_lines
 
 
-def train_with_files(context: ParallelContext, settings: list[str]) -> int | None:
-    """RUN/profile is made in step 2, RUN/stop in step 6. The exit code that a stop asks for."""
+def train_with_files(context: ParallelContext, settings: list[str]) -> tuple[int, str] | None:
+    """RUN/profile is made in step 2, RUN/stop in step 6. The exit code of the stop, and why."""
     config = tiny_config(settings)
     directory = RunDirectory(Path(config.run.directory))
     train_step = module.train_step
@@ -35,7 +35,7 @@ def train_with_files(context: ParallelContext, settings: list[str]) -> int | Non
         try:
             train(config, context, directory)
         except Stopped as stopped:
-            return stopped.exit_code
+            return stopped.exit_code, str(stopped).split(";")[0]
     return None
 
 
@@ -47,7 +47,8 @@ def test_files_ask_for_a_trace_and_for_the_end(tmp_path: Path) -> None:
         "parallel.expert_parallel=2",
         "telemetry.profile_steps=2",
     ]
-    assert run_on_ranks(train_with_files, 2, settings, expert_parallel=2) == [TRY_AGAIN] * 2
+    expected = (TRY_AGAIN, "the file `stop` in its folder asked for it")
+    assert run_on_ranks(train_with_files, 2, settings, expert_parallel=2) == [expected] * 2
     directory = RunDirectory(tmp_path / "run")
     assert [path.name for path in complete_checkpoints(directory.checkpoints)][-1] == "step_00000006"
     assert max(read_lines(tmp_path / "run")) <= 6
