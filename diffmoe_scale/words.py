@@ -1,4 +1,12 @@
-"""Counts as they are read: 1 shard, 2 shards."""
+"""Counts as they are read (1 shard, 2 shards), and errors of other packages as one short line."""
+
+LONGEST_REASON = 300
+
+
+def short_reason(error: Exception) -> str:
+    """The error's text as one line of at most 300 characters: torch names every tensor that does not fit."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= LONGEST_REASON else f"{text[: LONGEST_REASON - 4]} ..."
 
 
 def counted(number: float, noun: str, spec: str = "") -> str:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from diffmoe_scale.words import counted
+from diffmoe_scale.words import counted, short_reason
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,3 +51,9 @@ ALLOWED = {
     "diffmoe_scale/train/run.py: {bad} steps",
 }
 """In an assert; more than 1."""
+
+
+def test_a_reason_is_one_short_line():
+    assert short_reason(ValueError("size\n\tmismatch")) == "size mismatch"
+    long = short_reason(RuntimeError("Missing key(s):\n" + '"conv.weight", ' * 500))
+    assert len(long) == 300 and long.startswith("Missing key(s): ") and long.endswith(" ...")

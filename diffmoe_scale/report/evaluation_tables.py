@@ -96,15 +96,22 @@ def metric_tables(results: Sequence[JobResult]) -> list[Table]:
             found = {value["name"]: value for value in result.metrics}
             cells = [_metric(found[column]) if column in found else "" for column in columns]
             rows.append([name, *cells, f"{result.capacity:.3f}", _flops(result.flops)])
-        note = "; ".join(
-            f"{value['name']}: {value['pictures']} pictures, {value['backbone']} "
-            f"{value['backbone_fingerprint']}, "
-            f"{value['resize']}" + (f", against {value['reference']}" if value["reference"] else "")
-            for value in measured[0][1].metrics
-        )
+        note = _conditions(measured[0][1].metrics)
         header = ["weights", *columns, "capacity", "operations"]
         tables.append(Table(suite, note, header, rows, range(1, len(header))))
     return tables
+
+
+def _conditions(metrics: Sequence[dict[str, Any]]) -> str:
+    """What metrics depend on; those that share it are named together."""
+    names: dict[str, list[str]] = {}
+    for value in metrics:
+        condition = (
+            f"{value['pictures']} pictures, {value['backbone']} {value['backbone_fingerprint']}, "
+            f"{value['resize']}" + (f", against {value['reference']}" if value["reference"] else "")
+        )
+        names.setdefault(condition, []).append(value["name"])
+    return "; ".join(f"{', '.join(shared)}: {condition}" for condition, shared in names.items())
 
 
 def difference_tables(results: Sequence[JobResult]) -> list[Table]:

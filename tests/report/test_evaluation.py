@@ -9,7 +9,7 @@ from PIL import Image
 from diffmoe_scale.evaluation.harness.result import JobResult, ScoreTable
 from diffmoe_scale.evaluation.harness.statistics import estimate, estimate_groups
 from diffmoe_scale.report.evaluation import write_evaluation_report
-from diffmoe_scale.report.evaluation_tables import difference_tables, labels, score_tables
+from diffmoe_scale.report.evaluation_tables import difference_tables, labels, metric_tables, score_tables
 
 PROMPTS, GROUPS = ["a", "b <i>", "c", "d|e"], ["one", "one", "two", "two"]
 
@@ -80,6 +80,16 @@ def test_page_and_markdown_hold_pictures_and_are_escaped(tmp_path: Path) -> None
     assert "b &lt;i&gt;" in page and "<i>" not in page.split("<main>")[1].replace("<i style", "")
     assert "score with GenEval&#x27;s own code" in page and "Over training" in page
     assert "![](job-100-0.5/pictures/000000.png)" in text and "d\\|e" in text and "b &lt;i>" in text
+
+
+def test_conditions_that_metrics_share_are_said_once() -> None:
+    common = {"pictures": 9, "backbone": "net", "backbone_fingerprint": "f", "resize": "none", "error": None}
+    metrics = [common | {"name": name, "value": 1.0, "reference": "ref"} for name in ("fd:timm", "kid:timm")]
+    metrics.append(common | {"name": "is:timm", "value": 2.0, "reference": ""})
+    (found,) = metric_tables([replace(RESULTS[0], metrics=metrics)])
+    assert found.note == (
+        "fd:timm, kid:timm: 9 pictures, net f, none, against ref; is:timm: 9 pictures, net f, none"
+    )
 
 
 def test_an_evaluation_without_results_has_a_page(tmp_path: Path) -> None:

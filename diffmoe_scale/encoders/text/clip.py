@@ -23,6 +23,7 @@ from diffmoe_scale.encoders.text.features import TextStream
 from diffmoe_scale.encoders.text.frozen import FrozenTextEncoder
 from diffmoe_scale.encoders.text.tokenizer import PAD, Tokenizer
 from diffmoe_scale.nn.number_formats import NUMBER_FORMATS
+from diffmoe_scale.words import short_reason
 
 DEFAULT_CONTEXT = 77
 """Of a description that has none: open_clip's."""
@@ -175,9 +176,8 @@ def _named_errors(config: TextEncoderConfig, names: SettingNames) -> Iterator[No
         yield
     except Exception as error:
         architecture = f" as {names.architecture} {config.architecture!r}" if config.architecture else ""
-        raise ValueError(
-            f"{names.path} {config.path!r} does not load{architecture}: {type(error).__name__}: {error}"
-        ) from error
+        reason = f"{type(error).__name__}: {short_reason(error)}"
+        raise ValueError(f"{names.path} {config.path!r} does not load{architecture}: {reason}") from error
 
 
 def _local_open_clip(

@@ -1,7 +1,7 @@
 """Metrics such as FID of a job's pictures, kept with everything that they depend on."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from io import BytesIO
@@ -15,11 +15,15 @@ from PIL import Image
 from diffmoe_scale.config.metrics import MetricsConfig
 from diffmoe_scale.evaluation.harness.drawing import read_drawn, read_picture
 from diffmoe_scale.evaluation.harness.job import Job
-from diffmoe_scale.evaluation.metrics.scorer import Metrics, load_metrics
+from diffmoe_scale.evaluation.metrics.backbones import load_backbones
+from diffmoe_scale.evaluation.metrics.scorer import Metrics, check_metrics, check_size, load_metrics
 from diffmoe_scale.files import replace_file
 from diffmoe_scale.sampling.picture_files import FORMATS
 
 METRICS = "metrics.json"
+NOT_SEEN = ("cache", "batch")
+"""Settings that decide no value."""
+FILES = ("reference", "inception", "timm_weights", "clip_weights")
 
 
 def pixels_of(picture: bytes) -> np.ndarray:
@@ -35,6 +39,28 @@ class MetricsKeeper:
         self.config = config
         self.device = device
         self._loaded: Metrics | None = None
+        self._is_checked = False
+
+    def check(self, jobs: Sequence[Job]) -> None:
+        """Before hours of drawing: settings, weight files and the reference's size. The networks are not
+        kept, so that the memory is free for drawing.
+
+        Raises: ValueError for what does not fit, OSError.
+        """
+        if not self.config.names or not jobs:
+            return
+        measures, reference = check_metrics(self.config)
+        for job in jobs:
+            if job.suite.count < 2:
+                raise ValueError(
+                    f"suite {job.suite.name!r} has a single picture, and metrics are of 2 or more; raise "
+                    "suites.N.prompts or suites.N.pictures, or leave out metrics.names"
+                )
+            side = job.target.config.model.image_size
+            check_size((job.sampling.height or side, job.sampling.width or side), reference, self.config)
+        if not self._is_checked:
+            load_backbones(self.config, measures, torch.device("cpu"))
+        self._is_checked = True
 
     def measure(self, job: Job, folder: Path) -> Sequence[dict[str, Any]]:
         """The metrics of all pictures of a job; those that were kept if nothing changed.
@@ -58,15 +84,11 @@ class MetricsKeeper:
 
     def _key(self, job: Job, folder: Path) -> str:
         """Of pictures, settings, and the files that the settings name (by size and time)."""
-        files = {
-            name: [stat.st_size, stat.st_mtime_ns]
-            for name, value in asdict(self.config).items()
-            if isinstance(value, str) and value and (path := Path(value)).exists()
-            for stat in [path.stat()]
-        }
+        settings = {name: value for name, value in asdict(self.config).items() if name not in NOT_SEEN}
+        files = {name: list(_states(Path(settings[name]))) for name in FILES if settings[name]}
         drawn = read_drawn(folder)
         digests = [drawn[place].digest for place in range(job.suite.count)]
-        content = [asdict(self.config), files, digests]
+        content = [settings, files, digests]
         return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def _compute(self, job: Job, folder: Path) -> list[dict[str, Any]]:
@@ -80,3 +102,11 @@ class MetricsKeeper:
                 np.stack(pixels), list(places), [job.suite.prompt_of(place).text for place in places]
             )
         return [value.as_tree() for value in scorer.values()]
+
+
+def _states(path: Path) -> Iterator[tuple[str, int, int]]:
+    """Name, bytes and time of a file, or of all files below a folder."""
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            stat = file.stat()
+            yield file.relative_to(path).as_posix(), stat.st_size, stat.st_mtime_ns

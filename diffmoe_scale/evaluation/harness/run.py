@@ -63,6 +63,7 @@ class Harness:
                 seed=settings.seed,
             )
         )
+        self.ranks.of_main(lambda: self.metrics.check(jobs))
         for target, group in groupby(jobs, key=lambda job: job.target):
             if self.evaluate(target, list(group)):
                 self._report()

@@ -13,6 +13,7 @@ from torch import Tensor
 from diffmoe_scale.evaluation.metrics.backbone import Backbone
 from diffmoe_scale.evaluation.metrics.resize import normalize, resize_bicubic, resize_rule
 from diffmoe_scale.evaluation.metrics.weights import check_weights
+from diffmoe_scale.words import short_reason
 
 LOCAL = "local-dir"
 """The architecture of a folder that holds its own description."""
@@ -67,7 +68,8 @@ def load_clip(architecture: str, path: Path, *, checksum: str, device: torch.dev
         network = open_clip.create_model(name, pretrained=weights, require_pretrained=True)
         tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # open_clip, torch and safetensors each raise their own
-        raise ValueError(f"{SETTING} {file} does not load as {architecture}: {error}") from error
+        reason = short_reason(error)
+        raise ValueError(f"{SETTING} {file} does not load as {architecture}: {reason}") from error
     network.requires_grad_(False).eval().to(device)
     side = network.visual.image_size
     size = int(side if isinstance(side, int) else side[0])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diffmoe_scale.evaluation.metrics.backbone import Backbone
 from diffmoe_scale.evaluation.metrics.weights import check_weights, read_weights
+from diffmoe_scale.words import short_reason
 
 INCEPTION = "inception-v3-compat"
 CHECKSUM = "6726825d"
@@ -60,7 +61,9 @@ def load_inception(path: Path, *, checksum: str, device: torch.device) -> Backbo
     try:
         network = FeatureExtractorInceptionV3(INCEPTION, ["2048", "logits_unbiased"], str(path))
     except (RuntimeError, AttributeError, TypeError) as error:
-        raise ValueError(f"{setting} {path} holds other weights; expected {SOURCE}: {error}") from error
+        raise ValueError(
+            f"{setting} {path} holds other weights; expected {SOURCE}: {short_reason(error)}"
+        ) from error
     return Backbone(INCEPTION, digest[:16], RESIZE, InceptionNetwork(network.to(device)), device)
 
 

@@ -54,6 +54,16 @@ class Metrics:
         return scorer.values()
 
 
+def check_metrics(config: MetricsConfig) -> tuple[list[Measure], Size | None]:
+    """What is measured, and the size of the reference's pictures. Raises: ValueError for wrong settings."""
+    measures = parse_measures(config.names)
+    check_settings(config, measures)
+    size = reference_size(Path(config.reference)) if config.reference else None
+    if config.cache and (obstacle := find_obstacle(Path(config.cache), is_folder=True)):
+        raise ValueError(f"metrics.cache: {obstacle}; expected a folder that can be written to")
+    return measures, size
+
+
 def load_metrics(
     config: MetricsConfig, device: torch.device, *, group: dist.ProcessGroup | None = None
 ) -> Metrics:
@@ -62,11 +72,7 @@ def load_metrics(
 
     Raises: ValueError for wrong settings and files, RunError, OSError.
     """
-    measures = parse_measures(config.names)
-    check_settings(config, measures)
-    size = reference_size(Path(config.reference)) if config.reference else None
-    if config.cache and (obstacle := find_obstacle(Path(config.cache), is_folder=True)):
-        raise ValueError(f"metrics.cache: {obstacle}; expected a folder that can be written to")
+    measures, size = check_metrics(config)
     backbones = load_backbones(config, measures, device)
     references = {}
     for name, backbone in backbones.items():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diffmoe_scale.evaluation.metrics.backbone import Backbone
 from diffmoe_scale.evaluation.metrics.resize import normalize, resize_bicubic, resize_rule
 from diffmoe_scale.evaluation.metrics.weights import check_weights
+from diffmoe_scale.words import short_reason
 
 DINOV2_SIZE = 224
 """Pixels at which the Frechet distance of DINOv2 is defined (arXiv 2306.04675); it was trained at 518."""
@@ -56,7 +57,9 @@ def load_timm(architecture: str, path: Path, *, checksum: str, size: int, device
             architecture, pretrained=True, pretrained_cfg_overlay={"file": str(path.resolve())}
         )
     except Exception as error:  # timm, torch and safetensors each raise their own
-        raise ValueError(f"{setting} {path} does not load as {architecture}: {error}") from error
+        raise ValueError(
+            f"{setting} {path} does not load as {architecture}: {short_reason(error)}"
+        ) from error
     found = timm.data.resolve_model_data_config(network)
     size = size or (DINOV2_SIZE if "dinov2" in architecture else found["input_size"][-1])
     if hasattr(network, "set_input_size"):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any  # settings of any type
 
 import pytest
+from PIL import Image
 
 from diffmoe_scale import evaluate as command
 from diffmoe_scale.config.load import dump_config
@@ -105,6 +106,12 @@ def commands(*words: str) -> list[tuple[int, str]]:
         ({"sampling": {"sampler": "ddim"}}, "cannot be sampled so: sampling.sampler is 'ddim'"),
         ({"sampling": {"capacity": 1.0, "selection": "static"}}, "cannot be sampled so: sampling.capacity"),
         ({"sampling": {"steps": ["many"]}}, "sampling.steps is 'many'"),
+        ({"metrics": {"names": ["fidd"]}}, "'fidd' is no metric"),
+        ({"metrics": {"names": ["fid"]}}, "metric fid needs metrics.inception"),
+        (
+            {"metrics": {"names": ["is:timm"], "timm_architecture": "resnet18", "timm_weights": "/none"}},
+            "/none, which is no file",
+        ),
         ({"suites": [{"kind": "scenes"}, {"kind": "scenes"}]}, "two suites are called 'scenes'"),
     ],
 )
@@ -113,6 +120,24 @@ def test_settings_that_do_not_fit_are_said_before_anything_is_drawn(
 ) -> None:
     ((code, told),) = run_alone(commands, "--config", str(write_config(tmp_path, run, **sections)))
     assert code == 2 and message in told and not list((tmp_path / "out").glob("*/drawn*"))
+
+
+def test_pictures_that_metrics_cannot_take_are_said_before_drawing(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("a cat\n", encoding="utf-8")
+    (tmp_path / "reference").mkdir()
+    Image.new("RGB", (64, 48)).save(tmp_path / "reference/0.png")
+    network = {"timm_architecture": "resnet18", "timm_weights": "/none"}
+    one = [{"kind": "prompts", "file": str(tmp_path / "one.txt"), "pictures": 1}]
+    for sections, message in (
+        ({"metrics": {"names": ["is:timm"], **network}, "suites": one}, "'one' has a single picture"),
+        (
+            {"metrics": {"names": ["fd:timm"], "reference": str(tmp_path / "reference"), **network}},
+            "the samples have 32 x 32 pixels",
+        ),
+    ):
+        ((code, told),) = run_alone(commands, "--config", str(write_config(tmp_path, run, **sections)))
+        assert code == 2 and message in told, told
+        assert not list((tmp_path / "out").glob("*/drawn*"))
 
 
 def test_wrong_use_of_the_command_is_a_sentence(run: Path, tmp_path: Path) -> None:
