@@ -13,7 +13,7 @@ import numpy as np
 from diffmoe_scale.report.health_plots import plot_bars, plot_calibration, plot_together
 from diffmoe_scale.report.html import Markup, element, figure, join, table
 from diffmoe_scale.report.plots import Curve, plot_curves
-from diffmoe_scale.report.training import Record, finite
+from diffmoe_scale.report.training import Record, by_block, finite
 
 PANELS = {
     "effective_experts": "Effective experts, by load",
@@ -38,7 +38,7 @@ def health_section(records: Sequence[Record], together: Mapping[int, np.ndarray]
     if not observed:
         return Markup("")
     last = observed[-1]
-    blocks = sorted(int(name.split("/")[2]) for name in last if name.startswith("moe/load/"))
+    blocks = sorted(by_block(last, "load"))
     curves = {title: _curves(observed, figure, blocks) for figure, title in PANELS.items()}
     parts = [
         element("h2", "Expert health"),

@@ -70,7 +70,7 @@ def curves_of(records: Sequence[Record]) -> dict[str, list[Curve]]:
     """The curves of each panel, by title: losses, gradient norm, learning rate, speed, loss by time and
     thresholds."""
     names = {name for record in records for name in record}
-    thresholds = _by_block(names, "threshold")
+    thresholds = by_block(names, "threshold")
     shades = np.linspace(0.1, 0.85, max(1, len(thresholds)))
     find = _finder(records)
     rules = sorted({match[1] for name in names if (match := VALIDATION_OF.fullmatch(name))}, reverse=True)
@@ -153,7 +153,7 @@ def training_load(records: Sequence[Record]) -> Markup:
     for record in reversed(records):
         load_by_layer = {
             block: record[name]
-            for block, name in _by_block(record, "load").items()
+            for block, name in by_block(record, "load").items()
             if isinstance(record[name], list)
         }
         if not load_by_layer:
@@ -167,7 +167,7 @@ def training_load(records: Sequence[Record]) -> Markup:
     return Markup("")
 
 
-def _by_block(names: Mapping[str, Any] | set[str], kind: str) -> dict[int, str]:
+def by_block(names: Mapping[str, Any] | set[str], kind: str) -> dict[int, str]:
     """The metrics moe/KIND/BLOCK among names, by block, in its order."""
     found = {
         int(match[2]): name for name in names if (match := BLOCK_OF.fullmatch(name)) and match[1] == kind

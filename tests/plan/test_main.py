@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from diffmoe_scale.plan.__main__ import main
+from tests.recipes import RECIPES
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DEMO = ["--config", str(CONFIGS / "demo.yaml")]
 
 
-@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", RECIPES, ids=lambda path: path.stem)
 def test_every_config_plans(
     config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

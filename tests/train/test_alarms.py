@@ -86,6 +86,28 @@ def test_loads_of_training_stand_in_where_there_is_no_predictor(caplog: pytest.L
     assert "2 experts (0, 3) of block 1" in text
 
 
+def test_loads_are_fair_shares_of_the_capacity(caplog: pytest.LogCaptureFixture) -> None:
+    """At capacity 4 a load of 0.3 is dead and one of 8 is none too many."""
+    line = healthy(
+        moe__capacity=4.0,
+        moe__health__deployed_capacity=[4.0, 4.0],
+        moe__deployed__1=[0.3, 8.0, 4.0, 4.0],
+        moe__deployed__3=[4.0] * 4,
+    )
+    (text,) = said(caplog, line)
+    assert "alarm dead/1: expert 0 of block 1" in text
+
+
+def test_a_straggler_is_behind_by_a_share_of_the_step(caplog: pytest.LogCaptureFixture) -> None:
+    assert said(caplog, healthy(time__step_s=10.0, time__slowest__data_s=1.0)) == []
+
+
+def test_an_alarm_that_comes_back_is_said_again(caplog: pytest.LogCaptureFixture) -> None:
+    alike = healthy(moe__health__overlap=[0.3, 0.9])
+    texts = said(caplog, alike, healthy(), healthy(), alike)
+    assert ["is over" in text for text in texts] == [False, True, False]
+
+
 def test_experts_are_not_judged_before_they_had_time_nor_where_nothing_was_observed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -135,8 +135,10 @@ class Outcome:
     keys: dict[int, str]
 
     def warnings(self, name: str) -> list[str]:
+        """Of the guard and the run."""
         lines = (self.folder / name / "log.txt").read_text().splitlines()
-        return [line.split(": ", 1)[1] for line in lines if " WARNING diffmoe_scale.train." in line]
+        told = (" WARNING diffmoe_scale.train.guard: ", " WARNING diffmoe_scale.train.run: ")
+        return [line.split(": ", 1)[1] for line in lines if any(origin in line for origin in told)]
 
 
 @pytest.fixture(scope="module")
