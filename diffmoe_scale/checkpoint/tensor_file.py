@@ -7,7 +7,7 @@ all tensors, one behind the other.
 import json
 import os
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self  # Any: JSON trees
@@ -63,6 +63,18 @@ class LazyTensor:
 
     def to(self, dtype: torch.dtype) -> Self:
         return replace(self, dtype=dtype, read=lambda: self.read().to(dtype))
+
+
+def mean_tensor(parts: Sequence[LazyTensor]) -> LazyTensor:
+    """The mean of tensors of one shape, added up in fp64."""
+
+    def read() -> Tensor:
+        total = parts[0].read().double()
+        for part in parts[1:]:
+            total += part.read()
+        return (total / len(parts)).to(parts[0].dtype)
+
+    return replace(parts[0], read=read)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str]) -> None:

@@ -6,11 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from diffmoe_scale.checkpoint.manifest import complete_checkpoints
 from diffmoe_scale.checkpoint.stored import StoredWeights, export_metadata, open_checkpoint
-from diffmoe_scale.checkpoint.tensor_file import INDEX, SINGLE, LazyTensor, write_tensors
+from diffmoe_scale.checkpoint.tensor_file import INDEX, SINGLE, LazyTensor, mean_tensor, write_tensors
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.convert.place import new_target
 
@@ -53,20 +52,10 @@ def average_checkpoints(path: Path, count: int, settings: Sequence[str] = ()) ->
     parts = [open_checkpoint(checkpoint, directory, settings) for checkpoint in found[-count:]]
     newest = parts[-1]
     tensors = {
-        name: tensor if name.startswith(KEPT) else _mean([part.tensors[name] for part in parts])
+        name: tensor if name.startswith(KEPT) else mean_tensor([part.tensors[name] for part in parts])
         for name, tensor in newest.tensors.items()
     }
     return replace(newest, tensors=tensors)
-
-
-def _mean(parts: Sequence[LazyTensor]) -> LazyTensor:
-    def read() -> Tensor:
-        total = parts[0].read().double()
-        for part in parts[1:]:
-            total += part.read()
-        return (total / len(parts)).to(parts[0].dtype)
-
-    return replace(parts[0], read=read)
 
 
 def write_export(stored: StoredWeights, target: Path, *, shard_gib: float = 0.0) -> None:

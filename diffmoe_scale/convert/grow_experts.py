@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from diffmoe_scale.checkpoint.tensor_file import LazyTensor
+from diffmoe_scale.checkpoint.tensor_file import LazyTensor, mean_tensor
 from diffmoe_scale.nn.generator import named_generator
 
 State = dict[str, LazyTensor]
@@ -136,18 +136,6 @@ def join_pieces(pieces: Sequence[Network]) -> Network:
             shape[name == "w_out"] *= len(pieces)
         tensors[name] = LazyTensor(tuple(shape), tensor.dtype, reads[name])
     return replace(first, tensors=tensors)
-
-
-def mean_tensor(parts: Sequence[LazyTensor]) -> LazyTensor:
-    """Added up in fp64."""
-
-    def read() -> Tensor:
-        total = parts[0].read().double()
-        for part in parts[1:]:
-            total += part.read()
-        return (total / len(parts)).to(parts[0].dtype)
-
-    return replace(parts[0], read=read)
 
 
 def mean_rows(tensor: LazyTensor, experts: int) -> LazyTensor:
