@@ -74,3 +74,7 @@ class RunConfig(Section, name="run", is_free=True):
             self.global_batch,
             f"a multiple of run.micro_batch ({self.micro_batch})",
         )
+
+    def is_due(self, step: int, every: int) -> bool:
+        """What happens every so many steps, and after the last, happens after this one; 0 is never."""
+        return every > 0 and (step % every == 0 or step == self.steps)

@@ -125,13 +125,13 @@ def _layer_figures(layer: MoELayer, means: Means, name: str) -> dict[str, float]
     pairs = _overlap(together_EE)
     by_count = means.vectors[f"{name}/by_count"]
     weight_ED = layer.router.weight.detach().float()
-    cosine_EE = (
-        torch.nn.functional.normalize(weight_ED, dim=1) @ torch.nn.functional.normalize(weight_ED, dim=1).T
-    )
+    unit_ED = torch.nn.functional.normalize(weight_ED, dim=1)
+    cosine_EE = unit_ED @ unit_ED.T
     norm_E = weight_ED.norm(dim=1)
+    entropy = _entropy(load_E)
     figures = {
-        "entropy": _entropy(load_E) / math.log(max(2, len(load_E))),
-        "effective_experts": math.exp(_entropy(load_E)),
+        "entropy": entropy / math.log(max(2, len(load_E))),
+        "effective_experts": math.exp(entropy),
         "uncovered": by_count[0],
         "experts_a_token_max": float(max(n for n, share in enumerate(by_count) if share > 0)),
         "overlap": float(pairs.mean()) if pairs.numel() else 0.0,

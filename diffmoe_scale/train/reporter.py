@@ -87,7 +87,7 @@ class Reporter:
 
     def is_due(self, step: int) -> bool:
         """A line is written at the end of this step whatever happens in it."""
-        return step % self.config.telemetry.log_every == 0 or step == self.config.run.steps
+        return self.config.run.is_due(step, self.config.telemetry.log_every)
 
     def add_loss(self, batch: Batch, loss: StepLoss) -> None:
         """One micro-batch was computed."""

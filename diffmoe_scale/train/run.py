@@ -78,13 +78,13 @@ def train_on(run: Training) -> None:
             train_step(run, reporter)
             run.position = run.plan.advance(run.position)
             reporter.add(run.reader.dataset_counts(run.position))
-            if _is_due(run.step, telemetry.validate_every, config):
+            if config.run.is_due(run.step, telemetry.validate_every):
                 with reporter.phase("validation"):
                     reporter.add(validate(run))
-            if _is_due(run.step, telemetry.sample_every, config):
+            if config.run.is_due(run.step, telemetry.sample_every):
                 with reporter.phase("samples"), run.engine.averaged_weights():
                     reporter.add_image(run.step, "samples", run.validation.draw(run.step))
-            if run.sample_metrics and _is_due(run.step, telemetry.metrics_every, config):
+            if run.sample_metrics and config.run.is_due(run.step, telemetry.metrics_every):
                 with reporter.phase("samples"), run.engine.averaged_weights():
                     reporter.add(run.sample_metrics.measure())
             reporter.end_step(run.step, run.position.samples)
@@ -93,7 +93,7 @@ def train_on(run: Training) -> None:
             watch.end_step(run.step)
             if run.stop.agree(run.context.control_group, also=run.store.has_failed):
                 run.store.finish()
-            is_save_due |= _is_due(run.step, config.checkpoint.every, config) or run.stop.is_requested
+            is_save_due |= config.run.is_due(run.step, config.checkpoint.every) or run.stop.is_requested
             # Never after a bad step: the newest checkpoint is the one to go back to.
             if is_save_due and (run.guard.bad_in_a_row == 0 or run.step == config.run.steps):
                 with reporter.phase("checkpoint"):
@@ -183,7 +183,3 @@ def save(run: Training) -> None:
     # Of the save before: this one is still being written.
     for line in caution_of_slow_save(run.store.last_save_s, config.parallel.timeout_s):
         logger.warning("%s", line)
-
-
-def _is_due(step: int, every: int, config: Config) -> bool:
-    return every > 0 and (step % every == 0 or step == config.run.steps)
