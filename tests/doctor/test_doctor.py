@@ -13,6 +13,7 @@ import pytest
 
 from diffmoe_scale.doctor.__main__ import main
 from diffmoe_scale.doctor.reach import listening, read_hosts
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE_SSH = """#!{python}
@@ -30,12 +31,6 @@ for line in answer.stdout.splitlines():
         facts["packages"]["numpy"] = "1.0.0"
     print("DOCTOR " + json.dumps(facts))
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 def doctor(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 15
 CONFIG = """
@@ -24,12 +26,6 @@ parallel: {{expert_parallel: 2, timeout_s: {timeout_s}}}
 checkpoint: {{every: 100000}}
 telemetry: {{tensorboard: false, log_every: 1}}
 """
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 @contextmanager
@@ -50,7 +46,7 @@ def training_pair(folder: Path) -> Iterator[list[subprocess.Popen[str]]]:
         "WORLD_SIZE": "2",
         "LOCAL_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": free_port(),
+        "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
     }
     ranks = []

@@ -9,6 +9,7 @@ from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.telemetry import TelemetryConfig
 from diffmoe_scale.telemetry.prometheus import PrometheusTracker
 from diffmoe_scale.telemetry.trackers import build_trackers
+from tests.ports import free_port
 
 
 def scrape(port: int) -> list[str]:
@@ -53,9 +54,7 @@ def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_it_listens_at_this_machine_alone_unless_told_otherwise(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     (tracker,) = build_trackers(TelemetryConfig(tensorboard=False, prometheus_port=port), tmp_path, {})
     try:
         with socket.socket() as other:
