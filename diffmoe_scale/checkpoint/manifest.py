@@ -57,6 +57,9 @@ class Manifest:
     layout: dict[str, Count] = field(default_factory=dict)
     guard: dict[str, Any] = field(default_factory=dict)
     """State of train.guard: usual losses, bad steps and rollbacks so far."""
+    line: dict[str, Any] = field(default_factory=dict)
+    """State of train.reporter: what the next line of metrics.jsonl holds already; {} right after a line, and
+    in checkpoints of older versions, whose next line begins at the resume."""
     shapes: dict[str, list[Count]] = field(default_factory=dict)
     files: dict[FileName, StoredFile] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)

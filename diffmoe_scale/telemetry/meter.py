@@ -1,9 +1,19 @@
 """Means of values that lie on the device, between two log steps."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any  # JSON values
 
+import numpy as np
 import torch
 import torch.distributed as dist
+
+Number = torch.Tensor | float
+Stored = str | dict[str, Any]
+"""A sum as JSON has it, to the bit: `float.hex()` of a number; `shape` and, in hexadecimal, the bytes `fp32`
+of a tensor."""
+MeterState = Mapping[str, Sequence[Stored]]
+"""Sum and weight by name."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +36,10 @@ class Meter:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._sums: dict[str, torch.Tensor | float] = {}
-        self._weights: dict[str, torch.Tensor | float] = {}
+        self._sums: dict[str, Number] = {}
+        self._weights: dict[str, Number] = {}
 
-    def add(self, name: str, value: torch.Tensor | float, weight: torch.Tensor | float = 1.0) -> None:
+    def add(self, name: str, value: Number, weight: Number = 1.0) -> None:
         """Take one more value; `weight` is a number, or has the shape of `value`, such as the samples of each
         tenth of the time axis."""
         self._sums[name] = self._sums.get(name, 0.0) + _detached(value) * _detached(weight)
@@ -62,6 +72,40 @@ class Meter:
             first = last
         return means
 
+    def state(self) -> MeterState:
+        """This rank's sums and weights since the last `means`, as JSON values; waits for the device."""
+        return {name: [_store(self._sums[name]), _store(self._weights[name])] for name in self._sums}
 
-def _detached(value: torch.Tensor | float) -> torch.Tensor | float:
+    def restore(self, ranks: Sequence[MeterState], *, rank: int, size: int) -> None:
+        """Go on from the `state()` of each of `ranks`, of which there may be another number than `size` now:
+        those of `rank`, `rank + size` and so on are this rank's. A rank without one begins with values
+        without weight, since all must have the same names."""
+        empty = {name: [_without_weight(part) for part in parts] for name, parts in ranks[0].items()}
+        self._sums, self._weights = {}, {}
+        for state in ranks[rank::size] or [empty]:
+            for name, (total, weight) in state.items():
+                self._sums[name] = self._sums.get(name, 0.0) + _load(total, self._device)
+                self._weights[name] = self._weights.get(name, 0.0) + _load(weight, self._device)
+
+
+def _store(value: Number) -> Stored:
+    if not isinstance(value, torch.Tensor):
+        return value.hex()
+    return {"shape": list(value.shape), "fp32": value.cpu().numpy().tobytes().hex()}
+
+
+def _load(stored: Stored, device: torch.device) -> Number:
+    if isinstance(stored, str):
+        return float.fromhex(stored)
+    flat = np.frombuffer(bytes.fromhex(stored["fp32"]), dtype=np.float32)
+    return torch.from_numpy(flat.reshape(stored["shape"]).copy()).to(device)
+
+
+def _without_weight(stored: Stored) -> Stored:
+    if isinstance(stored, str):
+        return (0.0).hex()
+    return stored | {"fp32": "0" * len(stored["fp32"])}
+
+
+def _detached(value: Number) -> Number:
     return value.detach().float() if isinstance(value, torch.Tensor) else float(value)

@@ -1,7 +1,7 @@
 """Seconds of the parts of a training step, which are named in traces of torch's profiler too."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -50,11 +50,9 @@ class Phases:
 
     def take(self, group: dist.ProcessGroup) -> dict[str, PhaseTime]:
         """What every phase took since the last call. Collective over `group`: one all-gather."""
-        for name, begin, end in self._events:
-            end.synchronize()
-            self._seconds[name] += begin.elapsed_time(end) / 1e3
-        mine_P = torch.tensor([self._seconds[name] for name in self._names], device=self._device)
-        self._events, self._seconds = [], dict.fromkeys(self._names, 0.0)
+        seconds = self.state()
+        mine_P = torch.tensor([seconds[name] for name in self._names], device=self._device)
+        self._seconds = dict.fromkeys(self._names, 0.0)
         ranks_RP = mine_P.new_empty(group.size(), len(self._names))
         dist.all_gather_into_tensor(ranks_RP.view(-1), mine_P, group=group)
         slowest_P = ranks_RP.max(dim=0)
@@ -66,3 +64,17 @@ class Phases:
             strict=True,
         )
         return {name: PhaseTime(mean, slowest, rank) for name, mean, slowest, rank in columns}
+
+    def state(self) -> dict[str, float]:
+        """This rank's seconds since the last `take`; waits for the device."""
+        for name, begin, end in self._events:
+            end.synchronize()
+            self._seconds[name] += begin.elapsed_time(end) / 1e3
+        self._events = []
+        return self._seconds.copy()
+
+    def restore(self, ranks: Sequence[Mapping[str, float]], *, rank: int) -> None:
+        """Count on from the `state()` of `rank`, or from the mean of `ranks` if it is none of them."""
+        own = ranks[rank : rank + 1] or ranks
+        self._events = []
+        self._seconds = {name: sum(state.get(name, 0.0) for state in own) / len(own) for name in self._names}

@@ -3,12 +3,13 @@
 import math
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self  # Any: JSON values
 
 import torch
+import torch.distributed as dist
 
 from diffmoe_scale.config.load import config_tree
 from diffmoe_scale.config.run_directory import RunDirectory
@@ -47,7 +48,10 @@ class Reporter:
         *,
         moe_layers: list[MoELayer],
         start_step: int,
+        line: Mapping[str, Any],
     ) -> None:
+        """`line` is the `state` of the checkpoint that the run continues from: what its next line holds
+        already."""
         self.config, self.context, self.moe_layers = config, context, moe_layers
         self._directory = directory
         self._accumulation = accumulation_steps(config, ranks=context.dp_group.size())
@@ -58,7 +62,9 @@ class Reporter:
         self._health = ExpertHealth(moe_layers, context.device)
         self._speed = Speed(config, context.device)
         self._extra: dict[str, MetricValue] = {}
-        self._last_log_step = start_step
+        self._last_log_step = line.get("since", start_step)
+        if line:
+            self._restore(line["ranks"])
         self._step_started = 0.0
         self._alarms: Alarms | None = None
         self._writer: MetricsWriter | None = None
@@ -147,6 +153,27 @@ class Reporter:
                 tracker.log(step, metrics)
             images_per_s = tallies.scalars["images"] / tallies.scalars["step_s"]
             self._progress.update(step, loss=means.scalars["loss/diffusion"], images_per_s=images_per_s)
+
+    def _restore(self, ranks: Sequence[Mapping[str, Any]]) -> None:
+        rank, size = self.context.rank, self.context.world_size
+        for meter, name in ((self._meter, "meter"), (self._tallies, "tallies")):
+            meter.restore([entry[name] for entry in ranks], rank=rank, size=size)
+        self.phase.restore([entry["phases"] for entry in ranks], rank=rank)
+
+    def state(self, step: int) -> dict[str, Any]:
+        """What the next line holds already after `step`, of each rank, as JSON values; {} right after a line,
+        and on other ranks than the main one. Collective over `control_group`."""
+        if step == self._last_log_step:
+            return {}
+        mine = {
+            "meter": self._meter.state(),
+            "tallies": self._tallies.state(),
+            "phases": self.phase.state(),
+        }
+        ranks: list[Any] = [None] * self.context.world_size
+        is_main = self.context.is_main
+        dist.gather_object(mine, ranks if is_main else None, dst=0, group=self.context.control_group)
+        return {"since": self._last_log_step, "ranks": ranks} if is_main else {}
 
     def _add_phases(self, steps: int) -> None:
         """Seconds a step since the last line. Collective over `dp_group`."""

@@ -67,17 +67,18 @@ def train_on(run: Training) -> None:
             run.directory,
             moe_layers=run.networks.denoiser.moe_layers(),
             start_step=run.step,
+            line=run.line,
         ) as reporter,
     ):
         # The main rank started trackers, perhaps over a network.
         wait_for_ranks(run.context.waiting_group)
-        reporter.add(run.reader.index_problems())
         while run.step < config.run.steps:
             run.step += 1
             watch.begin_step(run.step)
             train_step(run, reporter)
             run.position = run.plan.advance(run.position)
             reporter.add(run.reader.dataset_counts(run.position))
+            reporter.add(run.reader.index_problems())
             if config.run.is_due(run.step, telemetry.validate_every):
                 with reporter.phase("validation"):
                     reporter.add(validate(run))
@@ -96,6 +97,7 @@ def train_on(run: Training) -> None:
             is_save_due |= config.run.is_due(run.step, config.checkpoint.every) or run.stop.is_requested
             # Never after a bad step: the newest checkpoint is the one to go back to.
             if is_save_due and (run.guard.bad_in_a_row == 0 or run.step == config.run.steps):
+                run.line = reporter.state(run.step)
                 with reporter.phase("checkpoint"):
                     save(run)
                 is_save_due = False
@@ -147,6 +149,7 @@ def roll_back(run: Training) -> None:
     if start.step == 0:
         raise RunError(f"{cause} and there is no checkpoint to go back to; {advice}")
     run.step, run.position = start.step, replace(run.position, step=start.step)
+    run.line = start.line
     if len(run.plan.stages) > 1:
         # The sizes of images go by the step, which went back.
         group = run.context.dp_group
@@ -178,6 +181,7 @@ def save(run: Training) -> None:
             "zero_stage": config.parallel.zero_stage,
         },
         guard=run.guard.state(),
+        line=dict(run.line),
     )
     run.store.save(run.engine.state(), manifest)
     # Of the save before: this one is still being written.

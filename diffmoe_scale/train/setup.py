@@ -97,6 +97,7 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
         stop=StopSignals(),
         step=start.step,
         position=position,
+        line=start.line,
     )
 
 

@@ -1,7 +1,8 @@
 """One training step, and what it works on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any  # JSON trees
 
 import torch
 
@@ -46,6 +47,8 @@ class Training:
     step: int
     position: Position
     """In the data, after the last whole step."""
+    line: Mapping[str, Any]
+    """`Reporter.state` at the last save, or of the checkpoint that the run continues from."""
 
 
 def train_step(run: Training, reporter: Reporter) -> None:

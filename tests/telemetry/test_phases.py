@@ -34,3 +34,19 @@ def test_phases_have_their_names_in_a_trace(tmp_path: Path) -> None:
     ):
         torch.ones(2).sum()
     assert "forward" in [event.name for event in profiler.events()]
+
+
+def resumed(context: ParallelContext) -> list[float]:
+    phases = Phases(context.device, ("forward", "backward"))
+    phases.restore([{"forward": 1.0}, {"forward": 2.0, "of an older version": 9.0}], rank=context.rank)
+    with phases("backward"):
+        time.sleep(0.01)
+    state = phases.state()
+    taken = phases.take(context.dp_group)
+    assert taken["backward"].mean_s >= 0.01 and state["backward"] >= 0.01
+    return [state["forward"], taken["forward"].mean_s, phases.state()["forward"]]
+
+
+def test_phases_count_on_where_a_checkpoint_left_them() -> None:
+    assert run_on_ranks(resumed, 2) == [[1.0, 1.5, 0.0], [2.0, 1.5, 0.0]]
+    assert run_on_ranks(resumed, 3)[2] == [1.5, 1.5, 0.0]  # another number of ranks: the mean

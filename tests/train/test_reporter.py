@@ -1,11 +1,13 @@
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any  # lines of JSON
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.data.reading.batch import Failure
@@ -39,16 +41,28 @@ def step_loss(value: float, decile: int) -> StepLoss:
     )
 
 
-def report(context: ParallelContext, folder: Path, start_step: int = 0) -> None:
+def report(
+    context: ParallelContext,
+    folder: Path,
+    start_step: int = 0,
+    last_step: int = 5,
+    line: str = "{}",
+    settings: Sequence[str] = (),
+) -> str:
     """Steps of two micro-batches a rank. Losses are 1 and 2 on rank 0, 3 and 4 on rank 1; rank 1 gets one
-    broken sample a step; step 2 is skipped."""
-    config = tiny_config(SETTINGS)
+    broken sample a step; step 2 is skipped. The answer is the reporter's state as JSON, as is `line`."""
+    config = tiny_config([*SETTINGS, *settings])
     layers = tiny_pipeline(config, context.megatron_groups).denoiser.moe_layers()
     batch = tiny_batch(0, 2, config=config)
     with Reporter(
-        config, context, RunDirectory(folder), moe_layers=layers, start_step=start_step
+        config,
+        context,
+        RunDirectory(folder),
+        moe_layers=layers,
+        start_step=start_step,
+        line=json.loads(line),
     ) as reporter:
-        for step in range(start_step + 1, config.run.steps + 1):
+        for step in range(start_step + 1, last_step + 1):
             reporter.begin_step()
             for chunk in (0, 1):
                 is_broken = context.rank == 1 and chunk == 1
@@ -76,6 +90,7 @@ def report(context: ParallelContext, folder: Path, start_step: int = 0) -> None:
             if step == 3:
                 reporter.add({"loss/validation": 0.5})
             reporter.end_step(step, 8 * step)
+        return json.dumps(reporter.state(last_step))
 
 
 def read_lines(folder: Path) -> dict[int, dict[str, Any]]:
@@ -154,3 +169,42 @@ def test_continued_run_drops_the_lines_after_its_checkpoint(tmp_path: Path) -> N
     run_on_ranks(report, 2, tmp_path, 3)
     after = read_lines(tmp_path)
     assert list(after) == [2, 3, 4, 5] and before[3] == after[3] and before[4]["time"] < after[4]["time"]
+
+
+def report_in_parts(context: ParallelContext, folder: Path, steps: Sequence[int]) -> list[str]:
+    """Lines are due at step 5, and at step 3 for its validation; the run is broken off after each of
+    `steps`. The states there, of the main rank, as in a checkpoint."""
+    line, start, states = "{}", 0, []
+    for step in steps:
+        found = [report(context, folder, start, step, line, ["telemetry.log_every=5"])]
+        dist.broadcast_object_list(found, group=context.control_group)
+        line, start = found[0], step
+        states.append(line)
+    return states
+
+
+def test_line_after_a_resume_covers_the_steps_since_the_line_before_it(tmp_path: Path) -> None:
+    whole, parts = (
+        run_on_ranks(report_in_parts, 2, tmp_path / name, steps)[0]
+        for name, steps in (("whole", [5]), ("parts", [1, 2, 4, 5]))
+    )
+    assert whole == ["{}"] and [json.loads(state).get("since") for state in parts] == [0, 0, 3, None]
+    expected, got = (read_lines(tmp_path / name) for name in ("whole", "parts"))
+    # Two sleeps a step of 10 ms, on rank 1 of 20.
+    assert got[3]["time/data_s"] >= 0.03 and got[3]["time/slowest/data_s"] >= 0.04
+    assert got[3]["data/bad_samples"] == 3 and got[5]["data/bad_samples"] == 2
+    for line in (*expected.values(), *got.values()):
+        for name in [name for name in line if name.startswith(("time", "throughput", "memory"))]:
+            del line[name]
+    assert got == expected
+
+
+def test_line_after_a_resume_on_other_ranks_covers_the_same_steps(tmp_path: Path) -> None:
+    (state,) = run_on_ranks(report_in_parts, 2, tmp_path, [2])[0]
+    for size in (1, 4):
+        run_on_ranks(report, size, tmp_path, 2, 3, state, ["telemetry.log_every=5"])
+        line = read_lines(tmp_path)[3]
+        # Two steps of two ranks, whose losses are 2.5 on average, and a step of the new ranks.
+        total, count = 2 * 2 * 2.5 + sum(1.5 + 2 * rank for rank in range(size)), 2 * 2 + size
+        assert line["loss/diffusion"] == pytest.approx(total / count)
+        assert line["time/data_s"] >= 0.02

@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 
 from diffmoe_scale.checkpoint.manifest import complete_checkpoints
+from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.pretrain import main
 from diffmoe_scale.telemetry.metrics import read_metrics
-from tests.ranks import run_alone
-from tests.train.runs import TINY, text_settings
+from diffmoe_scale.train.run import train
+from diffmoe_scale.train.stop import Stopped
+from tests.ranks import run_alone, run_on_ranks
+from tests.train.runs import TINY, text_settings, tiny_config
 from tests.train.whole_runs import SETTINGS, read_lines, train_runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +61,31 @@ def test_validation_and_pictures_change_no_later_step(pairs: Path) -> None:
     assert list(losses) == [2, 4, 6, 8] and watched == read_lines(pairs / "fp32" / "whole")
     pictures = sorted(path.name for path in (pairs / "fp32" / "watched" / "samples").iterdir())
     assert pictures == ["step_00000003.png", "step_00000006.png", "step_00000008.png"]
+
+
+def train_with_stops(context: ParallelContext, settings: list[str], stops: int) -> None:
+    """The run is asked to end after the first step of each of `stops` starts, then trains to its end."""
+    for number in range(stops + 1):
+        config = tiny_config([*settings, "parallel.expert_parallel=2"])
+        directory = RunDirectory(Path(config.run.directory))
+        directory.path.mkdir(parents=True, exist_ok=True)
+        if number == stops:
+            train(config, context, directory)
+            continue
+        directory.stop_request.touch()
+        with pytest.raises(Stopped):
+            train(config, context, directory)
+
+
+def test_lines_of_a_run_that_was_stopped_between_them_are_those_of_one_without_a_break(
+    settings: list[str], tmp_path: Path
+) -> None:
+    settings = [*settings, "run.steps=5", "telemetry.log_every=4"]
+    for name, stops in (("whole", 0), ("parts", 3)):
+        own = [*settings, f"run.directory={tmp_path / name}"]
+        run_on_ranks(train_with_stops, 2, own, stops, expert_parallel=2)
+    whole = read_lines(tmp_path / "whole")
+    assert list(whole) == [4, 5] and read_lines(tmp_path / "parts") == whole
 
 
 def test_killed_run_goes_on_by_the_same_command_as_if_nothing_had_happened(
