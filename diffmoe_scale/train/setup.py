@@ -77,8 +77,7 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
     refuse_other_features([reader, validation.reader], networks, config)
     load_text_encoders([reader, validation.reader], networks, config)
     if context.is_main:
-        held_out = None if validation.reader is None else validation.reader.catalog
-        record_shards(reader.catalog, directory.shards, validation=held_out)
+        record_data(reader, validation.reader, directory)
     wait_for_ranks(context.waiting_group)
     batches = reader.batches(plan, position, dp_rank=context.dp_group.rank(), dp_size=context.dp_group.size())
     return Training(
@@ -190,6 +189,12 @@ def refuse_other_features(readers: Sequence[Reader | None], networks: Networks, 
     for features in [reader.source.features for reader in readers if reader is not None]:
         if features is not None:
             check_features(features.source, **networks.frozen, is_flipped=config.data.horizontal_flip)
+
+
+def record_data(reader: Reader, held_out: Reader | None, directory: RunDirectory) -> None:
+    """Write what the shards hold that this start found."""
+    validation = None if held_out is None else held_out.catalog
+    record_shards(reader.catalog, directory.shards, validation=validation)
 
 
 def record_config(config: Config, directory: RunDirectory) -> None:
