@@ -10,7 +10,9 @@ from tests.encoders.autoencoder.models import FORMATS, model_of_kind
 from tests.encoders.text.language_models import write_model
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted(path for path in ROOT.glob("configs/**/*.yaml") if not path.name.startswith("evaluate_"))
+RECIPES = sorted(
+    path for path in ROOT.glob("configs/**/*.yaml") if not path.name.startswith(("evaluate_", "study"))
+)
 STEPS = 2
 KINDS = {"sd-vae": "sd", "flux-vae": "flux", "flux2-vae": "flux2"}
 """The tiny autoencoder that stands for the one of a recipe, by the name of its folder."""

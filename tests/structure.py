@@ -38,6 +38,7 @@ LEVELS = {
     "evaluation/metrics": 5,
     "report": 8,
     "bench": 8,
+    "study": 9,
     "plan/measure": 8,
     "plan/measure_ranks": 8,
     "plan/measure_table": 8,
@@ -96,7 +97,7 @@ USERS = {
         "data/features/source",
         "bench/data_contenders",
     },
-    "scipy": {"scenes/checker", "evaluation/harness/statistics"},
+    "scipy": {"scenes/checker", "evaluation/harness/statistics", "study/statistics"},
     "torchvision": {"bench/data_contenders"},
     "diffusers": {
         "convert/diffusers",
@@ -107,13 +108,20 @@ USERS = {
         "encoders/autoencoder/diffusers",
     },
     "wandb": {"telemetry/trackers"},
-    "matplotlib": {"report/capacity_plots", "report/health_plots", "report/plots", "telemetry/picture_grid"},
+    "matplotlib": {
+        "report/capacity_plots",
+        "report/health_plots",
+        "report/plots",
+        "study/plots",
+        "telemetry/picture_grid",
+    },
     "prometheus_client": {"telemetry/prometheus"},
     "pydantic": {
         "config/load",
         "checkpoint/manifest",
         "data/shards/record",
         "evaluation/harness/result",
+        "study/record",
     },
     "yaml": {"config/load", "config/help", "config/yaml_file"},
 }

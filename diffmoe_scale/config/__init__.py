@@ -14,6 +14,7 @@ parallel.py       how work is split over ranks
 sampling.py       how pictures are drawn
 telemetry.py      metrics, validation, trackers
 evaluation.py     an evaluation of many checkpoints: suites, judge, what is compared
+study.py          a study of variants with several seeds each
 metrics.py        FID and other metrics of pictures
 alarms.py         when a run's figures are said to be wrong
 load.py           a Config from a file and `key.sub=value` words, and back to YAML

@@ -1,0 +1,146 @@
+"""The variants of a study as trainings, and its rows: a variant with a seed."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any  # trees of settings
+
+from diffmoe_scale.config.check import require
+from diffmoe_scale.config.load import config_tree, make_config
+from diffmoe_scale.config.schema import Config
+from diffmoe_scale.config.study import StudyConfig, StudySection, VariantConfig
+from diffmoe_scale.config.yaml_file import read_yaml
+
+HEX = 10
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model of the study, and how it is trained."""
+
+    name: str
+    note: str
+    settings: dict[str, Any]
+    config: Config
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The settings of sampling that it names."""
+        return {
+            key.removeprefix("sampling."): value
+            for key, value in self.settings.items()
+            if key.startswith("sampling.")
+        }
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant with a seed. Variants that differ in sampling alone share a training."""
+
+    variant: Variant
+    seed: int
+    study: StudySection
+    trained_as: str
+    """The first variant with the same training."""
+
+    @cached_property
+    def config(self) -> Config:
+        """Of its training, in its folder."""
+        return replace(
+            self.variant.config, run=replace(self.variant.config.run, seed=self.seed, directory=str(self.run))
+        )
+
+    @cached_property
+    def training(self) -> str:
+        """Fingerprint of its training."""
+        return fingerprint(self.variant.config, self.seed)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of everything that its numbers depend on."""
+        study = self.study
+        asked = [study.prompts, study.curve_prompts, study.evaluation_seed]
+        return _hash([self.training, _changed(self.variant.config)["sampling"], asked])
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant.name}-seed{self.seed}-{self.fingerprint}"
+
+    @property
+    def run(self) -> Path:
+        """Its run directory."""
+        return Path(self.study.output) / "runs" / f"{self.trained_as}-seed{self.seed}-{self.training}"
+
+    @property
+    def scores(self) -> Path:
+        """Folder of its evaluations."""
+        return Path(self.study.output) / "scores" / self.name
+
+    @property
+    def log(self) -> Path:
+        """What its commands printed."""
+        return Path(self.study.output) / "logs" / f"{self.name}.txt"
+
+
+def make_variants(config: StudyConfig) -> list[Variant]:
+    """Raises: ValueError for a setting that does not fit, naming its variant."""
+    tree = read_yaml(Path(config.study.config))
+    variants = [_variant(tree, config, variant) for variant in config.variants]
+    first = variants[0]
+    for variant in variants:
+        for key in ("steps", "global_batch"):
+            require(
+                getattr(variant.config.run, key) == getattr(first.config.run, key),
+                f"run.{key} of variant {variant.name}",
+                getattr(variant.config.run, key),
+                f"{getattr(first.config.run, key)}, as {first.name} has: variants are trained equally long",
+            )
+    return variants
+
+
+def make_rows(config: StudyConfig, variants: Sequence[Variant]) -> list[Row]:
+    """All of them, seed by seed: a study that is stopped early has some seeds of every variant."""
+    rows = []
+    for seed in config.study.seeds:
+        trained: dict[str, str] = {}
+        for variant in variants:
+            first = trained.setdefault(fingerprint(variant.config, seed), variant.name)
+            rows.append(Row(variant, seed, config.study, first))
+    return rows
+
+
+def fingerprint(config: Config, seed: int) -> str:
+    """Of a training: settings at their default are left out, so that a setting that a later version adds
+    does not make done work undone."""
+    changed = _changed(config)
+    changed.pop("sampling")
+    changed["run"] = {key: value for key, value in changed["run"].items() if key != "directory"}
+    return _hash([changed | {"run": changed["run"] | {"seed": seed}}])
+
+
+def _changed(config: Config) -> dict[str, dict[str, Any]]:
+    """By section, the settings that are not at their default."""
+    defaults = config_tree(Config())
+    return {
+        section: {key: value for key, value in settings.items() if value != defaults[section].get(key)}
+        for section, settings in config_tree(config).items()
+    }
+
+
+def _hash(content: object) -> str:
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:HEX]
+
+
+def _variant(tree: dict[str, Any], config: StudyConfig, variant: VariantConfig) -> Variant:
+    settings = config.settings | variant.settings
+    try:
+        for key in ("run.directory", "run.seed"):
+            require(key not in settings, key, settings.get(key), "nothing: the study sets it")
+        words = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+        made = make_config(json.loads(json.dumps(tree)), words)
+    except ValueError as error:
+        raise ValueError(f"variant {variant.name}: {error}") from error
+    return Variant(variant.name, variant.note, settings, made)
