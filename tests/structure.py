@@ -44,6 +44,7 @@ LEVELS = {
     "plan/measure_table": 8,
     "plan/__main__": 9,
     "doctor": 9,
+    "page": 9,
     "pretrain": 9,
     "sample": 9,
     "evaluate": 9,
@@ -123,6 +124,7 @@ USERS = {
         "evaluation/harness/result",
         "study/record",
     },
+    "werkzeug": {"page/server"},
     "yaml": {"config/load", "config/help", "config/yaml_file"},
 }
 """Third-party packages and the files that import them: no others, and each of them."""

@@ -9,7 +9,7 @@ import pytest
 from tests.structure import RULES
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ["pretrain", "sample", "evaluate", "plan/__main__"]
+COMMANDS = ["pretrain", "sample", "evaluate", "plan/__main__", "page/__main__"]
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))
 
 

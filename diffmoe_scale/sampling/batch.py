@@ -17,7 +17,7 @@ from diffmoe_scale.model.networks import Networks
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.sampling.build import build_sampler, times_for
 from diffmoe_scale.sampling.call_capacity import CallCapacity
-from diffmoe_scale.sampling.guidance import GuidedNetwork
+from diffmoe_scale.sampling.guidance import GuidedNetwork, Watch
 from diffmoe_scale.sampling.loads import LoadByTime
 from diffmoe_scale.words import counted
 
@@ -101,11 +101,13 @@ def generate_batch(
     sampling: SamplingConfig,
     *,
     selection: Selection | None = None,
+    watch: Watch | None = None,
 ) -> Generated:
     """A picture for each request: it does not change with the batch that it is drawn in. All ranks of an
     expert-parallel group must call this with equal numbers of requests.
 
-    `selection` is how experts choose (`thresholds.find_selection`), by default what `sampling` says.
+    `selection` is how experts choose (`thresholds.find_selection`), by default what `sampling` says. `watch`
+    is shown each call of the network.
 
     Raises: ValueError if `sampling.height` or `sampling.width` cannot be cut into patches, or without the
     selection that `sampling.capacity` needs.
@@ -113,7 +115,10 @@ def generate_batch(
     selection = selection or plain_selection(sampling)
     if sampling.batch_invariant and len(requests) > 1:
         return _join(
-            [generate_batch(networks, [request], sampling, selection=selection) for request in requests]
+            [
+                generate_batch(networks, [request], sampling, selection=selection, watch=watch)
+                for request in requests
+            ]
         )
     channels, height, width = latent_shape(networks, sampling)
     factor = networks.autoencoder.factor
@@ -133,6 +138,7 @@ def generate_batch(
             _unconditional(networks, requests, sizes_BZ),
             selection=selection,
             is_any=is_any,
+            watch=watch,
         )
         sampler = build_sampler(
             sampling,

@@ -1,6 +1,7 @@
 """The network as samplers call it: with guidance, and with the experts' load of every call noted."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,6 +12,20 @@ from diffmoe_scale.model.networks import Networks
 from diffmoe_scale.moe.routing import Routing, Selection
 from diffmoe_scale.sampling.call_capacity import ADAPTIVE_TIMES, CallCapacity
 from diffmoe_scale.sampling.loads import LoadByTime
+
+
+@dataclass(frozen=True)
+class NetworkCall:
+    """One call of the network: at which time each picture was, and how many experts took each of its tokens
+    [L, B, N]; no layers in a dense model."""
+
+    times: list[float]
+    is_conditional: bool
+    experts_LBN: Tensor
+
+
+Watch = Callable[[NetworkCall], None]
+"""Is shown each call of the network as it ends; an error that it raises ends the drawing."""
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float, *, rescale: float = 0.0) -> Tensor:
@@ -47,8 +62,9 @@ class GuidedNetwork:
         *,
         selection: Selection,
         is_any: Callable[[bool], bool] = bool,
+        watch: Watch | None = None,
     ) -> None:
-        self.networks, self.sampling, self.is_any = networks, sampling, is_any
+        self.networks, self.sampling, self.is_any, self.watch = networks, sampling, is_any, watch
         # Captions are encoded once, not at each time.
         self.condition = networks.denoiser.encode(condition)
         self.unconditional = networks.denoiser.encode(unconditional)
@@ -82,9 +98,12 @@ class GuidedNetwork:
         time_B = self.networks.objective.embedding_time(t_B)
         prediction = self.networks.denoiser(x_BCHW, time_B, condition, self.selection)
         self.calls += 1
+        is_conditional = condition is self.condition
         if prediction.routings:
-            is_conditional = condition is self.condition
             self._add_loads(prediction.routings, times, is_conditional=is_conditional)
+        if self.watch is not None:
+            experts_LBN = _experts_of_tokens(prediction.routings, len(times))
+            self.watch(NetworkCall(times, is_conditional, experts_LBN))
         value: Tensor = prediction.value_BCHW
         return value
 
@@ -105,3 +124,9 @@ class GuidedNetwork:
 def _load_of_samples(mask_SE: Tensor, num_samples: int) -> Tensor:
     """[B, E]: the share of a sample's tokens that each expert took, times E."""
     return mask_SE.unflatten(0, (num_samples, -1)).float().mean(dim=1) * mask_SE.shape[1]
+
+
+def _experts_of_tokens(routings: list[Routing], num_samples: int) -> Tensor:
+    """[L, B, N]: how many experts took each token."""
+    counts = [routing.mask_SE.sum(dim=1).unflatten(0, (num_samples, -1)) for routing in routings]
+    return torch.stack(counts) if counts else torch.zeros(0, num_samples, 0, dtype=torch.long)

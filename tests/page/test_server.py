@@ -1,0 +1,86 @@
+"""The page over HTTP, without a browser and without a model."""
+
+import json
+import socket
+
+import pytest
+from werkzeug.test import Client
+
+from diffmoe_scale.page.server import LOCAL, App, is_local, open_port
+from diffmoe_scale.page.worker import Worker
+
+
+def echo(form, send):
+    send({"kind": "status", "text": json.dumps(form)})
+
+
+@pytest.fixture
+def client():
+    worker = Worker(echo)
+    yield Client(App(worker, lambda: {"step": 4}, hosts=LOCAL))
+    worker.close()
+
+
+@pytest.mark.parametrize("path", ["/", "/page.css", "/page.js", "/heat_map.js"])
+def test_files_of_the_page_name_no_other_server(client, path):
+    answer = client.get(path)
+    assert answer.status_code == 200
+    assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+    assert "http://" not in answer.text.replace("http://www.w3.org", "") and "https://" not in answer.text
+
+
+def test_start_and_a_drawing(client):
+    assert client.get("/start").json == {"step": 4}
+    answer = client.post("/draw", json={"prompt": "a"})
+    (line,) = [json.loads(line) for line in answer.text.splitlines()]
+    assert json.loads(line["text"]) == {"prompt": "a"}
+
+
+@pytest.mark.parametrize(
+    "ask, code, says",
+    [
+        (lambda client: client.get("/../setup.py"), 404, "is not of this page"),
+        (lambda client: client.get("/draw"), 404, "GET /draw is not of this page"),
+        (lambda client: client.post("/draw", data="{}"), 415, "expected application/json"),
+        (
+            lambda client: client.post("/draw", data="{", content_type="application/json"),
+            400,
+            "what the page sent is no JSON",
+        ),
+        (
+            lambda client: client.post("/draw", data=" " * 300_000, content_type="application/json"),
+            413,
+            "exceeds the capacity limit",
+        ),
+        (
+            lambda client: client.get("/", headers={"Host": "other.example"}),
+            403,
+            "this page is for localhost",
+        ),
+    ],
+)
+def test_what_is_no_request_of_the_page_is_refused(client, ask, code, says):
+    answer = ask(client)
+    assert answer.status_code == code and says in answer.text
+
+
+@pytest.mark.parametrize("host", ["localhost:9000", "127.0.0.1:7860", "[::1]:7860"])
+def test_names_of_this_machine_are_answered(client, host):
+    assert client.get("/start", headers={"Host": host}).status_code == 200
+
+
+def test_a_port_in_use_and_other_wrong_ones_are_said():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"--port {port} cannot be opened: another program uses it"):
+            open_port("127.0.0.1", port)
+    with pytest.raises(ValueError, match="--port is 70000; expected 0"):
+        open_port("127.0.0.1", 70_000)
+    with pytest.raises(ValueError, match=r"--host no\.such\.invalid"):
+        open_port("no.such.invalid", 0)
+
+
+def test_a_port_of_all_networks_is_not_local():
+    for host, expected in (("127.0.0.1", True), ("0.0.0.0", False)):
+        with open_port(host, 0) as listener:
+            assert is_local(listener) == expected
