@@ -56,7 +56,7 @@ def run(parsed: argparse.Namespace) -> None:
         except ValueError as error:
             send({"kind": "error", "text": str(error)})
             return
-        draw(asked, model, send)
+        draw(asked, model.get, send)
 
     def start() -> dict[str, object]:
         return describe(model.first) | {

@@ -14,7 +14,7 @@ from typing import Any  # JSON values
 
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.page.form import Form
-from diffmoe_scale.page.model import Model, describe
+from diffmoe_scale.page.model import describe
 from diffmoe_scale.plan.picture import format_flops
 from diffmoe_scale.sampling.batch import Request, generate_batch, latent_shape
 from diffmoe_scale.sampling.cost import measure_cost
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 Event = dict[str, Any]
 Send = Callable[[Event], None]
+FindModel = Callable[[str, str], tuple[Pipeline, bool]]
+"""By checkpoint and weights, as `Model.get`."""
 MOST_EXPERTS = 255
 """Of a token, as the heat map's bytes can say them."""
 
@@ -39,11 +41,11 @@ class Stopped(Exception):
     """Nobody waits for the picture any more."""
 
 
-def draw(form: Form, model: Model, send: Send) -> None:
+def draw(form: Form, find_model: FindModel, send: Send) -> None:
     """Sends the events of a picture; whatever goes wrong is one of them. `send` may raise Stopped."""
     try:
         with log_lines(send):
-            _draw(form, model, send)
+            _draw(form, find_model, send)
     except Stopped:
         logger.info("a drawing was stopped: its page was closed or asked for it")
     except (ValueError, OSError, RunError) as error:
@@ -54,9 +56,9 @@ def draw(form: Form, model: Model, send: Send) -> None:
         send({"kind": "error", "text": text})
 
 
-def _draw(form: Form, model: Model, send: Send) -> None:
+def _draw(form: Form, find_model: FindModel, send: Send) -> None:
     send({"kind": "status", "text": "looking for the model"})
-    pipeline, is_new = model.get(form.checkpoint, form.weights)
+    pipeline, is_new = find_model(form.checkpoint, form.weights)
     if is_new:
         send(describe(pipeline))
     sampling = override_sampling(pipeline.config.sampling, dict(form.settings))
