@@ -120,13 +120,9 @@ def generate_batch(
                 for request in requests
             ]
         )
-    channels, height, width = latent_shape(networks, sampling)
-    factor = networks.autoencoder.factor
-    # An original of just this size, not cropped; also for the unconditional half, as in SDXL.
-    size = [height * factor, width * factor, 0, 0, height * factor, width * factor]
-    sizes_BZ = torch.tensor([size] * len(requests), dtype=torch.float32)
+    shape = _, height, width = latent_shape(networks, sampling)
+    sizes_BZ = _sizes(networks, height, width, count=len(requests))
     denoiser = networks.denoiser
-    shape = (channels, height, width)
     is_any = _any_of_expert_ranks(networks)
     was_training = denoiser.training
     denoiser.eval()
@@ -225,6 +221,13 @@ def _noise(
             for request in requests
         ]
     )
+
+
+def _sizes(networks: Networks, height: int, width: int, *, count: int) -> Tensor:
+    """Of an original of just this size, not cropped; also for the unconditional half, as in SDXL."""
+    factor = networks.autoencoder.factor
+    size = [height * factor, width * factor, 0, 0, height * factor, width * factor]
+    return torch.tensor([size] * count, dtype=torch.float32)
 
 
 def _condition(networks: Networks, requests: Sequence[Request], sizes_BZ: Tensor) -> Condition:
