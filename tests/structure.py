@@ -71,12 +71,7 @@ USERS = {
     },
     "transformer_engine": {"moe/transformer_engine"},
     "apex": {"train/optim"},
-    "webdataset": {
-        "data/shards/index",
-        "prepare/publish",
-        "data/shards/remote",
-        "bench/data_contenders",
-    },
+    "webdataset": {"data/shards/index", "prepare/publish", "data/shards/remote", "bench/data_contenders"},
     "braceexpand": {"data/shards/patterns"},
     "pyarrow": {"prepare/parquet"},
     "imagehash": {"prepare/duplicates"},
