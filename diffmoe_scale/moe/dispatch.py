@@ -1,6 +1,7 @@
 """Tokens to the ranks of their experts and back: Megatron's all-to-all dispatcher, also without CUDA."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any  # autograd's context object has no public type
 
 import torch
@@ -12,21 +13,30 @@ from torch import Tensor
 
 from diffmoe_scale.moe.permutation import Permutation
 
+Clock = Callable[[], AbstractContextManager[None]]
+"""Counts the time inside `with clock():`."""
+
 
 class _AllToAll(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, group: dist.ProcessGroup, received: list[int] | None, sent: list[int] | None
+        ctx: Any,
+        rows: Tensor,
+        group: dist.ProcessGroup,
+        received: list[int] | None,
+        sent: list[int] | None,
+        clock: Clock,
     ) -> Tensor:
-        ctx.arguments = group, sent, received
+        ctx.arguments = group, sent, received, clock
         rows = rows.contiguous()
         answer = rows.new_empty(rows.shape[0] if received is None else sum(received), *rows.shape[1:])
-        dist.all_to_all_single(answer, rows, received, sent, group=group)
+        with clock():
+            dist.all_to_all_single(answer, rows, received, sent, group=group)
         return answer
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return _AllToAll.apply(grads[0], *ctx.arguments), None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return _AllToAll.apply(grads[0], *ctx.arguments), None, None, None, None
 
 
 def all_to_all(
@@ -34,14 +44,16 @@ def all_to_all(
     group: dist.ProcessGroup | None,
     received: Iterable[int] | None,
     sent: Iterable[int] | None,
+    *,
+    clock: Clock = nullcontext,
 ) -> Tensor:
-    """Rows from every rank of `group`, in rank order; None splits evenly. Differentiable. Collective over
-    `group`; Megatron's own wants one on CUDA for a rank without peers too."""
+    """Rows from every rank of `group`, in rank order; None splits evenly. Differentiable: `clock` counts the
+    way back, too. Collective over `group`; Megatron's own wants one on CUDA for a rank without peers too."""
     if group is None or group.size() == 1:
         return rows
     # On CUDA Megatron has them as NumPy's.
     splits = (None if split is None else [int(rows) for rows in split] for split in (received, sent))
-    return _AllToAll.apply(rows, group, *splits)
+    return _AllToAll.apply(rows, group, *splits, clock)
 
 
 class TokenDispatcher(MoEAlltoAllTokenDispatcher):
@@ -58,6 +70,8 @@ class TokenDispatcher(MoEAlltoAllTokenDispatcher):
             MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = "no CUDA device"
         super().__init__(len(local_experts), local_experts, config, pg_collection=groups)
         self.is_cuda = False
+        self.clock: Clock = nullcontext
+        """Of the all-to-alls of rows and gates, there and back."""
 
     def expect_rows(self, rows_per_expert: int | None) -> None:
         """Before each dispatch: every expert takes this many of every rank's tokens (even splits, known
@@ -105,8 +119,9 @@ class TokenDispatcher(MoEAlltoAllTokenDispatcher):
         self.tokens_per_expert = self._maybe_dtoh_and_synchronize(
             "before_ep_alltoall", self.tokens_per_expert
         )
-        splits = self.output_splits, self.input_splits
-        return all_to_all(rows_RD, self.ep_group, *splits), all_to_all(gate_R, self.ep_group, *splits)
+        splits, clock = (self.output_splits, self.input_splits), self.clock
+        rows_RD = all_to_all(rows_RD, self.ep_group, *splits, clock=clock)
+        return rows_RD, all_to_all(gate_R, self.ep_group, *splits, clock=clock)
 
     def dispatch_postprocess(self, rows_RD: Tensor, gate_R: Tensor) -> tuple[Tensor, list[int], Tensor]:
         """Rows and gates by local expert, and the rows of each. A rank without peers has that order already:
@@ -128,7 +143,8 @@ class TokenDispatcher(MoEAlltoAllTokenDispatcher):
 
     def token_combine(self, rows_RD: Tensor) -> Tensor:
         """Rows back to the ranks of their tokens. Collective over the expert-parallel group."""
-        return all_to_all(rows_RD, self.ep_group, self.input_splits, self.output_splits)
+        splits = self.input_splits, self.output_splits
+        return all_to_all(rows_RD, self.ep_group, *splits, clock=self.clock)
 
     def combine_postprocess(self, rows_RD: Tensor) -> Tensor:
         """Tokens [S, D], each the sum of its rows."""

@@ -17,9 +17,20 @@ PARTS = {
 """Names of parts, and what the names of their modules hold; the first that fits counts."""
 REST = "embeddings and output"
 
+GRADIENT_PARTS = ("router", "predictor", "experts", "dense", "text")
+"""Parts by which a run tells the gradient norm."""
+
 
 def part_of(name: str) -> str:
     """The part that a module or parameter of `Denoiser` belongs to, by its dotted name."""
     if name.startswith("text_encoder"):
         return "text encoder"
     return next((part for part, pattern in PARTS.items() if pattern in f".{name}."), REST)
+
+
+def gradient_part_of(name: str) -> str:
+    """The one of GRADIENT_PARTS that a parameter of `Denoiser` belongs to: `text` is the encoder that is
+    trained along and, of joint blocks, the caption's own layers; `dense` all that is none of the others."""
+    part = part_of(name)
+    names = {"routers": "router", "capacity predictors": "predictor", "experts": "experts"}
+    return "text" if part.startswith("text ") else names.get(part, "dense")

@@ -9,6 +9,7 @@ trackers.py      TensorBoard, Weights & Biases, Prometheus
 prometheus.py    figures for Prometheus to fetch
 profiler.py      a trace of a few steps, whenever a file asks for it
 stacks.py        where a rank stands that makes no step
+code_version.py  which code a run is trained by
 hardware.py      what GPUs can do at most
 picture_grid.py  grids of pictures with their captions
 """

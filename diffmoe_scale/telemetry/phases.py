@@ -15,6 +15,7 @@ class PhaseTime:
     """Seconds of one phase over the ranks, and the rank on which it took the longest."""
 
     mean_s: float
+    median_s: float
     slowest_s: float
     slowest_rank: int
 
@@ -23,7 +24,8 @@ class Phases:
     """Clocks of named phases of this rank, from one `take` to the next.
 
     On CUDA a phase is what the GPU did in it, between two events, and nothing waits for it before `take`; on
-    CPU it is wall time. Waiting for other ranks counts where it happens. Phases do not nest.
+    CPU it is wall time. Waiting for other ranks counts where it happens. One phase may lie inside another,
+    and counts in both.
     """
 
     def __init__(self, device: torch.device, names: Sequence[str]) -> None:
@@ -59,11 +61,12 @@ class Phases:
         columns = zip(
             self._names,
             ranks_RP.mean(dim=0).tolist(),
+            ranks_RP.quantile(0.5, dim=0).tolist(),
             slowest_P.values.tolist(),
             slowest_P.indices.tolist(),
             strict=True,
         )
-        return {name: PhaseTime(mean, slowest, rank) for name, mean, slowest, rank in columns}
+        return {name: PhaseTime(*figures) for name, *figures in columns}
 
     def state(self) -> dict[str, float]:
         """This rank's seconds since the last `take`; waits for the device."""

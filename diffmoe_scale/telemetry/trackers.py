@@ -13,6 +13,7 @@ from PIL import Image
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.telemetry import TelemetryConfig
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.telemetry.code_version import code_version
 from diffmoe_scale.telemetry.metrics import MetricValue
 from diffmoe_scale.telemetry.prometheus import PrometheusTracker
 
@@ -136,7 +137,7 @@ class WandbTracker:
             resume="allow",
             mode="online" if config.wandb == "online" else "offline",
             dir=str(run_directory),
-            config=resolved_config,
+            config=resolved_config | {"code": code_version()},
             settings=wandb.Settings(silent=True, console="off"),
         )
         # W&B's own step counts calls; ours is an ordinary metric.

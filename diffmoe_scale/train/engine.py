@@ -15,6 +15,7 @@ from diffmoe_scale.model.transformer import Prediction
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.parallel.expert_groups import register_expert_groups
 from diffmoe_scale.parallel.slice import Slice
+from diffmoe_scale.plan.parts import GRADIENT_PARTS, gradient_part_of
 from diffmoe_scale.train.ema import WeightAverage
 from diffmoe_scale.train.optim import build_optimizer, parameter_groups
 from diffmoe_scale.train.zero import Zero
@@ -29,6 +30,8 @@ class StepResult:
     learning_rate: float
     gradient_norm: float
     is_skipped: bool
+    squares_P: Tensor | None = None
+    """Sums of squares of the gradients that this rank owns, by `GRADIENT_PARTS`, if they were asked for."""
 
 
 class Engine:
@@ -45,6 +48,10 @@ class Engine:
         self.step_count = 0
         """Optimizer steps that changed the weights."""
         self._pending = 0
+        self._parts = {
+            parameter: GRADIENT_PARTS.index(gradient_part_of(name))
+            for name, parameter in denoiser.named_parameters()
+        }
         if context.expert_parallel > 1:
             register_expert_groups(context, _expert_parameters(denoiser))
 
@@ -78,10 +85,11 @@ class Engine:
         if self._pending < self.accumulation:
             self.zero.step()  # counts the micro-batch; the weights stay
 
-    def step(self, learning_rate: float) -> StepResult:
+    def step(self, learning_rate: float, *, is_observed: bool = False) -> StepResult:
         """Clip by the global norm, update, gather the new weights, average them. Collective over the world.
 
-        A gradient that is not finite skips the step on all ranks.
+        A gradient that is not finite skips the step on all ranks. `is_observed` asks for `squares_P`, which
+        reads all gradients once more.
         """
         assert self._pending == self.accumulation, (
             f"{self._pending} of {self.accumulation} micro-batches before a step"
@@ -89,6 +97,9 @@ class Engine:
         self._pending = 0
         for group in self.zero.groups:
             group["lr"] = learning_rate * group["lr_ratio"]
+        squares_P = None
+        if is_observed:
+            squares_P = self.zero.gradient_squares(self._parts, num_parts=len(GRADIENT_PARTS))
         self.zero.step()
         is_skipped = self.zero.is_skipped
         if not is_skipped:
@@ -96,7 +107,10 @@ class Engine:
             for average in self.averages.values():
                 average.update(self.step_count)
         return StepResult(
-            learning_rate=learning_rate, gradient_norm=self.zero.gradient_norm, is_skipped=is_skipped
+            learning_rate=learning_rate,
+            gradient_norm=self.zero.gradient_norm,
+            is_skipped=is_skipped,
+            squares_P=squares_P,
         )
 
     @contextmanager

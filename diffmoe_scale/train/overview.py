@@ -12,6 +12,7 @@ from diffmoe_scale.encoders.text.build import stream_widths
 from diffmoe_scale.parallel.context import check_world
 from diffmoe_scale.plan.memory import plan_memory
 from diffmoe_scale.plan.parameters import count_parameters
+from diffmoe_scale.telemetry.code_version import code_version
 from diffmoe_scale.train.engine import accumulation_steps
 from diffmoe_scale.train.start import find_newest
 from diffmoe_scale.words import counted
@@ -40,7 +41,9 @@ def describe_network(config: Config, *, ranks: int) -> list[str]:
 
 def describe_run(config: Config, directory: RunDirectory, *, num_samples: int) -> list[str]:
     """Lines about a run with `num_samples` training samples an epoch."""
+    code = code_version()
     return [
+        f"code: diffmoe_scale {code['version']}, commit {code['commit']}",
         _describe_data(config, num_samples),
         f"writes to {directory.path.resolve()}: a checkpoint every "
         f"{counted(config.checkpoint.every, 'step')}, of which the newest {config.checkpoint.keep_last} stay",

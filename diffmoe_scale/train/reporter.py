@@ -1,14 +1,14 @@
 """What a run says of itself while it trains: metrics.jsonl, trackers, progress."""
 
 import math
-import resource
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self  # Any: JSON values
 
-import torch
 import torch.distributed as dist
 
 from diffmoe_scale.config.load import config_tree
@@ -18,6 +18,7 @@ from diffmoe_scale.data.reading.batch import FAILURES, NOTES, Batch
 from diffmoe_scale.moe.layer import MoELayer
 from diffmoe_scale.moe.routing import average_capacity
 from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.plan.parts import GRADIENT_PARTS
 from diffmoe_scale.telemetry.meter import Means, Meter
 from diffmoe_scale.telemetry.metrics import MetricsWriter, MetricValue
 from diffmoe_scale.telemetry.phases import Phases
@@ -28,9 +29,12 @@ from diffmoe_scale.train.engine import StepResult, accumulation_steps
 from diffmoe_scale.train.expert_health import ExpertHealth, write_experts
 from diffmoe_scale.train.guard import Verdict
 from diffmoe_scale.train.loss import StepLoss
-from diffmoe_scale.train.speed import Speed
+from diffmoe_scale.train.speed import Speed, peak_memory_gib
 
-STEP_PHASES = ("data", "encode", "forward", "backward", "optimizer")
+STEP_PHASES = ("data", "transfer", "encode", "forward", "backward", "optimizer")
+ALL_TO_ALL = "all_to_all"
+"""Inside of forward and backward, in observed steps alone: two events for each call would cost more than they
+tell."""
 OTHER_PHASES = ("validation", "samples", "checkpoint")
 """Between steps; their seconds are spread over the steps of a line."""
 KINDS = [f"data/bad/{kind}" for kind in FAILURES] + [f"data/note/{kind}" for kind in NOTES]
@@ -57,8 +61,9 @@ class Reporter:
         self._accumulation = accumulation_steps(config, ranks=context.dp_group.size())
         self._meter, self._tallies = Meter(context.device), Meter(context.device)
         """Figures that a line holds as they are, and those that it is computed from."""
-        self.phase = Phases(context.device, (*STEP_PHASES, *OTHER_PHASES))
+        self.phase = Phases(context.device, (*STEP_PHASES, ALL_TO_ALL, *OTHER_PHASES))
         """`with reporter.phase("forward"):` counts the time inside."""
+        self._all_to_all = partial(self.phase, ALL_TO_ALL)
         self._health = ExpertHealth(moe_layers, context.device)
         self._speed = Speed(config, context.device)
         self._extra: dict[str, MetricValue] = {}
@@ -78,8 +83,10 @@ class Reporter:
             )
             self._alarms = Alarms(config.alarms, [layer.layer_index for layer in moe_layers], context.hosts)
 
-    def begin_step(self) -> None:
+    def begin_step(self, step: int) -> None:
         """Start the clock; what happens between steps (validation, checkpoints) is not a step's time."""
+        for layer in self.moe_layers:
+            layer.token_dispatcher.clock = self._all_to_all if self.is_due(step) else nullcontext
         self._step_started = time.monotonic()
 
     def add_batch(self, batch: Batch) -> None:
@@ -111,6 +118,8 @@ class Reporter:
     def add_step(self, result: StepResult) -> None:
         """One optimizer step is done, or was skipped."""
         self._tallies.add("skipped", float(result.is_skipped))
+        if not result.is_skipped and result.squares_P is not None:
+            self._tallies.add("squares_of_gradients", result.squares_P)
         if not result.is_skipped:
             self._meter.add("optimizer/gradient_norm", result.gradient_norm)
         self._tallies.add("step_s", time.monotonic() - self._step_started)
@@ -177,9 +186,14 @@ class Reporter:
 
     def _add_phases(self, steps: int) -> None:
         """Seconds a step since the last line. Collective over `dp_group`."""
-        for phase, took in self.phase.take(self.context.dp_group).items():
+        found = self.phase.take(self.context.dp_group)
+        all_to_all = found.pop(ALL_TO_ALL)
+        if all_to_all.slowest_s > 0:
+            self._extra[f"time/{ALL_TO_ALL}_s"] = all_to_all.mean_s
+        for phase, took in found.items():
             self._extra[f"time/{phase}_s"] = took.mean_s / steps
             if phase in STEP_PHASES:
+                self._extra[f"time/median/{phase}_s"] = took.median_s / steps
                 self._extra[f"time/slowest/{phase}_s"] = took.slowest_s / steps
                 self._extra[f"time/slowest/{phase}_rank"] = float(took.slowest_rank)
 
@@ -195,7 +209,8 @@ class Reporter:
                 metrics[f"moe/threshold/{layer.layer_index}"] = layer.router.predictor.threshold().tolist()
         means_a_step = tallies.scalars
         squares_per_s = means_a_step["squares"] / means_a_step["step_s"]
-        metrics |= self._speed.metrics(squares_per_s / self.context.dp_group.size())
+        metrics |= self._speed.metrics(squares_per_s, ranks=self.context.world_size)
+        metrics |= self._gradient_norms(tallies.vectors.get("squares_of_gradients", []))
         return metrics | {
             "time/step_s": means_a_step["step_s"],
             "throughput/images_per_s": means_a_step["images"] / means_a_step["step_s"],
@@ -203,6 +218,15 @@ class Reporter:
             "optimizer/skipped_steps": float(round(means_a_step["skipped"] * steps)),
             "defence/bad_steps": float(round(means_a_step["bad"] * steps)),
             "memory/peak_gib": peak_memory_gib(self.context.device),
+        }
+
+    def _gradient_norms(self, mean_squares: list[float]) -> dict[str, float]:
+        """By part, from the mean over ranks of the squares that each owns; a part that has none is left
+        out."""
+        pairs = zip(GRADIENT_PARTS, mean_squares, strict=False)
+        ranks = self.context.world_size
+        return {
+            f"optimizer/gradient_norm/{part}": math.sqrt(ranks * mean) for part, mean in pairs if mean > 0
         }
 
     def __enter__(self) -> Self:
@@ -216,10 +240,3 @@ class Reporter:
             self._writer.close()
         for tracker in self._trackers:
             tracker.close()
-
-
-def peak_memory_gib(device: torch.device) -> float:
-    """Of the GPU's allocator, or resident memory of this process on CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -54,13 +54,15 @@ class Training:
 def train_step(run: Training, reporter: Reporter) -> None:
     """One optimizer step over the global batch, then thresholds and weight average, then its judgement."""
     engine, context, config = run.engine, run.context, run.config
-    reporter.begin_step()
+    reporter.begin_step(run.step)
     kth_probabilities = []
     selection = Selection(rule="train", step=run.step, is_observed=reporter.is_due(run.step))
     for _ in range(engine.accumulation):
         with reporter.phase("data"):
             batch = next(run.batches)
         reporter.add_batch(batch)
+        with reporter.phase("transfer"):
+            batch = batch.to(context.device)
         with reporter.phase("encode"):
             latents_BCHW = latents_of(batch, run.networks.autoencoder, context.device)
             condition = condition_of(batch, run.networks)
@@ -81,7 +83,7 @@ def train_step(run: Training, reporter: Reporter) -> None:
         if loss.routings:
             kth_probabilities.append(torch.stack([routing.kth_probability_E for routing in loss.routings]))
     with reporter.phase("optimizer"):
-        result = engine.step(learning_rate(run.step, config))
+        result = engine.step(learning_rate(run.step, config), is_observed=selection.is_observed)
     if kth_probabilities and not result.is_skipped:
         mean_probability = torch.stack(kth_probabilities).mean(0)
         update_thresholds(run.networks.denoiser.moe_layers(), mean_probability, context.dp_group)

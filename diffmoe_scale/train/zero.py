@@ -3,7 +3,7 @@
 Every private name of DeepSpeed that training needs is in this file, as of deepspeed 0.19.8.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any  # DeepSpeed is untyped
 
@@ -112,6 +112,34 @@ class Zero:
     def gradient_norm(self) -> float:
         """Of the last step, global and from before clipping."""
         return float(self._engine.get_global_grad_norm())
+
+    def gradient_squares(self, part_of: Mapping[nn.Parameter, int], *, num_parts: int) -> Tensor:
+        """Before the step that uses them: of the gradients that this rank owns the sum of squares of each
+        part, [num_parts]. Those of all ranks add up to the square of `gradient_norm`."""
+        squares_P = torch.zeros(num_parts, device=self._zero.device)
+        for group, parameters in enumerate(self._zero.params_in_partition):
+            by_part: dict[int, list[Tensor]] = {}
+            for parameter, gradient in self._gradients(group, parameters):
+                by_part.setdefault(part_of[parameter], []).append(gradient)
+            for part, gradients in by_part.items():
+                norms = torch.stack(torch._foreach_norm(gradients, dtype=torch.float32))
+                squares_P[part] += norms.square().sum()
+        return squares_P
+
+    def _gradients(
+        self, group: int, parameters: Sequence[nn.Parameter]
+    ) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """A parameter that the border of a rank's slice cuts is there with its share."""
+        if self._zero.cpu_offload:  # the gradients are on the way already, their norms are kept
+            norms = self._zero.norm_for_param_grads
+            for parameter in parameters:
+                number = self._zero.get_param_id(parameter)
+                yield parameter, norms[number].float().to(self._zero.device)
+            return
+        gradients = self._zero.averaged_gradients[group]
+        owned = [gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
+        # As DeepSpeed pairs them; behind them may be padding.
+        yield from zip(parameters, owned, strict=False)
 
     @property
     def groups(self) -> list[dict[str, Any]]:

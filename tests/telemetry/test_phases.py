@@ -22,6 +22,7 @@ def test_phases_are_means_over_ranks_and_start_anew() -> None:
     first, second = run_on_ranks(phases_of_rank, 2)[0]
     assert first["forward"].mean_s == pytest.approx(0.08, abs=0.02)
     assert first["forward"].slowest_s == pytest.approx(0.12, abs=0.03)
+    assert first["forward"].median_s == pytest.approx(0.08, abs=0.02)
     assert first["forward"].slowest_rank == 1
     assert first["backward"].mean_s == second["forward"].mean_s == second["forward"].slowest_s == 0
 
@@ -50,3 +51,14 @@ def resumed(context: ParallelContext) -> list[float]:
 def test_phases_count_on_where_a_checkpoint_left_them() -> None:
     assert run_on_ranks(resumed, 2) == [[1.0, 1.5, 0.0], [2.0, 1.5, 0.0]]
     assert run_on_ranks(resumed, 3)[2] == [1.5, 1.5, 0.0]  # another number of ranks: the mean
+
+
+def median_of_three(context: ParallelContext) -> PhaseTime:
+    phases = Phases(context.device, ("forward",))
+    phases.restore([{"forward": seconds} for seconds in (1.0, 2.0, 9.0)], rank=context.rank)
+    return phases.take(context.dp_group)["forward"]
+
+
+def test_the_median_rank_is_not_moved_by_a_slow_one() -> None:
+    expected = PhaseTime(mean_s=4.0, median_s=2.0, slowest_s=9.0, slowest_rank=2)
+    assert run_on_ranks(median_of_three, 3) == [expected] * 3

@@ -1,6 +1,5 @@
 import json
 import logging
-import struct
 import sys
 from pathlib import Path
 from typing import Any  # what the two packages read back is untyped
@@ -14,6 +13,7 @@ from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.telemetry import TelemetryConfig
 from diffmoe_scale.telemetry.metrics import MetricValue
 from diffmoe_scale.telemetry.trackers import GuardedTracker, Tracker, build_trackers
+from tests.telemetry.readers import read_tensorboard, read_wandb
 
 METRICS: dict[str, MetricValue] = {"loss/diffusion": 0.5, "moe/load/1": [2.0, 0.25, 1.0], "moe/empty": []}
 TENSORBOARD = TelemetryConfig()
@@ -24,14 +24,6 @@ def picture(tmp_path: Path) -> Path:
     path = tmp_path / "grid.png"
     Image.fromarray(np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)).save(path)
     return path
-
-
-def read_tensorboard(run_directory: Path) -> Any:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    return EventAccumulator(
-        str(run_directory / "tensorboard"), size_guidance={"images": 0, "scalars": 0}
-    ).Reload()
 
 
 def log_steps(run_directory: Path, steps: list[int], *, start_step: int = 0) -> None:
@@ -131,25 +123,6 @@ def test_damaged_record_of_what_wandb_was_sent_is_a_sentence(
     (tmp_path / "wandb_steps.json").write_bytes(damage)
     with pytest.raises(RunError, match=r"wandb_steps\.json is damaged .*; remove it and wandb_id"):
         log_to_wandb(tmp_path, [2], start_step=1)
-
-
-def read_wandb(file: Path) -> list[Any]:
-    """The records of an offline run: pieces of at most a block of 32 KiB, each after a checksum, its length
-    and its kind."""
-    # Made by protobuf while running.
-    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
-
-    data, place, record, records = file.read_bytes(), 7, b"", []
-    while place + 7 <= len(data):
-        length, kind = struct.unpack_from("<4xHB", data, place)
-        record += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # whole, or the last piece
-            records.append(Record.FromString(record))
-            record = b""
-        if place % 2**15 > 2**15 - 7:  # no room for another piece in this block
-            place += -place % 2**15
-    return records
 
 
 def test_wandb_offline_writes_scalars_and_pictures_under_the_runs_own_id(

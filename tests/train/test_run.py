@@ -10,6 +10,7 @@ import pytest
 from diffmoe_scale.checkpoint.manifest import complete_checkpoints
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.plan.parts import GRADIENT_PARTS
 from diffmoe_scale.pretrain import main
 from diffmoe_scale.telemetry.metrics import read_metrics
 from diffmoe_scale.train.run import train
@@ -84,6 +85,13 @@ def test_lines_of_a_run_that_was_stopped_between_them_are_those_of_one_without_a
     for name, stops in (("whole", 0), ("parts", 3)):
         own = [*settings, f"run.directory={tmp_path / name}"]
         run_on_ranks(train_with_stops, 2, own, stops, expert_parallel=2)
+    for line in read_metrics(tmp_path / "parts" / "metrics.jsonl"):
+        # Of the line's last step; the phases are means over its steps.
+        in_one_step = line["time/forward_s"] + line["time/backward_s"]
+        assert 0 < line["time/all_to_all_s"] < 5 * in_one_step
+        squares = sum(line[f"optimizer/gradient_norm/{part}"] ** 2 for part in GRADIENT_PARTS)
+        if line["step"] == 5:  # of one step alone
+            assert squares == pytest.approx(line["optimizer/gradient_norm"] ** 2, rel=1e-5)
     whole = read_lines(tmp_path / "whole")
     assert list(whole) == [4, 5] and read_lines(tmp_path / "parts") == whole
 

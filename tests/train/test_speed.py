@@ -15,7 +15,12 @@ def test_operations_a_second_are_those_of_the_pictures() -> None:
     config = tiny_config([])
     speed = Speed(config, CPU)
     flops = count_flops(config, num_samples=config.run.global_batch).model
-    assert speed.metrics(10.0) == {"throughput/tflops": pytest.approx(10 * flops / 1e12)}
+    # 16 pixels, in patches of 2 or 4.
+    tokens = (16 // config.model.patch_size) ** 2
+    assert speed.metrics(10.0, ranks=2) == {
+        "throughput/tflops": pytest.approx(5 * flops / 1e12),
+        "throughput/tokens_per_s": 10 * tokens,
+    }
 
 
 @pytest.mark.parametrize(("precision", "number_format"), [("bf16", "bf16"), ("fp32", "fp32")])
@@ -26,13 +31,13 @@ def test_mfu_is_over_what_the_gpu_can_do_in_the_models_format(
     config = tiny_config([f"model.precision={precision}"])
     speed = Speed(config, CUDA)
     peak = gpu_of_user("h100").flops[number_format]  # type: ignore[index]  # one of its keys
-    assert speed.metrics(10.0)["throughput/mfu"] == pytest.approx(10 * speed.flops / peak)
+    assert speed.metrics(20.0, ranks=2)["throughput/mfu"] == pytest.approx(10 * speed.flops / peak)
 
 
 def test_an_unknown_gpu_has_no_mfu(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla K80")
     with caplog.at_level("INFO"):
-        assert "throughput/mfu" not in Speed(tiny_config([]), CUDA).metrics(1.0)
+        assert "throughput/mfu" not in Speed(tiny_config([]), CUDA).metrics(1.0, ranks=1)
     assert "throughput/mfu is left out: what Tesla K80 can do at most is not known" in caplog.text
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -128,6 +129,21 @@ class Batch:
         }
         text = None if self.text is None else self.text.map(Tensor.pin_memory)
         return replace(self, **pinned, text=text)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same with its pictures or features on a device; copies from page-locked memory are not waited
+        for."""
+        moved = {
+            name: tensor.to(device, non_blocking=True)
+            for name in ("pixels_BHWC", "latents_BCHW")
+            if (tensor := getattr(self, name)) is not None
+        }
+        text = None if self.text is None else self.text.map(partial(_move, device=device))
+        return replace(self, **moved, text=text)
+
+
+def _move(tensor: Tensor, *, device: torch.device) -> Tensor:
+    return tensor.to(device, non_blocking=True)
 
 
 def collate(samples: Sequence[Sample], *, size: Size, features: FeatureSet | None = None) -> Batch:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from diffmoe_scale.data.features.format import Latents
 from diffmoe_scale.data.features.source import FeatureSet, FeatureSource
 from diffmoe_scale.data.reading.batch import Failure, Sample, collate, to_unit_range
 from diffmoe_scale.data.reading.pictures import Picture, Size
+from diffmoe_scale.encoders.text.features import TextFeatures, TextStream
 from tests.data.samples import pixels_of
 
 PIXELS = np.array([[[0, 51, 255], [102, 153, 204]], [[1, 2, 3], [4, 5, 6]]], dtype=np.uint8)
@@ -91,3 +94,17 @@ def test_a_batch_of_latents_knows_them_as_one_of_pictures_and_has_the_shape_of_i
         [8, 30, 0, 1, 2, 8],
         [0] * 6,
     ]
+
+
+def test_pictures_and_features_go_to_the_device_and_the_rest_stays() -> None:
+    batch = replace(
+        collate([GOOD], size=Size(2, 2)),
+        latents_BCHW=torch.zeros(1, 3, 2, 2),
+        text=TextFeatures((TextStream(torch.zeros(1, 4, 8), torch.ones(1, 4), torch.zeros(1, 8)),)),
+    )
+    moved = batch.to(torch.device("meta"))
+    assert moved.text is not None and moved.latents_BCHW is not None
+    (stream,) = moved.text.streams
+    tensors = [pixels_of(moved), moved.latents_BCHW, stream.tokens_BLT]
+    assert all(tensor is not None and tensor.is_meta for tensor in tensors)
+    assert not moved.weight_B.is_meta and not moved.indices_B.is_meta and moved.keys == batch.keys
