@@ -16,6 +16,7 @@ data.py             samples a second and CPU time a sample of reading
 data_contenders.py  readers of the same files: this one, webdataset, torchvision
 data_files.py       shards of pictures and of features, made to be read
 checkpoint.py       how long a checkpoint stops training
+conversion.py       time and memory of a conversion, and what the disk can do
 metrics.py          time and memory of FID and other metrics from features
 resume.py           the start of reading deep in an epoch
 """

@@ -194,6 +194,27 @@ class MetricsOptions:
             require(getattr(self, name) >= 4, f"--{name}", getattr(self, name), "at least 4, for precision")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConversionOptions:
+    """The model whose random weights bench_conversion converts."""
+
+    config: Path
+    folder: Path | None = None
+    """Where they are written and removed again; None is the machine's temporary folder."""
+    shard_gib: float = 5.0
+    """Largest file of the target."""
+    copy_gib: float = 8.0
+    """How much of the source is copied at most, to know what the disk can do."""
+    threads: int = 1
+    settings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require_counts(self, "threads")
+        for name in ("shard_gib", "copy_gib"):
+            value = getattr(self, name)
+            require(1e-6 <= value <= 2**20, f"--{name.replace('_', '-')}", value, "1e-6 to 2**20")
+
+
 def _require_counts(options: object, *names: str) -> None:
     for name in names:
         value = getattr(options, name)

@@ -62,13 +62,19 @@ def write_megatron(stored: StoredWeights, path: Path) -> None:
         own = name.removeprefix(f"{families[0]}/")
         place, expert = to_megatron(own)
         pieces.setdefault(place, {})[expert] = tensor
+    write_pieces(path, pieces)
+    torch.save({OURS: export_metadata(stored) | {"family": families[0]}}, path / COMMON)
+    (path / CONFIG).write_text(json.dumps(BACKEND), encoding="utf-8")
+
+
+def write_pieces(path: Path, pieces: Mapping[str, Mapping[int, LazyTensor]]) -> None:
+    """Tensors in torch's distributed format, by name: whole (at -1), or one piece for each place of the first
+    dimension. One piece is in memory at a time, and has a file of its own. Raises: OSError."""
     writer = Writer(path, single_file_per_rank=False, sync_files=True)
     try:
         dcp.save({}, storage_writer=writer, planner=_Pieces(pieces), no_dist=True)
     except CheckpointException as error:  # a BaseException in torch
         raise OSError(first_reason(error)) from error
-    torch.save({OURS: export_metadata(stored) | {"family": families[0]}}, path / COMMON)
-    (path / CONFIG).write_text(json.dumps(BACKEND), encoding="utf-8")
 
 
 def to_megatron(name: str) -> tuple[str, int]:

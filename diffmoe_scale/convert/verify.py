@@ -3,11 +3,12 @@
 B samples, L text tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any  # hooks
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffmoe_scale.checkpoint.manifest import MOST_SHOWN, different_shapes
@@ -19,6 +20,7 @@ from diffmoe_scale.encoders.text.features import StreamWidths, TextFeatures, Tex
 from diffmoe_scale.model.condition import NUM_SIZE_CONDITIONS, Condition
 from diffmoe_scale.model.denoiser import Denoiser
 from diffmoe_scale.moe.grouped_linear import LoopLinear
+from diffmoe_scale.moe.predictor import CapacityPredictor
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.plan.assumed import latents_of, streams_of
 from diffmoe_scale.plan.build import build_denoiser, latent_shape, plain_experts
@@ -97,17 +99,7 @@ def ask(stored: StoredWeights, family: str, question: Question, selection: Selec
     tensors = stored.family(family) | stored.family("buffer")
     denoiser = build_meta(config, tensors).eval()
     weights = _Weights(denoiser, tensors)
-    blocks = {id(module) for block in denoiser.transformer.blocks for module in block.modules()}
-    for module in denoiser.modules():
-        if id(module) not in blocks:
-            weights.fill(module)
-        elif isinstance(module, LoopLinear):
-            # The largest part: one linear of all experts at a time.
-            module.register_forward_pre_hook(lambda linear, _: weights.fill(linear))
-            module.register_forward_hook(lambda linear, *_: weights.release(linear))
-    for block in denoiser.transformer.blocks:
-        block.register_forward_pre_hook(lambda module, _: weights.fill(*_without_experts(module)))
-        block.register_forward_hook(lambda module, *_: weights.release(*_without_experts(module)))
+    weights.fill_when_called()
     objective = build_objective(config.diffusion)
     prediction = denoiser(
         question.x_BCHW,
@@ -115,6 +107,8 @@ def ask(stored: StoredWeights, family: str, question: Question, selection: Selec
         make_condition(config, denoiser, question),
         selection,
     )
+    # Hooks and weights know each other: without this they would stay until Python looks for cycles.
+    weights.release(*weights.on_meta)
     value_BCHW: Tensor = prediction.value_BCHW
     return value_BCHW
 
@@ -147,36 +141,60 @@ def _draw_stream(widths: StreamWidths, count: int, generator: torch.Generator) -
     return TextStream(tokens_BLT, mask_BL, pooled_BV)
 
 
-def _without_experts(block: nn.Module) -> list[nn.Module]:
-    return [module for module in block.modules() if not isinstance(module, LoopLinear)]
-
-
 class _Weights:
     """Puts tensors in the place of a module's own on `meta`, and takes them away again."""
 
     def __init__(self, denoiser: Denoiser, tensors: Mapping[str, LazyTensor]) -> None:
-        self.tensors = tensors
+        self.denoiser, self.tensors = denoiser, tensors
         self.names = {
             id(tensor): name
             for name, tensor in (denoiser.canonical_parameters() | denoiser.canonical_buffers()).items()
         }
         self.on_meta: dict[nn.Module, tuple[dict[str, Any], dict[str, Any]]] = {}
 
-    def fill(self, *modules: nn.Module) -> None:
-        for module in modules:
-            self.on_meta[module] = dict(module._parameters), dict(module._buffers)
-            for key, own in module._parameters.items():
-                if own is not None:
-                    module._parameters[key] = nn.Parameter(self._read(own), requires_grad=False)
-            for key, held in module._buffers.items():
-                if held is not None:
-                    module._buffers[key] = self._read(held)
+    def fill_when_called(self) -> None:
+        """Of the blocks' linears one at a time, of experts one matrix. All else now: it is small, and others
+        than the module itself read it, too."""
+        inner = list(self.denoiser.transformer.blocks.modules())
+        read = {id(module.output) for module in inner if isinstance(module, CapacityPredictor)}
+        called = {id(module) for module in inner if isinstance(module, nn.Linear)} - read
+        for module in self.denoiser.modules():
+            if isinstance(module, LoopLinear):
+                # mypy wants no other forward.
+                module.forward = self.forward_of(module)  # type: ignore[method-assign, assignment]
+            elif id(module) in called:
+                module.register_forward_pre_hook(lambda own, _: self.fill(own))
+                module.register_forward_hook(lambda own, *_: self.release(own))
+            else:
+                self.fill(module)
+
+    def fill(self, module: nn.Module) -> None:
+        self.on_meta[module] = dict(module._parameters), dict(module._buffers)
+        for key, own in module._parameters.items():
+            if own is not None:
+                module._parameters[key] = nn.Parameter(self._read(own), requires_grad=False)
+        for key, held in module._buffers.items():
+            if held is not None:
+                module._buffers[key] = self._read(held)
 
     def release(self, *modules: nn.Module) -> None:
         for module in modules:
             parameters, buffers = self.on_meta.pop(module)
             module._parameters.update(parameters)
             module._buffers.update(buffers)
+
+    def forward_of(self, linear: LoopLinear) -> Callable[[Tensor, list[int]], tuple[Tensor, None]]:
+        """Its forward, with the weights of the expert in turn alone in memory."""
+
+        def forward(x_RI: Tensor, rows_per_expert: list[int]) -> tuple[Tensor, None]:
+            weights, biases = linear.expert_tensors()
+            parts = []
+            for expert, x in enumerate(x_RI.split(rows_per_expert)):
+                bias_O = self._read(biases[expert]) if biases else None
+                parts.append(F.linear(x, self._read(weights[expert]), bias_O))
+            return torch.cat(parts), None
+
+        return forward
 
     def _read(self, own: Tensor) -> Tensor:
         return self.tensors[self.names[id(own)]].read().to(own.dtype)
