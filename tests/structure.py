@@ -51,8 +51,7 @@ LEVELS = {
     "__main__": 9,
 }
 """A file imports from lower levels or from its own folder; a file or inner folder with a level of its own is
-named whole.
-Nothing imports files of tools/."""
+named whole. Nothing imports files of tools/."""
 USERS = {
     "deepspeed": {"train/zero", "parallel/context", "parallel/expert_groups"},
     "megatron": {
@@ -70,6 +69,7 @@ USERS = {
         "plan/fake_ranks",
     },
     "transformer_engine": {"moe/transformer_engine"},
+    "triton": {"moe/triton_kernels"},
     "apex": {"train/optim"},
     "webdataset": {"data/shards/index", "prepare/publish", "data/shards/remote", "bench/data_contenders"},
     "braceexpand": {"data/shards/patterns"},

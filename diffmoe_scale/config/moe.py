@@ -71,6 +71,10 @@ class MoEConfig(Section, name="moe"):
     precision: Annotated[Literal["model", "fp8_delayed", "fp8_current", "fp8_block"], FREE] = "model"
     """Number format of the expert GEMMs; `fp8_*` needs backend `transformer_engine`."""
 
+    fused: Annotated[Literal["auto", "on", "off"], FREE] = "auto"
+    """Bias and activation, rows of experts and the weighted sum of a token's rows as one operation each, with
+    kernels of this package's own on a GPU: `auto` on a GPU only. The same to round-off."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
@@ -86,6 +90,7 @@ class MoEConfig(Section, name="moe"):
             "0 for moe.router 'token_choice'",
         )
         self._check_capacity_by_resolution()
+        self._check_backend()
         require(
             0 < self.capacity_start <= self.num_experts if self.capacity_steps else self.capacity_start == 0,
             "moe.capacity_start",
@@ -116,16 +121,24 @@ class MoEConfig(Section, name="moe"):
                 f"1 for moe.router {self.router!r}, which has no capacity predictor",
             )
         require(
+            self.first_dense == 0 or (self.num_experts > 0 and self.first_dense >= self.every),
+            "moe.first_dense",
+            self.first_dense,
+            f"0, or at least moe.every ({self.every}) in a model with experts: the blocks before have none",
+        )
+
+    def _check_backend(self) -> None:
+        require(
             self.precision == "model" or self.backend == "transformer_engine",
             "moe.precision",
             self.precision,
             "'model' unless moe.backend is 'transformer_engine'",
         )
         require(
-            self.first_dense == 0 or (self.num_experts > 0 and self.first_dense >= self.every),
-            "moe.first_dense",
-            self.first_dense,
-            f"0, or at least moe.every ({self.every}) in a model with experts: the blocks before have none",
+            self.fused != "on" or self.backend != "loop",
+            "moe.fused",
+            self.fused,
+            "'auto' or 'off' for moe.backend 'loop', the plain specification",
         )
 
     def _check_capacity_by_resolution(self) -> None:

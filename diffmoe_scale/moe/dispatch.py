@@ -11,6 +11,7 @@ from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispa
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from diffmoe_scale.moe.fused import FusedPermutation, RowBias
 from diffmoe_scale.moe.permutation import Permutation
 
 Clock = Callable[[], AbstractContextManager[None]]
@@ -59,7 +60,8 @@ def all_to_all(
 class TokenDispatcher(MoEAlltoAllTokenDispatcher):
     """Megatron's dispatcher with three changes: it runs on CPU, where overrides stand in for code that names
     CUDA (on CUDA they call the parent), `expect_rows` lets one object take the static path of training and
-    the dynamic one of threshold inference, and rows go to experts and back by a `Permutation`."""
+    the dynamic one of threshold inference, and rows go to experts and back by a `Permutation`, without their
+    gates: those are applied where the tokens are."""
 
     def __init__(
         self, *, local_experts: list[int], config: TransformerConfig, groups: ProcessGroupCollection
@@ -71,11 +73,13 @@ class TokenDispatcher(MoEAlltoAllTokenDispatcher):
         super().__init__(len(local_experts), local_experts, config, pg_collection=groups)
         self.is_cuda = False
         self.clock: Clock = nullcontext
-        """Of the all-to-alls of rows and gates, there and back."""
+        """Of the all-to-alls of rows, there and back."""
 
-    def expect_rows(self, rows_per_expert: int | None) -> None:
+    def expect_rows(self, rows_per_expert: int | None, *, is_fused: bool) -> None:
         """Before each dispatch: every expert takes this many of every rank's tokens (even splits, known
-        shapes, no exchange of counts and no wait for the device), or None where only the mask says."""
+        shapes, no exchange of counts and no wait for the device), or None where only the mask says.
+        `is_fused` takes a `FusedPermutation`."""
+        self.is_fused = is_fused
         self.drop_and_pad = rows_per_expert is not None
         self.capacity = rows_per_expert
 
@@ -104,36 +108,35 @@ class TokenDispatcher(MoEAlltoAllTokenDispatcher):
         self.num_global_tokens_per_local_expert = rows_Ge
         return rows_Ge.sum(dim=0)
 
-    def dispatch_preprocess(
-        self, hidden_states: Tensor, routing_map: Tensor, probs: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Rows [R, D] and their gates [R] by expert, from tokens [S, D], mask [S, E] and gates [S, E].
-        Collective over the expert-parallel group where rows are not known before."""
+    def dispatch_preprocess(self, hidden_states: Tensor, routing_map: Tensor) -> Tensor:
+        """Rows [R, D] by expert, from tokens [S, D] and mask [S, E]. Collective over the expert-parallel
+        group where rows are not known before."""
         rows_e = self.preprocess(routing_map)
         self.tokens_per_expert = self._maybe_dtoh_and_synchronize("before_permutation_1", rows_e)
-        self.permutation = Permutation.of(routing_map, num_rows=int(self.num_out_tokens))
-        return self.permutation.rows(hidden_states), self.permutation.gates(probs)
+        kind = FusedPermutation if self.is_fused else Permutation
+        self.permutation = kind.of(routing_map, num_rows=int(self.num_out_tokens))
+        return self.permutation.rows(hidden_states)
 
-    def token_dispatch(self, rows_RD: Tensor, gate_R: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows and their gates to the ranks of their experts. Collective over the expert-parallel group."""
+    def token_dispatch(self, rows_RD: Tensor) -> Tensor:
+        """Rows to the ranks of their experts. Collective over the expert-parallel group."""
         self.tokens_per_expert = self._maybe_dtoh_and_synchronize(
             "before_ep_alltoall", self.tokens_per_expert
         )
-        splits, clock = (self.output_splits, self.input_splits), self.clock
-        rows_RD = all_to_all(rows_RD, self.ep_group, *splits, clock=clock)
-        return rows_RD, all_to_all(gate_R, self.ep_group, *splits, clock=clock)
+        splits = self.output_splits, self.input_splits
+        return all_to_all(rows_RD, self.ep_group, *splits, clock=self.clock)
 
-    def dispatch_postprocess(self, rows_RD: Tensor, gate_R: Tensor) -> tuple[Tensor, list[int], Tensor]:
-        """Rows and gates by local expert, and the rows of each. A rank without peers has that order already:
-        the parent would copy every row to find it."""
+    def dispatch_postprocess(self, rows_RD: Tensor) -> tuple[Tensor, list[int]]:
+        """Rows by local expert, and the number of each. A rank without peers has that order already: the
+        parent would copy every row to find it."""
         rows_e = self.tokens_per_expert
         if self.is_cuda or self.ep_size > 1:
-            rows_RD, rows_e, gate_R = super().dispatch_postprocess(rows_RD, gate_R)
+            no_gates = rows_RD.new_empty(len(rows_RD), 0)
+            rows_RD, rows_e, _ = super().dispatch_postprocess(rows_RD, no_gates)
         if self.drop_and_pad:
             # Numbers and no tensor: what knows shapes only (torch.compile, a CUDA graph) can go on from here.
-            return rows_RD, [self.capacity * self.ep_size] * self.num_local_experts, gate_R
+            return rows_RD, [self.capacity * self.ep_size] * self.num_local_experts
         assert rows_e is not None, "without expect_rows the mask was counted"
-        return rows_RD, rows_e.tolist(), gate_R
+        return rows_RD, rows_e.tolist()
 
     def combine_preprocess(self, rows_RD: Tensor) -> Tensor:
         """Rows by the rank of their tokens, from rows by local expert."""
@@ -146,9 +149,9 @@ class TokenDispatcher(MoEAlltoAllTokenDispatcher):
         splits = self.input_splits, self.output_splits
         return all_to_all(rows_RD, self.ep_group, *splits, clock=self.clock)
 
-    def combine_postprocess(self, rows_RD: Tensor) -> Tensor:
-        """Tokens [S, D], each the sum of its rows."""
-        return self.permutation.tokens(rows_RD)
+    def combine_postprocess(self, rows_RD: Tensor, gate_SE: Tensor, bias: RowBias | None) -> Tensor:
+        """Tokens [S, D], each the sum of its rows times their gates."""
+        return self.permutation.combine(rows_RD, gate_SE, bias)
 
     def _maybe_dtoh_and_synchronize(
         self, point: str, tokens_per_expert: Tensor | None = None

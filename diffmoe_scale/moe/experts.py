@@ -5,9 +5,7 @@ Letters beside the package's: R rows sorted by local expert.
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any  # autograd's context object has no public type
 
-import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.moe.experts import TEGroupedMLP
@@ -15,13 +13,14 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from diffmoe_scale.config.moe import MoEConfig
-from diffmoe_scale.moe.grouped_linear import GroupedLinear, LoopLinear
+from diffmoe_scale.moe.fused import RowBias, activate_rows
+from diffmoe_scale.moe.grouped_linear import GroupedLinear, LoopLinear, grouped_linear, row_ends
 from diffmoe_scale.nn.feed_forward import activate, initialize_feed_forward
 from diffmoe_scale.nn.generator import named_generator
 
 
 class Experts(TEGroupedMLP):
-    """Megatron's container of a rank's experts. Its forward is ours: gates follow the second linear, where
+    """Megatron's container of a rank's experts. Its forward is ours: gates follow on the tokens' ranks, where
     they are exact with biases and touch D instead of F values a row."""
 
     def __init__(
@@ -57,13 +56,41 @@ class Experts(TEGroupedMLP):
                 generator=named_generator(seed, layer_index, "experts", i),
             )
 
-    def forward(self, rows_RD: Tensor, rows_per_expert: list[int], gate_R: Tensor) -> tuple[Tensor, None]:
-        """gate * E_i(row) for rows sorted by local expert, of which `rows_per_expert` has the number."""
+    def forward(
+        self,
+        rows_RD: Tensor,
+        rows_per_expert: list[int],
+        *,
+        is_fused: bool = False,
+        leaves_bias: bool = False,
+    ) -> tuple[Tensor, RowBias | None]:
+        """E_i(row) for rows sorted by local expert, of which `rows_per_expert` has the number.
+
+        `is_fused` takes fewer kernels, if the linears can; `leaves_bias` lets it return the last bias instead
+        of adding it."""
         is_gated = self.config.gated_linear_unit
+        if is_fused and isinstance(self.linear_fc1, GroupedLinear) and len(rows_RD) > 0:
+            return self._fused_forward(rows_RD, rows_per_expert, leaves_bias=leaves_bias)
         with self.precision():
             hidden_RF = activate(self.linear_fc1(rows_RD, rows_per_expert)[0], is_gated=is_gated)
-            y_RD = self.linear_fc2(hidden_RF, rows_per_expert)[0]
-        return _Gated.apply(y_RD, gate_R), None
+            return self.linear_fc2(hidden_RF, rows_per_expert)[0], None
+
+    def _fused_forward(
+        self, rows_RD: Tensor, rows_per_expert: list[int], *, leaves_bias: bool
+    ) -> tuple[Tensor, RowBias | None]:
+        (weights, biases), (last_weights, last_biases) = (
+            linear.expert_tensors() for linear in (self.linear_fc1, self.linear_fc2)
+        )
+        ends_e = row_ends(rows_per_expert, device=rows_RD.device)
+        pre_RI = grouped_linear(rows_RD, rows_per_expert, ends_e, weights, [])
+        hidden_RF = activate_rows(
+            pre_RI, rows_per_expert, ends_e, biases, is_gated=self.config.gated_linear_unit
+        )
+        is_left = leaves_bias and bool(last_biases)
+        y_RD = grouped_linear(
+            hidden_RF, rows_per_expert, ends_e, last_weights, [] if is_left else last_biases
+        )
+        return y_RD, RowBias(last_biases, rows_per_expert, ends_e) if is_left else None
 
     def expert_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """`experts.<global index>.{w_in, b_in, w_out, b_out}` and parameter of every expert of this rank."""
@@ -71,22 +98,6 @@ class Experts(TEGroupedMLP):
             for letter, tensors in zip("wb", linear.expert_tensors(), strict=True):
                 for index, tensor in zip(self.local_experts, tensors, strict=False):
                     yield f"experts.{index}.{letter}_{side}", tensor
-
-
-class _Gated(torch.autograd.Function):
-    """gate * y. The gate is fp32, and the product is rounded once, to the format of y; no fp32 tensor of its
-    size is kept."""
-
-    @staticmethod
-    def forward(ctx: Any, y_RD: Tensor, gate_R: Tensor) -> Tensor:
-        ctx.save_for_backward(y_RD, gate_R)
-        return torch.mul(y_RD, gate_R.unsqueeze(1), out=torch.empty_like(y_RD))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        (y_RD, gate_R), grad_RD = ctx.saved_tensors, grads[0]
-        grad_y_RD = torch.mul(grad_RD, gate_R.unsqueeze(1), out=torch.empty_like(y_RD))
-        return grad_y_RD, (grad_RD.to(gate_R.dtype) * y_RD).sum(dim=1)
 
 
 def build_experts(

@@ -72,7 +72,20 @@ class GroupedLinear(LoopLinear):
 
     def forward(self, x_RI: Tensor, rows_per_expert: list[int]) -> tuple[Tensor, None]:
         weights, biases = self.expert_tensors()
-        return _GroupedLinear.apply(x_RI, rows_per_expert, *weights, *biases), None
+        ends_e = row_ends(rows_per_expert, device=x_RI.device)
+        return grouped_linear(x_RI, rows_per_expert, ends_e, weights, biases), None
+
+
+def grouped_linear(
+    x_RI: Tensor,
+    rows_per_expert: list[int],
+    ends_e: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+) -> Tensor:
+    """y_RO of rows sorted by expert, which end at `ends_e` (`row_ends`); no biases add none."""
+    y_RO: Tensor = _GroupedLinear.apply(x_RI, rows_per_expert, ends_e, *weights, *biases)
+    return y_RO
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:
@@ -99,9 +112,10 @@ class _GroupedLinear(torch.autograd.Function):
     for the stack."""
 
     @staticmethod
-    def forward(ctx: Any, x_RI: Tensor, rows_per_expert: list[int], *tensors: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x_RI: Tensor, rows_per_expert: list[int], ends_e: Tensor, *tensors: Tensor
+    ) -> Tensor:
         weights, biases = tensors[: len(rows_per_expert)], tensors[len(rows_per_expert) :]
-        ends_e = row_ends(rows_per_expert, device=x_RI.device)
         ctx.rows_per_expert, ctx.has_bias = rows_per_expert, bool(biases)
         ctx.save_for_backward(x_RI, ends_e, *weights)
         if x_RI.shape[0] == 0:
@@ -128,7 +142,7 @@ class _GroupedLinear(torch.autograd.Function):
                 # An empty product is a zero, but no document promises that a kernel writes it.
                 grad_w_eOI.index_fill_(0, torch.tensor(empty, device=grad_w_eOI.device), 0.0)
         grad_b = sum_rows(grad_y_RO, ctx.rows_per_expert, ends_e) if ctx.has_bias else ()
-        return grad_x_RI, None, *grad_w_eOI.unbind(), *grad_b
+        return grad_x_RI, None, None, *grad_w_eOI.unbind(), *grad_b
 
 
 def row_ends(rows_per_expert: list[int], *, device: torch.device) -> Tensor:

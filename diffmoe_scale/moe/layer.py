@@ -38,6 +38,7 @@ class MoELayer(BaseMoELayer):
         megatron = megatron_config(config, width=width, expert_parallel=expert_parallel)
         super().__init__(megatron, layer_number=layer_index, pg_collection=groups)
         self.layer_index = layer_index
+        self.fused, self.backend = config.fused, config.backend
         self.router = build_router(config, megatron=megatron, groups=groups, layer_index=layer_index)
         self.token_dispatcher = TokenDispatcher(
             local_experts=self.local_expert_indices, config=megatron, groups=groups
@@ -64,21 +65,28 @@ class MoELayer(BaseMoELayer):
         in training."""
         routing = self.router(x_SD, context)
         dispatcher = self.token_dispatcher
-        dispatcher.expect_rows(routing.rows_per_expert)
+        is_fused = self.is_fused(x_SD)
+        dispatcher.expect_rows(routing.rows_per_expert, is_fused=is_fused)
 
-        rows_RD, gate_R = dispatcher.dispatch_preprocess(x_SD, routing.mask_SE, routing.gate_SE)
-        rows_RD, gate_R = dispatcher.token_dispatch(rows_RD, gate_R)
-        rows_RD, rows_per_expert, gate_R = dispatcher.dispatch_postprocess(rows_RD, gate_R)
+        rows_RD = dispatcher.dispatch_preprocess(x_SD, routing.mask_SE)
+        rows_RD = dispatcher.token_dispatch(rows_RD)
+        rows_RD, rows_per_expert = dispatcher.dispatch_postprocess(rows_RD)
 
-        rows_RD, _ = self.experts(rows_RD, rows_per_expert, gate_R)
+        # Only an expert's own rank has its bias.
+        leaves_bias = is_fused and dispatcher.ep_size == 1
+        rows_RD, bias = self.experts(rows_RD, rows_per_expert, is_fused=is_fused, leaves_bias=leaves_bias)
 
         rows_RD = dispatcher.combine_preprocess(rows_RD)
         rows_RD = dispatcher.token_combine(rows_RD)
-        y_SD = dispatcher.combine_postprocess(rows_RD)
+        y_SD = dispatcher.combine_postprocess(rows_RD, routing.gate_SE, bias)
 
         if self.shared_experts is not None:
             y_SD = y_SD + self.shared_experts(x_SD)
         return y_SD, routing
+
+    def is_fused(self, x_SD: Tensor) -> bool:
+        """Whether the fused kernels do it, by `moe.fused`."""
+        return self.fused == "on" or (self.fused == "auto" and x_SD.is_cuda and self.backend != "loop")
 
     def expert_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Canonical name (`experts.<global index>.w_in`, `.b_in`, `.w_out`, `.b_out`) and parameter of this

@@ -46,6 +46,11 @@ class Permutation:
         x_SD: Tensor = _Tokens.apply(rows_RD, self)
         return x_SD
 
+    def combine(self, rows_RD: Tensor, gate_SE: Tensor, bias: object | None) -> Tensor:
+        """The sum of gate * row over each token's rows, [S, D]. Biases were added before."""
+        assert bias is None, "rows have their bias"
+        return self.tokens(_Gated.apply(rows_RD, self.gates(gate_SE)))
+
     def sum_rows(self, rows_RD: Tensor) -> Tensor:
         """`tokens` without a gradient. Added up in fp32, whatever the format."""
         return F.embedding_bag(self.order_R, rows_RD.detach(), self.start_S, mode="sum")
@@ -86,3 +91,19 @@ class _Gates(torch.autograd.Function):
         grad_SE = grads[0].new_zeros(ctx.shape)
         grad_SE[ctx.permutation.token_R, ctx.permutation.expert_R] = grads[0]
         return grad_SE, None
+
+
+class _Gated(torch.autograd.Function):
+    """gate * y. The gate is fp32, and the product is rounded once, to the format of y; no fp32 tensor of its
+    size is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, y_RD: Tensor, gate_R: Tensor) -> Tensor:
+        ctx.save_for_backward(y_RD, gate_R)
+        return torch.mul(y_RD, gate_R.unsqueeze(1), out=torch.empty_like(y_RD))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        (y_RD, gate_R), grad_RD = ctx.saved_tensors, grads[0]
+        grad_y_RD = torch.mul(grad_RD, gate_R.unsqueeze(1), out=torch.empty_like(y_RD))
+        return grad_y_RD, (grad_RD.to(gate_R.dtype) * y_RD).sum(dim=1)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffmoe_scale.moe.fused_silu import silu_fp32
+
 
 class CapacityPredictor(nn.Module):
     """Logits of which experts take a token, from that token only (DiffMoE eq. 10), and the thresholds they
@@ -55,7 +57,7 @@ class CapacityPredictor(nn.Module):
         The hidden layer is a product in the model's format, added up in fp32: bf16 weights and tokens are
         exact there, and only its result is rounded. All behind it is fp32.
         """
-        hidden_SH = F.silu(self.hidden(x_SD.detach()).float())
+        hidden_SH = silu_fp32(self.hidden(x_SD.detach()))
         return F.linear(hidden_SH, self.output.weight.float(), self.output.bias.float())
 
     def threshold(self) -> Tensor:

@@ -21,6 +21,8 @@ ROUTERS: list[dict[str, Any]] = [{"pool": pool, "shared_experts": 1} for pool in
     {"pool": "sample"},
     {"router": "expert_choice"},
     {"router": "token_choice", "top_k": 2},
+    {"fused": "on"},
+    {"fused": "on", "activation": "swiglu", "router": "token_choice", "top_k": 2},
 ]
 
 
@@ -81,8 +83,10 @@ def train_and_infer_on_rank(
 
 
 def train_alone(ranks: list[int], expert_ranks: list[int], settings: dict[str, Any]) -> dict[str, np.ndarray]:
-    """One process with the tokens of `ranks` as its pool; the loss counts the tokens of `expert_ranks`."""
-    layer = make_layer(**(settings | {"pool": "sample" if settings.get("pool") == "sample" else "rank"}))
+    """One process with the tokens of `ranks` as its pool, by the plain loop; the loss counts the tokens of
+    `expert_ranks`."""
+    pool = "sample" if settings.get("pool") == "sample" else "rank"
+    layer = make_layer(**(settings | {"pool": pool, "backend": "loop", "fused": "off"}))
     x_SD = torch.cat([rank_tokens(rank)[0] for rank in ranks]).requires_grad_()
     grad_y_SD = torch.cat([rank_tokens(rank)[1] * (rank in expert_ranks) for rank in ranks])
     y_SD, routing = layer(x_SD, context(num_samples=SAMPLES * len(ranks)))
@@ -128,7 +132,8 @@ def test_expert_parallel_equals_one_process(world_size, expert_parallel):
                     got[name], alone[own][name][part], **CLOSE, err_msg=f"{name} {settings}"
                 )
             experts = [name for name in got if name.startswith("grad/experts.")]
-            assert len(experts) == 4 * EXPERTS // expert_parallel
+            tensors = 2 if settings.get("activation") == "swiglu" else 4
+            assert len(experts) == tensors * EXPERTS // expert_parallel
             for name in experts:
                 # The gradient of the sum of the losses of the expert-parallel group; large tokens give large
                 # sums.

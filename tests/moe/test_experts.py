@@ -6,19 +6,17 @@ from tests.moe.layers import EXPERTS, WIDTH, context, make_layer, tokens
 
 def test_an_expert_is_the_feed_forward_network_of_its_canonical_parameters():
     experts = make_layer(backend="loop").experts
-    p, x_RD, gate_R = dict(experts.expert_parameters()), tokens(num_samples=1), torch.linspace(0, 1, 8)
-    y_RD, _ = experts(x_RD, [0, 0, 8, 0], gate_R)
+    p, x_RD = dict(experts.expert_parameters()), tokens(num_samples=1)
+    y_RD, _ = experts(x_RD, [0, 0, 8, 0])
     hidden_RF = F.gelu(x_RD @ p["experts.2.w_in"].T + p["experts.2.b_in"], approximate="tanh")
-    torch.testing.assert_close(
-        y_RD, gate_R[:, None] * (hidden_RF @ p["experts.2.w_out"].T + p["experts.2.b_out"])
-    )
+    torch.testing.assert_close(y_RD, hidden_RF @ p["experts.2.w_out"].T + p["experts.2.b_out"])
 
 
 def test_swiglu_experts_have_gate_and_value_in_one_matrix_and_no_biases():
     experts = make_layer(backend="loop", activation="swiglu").experts
     p, x_RD = dict(experts.expert_parameters()), tokens(num_samples=1)
     assert set(p) == {f"experts.{i}.{name}" for i in range(EXPERTS) for name in ("w_in", "w_out")}
-    y_RD, _ = experts(x_RD, [8, 0, 0, 0], torch.ones(8))
+    y_RD, _ = experts(x_RD, [8, 0, 0, 0])
     gate_FD, value_FD = p["experts.0.w_in"].chunk(2)
     torch.testing.assert_close(
         y_RD, (F.silu(x_RD @ gate_FD.T) * (x_RD @ value_FD.T)) @ p["experts.0.w_out"].T

@@ -1,3 +1,4 @@
+import itertools
 from typing import Any  # tensors by name
 
 import pytest
@@ -28,26 +29,28 @@ def test_grouped_backend_equals_the_loop(rows, activation, dtype):
     generator = torch.Generator().manual_seed(0)
     x_RD, grad_y_RD = (torch.randn(sum(rows), WIDTH, generator=generator).to(dtype) for _ in range(2))
     results: dict[str, dict[str, Any]] = {}
-    for backend in ("loop", "grouped"):
+    for name, backend, is_fused in (
+        ("loop", "loop", False),
+        ("grouped", "grouped", False),
+        ("fused", "grouped", True),
+    ):
         experts = make_layer(backend=backend, activation=activation).experts
         for _, parameter in experts.expert_parameters():
             torch.nn.init.normal_(
                 parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel())
             )
         experts.to(dtype)
-        x, gate_R = x_RD.clone().requires_grad_(), torch.linspace(0.1, 1, sum(rows)).requires_grad_()
-        y_RD, _ = experts(x, rows, gate_R)
+        x = x_RD.clone().requires_grad_()
+        y_RD, _ = experts(x, rows, is_fused=is_fused)
         y_RD.backward(grad_y_RD)
-        results[backend] = {"y": y_RD, "dx": x.grad, "dgate": gate_R.grad} | {
-            name: p.grad for name, p in experts.expert_parameters()
-        }
-    for name, expected in results["loop"].items():
+        results[name] = {"y": y_RD, "dx": x.grad} | {name: p.grad for name, p in experts.expert_parameters()}
+    for kind, (name, expected) in itertools.product(("grouped", "fused"), results["loop"].items()):
         torch.testing.assert_close(
-            results["grouped"][name],
+            results[kind][name],
             expected,
             rtol=tolerance,
             atol=tolerance * max(1, expected.abs().max().item() if expected.numel() else 0),
-            msg=name,
+            msg=f"{kind} {name}",
         )
 
 

@@ -102,11 +102,7 @@ def test_output_is_the_gated_sum_of_the_experts_that_took_a_token():
     y_SD, routing = layer(x_SD, context())
     everything_SED = torch.stack(
         [
-            layer.experts(
-                x_SD,
-                [len(x_SD) if j == i else 0 for j in range(EXPERTS)],
-                torch.ones(len(x_SD)),
-            )[0]
+            layer.experts(x_SD, [len(x_SD) if j == i else 0 for j in range(EXPERTS)])[0]
             for i in range(EXPERTS)
         ],
         dim=1,
