@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from diffmoe_scale.config.alarms import AlarmsConfig
 from diffmoe_scale.telemetry.metrics import MetricValue
@@ -17,12 +18,61 @@ OWN_WORK = {"data": "waits for data", "encode": "encodes"}
 """Phases in which no rank waits for another."""
 
 
+@dataclass(frozen=True)
+class Advice:
+    """What helps with a kind of router."""
+
+    balance: str
+    """Evens out loads; what follows is another way."""
+    greedy: str
+    capacity: str
+    """Sets how many tokens an expert takes."""
+
+
+LOWER_RATE = "lower optimizer.learning_rate"
+ADVICE = {
+    "diffmoe": Advice(
+        balance="raise moe.predictor_weight, ",
+        greedy="calibrate the thresholds before sampling (tools/find_gamma.py)",
+        capacity="moe.capacity",
+    ),
+    # Every expert takes as many tokens of each sample, in sampling too.
+    "expert_choice": Advice(balance="", greedy=LOWER_RATE, capacity="moe.capacity"),
+    "token_choice": Advice(balance="raise moe.balance_weight, ", greedy=LOWER_RATE, capacity="moe.top_k"),
+}
+"""By `moe.router`."""
+
+
+def count_extremes(metrics: Metrics, config: AlarmsConfig, blocks: Sequence[int]) -> dict[str, MetricValue]:
+    """How many experts of each block are dead and greedy by the limits of alarms, for a line that observed
+    them."""
+    if "moe/health/overlap" not in metrics:
+        return {}
+    found = [extremes(metrics, config, block) for block in blocks]
+    return {
+        "moe/health/dead": [float(len(dead)) for dead, _ in found],
+        "moe/health/greedy": [float(len(greedy)) for _, greedy in found],
+    }
+
+
+def extremes(metrics: Metrics, config: AlarmsConfig, block: int) -> tuple[list[int], list[int]]:
+    """Dead and greedy experts: by the rule of inference where a predictor tells it, else as taken in
+    training."""
+    load_E = metrics.get(f"moe/deployed/{block}", metrics[f"moe/load/{block}"])
+    assert isinstance(load_E, list)
+    fair = _number(metrics, "moe/capacity")
+    dead = [expert for expert, load in enumerate(load_E) if load < config.min_load * fair]
+    greedy = [expert for expert, load in enumerate(load_E) if load > config.max_load * fair]
+    return dead, greedy
+
+
 class Alarms:
     """Warns when an alarm begins, and says when it is over. For the main rank only."""
 
-    def __init__(self, config: AlarmsConfig, blocks: list[int], hosts: Sequence[str]) -> None:
-        """`blocks` have experts, `hosts` are those of the ranks."""
+    def __init__(self, config: AlarmsConfig, blocks: list[int], hosts: Sequence[str], *, router: str) -> None:
+        """`blocks` have experts of `moe.router`; `hosts` are those of the ranks."""
         self._config, self._blocks, self._hosts = config, blocks, hosts
+        self._advice = ADVICE[router]
         self._active: dict[str, set[str]] = {"ranks": set(), "experts": set()}
 
     def check(self, step: int, metrics: Metrics) -> None:
@@ -61,53 +111,50 @@ class Alarms:
                 )
 
     def _of_loads(self, metrics: Metrics) -> Found:
-        """By the rule of inference where a predictor tells it, else as taken in training."""
+        remedy = self._advice.balance
         for block in self._blocks:
-            load_E = metrics.get(f"moe/deployed/{block}", metrics[f"moe/load/{block}"])
-            assert isinstance(load_E, list)
-            fair = _number(metrics, "moe/capacity")
-            dead = [expert for expert, load in enumerate(load_E) if load < self._config.min_load * fair]
-            greedy = [expert for expert, load in enumerate(load_E) if load > self._config.max_load * fair]
+            dead, greedy = extremes(metrics, self._config, block)
             if dead:
                 yield (
                     f"dead/{block}",
                     f"{_experts(dead)} of block {block} would take less than {self._config.min_load:g} of a "
-                    "fair share of the tokens (alarms.min_load); raise moe.balance_weight (token choice), "
-                    "lower optimizer.learning_rate, or go back to a checkpoint before it",
+                    f"fair share of the tokens (alarms.min_load); {remedy}lower optimizer.learning_rate, or "
+                    "go back to a checkpoint before it",
                 )
             if greedy:
                 yield (
                     f"greedy/{block}",
                     f"{_experts(greedy)} of block {block} would take more than {self._config.max_load:g} "
-                    "fair shares of the tokens (alarms.max_load); raise moe.balance_weight (token choice), "
-                    "or calibrate the thresholds before sampling (tools/find_gamma.py)",
+                    f"fair shares of the tokens (alarms.max_load); {remedy}or {self._advice.greedy}",
                 )
 
     def _of_layers(self, metrics: Metrics) -> Found:
-        config = self._config
-        collapsed = "lower optimizer.learning_rate or moe.capacity, or go back to a checkpoint before it"
+        config, capacity = self._config, self._advice.capacity
+        rate = f"{LOWER_RATE}, or go back to a checkpoint before it"
         rules = [
             (
                 "overlap",
                 config.max_overlap,
-                "of an expert's tokens another one takes too",
-                "alarms.max_overlap",
+                "of an expert's tokens another one takes too (alarms.max_overlap)",
+                f"lower {capacity}, {rate}",
             ),
-            ("uncovered", config.max_uncovered, "of the tokens no expert takes", "alarms.max_uncovered"),
+            (
+                "uncovered",
+                config.max_uncovered,
+                "of the tokens no expert takes (alarms.max_uncovered)",
+                f"raise {capacity}, {rate}",
+            ),
             (
                 "similarity",
                 config.max_similarity,
-                "cosine of two experts' router weights",
-                "alarms.max_similarity",
+                "cosine of two experts' router weights (alarms.max_similarity)",
+                rate,
             ),
         ]
-        for figure, limit, meaning, setting in rules:
+        for figure, limit, meaning, remedy in rules:
             for block, value in self._by_block(metrics, figure):
                 if value > limit:
-                    yield (
-                        f"{figure}/{block}",
-                        f"block {block}: {value:.2f} {meaning} ({setting}); {collapsed}",
-                    )
+                    yield f"{figure}/{block}", f"block {block}: {value:.2f} {meaning}; {remedy}"
         trained = _number(metrics, "moe/capacity")
         for block, value in self._by_block(metrics, "deployed_capacity"):
             if abs(value - trained) > config.max_capacity_error:

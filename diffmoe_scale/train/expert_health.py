@@ -31,9 +31,9 @@ COUNTED = 8
 @dataclass(frozen=True)
 class Health:
     """`figures` for the line of a log step: `moe/deployed/BLOCK` is each expert's load by the rule of
-    inference; `moe/health/...` hold a value for each MoE layer, but for those of capacity and calibration,
-    which are means over layers, by tenth. `experts` by block: `together`, the share of tokens that two
-    experts both take ([E, E], flat), and `gate`, the mean weight of an expert's output."""
+    inference; `moe/health/...` hold a value for each MoE layer, but for those of calibration and of capacity
+    by time and condition, which are means over layers. `experts` by block: `together`, the share of tokens
+    that two experts both take ([E, E], flat), and `gate`, the mean weight of an expert's output."""
 
     figures: dict[str, MetricValue]
     experts: dict[str, dict[str, list[float]]]
@@ -54,22 +54,28 @@ class ExpertHealth:
         tenths_BT = torch.nn.functional.one_hot(time_bin_B, NUM_TIME_BINS).float()
         halves_B2 = torch.stack([~dropped_B, dropped_B], dim=1).to(tenths_BT)
         kinds_BK = torch.cat([tenths_BT, halves_B2], dim=1)
-        weight_K = kinds_BK.sum(dim=0)
         for layer, routing in zip(self._layers, routings, strict=True):
             name = str(layer.layer_index)
             taken_SE = routing.mask_SE.float()
             self._add_decisions(name, taken_SE, routing.gate_SE.detach().float())
-            capacity_B = taken_SE.sum(dim=1).unflatten(0, (len(time_bin_B), -1)).mean(dim=1)
-            capacity_K = kinds_BK.T @ capacity_B / weight_K.clamp(min=1)
-            self._meter.add(f"{name}/capacity_by_kind", capacity_K, weight_K)
+            self._add_capacity(f"{name}/capacity_by_kind", taken_SE, kinds_BK)
             if routing.scores_SE is not None:
                 self._add_scores(
                     name, routing.scores_SE.float(), is_logit=layer.router.moe.gate == "identity"
                 )
             if routing.prediction_TE is not None:
-                threshold_E = layer.router.predictor.threshold()
+                probability_TE = routing.prediction_TE.sigmoid()
+                over_TE = (probability_TE > layer.router.predictor.threshold()).float()
                 taught_TE = taken_SE if routing.taught_T is None else taken_SE[routing.taught_T]
-                self._add_prediction(name, routing.prediction_TE.sigmoid(), taught_TE, threshold_E)
+                self._add_prediction(name, probability_TE, over_TE, taught_TE)
+                if routing.taught_T is None:
+                    self._add_capacity(f"{name}/deployed_by_kind", over_TE, kinds_BK)
+
+    def _add_capacity(self, name: str, taken_SE: Tensor, kinds_BK: Tensor) -> None:
+        """Experts that a token gets, mean over the samples of each kind."""
+        weight_K = kinds_BK.sum(dim=0)
+        capacity_B = taken_SE.sum(dim=1).unflatten(0, (len(kinds_BK), -1)).mean(dim=1)
+        self._meter.add(name, kinds_BK.T @ capacity_B / weight_K.clamp(min=1), weight_K)
 
     def _add_decisions(self, name: str, taken_SE: Tensor, gate_SE: Tensor) -> None:
         num_tokens = len(taken_SE)
@@ -84,10 +90,11 @@ class ExpertHealth:
         share_SE = scores_SE.softmax(dim=1) if is_logit else scores_SE / scores_SE.sum(dim=1, keepdim=True)
         self._meter.add(f"{name}/share", share_SE.mean(dim=0))
 
-    def _add_prediction(
-        self, name: str, probability_SE: Tensor, taken_SE: Tensor, threshold_E: Tensor
-    ) -> None:
-        over_SE = (probability_SE > threshold_E).float()
+    def _add_prediction(self, name: str, probability_SE: Tensor, over_SE: Tensor, taken_SE: Tensor) -> None:
+        """`over_SE` is what the rule of inference takes, `taken_SE` what training took."""
+        both, over, taken = ((over_SE * taken_SE).sum(), over_SE.sum(), taken_SE.sum())
+        self._meter.add(f"{name}/precision", both / over.clamp(min=1), over)
+        self._meter.add(f"{name}/recall", both / taken.clamp(min=1), taken)
         self._meter.add(f"{name}/deployed", over_SE.mean(dim=0) * over_SE.shape[1])
         self._meter.add(f"{name}/agreement", (over_SE == taken_SE).float().mean())
         bins_SE = (probability_SE * PROBABILITY_BINS).long().clamp(max=PROBABILITY_BINS - 1)
@@ -145,15 +152,22 @@ def _layer_figures(layer: MoELayer, means: Means, name: str) -> dict[str, float]
         deployed_E = means.vectors[f"{name}/deployed"]
         figures["deployed_capacity"] = sum(deployed_E) / len(deployed_E)
         figures["predictor_accuracy"] = means.scalars[f"{name}/agreement"]
+        # Without a decision of its kind there is none that is wrong.
+        figures["predictor_precision"] = means.scalars.get(f"{name}/precision", 1.0)
+        figures["predictor_recall"] = means.scalars.get(f"{name}/recall", 1.0)
     return figures
 
 
 def _overall_figures(means: Means, names: list[str]) -> dict[str, MetricValue]:
     """Means over layers, without those of which there was no sample."""
-    kinds_LK = torch.tensor([means.vectors[f"{name}/capacity_by_kind"] for name in names])
-    *by_time, conditional, unconditional = kinds_LK.mean(dim=0).tolist()
-    figures = {f"capacity_by_time/{tenth}": value for tenth, value in enumerate(by_time)}
-    figures |= {"capacity_conditional": conditional, "capacity_unconditional": unconditional}
+    figures: dict[str, float] = {}
+    for rule in ("capacity", "deployed"):
+        if not all(f"{name}/{rule}_by_kind" in means.vectors for name in names):
+            continue
+        kinds_LK = torch.tensor([means.vectors[f"{name}/{rule}_by_kind"] for name in names])
+        *by_time, conditional, unconditional = kinds_LK.mean(dim=0).tolist()
+        figures |= {f"{rule}_by_time/{tenth}": value for tenth, value in enumerate(by_time)}
+        figures |= {f"{rule}_conditional": conditional, f"{rule}_unconditional": unconditional}
     if all(f"{name}/calibration" in means.vectors for name in names):
         taken = torch.tensor([means.vectors[f"{name}/calibration"] for name in names])
         calibration = enumerate(taken.nanmean(dim=0).tolist())

@@ -24,7 +24,7 @@ from diffmoe_scale.telemetry.metrics import MetricsWriter, MetricValue
 from diffmoe_scale.telemetry.phases import Phases
 from diffmoe_scale.telemetry.progress import Progress
 from diffmoe_scale.telemetry.trackers import Tracker, build_trackers
-from diffmoe_scale.train.alarms import Alarms
+from diffmoe_scale.train.alarms import Alarms, count_extremes
 from diffmoe_scale.train.engine import StepResult, accumulation_steps
 from diffmoe_scale.train.expert_health import ExpertHealth, write_experts
 from diffmoe_scale.train.guard import Verdict
@@ -58,6 +58,7 @@ class Reporter:
         already."""
         self.config, self.context, self.moe_layers = config, context, moe_layers
         self._directory = directory
+        self._blocks = [layer.layer_index for layer in moe_layers]
         self._accumulation = accumulation_steps(config, ranks=context.dp_group.size())
         self._meter, self._tallies = Meter(context.device), Meter(context.device)
         """Figures that a line holds as they are, and those that it is computed from."""
@@ -81,7 +82,7 @@ class Reporter:
             self._trackers = build_trackers(
                 config.telemetry, directory.path, config_tree(config), start_step=start_step
             )
-            self._alarms = Alarms(config.alarms, [layer.layer_index for layer in moe_layers], context.hosts)
+            self._alarms = Alarms(config.alarms, self._blocks, context.hosts, router=config.moe.router)
 
     def begin_step(self, step: int) -> None:
         """Start the clock; what happens between steps (validation, checkpoints) is not a step's time."""
@@ -152,6 +153,7 @@ class Reporter:
         if health:
             self._extra |= health.figures
         metrics = self._line(means, tallies, steps=steps)
+        metrics |= count_extremes(metrics, self.config.alarms, self._blocks)
         self._extra, self._last_log_step = {}, step
         if self._writer and self._progress and self._alarms:
             self._alarms.check(step, metrics)

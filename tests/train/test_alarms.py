@@ -4,7 +4,7 @@ import pytest
 
 from diffmoe_scale.config.alarms import AlarmsConfig
 from diffmoe_scale.telemetry.metrics import MetricValue
-from diffmoe_scale.train.alarms import Alarms
+from diffmoe_scale.train.alarms import Alarms, count_extremes
 
 AFTER = AlarmsConfig().after
 
@@ -33,8 +33,13 @@ def healthy(**others: MetricValue) -> dict[str, MetricValue]:
     return line | {name.replace("__", "/"): value for name, value in others.items()}
 
 
-def said(caplog: pytest.LogCaptureFixture, *lines: dict[str, MetricValue], step: int = AFTER) -> list[str]:
-    alarms = Alarms(AlarmsConfig(), [1, 3], ["a", "b", "c", "d"])
+def said(
+    caplog: pytest.LogCaptureFixture,
+    *lines: dict[str, MetricValue],
+    step: int = AFTER,
+    router: str = "diffmoe",
+) -> list[str]:
+    alarms = Alarms(AlarmsConfig(), [1, 3], ["a", "b", "c", "d"], router=router)
     with caplog.at_level(logging.INFO, logger="diffmoe_scale.train.alarms"):
         for line in lines:
             alarms.check(step, line)
@@ -64,7 +69,7 @@ def test_a_healthy_run_has_no_alarm(caplog: pytest.LogCaptureFixture) -> None:
             "uncovered/1",
             "block 1: 0.95 of the tokens no expert takes",
         ),
-        ({"moe__health__similarity": [0.995, 0.4]}, "similarity/1", "block 1: 0.99 cosine of two experts'"),
+        ({"moe__health__similarity": [0.996, 0.4]}, "similarity/1", "block 1: 1.00 cosine of two experts'"),
         ({"moe__health__deployed_capacity": [1.6, 1.0]}, "capacity/1", "at capacity 1.60, it trains at 1.00"),
         ({"time__data_s": 0.6}, "data", "wait for data 60% of a step"),
         ({"time__slowest__data_s": 0.4}, "straggler/data", "rank 3 on d waits for data 0.40 s a step"),
@@ -123,3 +128,37 @@ def test_an_alarm_of_experts_is_not_over_because_a_line_did_not_observe_them(
     dead = healthy(moe__deployed__1=[0.0, 2.0, 1.0, 1.0])
     unobserved = {name: value for name, value in healthy().items() if "health" not in name}
     assert len(said(caplog, dead, unobserved, dead)) == 1
+
+
+@pytest.mark.parametrize(
+    ("router", "dead", "overlap", "uncovered"),
+    [
+        ("diffmoe", "raise moe.predictor_weight, lower", "lower moe.capacity", "raise moe.capacity"),
+        ("expert_choice", "(alarms.min_load); lower", "lower moe.capacity", "raise moe.capacity"),
+        ("token_choice", "raise moe.balance_weight, lower", "lower moe.top_k", "raise moe.top_k"),
+    ],
+)
+def test_advice_is_that_of_the_runs_router(
+    router: str, dead: str, overlap: str, uncovered: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    line = healthy(
+        moe__deployed__1=[0.0, 4.5, 0.2, 0.2],
+        moe__health__overlap=[0.9, 0.1],
+        moe__health__uncovered=[0.9, 0.1],
+    )
+    texts = said(caplog, line, router=router)
+    for name, words in {"dead/1": dead, "overlap/1": overlap, "uncovered/1": uncovered}.items():
+        (text,) = [text for text in texts if f"alarm {name}:" in text]
+        assert words in text
+    (greedy,) = [text for text in texts if "alarm greedy/1:" in text]
+    assert ("find_gamma" in greedy) == (router == "diffmoe")
+
+
+def test_dead_and_greedy_experts_are_counted_by_block() -> None:
+    line = healthy(moe__capacity=2.0, moe__deployed__3=[0.1, 0.19, 0.2, 9.0])
+    del line["moe/deployed/1"]
+    line["moe/load/1"] = [8.0, 2.0, 2.0, 2.0]
+    found = count_extremes(line, AlarmsConfig(), [1, 3])
+    assert found == {"moe/health/dead": [0.0, 2.0], "moe/health/greedy": [0.0, 1.0]}
+    del line["moe/health/overlap"]  # a line that observed nothing
+    assert count_extremes(line, AlarmsConfig(), [1, 3]) == {}

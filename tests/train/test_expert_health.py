@@ -104,7 +104,8 @@ def test_a_dead_expert_has_no_load_and_leaves_the_others_effective() -> None:
 
 def test_the_rule_of_inference_is_held_against_the_training_decision() -> None:
     (exact,) = run_on_ranks(health_of, 1, [EACH_ITS_OWN])
-    assert of_first_layer(exact, "predictor_accuracy") == 1
+    for figure in ("accuracy", "precision", "recall"):
+        assert of_first_layer(exact, f"predictor_{figure}") == 1
     assert of_first_layer(exact, "deployed_capacity") == 1
     assert of_tenths(exact, "calibration") == {0: 0.0, 9: 1.0}
 
@@ -126,12 +127,29 @@ def far_too_sure(context: ParallelContext) -> Health:
 def test_a_predictor_that_says_yes_to_all_is_right_about_those_taken_alone() -> None:
     (health,) = run_on_ranks(far_too_sure, 1)
     assert of_first_layer(health, "predictor_accuracy") == 0.25
+    assert of_first_layer(health, "predictor_precision") == 0.25
+    assert of_first_layer(health, "predictor_recall") == 1
     assert of_first_layer(health, "deployed_capacity") == 4
     assert of_tenths(health, "calibration") == {9: 0.25}
+    assert of_tenths(health, "deployed_by_time") == {0: 4.0, 9: 4.0}
+
+
+def far_too_shy(context: ParallelContext) -> Health:
+    return health_of(context, [EACH_ITS_OWN], prediction=-20.0)
+
+
+def test_a_predictor_that_says_no_to_all_is_right_about_most_and_finds_none() -> None:
+    (health,) = run_on_ranks(far_too_shy, 1)
+    assert of_first_layer(health, "predictor_accuracy") == 0.75
+    assert of_first_layer(health, "predictor_precision") == 1
+    assert of_first_layer(health, "predictor_recall") == 0
 
 
 def test_capacity_goes_by_time_and_by_whether_there_is_a_condition() -> None:
     (health,) = run_on_ranks(health_of, 1, [[[0, 1]] * TOKENS + [[2]] * TOKENS])
+    assert of_tenths(health, "deployed_by_time") == {0: 2.0, 9: 1.0}
+    assert health.figures["moe/health/deployed_conditional"] == 2
+    assert health.figures["moe/health/deployed_unconditional"] == 1
     assert of_tenths(health, "capacity_by_time") == {0: 2.0, 9: 1.0}
     assert health.figures["moe/health/capacity_conditional"] == 2
     assert health.figures["moe/health/capacity_unconditional"] == 1

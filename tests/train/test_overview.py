@@ -62,7 +62,8 @@ def test_lines_name_size_data_and_place(tmp_path: Path) -> None:
     total, experts = count_by_hand()
     config = tiny_config(["run.steps=30", "run.global_batch=8", "checkpoint.every=7"])
     network, _ = describe_network(config, ranks=2)
-    data, place = describe_run(config, RunDirectory(tmp_path / "run"), num_samples=100)
+    code, data, place = describe_run(config, RunDirectory(tmp_path / "run"), num_samples=100)
+    assert code.startswith("code: diffmoe_scale ") and ", commit " in code
     used = total - round(experts * (1 - config.moe.capacity / 4))
     assert f"{total:,} parameters, of which a token activates {used:,} on average; 4 experts" in network
     tokens = (config.model.image_size // config.model.patch_size) ** 2
@@ -92,7 +93,7 @@ def test_dry_run_prints_the_same_and_writes_nothing(
     (tmp_path / "tiny.yaml").write_text("run: {steps: 30}\n", encoding="utf-8")
     assert main(["--config", str(tmp_path / "tiny.yaml"), "--dry-run", *settings]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "40 samples" in lines[2] and lines[-1] == "begins at step 1; nothing was trained (--dry-run)"
+    assert "40 samples" in lines[3] and lines[-1] == "begins at step 1; nothing was trained (--dry-run)"
     assert not (tmp_path / "run").exists()
 
 
