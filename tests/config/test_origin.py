@@ -16,7 +16,14 @@ def test_a_pattern_that_may_be_a_command_is_marked_wherever_it_stands(key: str, 
 
 
 def test_what_is_no_list_of_patterns_stays_as_it_is() -> None:
-    for tree in ({}, {"data": None}, {"data": {"train": 3}}, {"run": {"seed": 1}}):
+    for tree in (
+        {},
+        {"data": None},
+        {"data": 5},
+        {"data": ["train"]},
+        {"data": {"train": 3}},
+        {"run": {"seed": 1}},
+    ):
         before = dict(tree)
         mark_foreign(tree)
         assert tree == before
