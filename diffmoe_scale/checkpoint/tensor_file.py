@@ -96,7 +96,7 @@ def write_tensors(path: Path, tensors: Mapping[str, LazyTensor], metadata: Mappi
         for name, tensor in tensors.items():
             values = tensor.read()
             assert (tuple(values.shape), values.dtype) == (tensor.shape, tensor.dtype), name
-            file.write(_bytes_of(values.contiguous()))
+            file.write(bytes_of(values.contiguous()))
             del values  # before the next is read
         file.flush()
         os.fsync(file.fileno())
@@ -161,7 +161,7 @@ def _reader(
         tensor = torch.empty(shape, dtype=dtype)
         with path.open("rb") as file:
             file.seek(place)
-            target = _bytes_of(tensor)
+            target = bytes_of(tensor)
             # typeshed has no readinto of Path.open("rb").
             if file.readinto(target) != len(target):  # type: ignore[attr-defined]
                 raise ValueError(f"{path} is damaged: it ends within {name!r}")
@@ -180,7 +180,7 @@ def read_row(path: Path, name: str, number: int) -> Tensor:
     return _reader(path, name, first + entry["data_offsets"][0] + number * row_bytes, shape, dtype)()
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def bytes_of(tensor: Tensor) -> memoryview:
     """The memory of a tensor that lies in one piece."""
     array: Any = tensor.detach().reshape(-1).view(torch.uint8).numpy()  # numpy's stubs know no buffer
     return memoryview(array)

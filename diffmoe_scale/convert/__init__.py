@@ -29,6 +29,7 @@ megatron_reader.py  tensors of such a folder, a piece at a time
 rules.py       how one tensor is made of others, and back
 time.py        a flow whose time runs the other way, as weights of ours
 torch_file.py  files of torch.save, read so that they run no code
+torch_archive.py  such files, written a tensor at a time
 plain.py       the networks of the DiT family in plain torch, for comparison
 verify.py      what a model answers to a fixed input, block by block
 inspect.py     what a checkpoint is, and how two differ

@@ -74,7 +74,8 @@ def write_pieces(path: Path, pieces: Mapping[str, Mapping[int, LazyTensor]]) -> 
     try:
         dcp.save({}, storage_writer=writer, planner=_Pieces(pieces), no_dist=True)
     except CheckpointException as error:  # a BaseException in torch
-        raise OSError(first_reason(error)) from error
+        reason = next((reason for reason, _ in error.failures.values()), None)
+        raise reason if isinstance(reason, OSError) else OSError(first_reason(error)) from error
 
 
 def to_megatron(name: str) -> tuple[str, int]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffmoe_scale.checkpoint.tensor_file import LazyTensor
+from diffmoe_scale.convert.torch_archive import write_torch_archive
 
 State = dict[str, LazyTensor]
 
@@ -86,18 +87,10 @@ def _state(path: Path, found: object, name: str) -> State:
 
 
 def write_torch_file(path: Path, states: Mapping[str, State], arguments: Mapping[str, Any] | None) -> None:
-    """The way back: {model, ema, opt, args} of two families, the bare state dict of one. Raises: OSError."""
-    read = {
-        family: {name: tensor.read().contiguous() for name, tensor in state.items()}
-        for family, state in states.items()
-    }
-    content: dict[str, Any] = next(iter(read.values()))
-    if len(read) == 2:
+    """The way back: {model, ema, opt, args} of two families, the bare state dict of one; a tensor is in
+    memory at a time. Raises: OSError."""
+    content: dict[str, Any] = dict(next(iter(states.values())))
+    if len(states) == 2:
         namespace = None if arguments is None else argparse.Namespace(**arguments)
-        content = {"model": read["master"], "ema": read["ema"], "opt": {}, "args": namespace}
-    try:
-        torch.save(content, path)
-    except RuntimeError as error:  # torch's archive hides the disk's own words
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise
+        content = {"model": dict(states["master"]), "ema": dict(states["ema"]), "opt": {}, "args": namespace}
+    write_torch_archive(path, content)

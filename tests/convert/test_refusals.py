@@ -4,9 +4,6 @@ source as it was."""
 import errno
 import hashlib
 import os
-import random
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +11,7 @@ import pytest
 import torch
 
 from diffmoe_scale.checkpoint import tensor_file
-from diffmoe_scale.checkpoint.stored import open_weights
 from diffmoe_scale.convert.convert import Options, convert
-from diffmoe_scale.convert.export import write_export
 from tests.convert.reference import drawn_state, training_file
 from tests.convert.runs import make_run
 from tests.planted import plain_pickle
@@ -142,16 +137,20 @@ def test_a_model_that_dit_s_names_cannot_hold_is_refused(tmp_path: Path) -> None
         convert(tmp_path / "run", tmp_path / "a.pt", Options())
 
 
+@pytest.mark.parametrize("words", ["a", "a.pt", "a --to megatron", "a --to diffusers"])
 def test_a_disk_that_fills_up_leaves_nothing(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str
 ) -> None:
+    make_run(tmp_path / "run", "diffusion.time_scale=1.0", steps=[10])
+
     def fill(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "a"))
 
     monkeypatch.setattr(tensor_file.os, "fsync", fill)
-    assert main([str(run), str(tmp_path / "a")]) == 1
+    (tmp_path / "out").mkdir()
+    assert main([str(tmp_path / "run"), *f"{tmp_path}/out/{words}".split()]) == 1
     assert "No space left on device; free space there" in capsys.readouterr().err
-    assert not os.listdir(tmp_path)
+    assert not os.listdir(tmp_path / "out")
 
 
 def test_a_conversion_that_answers_otherwise_is_no_target(
@@ -174,30 +173,3 @@ def test_a_target_that_exists_stays(run: Path, tmp_path: Path, capsys: pytest.Ca
     assert main([str(run), str(tmp_path / "a.safetensors")]) == 2
     assert "exists; nothing is overwritten" in capsys.readouterr().err
     assert (tmp_path / "a.safetensors").read_text() == "old"
-
-
-def write_in_child(run: Path, target: Path) -> int:
-    """A conversion in a process of its own; its id."""
-    child = os.fork()
-    if child == 0:
-        write_export(open_weights(run), target, shard_gib=1e-4)
-        os._exit(0)
-    return child
-
-
-@pytest.mark.slow
-def test_a_conversion_killed_at_any_moment_leaves_no_target_or_a_whole_one(run: Path, tmp_path: Path) -> None:
-    begin = time.monotonic()
-    assert os.waitpid(write_in_child(run, tmp_path / "first"), 0)[1] == 0
-    duration, generator = time.monotonic() - begin, random.Random(0)
-    outcomes = set()
-    for number in range(20):
-        target = tmp_path / f"target_{number}"
-        child = write_in_child(run, target)
-        time.sleep(1.3 * duration * generator.random())
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        outcomes.add(target.exists())
-        if target.exists():
-            assert len(open_weights(target).tensors) == len(open_weights(run).tensors)
-    assert outcomes == {True, False}
