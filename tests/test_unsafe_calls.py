@@ -40,8 +40,9 @@ REFUSED = {
     ("trust_remote_code", "True"),
 }
 MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
-"""Imported nowhere but in the one file that reads pickles by a list of names."""
-PICKLES = "diffmoe_scale/checkpoint/files.py"
+"""Imported nowhere but in the files below."""
+PICKLES = {"diffmoe_scale/checkpoint/files.py", "diffmoe_scale/convert/torch_archive.py"}
+"""One reads pickles by a list of names, the other only writes them."""
 
 
 def problems(text: str) -> Iterator[str]:
@@ -83,7 +84,7 @@ def test_no_file_runs_what_stands_in_data() -> None:
         for problem in problems(path.read_text(encoding="utf-8"))
     }
     assert {problem for problem in found if not problem.endswith(": pickle")} == set()
-    assert {problem.split()[0] for problem in found} == {PICKLES}
+    assert {problem.split()[0] for problem in found} == PICKLES
 
 
 @pytest.mark.parametrize(
