@@ -61,7 +61,7 @@ def run(parsed: argparse.Namespace) -> None:
     asked += [Asked(capacity, kind) for kind in parsed.calibrations for capacity in parsed.capacities]
     sweep = open_sweep(pipeline, asked, count=parsed.prompts, others=parsed.pictures, seed=parsed.seed)
     sweep.measure(asked)
-    sweep.keep(time_points(pipeline, sweep.found, rounds=parsed.rounds, batch=parsed.timed))
+    sweep.keep(time_points(sweep.pipeline, sweep.found, rounds=parsed.rounds, batch=parsed.timed))
     replace_file(sweep.path.with_suffix(".svg"), plot_sweep(sweep.found.points).encode())
     print(format_sweep(sweep.found))
     print(sweep.path)

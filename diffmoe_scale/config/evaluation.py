@@ -13,9 +13,11 @@ from diffmoe_scale.config.section import PATH, Range, Section
 from diffmoe_scale.config.yaml_file import read_yaml
 
 SuiteKind = Literal[
-    "scenes", "prompts", "geneval", "geneval2", "dpg_bench", "t2i_compbench", "oneig", "longtext"
+    "scenes", "labels", "prompts", "geneval", "geneval2", "dpg_bench", "t2i_compbench", "oneig", "longtext"
 ]
-OWN_COPY = tuple(kind for kind in get_args(SuiteKind) if kind != "scenes")
+OWN_COPY: tuple[SuiteKind, ...] = tuple(
+    kind for kind in get_args(SuiteKind) if kind not in ("scenes", "labels")
+)
 """Suites whose prompts are in a file of the user's."""
 MAX_VARIANTS = 1000
 
@@ -25,7 +27,8 @@ class SuiteConfig(Section, name="suites.N", is_free=True):
     """A set of prompts, and how their pictures are scored."""
 
     kind: SuiteKind
-    """scenes (built in), prompts (a list of yours), or the layout of a benchmark."""
+    """scenes (built in), labels (of a class-conditional model), prompts (a list of yours), or the layout of a
+    benchmark."""
     name: str = ""
     """Its name in results; empty is the kind, with the language or the file's name where several fit."""
     file: Annotated[str, PATH] = ""
@@ -34,6 +37,8 @@ class SuiteConfig(Section, name="suites.N", is_free=True):
     for t2i_compbench, OneIG-Bench.csv, text_prompts.jsonl for longtext."""
     questions: Annotated[str, PATH] = ""
     """Questions for the judge: dpg_bench.csv, or the folder scripts/alignment/Q_D of oneig."""
+    classes: Annotated[int, Range(0, 10**7)] = 0
+    """Of labels: how many classes the models have (model.num_classes)."""
     prompts: Annotated[int, Range(0, 10**7)] = 0
     """So many, evenly over the file; 0 is all, and 96 for each of the six suites of scenes."""
     pictures: Annotated[int, Range(0, 10_000)] = 0
@@ -45,7 +50,13 @@ class SuiteConfig(Section, name="suites.N", is_free=True):
             bool(self.file) == (self.kind in OWN_COPY),
             "suites.N.file",
             self.file,
-            "nothing for kind 'scenes', which is built in, and for the others your copy of the prompts",
+            "nothing for kinds 'scenes' and 'labels', and for the others your copy of the prompts",
+        )
+        require(
+            bool(self.classes) == (self.kind == "labels"),
+            "suites.N.classes",
+            self.classes,
+            "the number of classes for kind 'labels' (model.num_classes), and nothing for the others",
         )
         require(
             not self.questions or self.kind in ("dpg_bench", "oneig"),

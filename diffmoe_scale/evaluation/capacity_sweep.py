@@ -8,29 +8,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from diffmoe_scale.config.check import RunError
-from diffmoe_scale.config.sampling import SamplingConfig, check_capacity
+from diffmoe_scale.config.sampling import SamplingConfig
 from diffmoe_scale.evaluation.captions import check_captions
 from diffmoe_scale.evaluation.metrics.scorer import Metrics, load_metrics
+from diffmoe_scale.evaluation.sweep_prompts import Group, calibrated_for_scenes, make_groups
 from diffmoe_scale.evaluation.sweep_results import Point, Sweep, make_profile, read_sweep, write_sweep
 from diffmoe_scale.sampling.batch import generate_batches, latent_shape, number_requests
-from diffmoe_scale.sampling.calibration import Kind, collect_prompts
-from diffmoe_scale.sampling.call_capacity import CapacityProfile, kind_of_caption
+from diffmoe_scale.sampling.calibration import Kind
+from diffmoe_scale.sampling.call_capacity import CapacityProfile
 from diffmoe_scale.sampling.cost import measure_cost
 from diffmoe_scale.sampling.loading import Pipeline
 from diffmoe_scale.sampling.loads import LoadByTime
 from diffmoe_scale.sampling.thresholds import (
+    check_calibration,
     checkpoint_fingerprint,
     find_selection,
     fingerprint_of,
     measured_settings,
 )
-from diffmoe_scale.scenes.suites import SUITES, Prompt, build_suite, score_images
+from diffmoe_scale.scenes.suites import score_images
 from diffmoe_scale.telemetry.picture_grid import to_pixels
 from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
-
-OTHERS = "others"
 
 
 @dataclass(frozen=True)
@@ -49,30 +49,6 @@ class Asked:
         return replace(base, selection="threshold", capacity=self.capacity, calibration=self.calibration)
 
 
-@dataclass(frozen=True)
-class Group:
-    """Prompts that are drawn and scored together; `scenes` where their pictures can be checked."""
-
-    name: str
-    prompts: list[str | int]
-    scenes: list[Prompt]
-
-
-def make_groups(
-    pipeline: Pipeline, *, has_scenes: bool, has_metrics: bool, count: int, others: int, seed: int
-) -> list[Group]:
-    """The six suites of scenes, `count` prompts each; without them, and for metrics, `others` captions of the
-    run's validation shards, or labels."""
-    groups = []
-    if has_scenes:
-        suites = {name: build_suite(name, num_prompts=count, seed=seed) for name in SUITES}
-        for name, prompts in suites.items():
-            groups.append(Group(name, [prompt.text for prompt in prompts], prompts))
-    if has_metrics or not has_scenes:
-        groups.append(Group(OTHERS, list(collect_prompts(pipeline.config, others)), []))
-    return groups
-
-
 class OpenSweep:
     """A sweep and its file, which is written after each point."""
 
@@ -84,6 +60,7 @@ class OpenSweep:
             "checkpoint": checkpoint_fingerprint(pipeline.checkpoint),
             "settings": measured_settings(pipeline.config.sampling),
             "calibration_images": pipeline.config.sampling.calibration_images,
+            "calibration_prompts": pipeline.config.sampling.calibration_prompts,
             "prompts": {group.name: len(group.prompts) for group in groups},
             "seed": seed,
             "metrics": None if metrics is None else asdict(metrics.config),
@@ -137,14 +114,18 @@ def open_sweep(
             f"{pipeline.config.moe.num_experts}, moe.router {pipeline.config.moe.router!r}): its capacity is "
             "that of training"
         )
+    has_scenes = _knows_scenes(pipeline)
+    if has_scenes and not pipeline.config.sampling.calibration_prompts:
+        pipeline = calibrated_for_scenes(pipeline)
     for one in asked:
-        check_capacity(one.sampling(pipeline.config.sampling), pipeline.config.moe)
+        sampling = one.sampling(pipeline.config.sampling)
+        check_calibration(pipeline.config, sampling, checkpoint=pipeline.checkpoint, weights=pipeline.weights)
     metrics = None
     if pipeline.config.metrics.names:
         metrics = load_metrics(pipeline.config.metrics, pipeline.networks.device)
     groups = make_groups(
         pipeline,
-        has_scenes=_knows_scenes(pipeline),
+        has_scenes=has_scenes,
         has_metrics=metrics is not None,
         count=count,
         others=others,
@@ -192,7 +173,7 @@ def _measure(
             title=f"{one.capacity:g} {group.name}",
         ):
             prompts = [request.prompt for request in batch.requests]
-            kinds = [_kind(group, prompt) for prompt in prompts]
+            kinds = [group.kind_of(prompt) for prompt in prompts]
             profile.add(batch.capacities, kinds=kinds, prompts=[str(prompt) for prompt in prompts])
             loads.merge(batch.loads)
             calls += batch.calls * len(prompts)
@@ -219,13 +200,6 @@ def _measure(
             profile, [layer.layer_index for layer in pipeline.networks.denoiser.moe_layers()]
         ),
     )
-
-
-def _kind(group: Group, prompt: str | int) -> str:
-    """The suite, the class, or how long a caption is."""
-    if isinstance(prompt, int):
-        return f"class {prompt}"
-    return group.name if group.scenes else kind_of_caption(prompt)
 
 
 def _error_of_mean(scores: Mapping[str, float], groups: Sequence[Group]) -> float:

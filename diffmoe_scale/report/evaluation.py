@@ -88,22 +88,23 @@ def _curves(results: Sequence[JobResult]) -> list[Markup]:
     """Scores over training, where a run has several steps."""
     panels: dict[str, list[Curve]] = {}
     for suite, members in by_suite(results):
-        lines: dict[str, list[tuple[int, float]]] = {}
+        lines: dict[str, list[tuple[int, float, float, float]]] = {}
         for name, result in zip(_without_step(members), members, strict=True):
             for scorer, scores in result.scores.items():
                 panel = f"{suite}, {scorer}"
-                lines.setdefault(f"{panel}\n{name}", []).append((result.step, 100 * scores.total.value))
+                total = scores.total
+                point = (result.step, 100 * total.value, 100 * total.low, 100 * total.high)
+                lines.setdefault(f"{panel}\n{name}", []).append(point)
         for key, points in lines.items():
             if len(points) > 1:
                 panel, _, name = key.partition("\n")
-                steps, values = (
-                    np.array(column, dtype=float) for column in zip(*sorted(points), strict=True)
-                )
+                steps, values, low, high = np.array(sorted(points), dtype=float).T
                 curves = panels.setdefault(panel, [])
-                curves.append(Curve(name, steps, values, color=len(curves), is_noisy=False))
+                color = len(curves)
+                curves.append(Curve(name, steps, values, color, is_noisy=False, low=low, high=high))
     if not panels:
         return []
-    caption = "Scores in per cent over the steps of training."
+    caption = "Scores in per cent over the steps of training; bands are 95 % confidence intervals."
     return [element("h2", "Over training"), figure(plot_curves(panels).encode(), kind="svg", caption=caption)]
 
 

@@ -28,7 +28,8 @@ MAX_LOAD_COLOR = 4.0
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a panel: finite values or NaN by step. A noisy one is drawn faint, with its running mean.
+    """One line of a panel: finite values or NaN by step. A noisy one is drawn faint, with its running mean;
+    of others `low` and `high` bound a band around it.
 
     Its colour is number `color` of COLORS or, where `shade` in [0, 1] is given, that of a scale.
     """
@@ -39,6 +40,8 @@ class Curve:
     color: int = 0
     shade: float | None = None
     is_noisy: bool = True
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
 
     @property
     def paint(self) -> Any:  # a colour of matplotlib
@@ -138,6 +141,10 @@ def _draw_panel(axes: Axes, title: str, curves: Sequence[Curve]) -> None:
         steps, values = curve.steps[shown], curve.values[shown]
         style = {"color": curve.paint, "linewidth": 1.6, "label": curve.label}
         if not curve.is_noisy:
+            if curve.low is not None and curve.high is not None:
+                axes.fill_between(
+                    steps, curve.low[shown], curve.high[shown], color=curve.paint, alpha=0.14, linewidth=0
+                )
             axes.plot(steps, values, marker="o" if len(shown) <= 60 else None, markersize=3, **style)
             continue
         if len(curves) <= 2:

@@ -72,7 +72,7 @@ def load_pipeline(
     if is_export(path):
         return _load_export(path, weights=weights, settings=settings, context=context)
     is_checkpoint = path.absolute().parent.name == "checkpoints"
-    directory = RunDirectory(path.absolute().parent.parent if is_checkpoint else path)
+    directory = directory_of(path)
     if not directory.config.is_file():
         raise ValueError(
             f"{path} is no run: {directory.config} does not exist; give a run directory or one of its "
@@ -94,6 +94,14 @@ def load_pipeline(
     return Pipeline(networks, config, directory, checkpoint, step, weights, context)
 
 
+def directory_of(path: Path) -> RunDirectory:
+    """Where pictures, scores and thresholds of a run, a checkpoint or an export go."""
+    if is_export(path):
+        return RunDirectory(path if path.is_dir() else path.with_suffix(""))
+    is_checkpoint = path.absolute().parent.name == "checkpoints"
+    return RunDirectory(path.absolute().parent.parent if is_checkpoint else path)
+
+
 def _load_export(
     path: Path, *, weights: str, settings: Sequence[str], context: ParallelContext | None
 ) -> Pipeline:
@@ -104,7 +112,7 @@ def _load_export(
         held = ", ".join(name for name in stored.families if name != "buffer")
         raise ValueError(f"weights are {weights!r}, but {path} holds {held}; give --weights {held}")
     config = stored.config
-    directory = RunDirectory(path if path.is_dir() else path.with_suffix(""))
+    directory = directory_of(path)
     context = context or join_ranks(config.parallel.expert_parallel)
     if stored.tokenizer and Ranks(context).is_main:
         directory.path.mkdir(parents=True, exist_ok=True)

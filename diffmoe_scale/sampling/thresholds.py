@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any  # JSON values
 
 from diffmoe_scale.checkpoint.manifest import MANIFEST
+from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.sampling import SamplingConfig, check_capacity
+from diffmoe_scale.config.schema import Config
 from diffmoe_scale.files import replace_file
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.sampling.batch import plain_selection
 from diffmoe_scale.sampling.calibration import Found, calibrate, collect_prompts
-from diffmoe_scale.sampling.loading import Pipeline
+from diffmoe_scale.sampling.loading import Pipeline, directory_of
 from diffmoe_scale.sampling.logit_counts import thresholds_on
 from diffmoe_scale.sampling.prompts import read_prompt_file
 from diffmoe_scale.sampling.ranks import Ranks
@@ -49,7 +51,7 @@ def find_selection(pipeline: Pipeline, sampling: SamplingConfig) -> Selection:
         return plain_selection(sampling)
     check_capacity(sampling, pipeline.config.moe)
     ranks = Ranks(pipeline.context)
-    path = _path(pipeline, sampling)
+    path = _path(pipeline.directory, pipeline.checkpoint, pipeline.weights, sampling)
     prompts, kept = ranks.of_main(lambda: _look(pipeline, sampling, path))
     if kept is None:
         assert prompts is not None
@@ -72,6 +74,23 @@ def find_selection(pipeline: Pipeline, sampling: SamplingConfig) -> Selection:
     )
 
 
+def check_calibration(config: Config, sampling: SamplingConfig, *, checkpoint: Path, weights: str) -> None:
+    """Before hours of drawing: whether `find_selection` will have thresholds, or prompts to look for them.
+
+    `config` is the run's. Raises: ValueError as `find_selection`.
+    """
+    if sampling.capacity == 0:
+        return
+    check_capacity(sampling, config.moe)
+    try:
+        _prompts(config, sampling)
+    except (ValueError, OSError) as error:
+        path = _path(directory_of(checkpoint), checkpoint, weights, sampling)
+        kept, _ = _read_fitting(path, _made_of(checkpoint, sampling, None))
+        if kept is None:
+            raise _no_prompts(error) from error
+
+
 def describe_thresholds(selection: Selection) -> str:
     """Twelve hexadecimal digits that differ between thresholds; "" for a rule without a calibration."""
     if not selection.gamma_by_block:
@@ -80,38 +99,50 @@ def describe_thresholds(selection: Selection) -> str:
     return blake2b(json.dumps(tree).encode(), digest_size=6).hexdigest()
 
 
-def _path(pipeline: Pipeline, sampling: SamplingConfig) -> Path:
-    """Each checkpoint, capacity and way of sampling has its file, so that a sweep keeps all of its own."""
+def _path(directory: RunDirectory, checkpoint: Path, weights: str, sampling: SamplingConfig) -> Path:
+    """Each checkpoint, capacity, way of sampling and file of prompts has its own: a sweep keeps all."""
     way = fingerprint_of(measured_settings(sampling))[:8]
     kind = f"{sampling.calibration}-{sampling.capacity:g}-{way}"
-    return pipeline.directory.calibrations / f"{pipeline.checkpoint.stem}-{pipeline.weights}-{kind}.json"
+    if sampling.calibration_prompts:
+        kind += f"-{fingerprint_of(sampling.calibration_prompts)[:8]}"
+    return directory.calibrations / f"{checkpoint.stem}-{weights}-{kind}.json"
 
 
 def _look(
     pipeline: Pipeline, sampling: SamplingConfig, path: Path
 ) -> tuple[list[str | int] | None, dict[str, Any] | None]:
     """The prompts for a calibration, and the one that is kept and still holds (None: there is none)."""
-    kept, problem = _read(path)
+    prompts, unread = None, None
     try:
-        prompts = _prompts(pipeline, sampling)
+        prompts = _prompts(pipeline.config, sampling)
     except (ValueError, OSError) as error:
-        if kept is None:
-            raise ValueError(
-                f"sampling.capacity needs prompts to calibrate with, and they cannot be read ({error}); set "
-                "sampling.calibration_prompts to a file of prompts"
-            ) from error
-        prompts = None
-        logger.info("the prompts of %s cannot be read to compare them (%s)", path, error)
-    if kept is not None:
-        wanted = _made_of(pipeline, sampling, prompts)
-        problem = ", ".join(
-            name for name, value in wanted.items() if value is not None and kept["made_of"].get(name) != value
-        )
-        problem = problem and f"was made of another {problem}"
+        unread = error
+    kept, problem = _read_fitting(path, _made_of(pipeline.checkpoint, sampling, prompts))
     if problem:
         logger.info("%s %s; the calibration is made anew", path, problem)
-        kept = None
+    if unread is not None:
+        if kept is None:
+            raise _no_prompts(unread) from unread
+        logger.info("the prompts of %s cannot be read to compare them (%s)", path, unread)
     return prompts, kept
+
+
+def _no_prompts(error: Exception) -> ValueError:
+    return ValueError(
+        f"sampling.capacity needs prompts to calibrate with, and they cannot be read ({error}); set "
+        "sampling.calibration_prompts to a file of prompts"
+    )
+
+
+def _read_fitting(path: Path, wanted: Mapping[str, str | None]) -> tuple[dict[str, Any] | None, str]:
+    """What is kept at `path` if it was made of what is wanted, and what is wrong with it else."""
+    kept, problem = _read(path)
+    if kept is not None:
+        differing = [
+            name for name, value in wanted.items() if value is not None and kept["made_of"].get(name) != value
+        ]
+        problem = f"was made of another {', '.join(differing)}" if differing else ""
+    return (None if problem else kept), problem
 
 
 def _read(path: Path) -> tuple[dict[str, Any] | None, str]:
@@ -129,21 +160,21 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, str]:
     return tree, ""
 
 
-def _prompts(pipeline: Pipeline, sampling: SamplingConfig) -> list[str | int]:
+def _prompts(config: Config, sampling: SamplingConfig) -> list[str | int]:
     """Raises: ValueError, OSError."""
     count = sampling.calibration_images
-    if not sampling.calibration_prompts or pipeline.config.model.conditioning == "class":
-        return list(collect_prompts(pipeline.config, count))
+    if not sampling.calibration_prompts or config.model.conditioning == "class":
+        return list(collect_prompts(config, count))
     rows = read_prompt_file(Path(sampling.calibration_prompts))
     return [rows[place % len(rows)].prompt for place in range(count)]
 
 
 def _made_of(
-    pipeline: Pipeline, sampling: SamplingConfig, prompts: Sequence[str | int] | None
+    checkpoint: Path, sampling: SamplingConfig, prompts: Sequence[str | int] | None
 ) -> dict[str, str | None]:
     """Fingerprints of what decides the thresholds; None for what is not known."""
     return {
-        "checkpoint": checkpoint_fingerprint(pipeline.checkpoint),
+        "checkpoint": checkpoint_fingerprint(checkpoint),
         "prompts": None if prompts is None else fingerprint_of(prompts),
         "settings": fingerprint_of(measured_settings(sampling)),
     }
@@ -181,7 +212,7 @@ def _tree(
         "capacity": found.capacity,
         "gamma": found.selection.gamma,
         "thresholds": {str(block): values.tolist() for block, values in thresholds.items()},
-        "made_of": _made_of(pipeline, sampling, prompts),
+        "made_of": _made_of(pipeline.checkpoint, sampling, prompts),
         "images": len(prompts),
         "first_prompts": list(prompts[:8]),
         "seed": SEED,

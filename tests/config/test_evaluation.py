@@ -55,7 +55,7 @@ def test_lists_of_sampling_and_overrides_are_taken(tmp_path: Path) -> None:
         ("suites: [{kind: genevall, file: a}]", "suites.0.kind is 'genevall'"),
         (
             "suites: [{kind: scenes}, {kind: geneval}]",
-            "suites.1.file is ''; expected nothing for kind 'scenes'",
+            "suites.1.file is ''; expected nothing for kinds 'scenes' and 'labels'",
         ),
         ("suites: [{kind: scenes, fil: a}]", "suites.0.fil is no setting; did you mean suites.0.file?"),
         ("suites: [{kind: geneval, file: a, questions: b}]", "suites.0.questions is 'b'; expected nothing"),

@@ -14,7 +14,8 @@ from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.metrics import MetricsConfig
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.evaluation import capacity_sweep as module
-from diffmoe_scale.evaluation.capacity_sweep import Asked, Group, OpenSweep, open_sweep
+from diffmoe_scale.evaluation.capacity_sweep import Asked, OpenSweep, open_sweep
+from diffmoe_scale.evaluation.sweep_prompts import Group
 from diffmoe_scale.evaluation.sweep_results import read_sweep
 from diffmoe_scale.sampling.loading import Pipeline
 from diffmoe_scale.scenes.suites import Prompt, build_suite

@@ -17,7 +17,7 @@ from diffmoe_scale.sampling import thresholds as module
 from diffmoe_scale.sampling.batch import Generated, generate_batch, number_requests
 from diffmoe_scale.sampling.loading import Pipeline
 from diffmoe_scale.sampling.metadata import find_difference, picture_metadata
-from diffmoe_scale.sampling.thresholds import find_selection
+from diffmoe_scale.sampling.thresholds import check_calibration, find_selection
 from tests.ranks import run_on_ranks
 from tests.sampling.models import PLAIN, build, config
 
@@ -158,6 +158,31 @@ def test_a_calibration_that_cannot_be_kept_is_used(
     pipeline.directory.calibrations.write_text("a file where the folder should be")
     assert find_selection(pipeline, replace(ASKED, calibration_images=4)).rule == "interval"
     assert "cannot be kept" in caplog.text
+
+
+def test_prompts_that_cannot_be_read_are_said_beforehand_unless_thresholds_are_kept(
+    tmp_path: Path, searches: list[str]
+) -> None:
+    pipeline = make_pipeline(tmp_path)
+    settings = replace(
+        pipeline.config, model=replace(pipeline.config.model, conditioning="text", num_classes=0)
+    )
+    (tmp_path / "prompts.txt").write_text("0\n", encoding="utf-8")
+    asked = replace(ASKED, calibration_prompts=str(tmp_path / "prompts.txt"), calibration_images=4)
+    names: dict[str, Any] = {"checkpoint": pipeline.checkpoint, "weights": "ema"}
+    check_calibration(settings, asked, **names)
+    find_selection(pipeline, asked)
+    (tmp_path / "prompts.txt").unlink()
+    check_calibration(settings, asked, **names)  # of the thresholds that are kept
+    check_calibration(settings, replace(asked, capacity=0.0), **names)
+    with pytest.raises(ValueError, match=r"needs prompts to calibrate with, and they cannot be read"):
+        check_calibration(settings, replace(asked, capacity=1.4), **names)
+    (pipeline.checkpoint / "manifest.json").write_text("other weights of step 1")
+    with pytest.raises(ValueError, match=r"needs prompts to calibrate with"):
+        check_calibration(settings, asked, **names)
+    with pytest.raises(ValueError, match=r"needs prompts to calibrate with"):
+        find_selection(replace(pipeline, config=settings), asked)
+    assert len(searches) == 1
 
 
 def test_without_a_capacity_the_rule_is_that_of_the_settings(pipeline: Pipeline) -> None:

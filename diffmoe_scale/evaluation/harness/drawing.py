@@ -1,7 +1,8 @@
 """The pictures of a job: what is there, what is missing, and drawing that."""
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +24,8 @@ from diffmoe_scale.telemetry.picture_grid import to_pixels
 
 DRAWN = "drawn"
 PICTURES = "pictures"
+CHECKED = "checked.json"
+"""Digest, bytes and time of the pictures that were read last."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,29 @@ def read_picture(job: Job, folder: Path, place: int, drawn: DrawnPicture) -> byt
     if digest_of(data) != drawn.digest:
         raise ValueError(f"{path} is not the picture that was drawn; remove it and run again")
     return data
+
+
+def check_pictures(job: Job, folder: Path, drawn: Mapping[int, DrawnPicture]) -> None:
+    """Read the pictures that were not read since their files changed last. Raises: ValueError for one that is
+    not what was drawn, OSError."""
+    path = folder / CHECKED
+    try:
+        known = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        known = {}
+    known = known if isinstance(known, dict) else {}
+    found = {}
+    for place, picture in sorted(drawn.items()):
+        name = job.suite.file_of(place)
+        try:
+            stat = (folder / PICTURES / name).stat()
+            found[name] = [picture.digest, stat.st_size, stat.st_mtime_ns]
+        except FileNotFoundError:
+            pass  # `read_picture` says so
+        if name not in found or known.get(name) != found[name]:
+            read_picture(job, folder, place, picture)
+    if found != known:
+        replace_file(path, json.dumps(found).encode())
 
 
 def draw(

@@ -11,10 +11,12 @@ from typing import Any  # settings of any type
 
 from diffmoe_scale.config.sampling import SamplingConfig
 from diffmoe_scale.evaluation.harness.targets import Target
+from diffmoe_scale.evaluation.suites.label_list import LabelSuite
 from diffmoe_scale.evaluation.suites.suite import Suite
 from diffmoe_scale.sampling.batch import Request
 from diffmoe_scale.sampling.generate import check_requests, override_sampling
 from diffmoe_scale.sampling.metadata import NOT_SEEN
+from diffmoe_scale.sampling.thresholds import check_calibration
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,18 @@ class Job:
     def folder(self, output: Path) -> Path:
         return output / self.name
 
+    def check_calibration(self) -> None:
+        """Raises: ValueError if `sampling.capacity` cannot be calibrated, naming the checkpoint."""
+        target = self.target
+        try:
+            check_calibration(target.config, self.sampling, checkpoint=target.path, weights=target.weights)
+        except ValueError as error:
+            raise ValueError(f"{target.path} cannot be sampled so: {error}") from error
+
     def request(self, place: int) -> Request:
-        return Request(self.suite.prompt_of(place).text, self.seed, self.suite.noise_of(place))
+        text = self.suite.prompt_of(place).text
+        prompt = int(text) if isinstance(self.suite, LabelSuite) else text
+        return Request(prompt, self.seed, self.suite.noise_of(place))
 
 
 def make_jobs(
@@ -65,20 +77,39 @@ def make_jobs(
     of the models, naming it."""
     jobs = []
     for target in targets:
-        if target.config.model.conditioning != "text":
-            raise ValueError(
-                f"{target.path} is a class-conditional model (model.conditioning=class), and suites are "
-                "captions; leave it out of evaluation.checkpoints"
-            )
+        for suite in suites:
+            _check_kind(target, suite)
         for varied in combinations(sampling):
             try:
                 settings = override_sampling(target.config.sampling, varied)
                 config = replace(target.config, sampling=settings)
-                check_requests([Request("", seed)], config, settings)
+                found = [Job(target, suite, settings, varied, seed) for suite in suites]
+                check_requests([job.request(0) for job in found], config, settings)
             except ValueError as error:
                 raise ValueError(f"{target.path} cannot be sampled so: {error}") from error
-            jobs += [Job(target, suite, settings, varied, seed) for suite in suites]
+            jobs += found
     return jobs
+
+
+def _check_kind(target: Target, suite: Suite) -> None:
+    """Raises: ValueError for captions to a model of classes, or labels to another."""
+    model = target.config.model
+    if not isinstance(suite, LabelSuite):
+        if model.conditioning == "class":
+            raise ValueError(
+                f"{target.path} is a class-conditional model (model.conditioning=class), and suite "
+                f"{suite.name!r} holds captions; give it a suite of kind 'labels', in another evaluation"
+            )
+        return
+    if model.conditioning != "class":
+        raise ValueError(
+            f"{target.path} is a model of captions, and suite {suite.name!r} holds labels; leave out one"
+        )
+    if suite.num_classes != model.num_classes:
+        raise ValueError(
+            f"suite {suite.name!r} has {suite.num_classes} classes, but {target.path} has "
+            f"{model.num_classes}; set suites.N.classes to {model.num_classes}"
+        )
 
 
 def combinations(sampling: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

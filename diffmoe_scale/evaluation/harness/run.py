@@ -63,11 +63,18 @@ class Harness:
                 seed=settings.seed,
             )
         )
-        self.ranks.of_main(lambda: self.metrics.check(jobs))
+        self.ranks.of_main(lambda: self._check(jobs))
         for target, group in groupby(jobs, key=lambda job: job.target):
             if self.evaluate(target, list(group)):
                 self._report()
         self._report()
+
+    def _check(self, jobs: Sequence[Job]) -> None:
+        """Before hours of drawing. Raises: ValueError for what metrics or calibrations lack, OSError."""
+        self.metrics.check(jobs)
+        for job in jobs:
+            if missing_places(job, job.folder(self.output), self.part):
+                job.check_calibration()
 
     def _report(self) -> None:
         self.ranks.of_main(lambda: self.report(write_results(self.output)))

@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any  # JSON values
 
-from diffmoe_scale.evaluation.harness.drawing import PICTURES, DrawnPicture, Part, read_drawn, read_picture
+from diffmoe_scale.evaluation.harness.drawing import (
+    PICTURES,
+    DrawnPicture,
+    Part,
+    check_pictures,
+    read_drawn,
+    read_picture,
+)
 from diffmoe_scale.evaluation.harness.job import Job
 from diffmoe_scale.evaluation.harness.records import RecordWriter
 from diffmoe_scale.evaluation.harness.result import (
@@ -78,11 +85,12 @@ def score(
     """Write and return the result of a job; None while pictures of other parts are missing. `judge` is the
     fingerprint of the judge that is used now; "" for none, when all stored answers count.
 
-    Raises: ValueError for the results of another benchmark or model.
+    Raises: ValueError for the results of another benchmark or model, or a picture that was changed.
     """
     drawn = read_drawn(folder)
     if len(drawn) < job.suite.count:
         return None
+    check_pictures(job, folder, drawn)
     advice = job.suite.export(folder / PICTURES)
     tables: dict[str, ScoreTable] = {}
     if drawn[0].score is not None:

@@ -50,12 +50,13 @@ class InceptionScore:
                 part.sum_C = part.sum_C + other.sum_C
                 part.negative_entropy += other.negative_entropy
 
-    def score(self) -> tuple[float, float]:
-        """Mean and standard deviation over the parts."""
+    def score(self) -> tuple[float, float | None]:
+        """Mean and standard deviation over the parts; None for the deviation of a single one."""
         scores = []
         for part in self.parts.values():
             mean_C = torch.as_tensor(part.sum_C) / part.count
             divergence = part.negative_entropy / part.count - torch.xlogy(mean_C, mean_C).sum()
             scores.append(divergence.exp())
         scores_P = torch.stack(scores)
-        return float(scores_P.mean()), float(scores_P.std(correction=0))
+        deviation = float(scores_P.std(correction=0)) if len(scores_P) > 1 else None
+        return float(scores_P.mean()), deviation

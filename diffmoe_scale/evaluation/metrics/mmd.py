@@ -17,9 +17,12 @@ BLOCK = 2048
 """Rows compared at once: 2048 x 2048 in float64 are 32 MiB."""
 
 
-def kernel_distance(first_NF: Tensor, second_MF: Tensor, *, subsets: int, size: int) -> tuple[float, float]:
-    """KID (arXiv 1801.01401) in float64: mean and standard deviation, over subsets of `size` pictures of both
-    sets, of the unbiased estimate with k = (x y / F + 1)^3. The subsets are those of torch-fidelity."""
+def kernel_distance(
+    first_NF: Tensor, second_MF: Tensor, *, subsets: int, size: int
+) -> tuple[float, float | None]:
+    """KID (arXiv 1801.01401) in float64: mean and standard deviation (None for a single one), over subsets of
+    `size` pictures of both sets, of the unbiased estimate with k = (x y / F + 1)^3. The subsets are those of
+    torch-fidelity."""
     random = np.random.RandomState(SEED)
     found = []
     for _ in range(subsets):
@@ -29,7 +32,7 @@ def kernel_distance(first_NF: Tensor, second_MF: Tensor, *, subsets: int, size: 
             _polynomial(x_SF, x_SF).fill_diagonal_(0).sum() + _polynomial(y_SF, y_SF).fill_diagonal_(0).sum()
         )
         found.append(float(within / (size * (size - 1)) - 2 * _polynomial(x_SF, y_SF).mean()))
-    return float(np.mean(found)), float(np.std(found))
+    return float(np.mean(found)), float(np.std(found)) if subsets > 1 else None
 
 
 def _polynomial(first_SF: Tensor, second_SF: Tensor) -> Tensor:

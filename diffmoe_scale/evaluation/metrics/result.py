@@ -13,7 +13,7 @@ class MetricValue:
     value: float
     error: float | None
     """Standard deviation over the subsets of KID and the parts of the Inception Score, standard error of the
-    CLIP score; None where there is none."""
+    CLIP score; None where there is none, as of a single part."""
     pictures: int
     """N, the number of samples."""
     backbone: str

@@ -5,6 +5,7 @@ suite.py          what a suite is
 build.py          the suite that the settings name
 scenes.py         the embedded scenes with their exact rule
 prompt_list.py    prompts of a file of yours
+label_list.py     labels of a class-conditional model
 geneval.py        GenEval: folders out, results in
 geneval2.py       GenEval 2: Soft-TIFA by a judge
 dpg_bench.py      DPG-Bench: questions that depend on others

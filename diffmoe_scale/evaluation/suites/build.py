@@ -7,6 +7,7 @@ from diffmoe_scale.config.evaluation import SuiteConfig
 from diffmoe_scale.evaluation.suites.dpg_bench import dpg_suite
 from diffmoe_scale.evaluation.suites.geneval import geneval_suite
 from diffmoe_scale.evaluation.suites.geneval2 import geneval2_suite
+from diffmoe_scale.evaluation.suites.label_list import label_suite
 from diffmoe_scale.evaluation.suites.longtext import longtext_suite
 from diffmoe_scale.evaluation.suites.oneig import oneig_suite
 from diffmoe_scale.evaluation.suites.prompt_list import prompt_suite
@@ -23,6 +24,8 @@ def build_suite(config: SuiteConfig, *, seed: int) -> Suite:
     match config.kind:
         case "scenes":
             return scene_suite(name=name, prompts=config.prompts, copies=copies, seed=seed)
+        case "labels":
+            suite = label_suite(name=name, num_classes=config.classes, copies=copies)
         case "prompts":
             suite = prompt_suite(file, name=config.name or file.stem, copies=copies)
         case "geneval":

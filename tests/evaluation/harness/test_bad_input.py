@@ -155,11 +155,50 @@ def test_wrong_use_of_the_command_is_a_sentence(run: Path, tmp_path: Path) -> No
         assert "Traceback" not in told
 
 
-def test_a_model_of_classes_has_no_prompts(run: Path, tmp_path: Path) -> None:
+def test_a_model_of_classes_takes_labels_and_others_captions(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     (copy / "config.yaml").write_text(dump_config(class_config()), encoding="utf-8")
-    ((code, told),) = run_alone(commands, "--config", str(write_config(tmp_path, copy, sampling={})))
-    assert code == 2 and "is a class-conditional model" in told
+    labels = [{"kind": "labels", "classes": 4}]
+    for model, suites, message in (
+        (copy, [{"kind": "scenes"}], "give it a suite of kind 'labels'"),
+        (copy, labels, "suite 'labels' has 4 classes, but"),
+        (run, labels, "is a model of captions, and suite 'labels' holds labels"),
+    ):
+        config = write_config(tmp_path, model, sampling={}, suites=suites)
+        ((code, told),) = run_alone(commands, "--config", str(config))
+        assert code == 2 and message in told, told
+
+
+def test_a_capacity_without_captions_is_said_before_drawing(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    text = (copy / "config.yaml").read_text(encoding="utf-8").replace(str(run.parent), "/no/shards")
+    (copy / "config.yaml").write_text(text, encoding="utf-8")
+    config = write_config(tmp_path, copy, sampling={"capacity": [0, 1.0], "selection": "threshold"})
+    ((code, told),) = run_alone(commands, "--config", str(config))
+    assert code == 2 and "sampling.capacity needs prompts to calibrate with" in told, told
+    assert not list((tmp_path / "out").glob("*/drawn*"))
+
+
+def changed_pictures(config: Path) -> list[str]:
+    """What is said of a picture that was changed, was damaged, and drawn anew, by an exact rule alone."""
+    _, results, _ = evaluate(config)
+    picture = config.parent / "out" / results[0].folder / "pictures" / results[0].files[0]
+    whole, told = picture.read_bytes(), []
+    for data in (whole[:-9], whole[:-9] + bytes(9)):
+        picture.write_bytes(data)
+        try:
+            evaluate(config)
+        except ValueError as error:
+            told.append(str(error))
+    picture.unlink()
+    drawn, _, _ = evaluate(config)
+    return [*told, f"{len(drawn)} drawn", str(picture.read_bytes() == whole)]
+
+
+def test_a_changed_picture_is_noticed_also_where_nothing_reads_it(run: Path, tmp_path: Path) -> None:
+    first, second, *rest = run_alone(changed_pictures, write_config(tmp_path, run, sampling={}))
+    assert "is not the picture that was drawn; remove it and run again" in first and first == second
+    assert rest == ["1 drawn", "True"]
 
 
 def test_results_of_another_folder_and_torn_ones_are_named(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def describe(statistics: PictureStatistics) -> dict[str, Any]:
         "spatial mean": spatial.mean_F.numpy(),
         "spatial covariance": spatial.covariance_FF.numpy(),
         "rows": statistics.rows.gather().numpy(),
-        "inception score": statistics.splits.score(),
+        "inception score": statistics.splits.score()[0],
         "captions": statistics.captions.score(),
     }
 

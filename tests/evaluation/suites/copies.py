@@ -3,16 +3,16 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args  # Any: settings of any type
+from typing import Any  # settings of any type
 
 import numpy as np
 from PIL import Image
 
-from diffmoe_scale.config.evaluation import SuiteConfig, SuiteKind
+from diffmoe_scale.config.evaluation import OWN_COPY, SuiteConfig, SuiteKind
 from diffmoe_scale.evaluation.suites.build import build_suite
 from diffmoe_scale.evaluation.suites.suite import Suite
 
-KINDS: tuple[SuiteKind, ...] = tuple(kind for kind in get_args(SuiteKind) if kind != "scenes")
+KINDS: tuple[SuiteKind, ...] = OWN_COPY
 BENCHMARKS: tuple[SuiteKind, ...] = tuple(kind for kind in KINDS if kind != "prompts")
 SIDE = 8
 

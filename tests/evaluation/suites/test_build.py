@@ -29,6 +29,16 @@ def test_fewer_prompts_are_spread_and_have_another_fingerprint(kind: SuiteKind, 
     assert half.fingerprint != whole.fingerprint == make_suite(kind, tmp_path / "c").fingerprint
 
 
+def test_labels_are_all_classes_or_some_evenly() -> None:
+    suite = build_suite(SuiteConfig(kind="labels", classes=10, pictures=5), seed=0)
+    assert (suite.count, suite.prompt_of(49).text) == (50, "9")
+    few = build_suite(SuiteConfig(kind="labels", classes=10, prompts=3), seed=0)
+    assert [prompt.text for prompt in few.prompts] == ["0", "3", "6"]
+    for wrong in ({"kind": "labels"}, {"kind": "scenes", "classes": 3}):
+        with pytest.raises(ValueError, match=r"suites\.N\.classes"):
+            SuiteConfig(**wrong)  # type: ignore[arg-type]  # wrong on purpose
+
+
 @pytest.mark.parametrize("kind", BENCHMARKS)
 @pytest.mark.parametrize("other", KINDS)
 def test_a_file_of_another_benchmark_is_named(kind: SuiteKind, other: SuiteKind, tmp_path: Path) -> None:
