@@ -23,6 +23,10 @@ METADATA = ".metadata"
 STEP_FOLDER = re.compile(r"step_(\d{8,18})", re.ASCII)
 MOST_SHOWN = 5
 SECOND_AVERAGE = "ema2/"
+ALIGNMENT = "alignment"
+"""Family of the projector of representation alignment, which is no part of the model."""
+OPTIONAL = (SECOND_AVERAGE, f"{ALIGNMENT}/")
+"""Beginnings of names that a checkpoint may hold though nobody asks for them."""
 """What the names of a second weight average begin with."""
 RECORDED_PACKAGES = ("torch", "deepspeed", "megatron-core")
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]
@@ -60,6 +64,8 @@ class Manifest:
     line: dict[str, Any] = field(default_factory=dict)
     """State of train.reporter: what the next line of metrics.jsonl holds already; {} right after a line, and
     in checkpoints of older versions, whose next line begins at the resume."""
+    teacher: str = ""
+    """Fingerprint of the encoder that it is aligned with; "" without alignment."""
     shapes: dict[str, list[Count]] = field(default_factory=dict)
     files: dict[FileName, StoredFile] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -189,13 +195,14 @@ def check_model(
     held: Mapping[str, list[int]] | None = None,
 ) -> None:
     """Raises: ValueError unless the checkpoint holds exactly tensors of these names and shapes, made with
-    these settings. A second average that nobody asks for may be there, too.
+    these settings. What is OPTIONAL and not asked for may be there, too.
 
     Settings too: heads, objective or gate can change what weights mean and leave every shape as it is.
     """
     held = manifest.shapes if held is None else held
-    if not any(name.startswith(SECOND_AVERAGE) for name in shapes):
-        held = {name: shape for name, shape in held.items() if not name.startswith(SECOND_AVERAGE)}
+    for family in OPTIONAL:
+        if not any(name.startswith(family) for name in shapes):
+            held = {name: shape for name, shape in held.items() if not name.startswith(family)}
     wrong = different_shapes(held, shapes)
     changed = [
         f"{section}.{key} was {before!r}, is {settings.get(section, {}).get(key)!r}"

@@ -9,6 +9,7 @@ text.py           the text encoders
 model.py          the transformer
 moe.py            the mixture-of-experts layers
 diffusion.py      path, prediction, loss, times
+alignment.py      representation alignment with a frozen encoder of pictures
 optimizer.py      AdamW or Muon, the schedule, the weight average
 parallel.py       how work is split over ranks
 sampling.py       how pictures are drawn

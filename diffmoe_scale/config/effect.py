@@ -38,6 +38,9 @@ RULES = (
         "moe.router is not token_choice",
     ),
     Rule("moe", ("capacity",), lambda c: c.moe.router == "token_choice", "moe.router is token_choice"),
+    Rule(
+        "alignment", (), lambda c: not c.alignment.encoder, "alignment.encoder is empty", others=("encoder",)
+    ),
     Rule("text", (), lambda c: c.model.conditioning == "class", "model.conditioning is class"),
     Rule(
         "text",

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from diffmoe_scale.config.alarms import AlarmsConfig
+from diffmoe_scale.config.alignment import AlignmentConfig
 from diffmoe_scale.config.autoencoder import AutoencoderConfig
 from diffmoe_scale.config.check import require
 from diffmoe_scale.config.data import BucketConfig, DataConfig
@@ -38,6 +39,7 @@ class Config:
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
 
     def __post_init__(self) -> None:
         self._check_text()
@@ -70,6 +72,12 @@ class Config:
             self.moe.first_dense,
             f"below {last_turn}, the last block with experts by moe.every and model.depth, or "
             "moe.num_experts=0 for a dense model",
+        )
+        require(
+            not self.alignment.encoder or self.alignment.block <= self.model.depth,
+            "alignment.block",
+            self.alignment.block,
+            f"at most model.depth ({self.model.depth})",
         )
         self._check_capacity_by_resolution()
         if self.buckets.enabled:

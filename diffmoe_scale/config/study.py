@@ -46,6 +46,11 @@ class StudySection(Section, name="study", is_free=True):
     """File of the training that all variants begin with."""
     scenes: Annotated[str, PATH] = ""
     """Folder of the embedded scenes, which are made there if they are missing; empty makes none."""
+    teacher: Annotated[str, PATH] = ""
+    """Folder of an encoder of the scenes for `alignment.encoder` of the variants; trained there if it is
+    missing and a variant names it."""
+    teacher_steps: Annotated[int, Range(1, 10**6)] = 600
+    """Steps of its training, of 64 pictures."""
     seeds: Annotated[tuple[int, ...], Range(0, 2**63 - 1)] = (0, 1, 2)
     """Each variant is trained once with each: weights, order of the data and noise come from it."""
     baseline: str = ""

@@ -35,6 +35,8 @@ class Prediction:
 
     value_BCHW: Tensor
     routings: list[Routing]
+    aligned_BND: Tensor | None = None
+    """Tokens after block `aligned_block`, where that is set."""
 
 
 class DiffusionTransformer(nn.Module):
@@ -64,6 +66,8 @@ class DiffusionTransformer(nn.Module):
         self.base = latent_size // patch
         self.token_pixels = (config.image_size // self.base) ** 2
         self.rotated_width = width // config.heads if config.positions == "rope2d" else 0
+        self.aligned_block = 0
+        """The block (1 is the first) whose tokens `forward` answers, for alignment in training; 0 is none."""
         self.recompute_blocks = config.activation_checkpointing == "blocks"
         self.patch_embedding = nn.Linear(config.channels * patch * patch, width)
         self.time_embedding = TimestepEmbedding(width, reaches_end=config.time_frequencies == "diffusers")
@@ -117,10 +121,13 @@ class DiffusionTransformer(nn.Module):
         )
         if context.rotation is None:
             x_BND = x_BND + self._position_embedding(rows, columns)
-        x_BND, routings = self._run_blocks(x_BND, None if text is None else text.tokens_BLT, context)
+        x_BND, routings, aligned_BND = self._run_blocks(
+            x_BND, None if text is None else text.tokens_BLT, context
+        )
         y_BNP = self._final_layer(x_BND, time_BD)
         # Losses and samplers compute in fp32: differences of nearly equal images.
-        return Prediction(unpatchify(y_BNP.float(), patch=self.patch, rows=rows, columns=columns), routings)
+        value_BCHW = unpatchify(y_BNP.float(), patch=self.patch, rows=rows, columns=columns)
+        return Prediction(value_BCHW, routings, aligned_BND)
 
     def _position_embedding(self, rows: int, columns: int) -> Tensor:
         weight = self.patch_embedding.weight
@@ -135,16 +142,18 @@ class DiffusionTransformer(nn.Module):
 
     def _run_blocks(
         self, x_BND: Tensor, text_BLT: Tensor | None, context: BlockContext
-    ) -> tuple[Tensor, list[Routing]]:
-        routings = []
-        for block in self.blocks:
+    ) -> tuple[Tensor, list[Routing], Tensor | None]:
+        routings, aligned_BND = [], None
+        for number, block in enumerate(self.blocks, start=1):
             if self.recompute_blocks and torch.is_grad_enabled():
                 x_BND, text_BLT, routing = checkpoint(block, x_BND, text_BLT, context, use_reentrant=False)
             else:
                 x_BND, text_BLT, routing = block(x_BND, text_BLT, context)
             if routing is not None:
                 routings.append(routing)
-        return x_BND, routings
+            if number == self.aligned_block:
+                aligned_BND = x_BND
+        return x_BND, routings, aligned_BND
 
     def _final_layer(self, x_BND: Tensor, time_BD: Tensor) -> Tensor:
         """Patches [B, N, P]. With a shared modulation the last table is added to the embedding itself

@@ -4,6 +4,7 @@ study.py       a study as its command uses it: rows, plan, work, page
 variants.py    the variants' trainings and rows (a variant with a seed), with fingerprints
 cost.py        operations a picture, which must be equal, and the time a study takes
 commands.py    the commands that make a row
+teacher.py     a small encoder of the scenes, for variants with representation alignment
 work.py        several rows at once; stopped at any time, the same call goes on
 process.py     a process that ends with the one that started it
 record.py      what is known of a row: typed, as JSON and in results.jsonl

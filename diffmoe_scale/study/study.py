@@ -68,6 +68,11 @@ class Study:
     def work(self, rows: Sequence[Row], *, is_stopped: Callable[[], bool]) -> None:
         """Make what is not done of these rows, the page being written after each."""
         waiting = [row for row in rows if read_row(row) is None]
+        teacher = self.config.study.teacher
+        if teacher and any(row.config.alignment.encoder == teacher for row in waiting):
+            from diffmoe_scale.study.teacher import make_teacher
+
+            make_teacher(Path(teacher), steps=self.config.study.teacher_steps)
         self.failures = work_on(
             waiting,
             self.costs,

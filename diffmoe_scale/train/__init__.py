@@ -15,6 +15,7 @@ zero.py          DeepSpeed's ZeRO optimizer; the only file with its private name
 optim.py         the optimizer, its parameter groups and its learning rate
 muon.py          Muon for the matrices of hidden layers, with AdamW for the rest
 muon_shares.py   whole matrices from the slices that ZeRO leaves each rank
+alignment.py     a block's tokens aligned with features of a frozen encoder: loss, projector, its steps
 ema.py           the moving average of the weights
 loss.py          the loss of a micro-batch, and what a step wants to know of it
 fixed_times.py   the loss at fixed times, by several rules of choosing experts

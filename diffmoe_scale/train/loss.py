@@ -19,6 +19,15 @@ NUM_TIME_BINS = 10
 
 
 @dataclass(frozen=True)
+class Aligned:
+    """What a loss has of alignment: `cosine` of tokens [B, N, D] with the features that they are aligned
+    with, of each sample [B]; and the weight of its negative mean."""
+
+    weight: float
+    cosine: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
 class StepLoss:
     """`total` is what is differentiated; `parts` are its detached terms: means over the micro-batch, sums of
     each time bin, losses of samples."""
@@ -50,6 +59,7 @@ def denoising_loss(
     *,
     seed: int,
     selection: Selection,
+    aligned: Aligned | None = None,
 ) -> StepLoss:
     """Noise the latents, predict, compare. `predict` is the engine or a plain Denoiser.
 
@@ -73,9 +83,16 @@ def denoising_loss(
     loss_B = loss_B * torch.where(is_finite_B, 1.0, torch.nan)
     diffusion = loss_B.mean()
     auxiliary = mean_auxiliary_losses(prediction.routings)
+    cosines: dict[str, Tensor] = {}
+    if aligned is not None:
+        assert prediction.aligned_BND is not None, "transformer.aligned_block is not set"
+        cosine = (aligned.cosine(prediction.aligned_BND) * weight_B).mean()
+        auxiliary["alignment"] = -aligned.weight * cosine
+        cosines["alignment/cosine"] = cosine.detach()
     parts = {"loss/diffusion": diffusion.detach()} | {
         f"loss/{name}": value.detach() for name, value in auxiliary.items()
     }
+    parts |= cosines
     parts |= _loss_by_time(loss_B.detach(), weight_B, t_B)
     total = diffusion + sum(auxiliary.values(), start=torch.zeros((), device=device))
     # A loss that overflowed can have finite gradients, which would become a step.

@@ -105,7 +105,7 @@ class Reporter:
 
     def add_loss(self, batch: Batch, loss: StepLoss) -> None:
         """One micro-batch was computed."""
-        for name in (part for part in loss.parts if part.startswith("loss/")):
+        for name in (part for part in loss.parts if part.startswith(("loss/", "alignment/"))):
             self._meter.add(name, loss.parts[name])
         count = loss.parts["time_bin_count"]
         self._tallies.add("by_time", loss.parts["time_bin_sum"] / count.clamp(min=1), count)

@@ -145,7 +145,14 @@ def roll_back(run: Training) -> None:
     if run.guard.counts["rollbacks"] >= max_rollbacks:
         allowed = counted(max_rollbacks, "rollback")
         raise RunError(f"{cause} and no more than {allowed} may be (defence.max_rollbacks); {advice}")
-    start = resume(run.store, run.engine, run.config, run.directory, frozen=run.networks.frozen)
+    start = resume(
+        run.store,
+        run.engine,
+        run.config,
+        run.directory,
+        frozen=run.networks.frozen,
+        alignment=run.alignment,
+    )
     if start.step == 0:
         raise RunError(f"{cause} and there is no checkpoint to go back to; {advice}")
     run.step, run.position = start.step, replace(run.position, step=start.step)
@@ -181,9 +188,11 @@ def save(run: Training) -> None:
             "zero_stage": config.parallel.zero_stage,
         },
         guard=run.guard.state(),
+        teacher="" if run.alignment is None else run.alignment.fingerprint,
         line=dict(run.line),
     )
-    run.store.save(run.engine.state(), manifest)
+    aligned = {} if run.alignment is None else run.alignment.state()
+    run.store.save(run.engine.state() | aligned, manifest)
     # Of the save before: this one is still being written.
     for line in caution_of_slow_save(run.store.last_save_s, config.parallel.timeout_s):
         logger.warning("%s", line)

@@ -21,6 +21,7 @@ from diffmoe_scale.files import replace_file
 from diffmoe_scale.model.networks import Networks, build_networks
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.parallel.waiting import wait_for_ranks
+from diffmoe_scale.train.alignment import build_alignment
 from diffmoe_scale.train.cautions import caution_of_captions, caution_of_guidance, caution_of_masters
 from diffmoe_scale.train.engine import Engine, accumulation_steps
 from diffmoe_scale.train.guard import Guard
@@ -65,7 +66,8 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
         warn(config, networks, engine, reader)
     wait_for_ranks(context.waiting_group)
     store = CheckpointStore(directory.checkpoints, config.checkpoint, group=context.checkpoint_group)
-    start = resume(store, engine, config, directory, frozen=networks.frozen)
+    alignment = build_alignment(config, context, networks.denoiser)
+    start = resume(store, engine, config, directory, frozen=networks.frozen, alignment=alignment)
     identity = model_settings(config, tokenizer=directory.tokenizer, frozen=networks.frozen)
     begin_from_weights(engine, config, context, step=start.step, settings=identity)
     position = plan.position(step=start.step, samples=start.samples, by_bucket=start.samples_by_bucket)
@@ -86,6 +88,7 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
         directory=directory,
         networks=networks,
         engine=engine,
+        alignment=alignment,
         store=store,
         validation=validation,
         sample_metrics=load_sample_metrics(config, context, networks, validation, reader),

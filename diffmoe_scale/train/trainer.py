@@ -16,6 +16,7 @@ from diffmoe_scale.model.networks import Networks
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.moe.thresholds import update_thresholds
 from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.train.alignment import Alignment
 from diffmoe_scale.train.engine import Engine
 from diffmoe_scale.train.guard import Guard
 from diffmoe_scale.train.loss import condition_of, denoising_loss, latents_of
@@ -35,6 +36,8 @@ class Training:
     directory: RunDirectory
     networks: Networks
     engine: Engine
+    alignment: Alignment | None
+    """None without alignment.encoder."""
     store: CheckpointStore
     validation: Validation
     sample_metrics: SampleMetrics | None
@@ -66,6 +69,7 @@ def train_step(run: Training, reporter: Reporter) -> None:
         with reporter.phase("encode"):
             latents_BCHW = latents_of(batch, run.networks.autoencoder, context.device)
             condition = condition_of(batch, run.networks)
+            aligned = None if run.alignment is None else run.alignment.of(batch, latents_BCHW, step=run.step)
         with reporter.phase("forward"):
             loss = denoising_loss(
                 engine,
@@ -75,6 +79,7 @@ def train_step(run: Training, reporter: Reporter) -> None:
                 condition,
                 seed=config.run.seed,
                 selection=selection,
+                aligned=aligned,
             )
         with reporter.phase("backward"):
             engine.backward(loss.total)
@@ -84,6 +89,8 @@ def train_step(run: Training, reporter: Reporter) -> None:
             kth_probabilities.append(torch.stack([routing.kth_probability_E for routing in loss.routings]))
     with reporter.phase("optimizer"):
         result = engine.step(learning_rate(run.step, config), is_observed=selection.is_observed)
+        if run.alignment is not None:
+            run.alignment.step(result.learning_rate, is_skipped=result.is_skipped)
     if kth_probabilities and not result.is_skipped:
         mean_probability = torch.stack(kth_probabilities).mean(0)
         update_thresholds(run.networks.denoiser.moe_layers(), mean_probability, context.dp_group)
