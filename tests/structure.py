@@ -84,12 +84,7 @@ USERS = {
     },
     "timm": {"evaluation/metrics/timm_network"},
     "torch_fidelity": {"evaluation/metrics/fidelity"},
-    "transformers": {
-        "encoders/text/architecture",
-        "encoders/vision/teacher",
-        "study/teacher",
-        "evaluation/judge/local_model",
-    },
+    "transformers": {"encoders/text/architecture", "encoders/vision/teacher", "evaluation/judge/local_model"},
     "tokenizers": {"encoders/text/vocabulary", "convert/shipped/tokenizer"},
     "safetensors": {
         "encoders/text/weights",

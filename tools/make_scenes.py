@@ -2,18 +2,20 @@
 (claims)."""
 
 import argparse
+import functools
 import io
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any  # arguments of any type
 
 from PIL import Image
 from tqdm import tqdm
 
 from diffmoe_scale.cli.command import command_parser, output_folder, run_command
 from diffmoe_scale.prepare.resumable import resumable
-from diffmoe_scale.scenes.scenes import Level, Split, draw_scene
+from diffmoe_scale.scenes.scenes import PAIRS, Scene, Split, draw_scene
 from diffmoe_scale.scenes.shapes import render
 
 SCENES_FILE = "scenes.json"
@@ -35,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = "width and height in pixels, at least 32 (default: 32)"
     add("--resolution", type=int, default=32, help=text)
     add("--seed", type=int, default=0, help="source of all random numbers (default: 0)")
+    text = "share of the pictures with two different objects (default: 0.5)"
+    add("--pairs", type=float, default=PAIRS, help=text)
     add("--overwrite", action="store_true", help="replace scenes made with other arguments")
     return run_command(parser, resumable(make_scenes), arguments)
 
@@ -44,24 +48,29 @@ def make_scenes(parsed: argparse.Namespace) -> None:
     where it was stopped."""
     from diffmoe_scale.prepare.publish import begin, publish  # loads torch, as webdataset does
 
-    made_with = {
+    made_with: dict[str, Any] = {
         name: getattr(parsed, name) for name in ("train", "validation", "level", "resolution", "seed")
     }
     _check(made_with)
+    if not 0 <= parsed.pairs <= 1:
+        raise ValueError(f"--pairs is {parsed.pairs}; expected 0 to 1")
+    if parsed.pairs != PAIRS:
+        made_with["pairs"] = parsed.pairs
     folder = begin(parsed.output, manifest=SCENES_FILE, made_with=made_with, is_overwritten=parsed.overwrite)
     if folder is None:
         print(f"{parsed.output}: these scenes are there already")
         return
     counts: dict[Split, int] = {"train": parsed.train, "validation": parsed.validation}
     for split, count in counts.items():
-        write_split(
-            folder, split, count=count, level=parsed.level, resolution=parsed.resolution, seed=parsed.seed
-        )
+        scenes = functools.partial(draw_scene, seed=parsed.seed, level=parsed.level, pairs=parsed.pairs)
+        write_split(folder, split, count=count, resolution=parsed.resolution, draw=scenes)
     publish(parsed.output)
     print(f"{parsed.output}: {parsed.train} training and {parsed.validation} validation samples")
 
 
-def write_split(folder: Path, split: Split, *, count: int, level: Level, resolution: int, seed: int) -> None:
+def write_split(
+    folder: Path, split: Split, *, count: int, resolution: int, draw: Callable[..., Scene]
+) -> None:
     """The shards of one split that are not there yet, SHARD_SAMPLES a shard; no shard for no samples."""
     from diffmoe_scale.prepare.publish import write_shard
 
@@ -70,15 +79,15 @@ def write_split(folder: Path, split: Split, *, count: int, level: Level, resolut
             indices = range(first, min(first + SHARD_SAMPLES, count))
             path = folder / f"{split}-{number:06d}.tar"
             if not path.is_file():
-                write_shard(path, _samples(split, indices, level=level, resolution=resolution, seed=seed))
+                write_shard(path, _samples(split, indices, resolution=resolution, draw=draw))
             progress.update(len(indices))
 
 
 def _samples(
-    split: Split, indices: range, *, level: Level, resolution: int, seed: int
+    split: Split, indices: range, *, resolution: int, draw: Callable[..., Scene]
 ) -> Iterator[dict[str, str | bytes]]:
     for index in indices:
-        scene = draw_scene(index, seed=seed, level=level, split=split)
+        scene = draw(index, split=split)
         buffer = io.BytesIO()
         Image.fromarray(render(scene.objects, resolution)).save(buffer, "png", compress_level=6)
         yield {
@@ -89,7 +98,7 @@ def _samples(
         }
 
 
-def _check(made_with: dict[str, int]) -> None:
+def _check(made_with: dict[str, Any]) -> None:
     for name, least in (("train", 1), ("validation", 0), ("resolution", 32), ("seed", 0)):
         if made_with[name] < least:
             raise ValueError(f"--{name} is {made_with[name]}; expected at least {least}")

@@ -35,6 +35,9 @@ RELATIONS = ("left of", "right of", "above", "below")
 NUMBERS = ("no", "a", "two", "three", "four")
 MAX_COUNT = 4
 TEMPLATES = ("a picture of {}", "a drawing of {}", "{} on a grey background", "an image with {}")
+PAIRS = 0.5
+"""Fraction of the pictures that show two different objects, unless another is asked for; three in five of the
+others show one, the rest several of a kind."""
 PLAIN_CAPTIONS = 0.75
 """Fraction of captions that are in no template."""
 STATED_POSITIONS = 0.35
@@ -55,10 +58,10 @@ class Scene:
         return str(self.metadata["prompt"])
 
 
-def draw_scene(index: int, *, seed: int, level: Level, split: Split = "train") -> Scene:
+def draw_scene(index: int, *, seed: int, level: Level, split: Split = "train", pairs: float = PAIRS) -> Scene:
     """Sample number `index` of a split: a pure function of its arguments."""
     generator = np.random.default_rng([seed, 0 if split == "train" else 1, index])
-    kind = generator.choice(("single", "two", "counting"), p=(0.3, 0.5, 0.2))
+    kind = generator.choice(("single", "two", "counting"), p=((1 - pairs) * 0.6, pairs, (1 - pairs) * 0.4))
     objects = _draw_objects(generator, kind, level)
     tag, include = _draw_claims(generator, kind, objects)
     caption = sentence(include)

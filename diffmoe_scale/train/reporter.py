@@ -1,5 +1,6 @@
 """What a run says of itself while it trains: metrics.jsonl, trackers, progress."""
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,8 @@ from diffmoe_scale.train.expert_health import ExpertHealth, write_experts
 from diffmoe_scale.train.guard import Verdict
 from diffmoe_scale.train.loss import StepLoss
 from diffmoe_scale.train.speed import Speed, peak_memory_gib
+
+logger = logging.getLogger(__name__)
 
 STEP_PHASES = ("data", "transfer", "encode", "forward", "backward", "optimizer")
 ALL_TO_ALL = "all_to_all"
@@ -136,6 +139,8 @@ class Reporter:
         self._extra |= metrics
 
     def add_image(self, step: int, name: str, path: Path) -> None:
+        if self.context.is_main and path.is_file():
+            logger.info("step %d: pictures of what it draws now are in %s", step, path)
         for tracker in self._trackers if path.is_file() else ():
             tracker.images(step, name, path)
 

@@ -43,8 +43,7 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
     """All that a run consists of, at its newest checkpoint or at the start. Collective over the world."""
     torch.set_float32_matmul_precision(config.run.matmul_precision)
     choose_kernels(is_deterministic=config.run.deterministic)
-    # Refuses a batch that does not split, before the slow work.
-    accumulation_steps(config, ranks=context.dp_group.size())
+    accumulation_steps(config, ranks=context.dp_group.size())  # refuses, before the slow work
     reader = open_reader(config, config.data.train)
     plan = reader.plan(global_batch=config.run.global_batch, micro_batch=config.run.micro_batch)
     if context.is_main:
@@ -76,8 +75,7 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
     guard = Guard(config.defence, context)
     guard.restore(start.guard)
     validation = Validation(config, context, directory, networks, reader)
-    refuse_other_features([reader, validation.reader], networks, config)
-    load_text_encoders([reader, validation.reader], networks, config)
+    prepare_features([reader, validation.reader], networks, config)
     if context.is_main:
         record_data(reader, validation.reader, directory)
     wait_for_ranks(context.waiting_group)
@@ -177,6 +175,12 @@ def warn_of_captions(text_encoders: TextEncoders, reader: Reader) -> None:
             )
 
 
+def prepare_features(readers: Sequence[Reader | None], networks: Networks, config: Config) -> None:
+    """What shards hold fits, and what they lack can be computed. Raises: as `refuse_other_features`."""
+    refuse_other_features(readers, networks, config)
+    load_text_encoders(readers, networks, config)
+
+
 def load_text_encoders(readers: Sequence[Reader | None], networks: Networks, config: Config) -> None:
     """Read the weights of frozen text encoders, unless every shard holds the captions' features and no
     pictures are drawn."""
@@ -188,7 +192,13 @@ def load_text_encoders(readers: Sequence[Reader | None], networks: Networks, con
 
 
 def refuse_other_features(readers: Sequence[Reader | None], networks: Networks, config: Config) -> None:
-    """Raise ValueError if shards hold features of another autoencoder or text encoder than this run's."""
+    """Raise ValueError if shards hold features of another autoencoder or text encoder than this run's, or
+    latents where `alignment.encoder` must see pictures. The first reader is training's."""
+    if config.alignment.encoder and readers[0] is not None and readers[0].source.features is not None:
+        raise ValueError(
+            f"alignment.encoder is {config.alignment.encoder!r}, but the shards of data.train hold latents "
+            "and no pictures that it could see; train on shards of pictures, or leave it empty"
+        )
     for features in [reader.source.features for reader in readers if reader is not None]:
         if features is not None:
             check_features(features.source, **networks.frozen, is_flipped=config.data.horizontal_flip)

@@ -84,6 +84,7 @@ def test_rules_do_not_hold_where_their_settings_are_in_use() -> None:
     assert holding == {
         "moe.router is not diffmoe",
         "moe.router is token_choice",
+        "alignment.encoder is empty",
         "sampling.selection is not interval",
         "sampling.capacity is 0",
         "telemetry.metrics_every is 0",

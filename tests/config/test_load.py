@@ -52,7 +52,7 @@ def test_command_line_wins_over_file_and_file_over_default(tmp_path: Path) -> No
         ("steps=3", "steps is no setting; did you mean run.steps or sampling.steps?"),
         (
             "parallel.precision=bf16",
-            "did you mean autoencoder.precision or model.precision or moe.precision?",
+            "did you mean autoencoder.precision or model.precision or moe.precision or alignment.precision?",
         ),
         ("optimizer.zero_stage=1", "optimizer.zero_stage is no setting; did you mean parallel.zero_stage?"),
         ("run.steps=abc", "run.steps is 'abc'"),

@@ -7,6 +7,7 @@ from diffmoe_scale.scenes.scenes import (
     HELD_OUT_COLORS,
     HELD_OUT_COUNTS,
     HELD_OUT_PAIRS,
+    PAIRS,
     Level,
     draw_scene,
     is_held_out,
@@ -132,3 +133,15 @@ def test_captions_of_scenes_are_told_from_others() -> None:
             assert is_scene_caption(draw_scene(index, seed=1, level=level).caption)
     others = ["", "a cat", "the red circle", "a picture of", "red", "caption 0 1", "a circle of friends"]
     assert not any(is_scene_caption(text) for text in others)
+
+
+def test_the_share_of_pairs_can_be_chosen_and_half_of_them_are_the_scenes_of_before() -> None:
+    def pairs(share: float) -> float:
+        scenes = [draw_scene(index, seed=0, level="easy", pairs=share) for index in range(300)]
+        return sum(len({item.shape for item in scene.objects}) == 2 for scene in scenes) / 300
+
+    assert pairs(0) == 0 and pairs(1) == 1 and 0.7 < pairs(0.75) < 0.8
+    generator = np.random.default_rng([5, 0, 3])
+    assert generator.choice(3, p=(0.3, 0.5, 0.2)) == np.random.default_rng([5, 0, 3]).choice(
+        3, p=((1 - PAIRS) * 0.6, PAIRS, (1 - PAIRS) * 0.4)
+    )

@@ -146,3 +146,18 @@ def _read_normalization(folder: ModelFolder) -> tuple[tuple[float, ...], tuple[f
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise folder.error(f"its {PREPROCESSOR_FILE} cannot be read ({error})") from error
     return mean, std
+
+
+def new_dinov2(*, size: int, patch: int, width: int, depth: int, heads: int) -> Any:
+    """A DINOv2 of random weights, from torch's generator."""
+    import transformers
+
+    config = transformers.Dinov2Config(
+        image_size=size,
+        patch_size=patch,
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        layerscale_value=0.1,
+    )
+    return transformers.Dinov2Model(config)

@@ -21,6 +21,7 @@ def write_teacher(folder: Path, kind: str = "dinov2", *, seed: int = 0) -> Any:
     """Write a model and return it. Its patches are 7 wide, its table of positions is 4 x 4."""
     torch.manual_seed(seed)
     network: Any
+    config: Any
     match kind:
         case "dinov2":
             network = transformers.Dinov2Model(transformers.Dinov2Config(**SIZES))
