@@ -56,7 +56,6 @@ USERS = {
     "deepspeed": {"train/zero", "parallel/context", "parallel/expert_groups"},
     "megatron": {
         "parallel/context",
-        "moe/routers",
         "moe/dispatch",
         "moe/experts",
         "moe/grouped_linear",

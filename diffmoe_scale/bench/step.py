@@ -95,7 +95,7 @@ def set_thresholds(model: DiffusionTransformer, x_BCHW: Tensor) -> None:
     """Thresholds of one training pass over the same batch, for a capacity near 1 at inference."""
     routings = predict(model, x_BCHW, Selection("train")).routings
     for layer, routing in zip(model.moe_layers(), routings, strict=True):
-        layer.router.predictor.update_threshold(routing.kth_probability_E)
+        layer.router.predictor.update_threshold(routing.statistic_X)
 
 
 def bench_step(options: StepOptions) -> tuple[list[dict[str, object]], torch.device]:

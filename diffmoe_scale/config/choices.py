@@ -3,23 +3,35 @@
 from collections.abc import Mapping
 from typing import Any  # YAML trees before validation
 
+from diffmoe_scale.config.moe import RULES, WITH_POOL
+from diffmoe_scale.config.run import RunConfig
 from diffmoe_scale.config.schema import Config
 
-ROUTERS_WITHOUT_PREDICTOR = ("expert_choice", "token_choice")
+MADE_FOR: dict[str, dict[str, object]] = {
+    "dsmoe": {"gate": "sigmoid"},
+    "expert_race": {"gate": "identity"},
+    "expert_threshold": {"gate": "sigmoid", "threshold_decay": 0.99},
+    "promoe": {"gate": "identity"},
+}
+"""Settings of `moe` that a router's source has."""
+WITH_SHARED_EXPERT = ("dsmoe", "expert_threshold", "promoe")
+SHARED_EXPERT = {"shared_experts": 1, "expert_width_ratio": 2.0}
+"""One expert and the shared one cost as much as a dense network."""
+WARMUP_SHARE = 0.2
+"""Of all steps, in which experts of `expert_threshold` take their top K (4,000 of 20,000 in its paper)."""
 
 
 def follow_others(tree: dict[str, Any], words: Mapping[str, Any]) -> None:
     """Complete a tree of settings in place. `words` are the sections of the command line alone: a router or
     process named there replaces the file's, so what the file chose for its own no longer counts.
 
-    Without a capacity predictor experts choose their top K in sampling, from the pool that the router has.
+    A router is completed by the gate that its source has, the rule of sampling that it has, its shared expert
+    unless a setting of experts' widths is named, and its warm-up.
     DDPM predicts noise, with its own loss and times. Joint attention needs text tokens as wide as the model.
     """
     router = _get(tree, "moe", "router")
-    if router in ROUTERS_WITHOUT_PREDICTOR and _get(tree, "moe", "num_experts") != 0:
-        is_changed = _get(words, "moe", "router") is not None
-        _choose(tree, words, "sampling", "selection", "static", is_forced=is_changed)
-        _choose(tree, words, "moe", "pool", "rank", is_forced=is_changed)
+    if isinstance(router, str) and router in RULES and _get(tree, "moe", "num_experts") != 0:
+        _follow_router(tree, words, router)
     if _get(tree, "diffusion", "kind") == "ddpm":
         is_changed = _get(words, "diffusion", "kind") is not None
         for key, value in (("prediction", "velocity"), ("loss", "velocity"), ("time_sampling", "uniform")):
@@ -29,14 +41,40 @@ def follow_others(tree: dict[str, Any], words: Mapping[str, Any]) -> None:
         _choose(tree, words, "model", "text_projection", True, is_forced=is_changed)
 
 
+def _follow_router(tree: dict[str, Any], words: Mapping[str, Any], router: str) -> None:
+    is_changed = _get(words, "moe", "router") is not None
+    if _get(tree, "sampling", "selection") not in RULES[router]:
+        _choose(tree, words, "sampling", "selection", RULES[router][0], is_forced=is_changed)
+    if router not in WITH_POOL:
+        _choose(tree, words, "moe", "pool", "rank", is_forced=is_changed)
+    for key, value in MADE_FOR.get(router, {}).items():
+        _choose(tree, words, "moe", key, value, is_forced=is_changed)
+    is_wide = any(_get(tree, "moe", key) is not None for key in SHARED_EXPERT)
+    if router in WITH_SHARED_EXPERT and not is_wide:
+        for key, value in SHARED_EXPERT.items():
+            _choose(tree, words, "moe", key, value, is_forced=False)
+    if router == "expert_threshold":
+        steps = _get(tree, "run", "steps")
+        warmup = round(WARMUP_SHARE * (steps if isinstance(steps, int) else RunConfig().steps))
+        _choose(tree, words, "moe", "threshold_warmup_steps", warmup, is_forced=False)
+
+
 def describe_choices(config: Config) -> list[str]:
     """A sentence for each setting that is another than by default because of the router or the process."""
     lines = []
-    if config.moe.num_experts and config.moe.router in ROUTERS_WITHOUT_PREDICTOR:
-        lines.append(
-            f"sampling.selection={config.sampling.selection}, moe.pool={config.moe.pool}: "
-            f"moe.router {config.moe.router} has no capacity predictor"
-        )
+    moe = config.moe
+    if moe.num_experts and moe.router != "diffmoe":
+        keys = [] if moe.router in WITH_POOL else ["pool"]
+        keys += MADE_FOR.get(moe.router, {})
+        if moe.router in WITH_SHARED_EXPERT:
+            keys += SHARED_EXPERT
+        if moe.router == "expert_threshold":
+            keys.append("threshold_warmup_steps")
+        said = [f"sampling.selection={config.sampling.selection}"]
+        said += [f"moe.{key}={getattr(moe, key)}" for key in keys]
+        is_own = moe.router in MADE_FOR
+        why = f"is {moe.router}" if is_own else f"{moe.router} has no capacity predictor"
+        lines.append(f"{', '.join(said)}: moe.router {why}")
     diffusion = config.diffusion
     if diffusion.kind == "ddpm":
         lines.append(

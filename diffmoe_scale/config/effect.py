@@ -4,6 +4,7 @@ file may serve for several models."""
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
+from diffmoe_scale.config.moe import BY_TOKEN
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.config.section import show
 
@@ -25,19 +26,41 @@ class Rule:
 
 RULES = (
     Rule("moe", (), lambda c: c.moe.num_experts == 0, "moe.num_experts is 0", others=ROUTED),
+    Rule("moe", ("predictor_weight",), lambda c: c.moe.router != "diffmoe", "moe.router is not diffmoe"),
     Rule(
         "moe",
-        ("predictor_weight", "threshold_decay", "threshold_bias_correction"),
-        lambda c: c.moe.router != "diffmoe",
-        "moe.router is not diffmoe",
+        ("threshold_decay", "threshold_bias_correction"),
+        lambda c: not c.moe.has_thresholds,
+        "moe.router has no thresholds",
     ),
+    Rule("moe", ("top_k",), lambda c: c.moe.router not in BY_TOKEN, "experts choose, not tokens"),
     Rule(
         "moe",
-        ("top_k", "balance_weight"),
+        ("balance_weight",),
         lambda c: c.moe.router != "token_choice",
         "moe.router is not token_choice",
     ),
-    Rule("moe", ("capacity",), lambda c: c.moe.router == "token_choice", "moe.router is token_choice"),
+    Rule(
+        "moe",
+        ("bias_update_rate", "routed_scale"),
+        lambda c: c.moe.router != "dsmoe",
+        "moe.router is not dsmoe",
+    ),
+    Rule(
+        "moe",
+        ("similarity_weight", "target_weight"),
+        lambda c: c.moe.router != "expert_race",
+        "moe.router is not expert_race",
+    ),
+    Rule(
+        "moe",
+        ("threshold_warmup_steps",),
+        lambda c: c.moe.router != "expert_threshold",
+        "moe.router is not expert_threshold",
+    ),
+    Rule("moe", ("router_init_std",), lambda c: c.moe.router == "promoe", "cosines have no size"),
+    Rule("moe", ("contrastive_weight",), lambda c: c.moe.router != "promoe", "moe.router is not promoe"),
+    Rule("moe", ("capacity",), lambda c: c.moe.router in BY_TOKEN, "tokens choose moe.top_k experts"),
     Rule(
         "alignment", (), lambda c: not c.alignment.encoder, "alignment.encoder is empty", others=("encoder",)
     ),

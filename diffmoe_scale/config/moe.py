@@ -6,6 +6,27 @@ from typing import Annotated, Literal
 from diffmoe_scale.config.check import require
 from diffmoe_scale.config.section import FREE, Range, Section
 
+RULES: dict[str, tuple[str, ...]] = {
+    "diffmoe": ("threshold", "threshold_count", "interval", "static"),
+    "expert_choice": ("static",),
+    "token_choice": ("static",),
+    "dsmoe": ("static",),
+    "expert_race": ("threshold", "interval", "static"),
+    "expert_threshold": ("threshold", "interval", "static"),
+    "promoe": ("static",),
+}
+"""Values of `sampling.selection` that each router has; the first is what it is made for. `static` is the
+top K."""
+WITH_POOL = ("diffmoe", "expert_race", "expert_threshold")
+"""Routers whose `moe.pool` can be chosen."""
+BY_TOKEN = ("token_choice", "dsmoe", "promoe")
+"""Routers whose tokens take `moe.top_k` experts each."""
+GATES: dict[str, tuple[str, ...]] = {
+    "dsmoe": ("sigmoid",),
+    "expert_threshold": ("sigmoid", "identity"),
+}
+"""Values of `moe.gate` of routers that have not all."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MoEConfig(Section, name="moe"):
@@ -17,12 +38,22 @@ class MoEConfig(Section, name="moe"):
     """An MoE layer in every n-th block: 2 gives blocks 1, 3, 5, ..."""
     first_dense: Annotated[int, Range(0, 1000)] = 0
     """The first k blocks are dense, whatever `moe.every` says."""
-    router: Literal["diffmoe", "expert_choice", "token_choice"] = "diffmoe"
+    router: Literal[
+        "diffmoe",
+        "expert_choice",
+        "token_choice",
+        "dsmoe",
+        "expert_race",
+        "expert_threshold",
+        "promoe",
+    ] = "diffmoe"
     """`diffmoe`: an expert takes the top K of a pool (DiffMoE eq. 6); `expert_choice`: of each sample
-    (EC-DiT); `token_choice`: a token its top k."""
+    (EC-DiT); `token_choice`: a token its top k; `dsmoe`: the same by sigmoid and a bias that balances loads
+    (DSMoE); `expert_race`: the top K of all pairs of token and expert; `expert_threshold`: an expert what is
+    over its threshold; `promoe`: a token the nearest prototypes, without a caption the last expert."""
     pool: Annotated[Literal["sample", "rank", "expert_parallel", "data_parallel"], FREE] = "rank"
     """Tokens that compete for one expert: those of a sample, of a rank's micro-batch, or of all ranks of a
-    group. For router `diffmoe`."""
+    group. For routers `diffmoe`, `expert_race` and `expert_threshold`."""
     capacity: Annotated[float, Range(0, 4096, excludes_low=True), FREE] = 1.0
     """Average experts a token gets in training (C of DiffMoE eq. 6)."""
     capacity_start: Annotated[float, Range(0, 4096), FREE] = 0.0
@@ -36,9 +67,22 @@ class MoEConfig(Section, name="moe"):
     """Pairs of a resolution and the capacity of images with at most the pixels of its square, for stages of
     `buckets.resolutions` below `model.image_size`; larger images have `moe.capacity`."""
     top_k: Annotated[int, Range(1, 4096), FREE] = 1
-    """Experts a token takes; for router `token_choice`."""
+    """Experts a token takes; for routers `token_choice`, `dsmoe` and `promoe`."""
     balance_weight: Annotated[float, Range(0, 1000), FREE] = 0.01
     """Weight of the load-balancing loss; for router `token_choice`."""
+    bias_update_rate: Annotated[float, Range(0, 1), FREE] = 1e-3
+    """Step of each expert's bias towards equal loads, per optimizer step; for router `dsmoe`. 0 balances
+    nothing."""
+    routed_scale: Annotated[float, Range(0, 1000, excludes_low=True)] = 2.0
+    """Sum of the weights of a token's experts; for router `dsmoe`."""
+    similarity_weight: Annotated[float, Range(0, 1000), FREE] = 0.01
+    """Weight of the router similarity loss, averaged over layers; for router `expert_race`."""
+    target_weight: Annotated[float, Range(0, 1000), FREE] = 0.1
+    """Weight of the loss by which every layer's router predicts the network's target, averaged over layers;
+    for router `expert_race`."""
+    contrastive_weight: Annotated[float, Range(0, 1000), FREE] = 1.0
+    """Weight of the contrastive loss of prototypes, averaged over layers (ProMoE adds layers up); for router
+    `promoe`."""
     gate: Literal["softmax", "sigmoid", "identity"] = "softmax"
     """Function from router logits to what experts choose by and weigh their output with; `identity` is the
     logit itself (Expert Race)."""
@@ -63,6 +107,9 @@ class MoEConfig(Section, name="moe"):
     quarter."""
     threshold_decay: Annotated[float, Range(0, 1, excludes_high=True), FREE] = 0.95
     """Decay of the dynamic threshold's moving average, per optimizer step (DiffMoE eq. 17)."""
+    threshold_warmup_steps: Annotated[int, Range(0, 10**9), FREE] = 0
+    """First steps in which experts take the top K of the pool while their thresholds are learned; for router
+    `expert_threshold`, whose thresholds decide from then on in training, too."""
     threshold_bias_correction: Annotated[bool, FREE] = True
     """Divide by 1 - decay^n, so that early thresholds are not biased towards 0; `false` is the reference
     implementation's."""
@@ -75,6 +122,25 @@ class MoEConfig(Section, name="moe"):
     """Bias and activation, rows of experts and the weighted sum of a token's rows as one operation each, with
     kernels of this package's own on a GPU: `auto` on a GPU only. The same to round-off."""
 
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """Values of `sampling.selection` that the router has."""
+        return RULES[self.router]
+
+    @property
+    def has_predictor(self) -> bool:
+        return self.num_experts > 0 and self.router == "diffmoe"
+
+    @property
+    def has_thresholds(self) -> bool:
+        """Whether experts can be left to choose by thresholds alone, which decide how many work."""
+        return self.num_experts > 0 and "threshold" in self.rules
+
+    @property
+    def experts_a_token(self) -> float:
+        """Of an average token, in training."""
+        return float(self.top_k) if self.router in BY_TOKEN else self.capacity
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
@@ -84,10 +150,10 @@ class MoEConfig(Section, name="moe"):
             f"at most moe.num_experts ({self.num_experts})",
         )
         require(
-            self.capacity_steps == 0 or self.router != "token_choice",
+            self.capacity_steps == 0 or self.router not in BY_TOKEN,
             "moe.capacity_steps",
             self.capacity_steps,
-            "0 for moe.router 'token_choice'",
+            f"0 for moe.router {self.router!r}",
         )
         self._check_capacity_by_resolution()
         self._check_backend()
@@ -105,11 +171,13 @@ class MoEConfig(Section, name="moe"):
             f"1 to moe.num_experts ({self.num_experts})",
         )
         require(
-            self.pool == "rank" or self.router == "diffmoe",
+            self.pool == "rank" or self.router in WITH_POOL,
             "moe.pool",
             self.pool,
-            "'rank' unless moe.router is 'diffmoe' (expert_choice always pools a sample)",
+            f"'rank' unless moe.router is one of {', '.join(WITH_POOL)} (expert_choice pools a sample)",
         )
+        if self.num_experts:
+            self._check_router()
         for name, value in (
             ("predictor_tokens", self.predictor_tokens),
             ("predictor_width", self.predictor_width),
@@ -141,6 +209,28 @@ class MoEConfig(Section, name="moe"):
             "'auto' or 'off' for moe.backend 'loop', the plain specification",
         )
 
+    def _check_router(self) -> None:
+        gates = GATES.get(self.router, (self.gate,))
+        require(
+            self.gate in gates,
+            "moe.gate",
+            self.gate,
+            f"{' or '.join(map(repr, gates))} for moe.router {self.router!r}",
+        )
+        require(
+            self.router_input == "modulated" or self.router not in ("expert_race", "promoe"),
+            "moe.router_input",
+            self.router_input,
+            f"'modulated' for moe.router {self.router!r}",
+        )
+        require(
+            self.router != "promoe" or self.top_k < self.num_experts,
+            "moe.top_k",
+            self.top_k,
+            f"1 to moe.num_experts - 1 ({self.num_experts - 1}) for moe.router 'promoe', whose last expert "
+            "is for tokens without a caption",
+        )
+
     def _check_capacity_by_resolution(self) -> None:
         pairs = self.capacity_by_resolution
         resolutions = [resolution for resolution, _ in pairs]
@@ -151,10 +241,10 @@ class MoEConfig(Section, name="moe"):
             "resolutions that rise, for example [[256, 1.5], [512, 1.0]]",
         )
         require(
-            not pairs or self.router != "token_choice",
+            not pairs or self.router not in BY_TOKEN,
             "moe.capacity_by_resolution",
             pairs,
-            "an empty list for moe.router 'token_choice', whose tokens take moe.top_k experts",
+            f"an empty list for moe.router {self.router!r}, whose tokens take moe.top_k experts",
         )
         require(
             all(capacity <= self.num_experts for _, capacity in pairs),

@@ -47,7 +47,8 @@ class SamplingConfig(Section, name="sampling", is_free=True):
     mends what early steps got wrong. For ddim it is eta: 1 is the noise of DDPM."""
     selection: Literal["threshold", "threshold_count", "interval", "static"] = "threshold"
     """How experts choose: predictor over threshold (DiffMoE eq. 14), its count by gate score (reference
-    code), predictor over gamma, or top K."""
+    code), predictor over gamma, or top K. Routers `expert_race` and `expert_threshold` have scores for the
+    predictor; routers without thresholds have `static` only."""
     gamma: Annotated[float, Range(0, 1)] = 0.5
     """The constant threshold of `interval`."""
     capacity: Annotated[float, Range(0, 100_000)] = 0.0
@@ -118,10 +119,11 @@ def check_capacity(sampling: SamplingConfig, moe: MoEConfig) -> None:
         return
     require(moe.num_experts > 0, "sampling.capacity", sampling.capacity, "0: a dense model has no experts")
     require(
-        moe.router == "diffmoe",
+        moe.has_thresholds,
         "sampling.capacity",
         sampling.capacity,
-        f"0: moe.router {moe.router!r} has no capacity predictor, its capacity is that of training",
+        f"0: moe.router {moe.router!r} has no capacity predictor and no thresholds, its capacity is that of "
+        "training",
     )
     require(
         sampling.capacity < moe.num_experts,

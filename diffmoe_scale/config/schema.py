@@ -50,12 +50,12 @@ class Config:
             experts,
             f"a multiple of parallel.expert_parallel ({expert_parallel})",
         )
-        has_predictor = experts == 0 or self.moe.router == "diffmoe"
+        rules = self.moe.rules
         require(
-            has_predictor or self.sampling.selection == "static",
+            experts == 0 or self.sampling.selection in rules,
             "sampling.selection",
             self.sampling.selection,
-            f"'static': moe.router {self.moe.router!r} has no capacity predictor",
+            f"{' or '.join(map(repr, rules))}: moe.router {self.moe.router!r} has no capacity predictor",
         )
         check_capacity(self.sampling, self.moe)
         check_sampler(self.sampling, self.diffusion.kind)

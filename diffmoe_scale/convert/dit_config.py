@@ -13,6 +13,7 @@ HEADS = {(12, 384): 6, (12, 768): 12, (24, 1024): 16, (28, 1152): 16}
 """Of DiT-S, -B, -L and -XL, by depth and width."""
 AUTOENCODER, FACTOR = "sd-vae-ft-ema", 8
 """The autoencoder of DiT, SiT and the reference; a name only: give autoencoder.path."""
+ROUTERS = ("diffmoe", "expert_choice", "token_choice")
 ANY = {
     "model": {
         *("conditioning", "num_classes", "image_size", "channels", "patch_size", "depth", "width", "heads"),
@@ -169,6 +170,8 @@ def _refuse_other_models(config: Config) -> None:
         for key in identity_fields()[section]
         if key not in ANY[section] and tree[section][key] != plain[section][key]
     ]
+    if config.moe.num_experts and config.moe.router not in ROUTERS:
+        wrong.append(f"moe.router is {config.moe.router!r}, expected one of {', '.join(ROUTERS)}")
     if config.model.conditioning != "class":
         wrong.append(f"model.conditioning is {config.model.conditioning!r}, expected 'class'")
     if config.diffusion.kind == "flow" and config.diffusion.time_scale != 1:

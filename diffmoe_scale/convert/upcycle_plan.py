@@ -12,6 +12,8 @@ from diffmoe_scale.config.schema import Config
 from diffmoe_scale.moe.selection import training_capacity
 from diffmoe_scale.words import counted
 
+ROUTERS = ("diffmoe", "expert_choice", "token_choice")
+"""For which it is known what the first answer of copies is."""
 Kind = Literal["same", "shared", "copies", "repeat", "mean", "dense"]
 
 
@@ -35,6 +37,12 @@ class Plan:
 def plan_experts(before: Config, after: Config, *, noise: float) -> Plan:
     """Raises: ValueError naming settings by which no experts can be made."""
     old, new = before.moe.num_experts, after.moe.num_experts
+    router = after.moe.router if new else before.moe.router
+    if old != new and router not in ROUTERS:
+        raise ValueError(
+            f"moe.router is {router!r}, for which experts are not made of others; expected one of "
+            f"{', '.join(ROUTERS)}"
+        )
     if old == 0 and new > 0:
         return _of_dense(after, noise)
     if old > 0 and new == 0:

@@ -126,7 +126,11 @@ def make_condition(config: Config, denoiser: Denoiser, question: Question) -> Co
         for number, widths in enumerate(streams_of(config.text))
         if encoder is None or number != denoiser.trained_stream
     ]
-    condition = Condition(sizes_BZ=sizes_BZ, text=TextFeatures(tuple(frozen)) if frozen else None)
+    condition = Condition(
+        sizes_BZ=sizes_BZ,
+        text=TextFeatures(tuple(frozen)) if frozen else None,
+        dropped_B=torch.arange(count) % 2 == 1,
+    )
     if encoder is None:
         return condition
     length = min(NUM_TOKENS, encoder.position_LT.shape[0])

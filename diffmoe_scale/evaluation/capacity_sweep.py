@@ -108,7 +108,7 @@ def open_sweep(
 
     Raises: ValueError for a model or a capacity that has no calibration, and as `load_metrics`.
     """
-    if pipeline.config.moe.num_experts == 0 or pipeline.config.moe.router != "diffmoe":
+    if not pipeline.config.moe.has_thresholds:
         raise ValueError(
             f"{pipeline.directory.path} is a model without capacity predictors (moe.num_experts "
             f"{pipeline.config.moe.num_experts}, moe.router {pipeline.config.moe.router!r}): its capacity is "

@@ -34,6 +34,8 @@ class BlockContext:
     selection: Selection
     image_pixels: int
     """Of each image of the batch, not of its latents."""
+    dropped_B: Tensor | None = None
+    """Which samples have no caption or class; None: not known."""
 
 
 def build_modulation(config: ModelConfig, count: int) -> nn.Module:
@@ -109,6 +111,7 @@ def _feed_forward(
         time_BD=context.time_BD,
         selection=context.selection,
         image_pixels=context.image_pixels,
+        dropped_B=context.dropped_B,
     )
     y_SD, routing = feed_forward(modulated_BND.flatten(0, 1), routing_context)
     return y_SD.view_as(modulated_BND), routing

@@ -26,3 +26,5 @@ class Condition:
     text: TextFeatures | None = None
     """Streams of the frozen encoders; after `Denoiser.encode` those of all."""
     tokens_BL: Tensor | None = None
+    dropped_B: Tensor | None = None
+    """Which samples have no caption, for routers that look at it. In class mode the label says it."""

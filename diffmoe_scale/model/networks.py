@@ -45,17 +45,26 @@ class Networks:
         *,
         sizes_BZ: Tensor | None = None,
         text: TextFeatures | None = None,
+        dropped_B: Tensor | None = None,
     ) -> Condition:
         """What the denoiser is given for captions (or, in class mode, labels), on the device: features of
         frozen text encoders, `text` if they were computed before, and ids for the one that is trained
-        along."""
+        along. `dropped_B` tells whose caption was dropped; None: whose is empty."""
+        if dropped_B is None:
+            dropped_B = torch.tensor([not caption for caption in captions], dtype=torch.bool)
         labels_B = labels_B.to(self.device)
         sizes_BZ = None if sizes_BZ is None else sizes_BZ.to(self.device)
         trained = self.text_encoders.trained
         tokens_BL = None if trained is None else trained.tokenize(captions).to(self.device)
         if text is None:
             text = self.text_encoders.encode_frozen(captions, self.device)
-        return Condition(labels_B, sizes_BZ, None if text is None else text.to(self.device), tokens_BL)
+        return Condition(
+            labels_B,
+            sizes_BZ,
+            text=None if text is None else text.to(self.device),
+            tokens_BL=tokens_BL,
+            dropped_B=dropped_B.to(self.device),
+        )
 
     def unconditional(self, count: int, *, sizes_BZ: Tensor | None = None) -> Condition:
         """`count` empty captions and null classes, for guidance."""

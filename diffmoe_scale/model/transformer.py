@@ -4,7 +4,7 @@ experts in some of them.
 B samples, N tokens a sample, D width, Z size conditions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -37,6 +37,10 @@ class Prediction:
     routings: list[Routing]
     aligned_BND: Tensor | None = None
     """Tokens after block `aligned_block`, where that is set."""
+    layer_values: list[Tensor] = field(default_factory=list)
+    """What the routers of MoE layers make of it themselves (Expert Race, in training), each as `value`."""
+    layer_weight: float = 0.0
+    """Of the mean of their losses."""
 
 
 class DiffusionTransformer(nn.Module):
@@ -68,6 +72,8 @@ class DiffusionTransformer(nn.Module):
         self.rotated_width = width // config.heads if config.positions == "rope2d" else 0
         self.aligned_block = 0
         """The block (1 is the first) whose tokens `forward` answers, for alignment in training; 0 is none."""
+        self.classes = config.num_classes
+        self.target_weight = moe.target_weight
         self.recompute_blocks = config.activation_checkpointing == "blocks"
         self.patch_embedding = nn.Linear(config.channels * patch * patch, width)
         self.time_embedding = TimestepEmbedding(width, reaches_end=config.time_frequencies == "diffusers")
@@ -81,7 +87,12 @@ class DiffusionTransformer(nn.Module):
         self.shared_modulation = Modulation(width, 6) if config.modulation == "shared" else None
         self.blocks = nn.ModuleList(
             build_block(
-                config, moe, index=index, text_width=joined_width(config, text_streams), groups=groups
+                config,
+                moe,
+                index=index,
+                text_width=joined_width(config, text_streams),
+                groups=groups,
+                target_width=patch * patch * output_channels,
             )
             for index in range(config.depth)
         )
@@ -118,6 +129,7 @@ class DiffusionTransformer(nn.Module):
             rotation=self._rotation(rows, columns),
             selection=selection,
             image_pixels=rows * columns * self.token_pixels,
+            dropped_B=self._dropped(condition),
         )
         if context.rotation is None:
             x_BND = x_BND + self._position_embedding(rows, columns)
@@ -126,8 +138,19 @@ class DiffusionTransformer(nn.Module):
         )
         y_BNP = self._final_layer(x_BND, time_BD)
         # Losses and samplers compute in fp32: differences of nearly equal images.
-        value_BCHW = unpatchify(y_BNP.float(), patch=self.patch, rows=rows, columns=columns)
-        return Prediction(value_BCHW, routings, aligned_BND)
+        values = [y_BNP.float()]
+        targets = [routing.target_SW for routing in routings if routing.target_SW is not None]
+        values += [target_SW.unflatten(0, y_BNP.shape[:2]) for target_SW in targets]
+        value_BCHW, *layer_values = (
+            unpatchify(value_BNP, patch=self.patch, rows=rows, columns=columns) for value_BNP in values
+        )
+        return Prediction(value_BCHW, routings, aligned_BND, layer_values, self.target_weight)
+
+    def _dropped(self, condition: Condition) -> Tensor | None:
+        """Which samples have no caption or class, [B]."""
+        if self.class_embedding is None or condition.labels_B is None:
+            return condition.dropped_B
+        return condition.labels_B == self.classes
 
     def _position_embedding(self, rows: int, columns: int) -> Tensor:
         weight = self.patch_embedding.weight
@@ -178,10 +201,19 @@ class DiffusionTransformer(nn.Module):
 
 
 def build_block(
-    config: ModelConfig, moe: MoEConfig, *, index: int, text_width: int, groups: ProcessGroupCollection
+    config: ModelConfig,
+    moe: MoEConfig,
+    *,
+    index: int,
+    text_width: int,
+    groups: ProcessGroupCollection,
+    target_width: int,
 ) -> Block | JointBlock:
-    """Block `index`, of the kind that `model.attention` names."""
-    feed_forward = build_feed_forward(config, moe, block_index=index, groups=groups)
+    """Block `index`, of the kind that `model.attention` names, in a network that puts out `target_width`
+    numbers a token."""
+    feed_forward = build_feed_forward(
+        config, moe, block_index=index, groups=groups, target_width=target_width
+    )
     match config.attention:
         case "cross":
             return Block(config, text_width=text_width, feed_forward=feed_forward)
@@ -192,13 +224,24 @@ def build_block(
 
 
 def build_feed_forward(
-    config: ModelConfig, moe: MoEConfig, *, block_index: int, groups: ProcessGroupCollection
+    config: ModelConfig,
+    moe: MoEConfig,
+    *,
+    block_index: int,
+    groups: ProcessGroupCollection,
+    target_width: int,
 ) -> nn.Module:
     """The MoE layer of every `moe.every`-th block after the first `moe.first_dense`, the dense network of the
     others."""
     is_turn = block_index >= moe.first_dense and block_index % moe.every == moe.every - 1
     if moe.num_experts > 0 and is_turn:
-        return MoELayer(moe, width=config.width, layer_index=block_index, groups=groups)
+        return MoELayer(
+            moe,
+            width=config.width,
+            layer_index=block_index,
+            groups=groups,
+            target_width=target_width,
+        )
     return build_dense(config, moe)
 
 

@@ -9,12 +9,13 @@ fused_silu: SiLU in fp32 of bf16.
 grouped_linear: one linear map an expert, as a plain loop and by torch's grouped GEMM.
 layer: route, dispatch, experts, combine.
 permutation: tokens to the rows of experts, and the sum of a token's rows.
-predictor: the capacity predictor and its thresholds.
+predictor: the capacity predictor.
 router: what every router is.
-routers: the three routers, and the one that a config names.
+routers/: the routers, and the one that a config names.
 routing: what a router is given and what it answers.
 selection: which expert takes which token, as functions of scores alone.
-thresholds: the dynamic thresholds of all layers, moved once an optimizer step.
+state: thresholds and biases of routers, which are no weights.
+thresholds: the state of all routers, moved once an optimizer step.
 transformer_engine: expert GEMMs by Transformer Engine.
 triton_kernels: the fused operations on a GPU.
 """

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.moe.dispatch import TokenDispatcher
 from diffmoe_scale.moe.experts import build_experts
-from diffmoe_scale.moe.routers import build_router
+from diffmoe_scale.moe.router import RouterPlace
+from diffmoe_scale.moe.routers.build import build_router
 from diffmoe_scale.moe.routing import Routing, RoutingContext
 from diffmoe_scale.nn.feed_forward import FeedForward
 from diffmoe_scale.nn.generator import named_generator
@@ -26,9 +27,16 @@ class MoELayer(BaseMoELayer):
     """
 
     def __init__(
-        self, config: MoEConfig, *, width: int, layer_index: int, groups: ProcessGroupCollection
+        self,
+        config: MoEConfig,
+        *,
+        width: int,
+        layer_index: int,
+        groups: ProcessGroupCollection,
+        target_width: int = 0,
     ) -> None:
-        """The layer of block `layer_index`, in fp32. Draws no weights: `initialize` does."""
+        """The layer of block `layer_index`, in fp32, in a network that puts out `target_width` numbers a
+        token (0: by itself). Draws no weights: `initialize` does."""
         expert_parallel = 1 if groups.ep is None else groups.ep.size()
         if config.num_experts % expert_parallel != 0:
             raise ValueError(
@@ -39,7 +47,10 @@ class MoELayer(BaseMoELayer):
         super().__init__(megatron, layer_number=layer_index, pg_collection=groups)
         self.layer_index = layer_index
         self.fused, self.backend = config.fused, config.backend
-        self.router = build_router(config, megatron=megatron, groups=groups, layer_index=layer_index)
+        place = RouterPlace(
+            megatron=megatron, groups=groups, layer_index=layer_index, target_width=target_width
+        )
+        self.router = build_router(config, place)
         self.token_dispatcher = TokenDispatcher(
             local_experts=self.local_expert_indices, config=megatron, groups=groups
         )

@@ -3,25 +3,20 @@
 Letters beside the package's: H its hidden width, n tokens of a sample that it learns from.
 """
 
-from collections.abc import Callable
-from typing import Self
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffmoe_scale.moe.fused_silu import silu_fp32
+from diffmoe_scale.moe.state import MovingThreshold
 
 
-class CapacityPredictor(nn.Module):
+class CapacityPredictor(MovingThreshold):
     """Logits of which experts take a token, from that token only (DiffMoE eq. 10), and the thresholds they
     are held against.
 
     The gradient stops at the token: the predictor never changes the diffusion model.
     """
-
-    expert_threshold_E: Tensor
-    threshold_steps: Tensor
 
     def __init__(
         self,
@@ -32,14 +27,9 @@ class CapacityPredictor(nn.Module):
         decay: float,
         is_bias_corrected: bool,
     ) -> None:
-        super().__init__()
-        self.decay = decay
-        self.is_bias_corrected = is_bias_corrected
+        super().__init__(num_experts, decay=decay, is_bias_corrected=is_bias_corrected)
         self.hidden = nn.Linear(width, hidden_width)
         self.output = nn.Linear(hidden_width, num_experts)
-        # Model state, but no weight: checkpoints hold them, the weight EMA must not average them.
-        self.register_buffer("expert_threshold_E", torch.zeros(num_experts))
-        self.register_buffer("threshold_steps", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
@@ -48,8 +38,7 @@ class CapacityPredictor(nn.Module):
             bound = linear.in_features**-0.5
             for parameter in linear.parameters():
                 nn.init.uniform_(parameter, -bound, bound, generator=generator)
-        self.expert_threshold_E.zero_()
-        self.threshold_steps.zero_()
+        self.reset()
 
     def forward(self, x_SD: Tensor) -> Tensor:
         """Logits [S, E] in fp32, whatever the format of the model.
@@ -59,37 +48,6 @@ class CapacityPredictor(nn.Module):
         """
         hidden_SH = silu_fp32(self.hidden(x_SD.detach()))
         return F.linear(hidden_SH, self.output.weight.float(), self.output.bias.float())
-
-    def threshold(self) -> Tensor:
-        """tau_E of DiffMoE eq. 14: the moving average, by config divided by 1 - decay^n because it began at
-        0."""
-        if not self.is_bias_corrected:
-            return self.expert_threshold_E
-        weight_of_start = self.decay ** self.threshold_steps.double()
-        return torch.where(
-            self.threshold_steps > 0, self.expert_threshold_E / (1 - weight_of_start), 0.0
-        ).float()
-
-    @torch.no_grad()
-    def update_threshold(self, kth_probability_E: Tensor) -> None:
-        """tau <- decay * tau + (1 - decay) * q (DiffMoE eq. 17)."""
-        self.expert_threshold_E.lerp_(kth_probability_E.float(), 1 - self.decay)
-        self.threshold_steps += 1
-
-    @torch.no_grad()
-    def set_threshold(self, threshold_E: Tensor) -> None:
-        """Have `threshold` answer this, and training go on from it."""
-        self.threshold_steps.clamp_(min=1)
-        weight = 1 - self.decay ** int(self.threshold_steps) if self.is_bias_corrected else 1.0
-        self.expert_threshold_E.copy_(weight * threshold_E)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # module.to(bfloat16) casts buffers too, and a moving average in bf16 stops moving.
-        before_E = self.expert_threshold_E
-        super()._apply(fn, recurse)
-        moved_E = self.expert_threshold_E
-        self.expert_threshold_E = moved_E.float() if before_E.is_meta else before_E.to(moved_E.device)
-        return self
 
 
 def predictor_hidden_width(width: int, share: float) -> int:

@@ -5,8 +5,10 @@ Letters beside the package's: G pools, P tokens of a pool.
 
 import math
 from abc import abstractmethod
+from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.router import Router
@@ -16,26 +18,32 @@ from torch import Tensor, nn
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.moe.routing import Routing, RoutingContext, Selection
-from diffmoe_scale.moe.selection import select_top, tokens_per_expert, training_capacity
+from diffmoe_scale.moe.selection import gather_pool, select_top, tokens_per_expert, training_capacity
+from diffmoe_scale.moe.state import MovingThreshold
 from diffmoe_scale.moe.transformer_engine import FP8_ROWS
 from diffmoe_scale.nn.generator import named_generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterPlace:
+    """The layer that a router is of."""
+
+    megatron: TransformerConfig
+    groups: ProcessGroupCollection
+    layer_index: int
+    target_width: int
+    """Numbers of the network's output by token; 0 for a layer by itself."""
 
 
 class ExpertRouter(Router):
     """Logits and scores; what becomes of them is `routing`'s, in a subclass. Megatron's router without its
     bias, in fp32 on any device, and with the input that the config names."""
 
-    def __init__(
-        self,
-        config: MoEConfig,
-        *,
-        megatron: TransformerConfig,
-        groups: ProcessGroupCollection,
-        layer_index: int,
-    ) -> None:
-        super().__init__(megatron, pg_collection=groups)
+    def __init__(self, config: MoEConfig, place: RouterPlace) -> None:
+        super().__init__(place.megatron, pg_collection=place.groups)
         self.moe = config
-        self.layer_index = layer_index
+        self.layer_index = place.layer_index
+        self.pool_group = pool_group_of(config, place.groups)
         self.bias = None
         self.time_weight = None
         if config.router_input == "decoupled":
@@ -76,6 +84,49 @@ class ExpertRouter(Router):
     def routing(self, logits_SE: Tensor, x_SD: Tensor, context: RoutingContext) -> Routing:
         """The decision, from logits [S, E], tokens [S, D] and context."""
 
+    @property
+    def thresholds(self) -> MovingThreshold | None:
+        """By which experts can be left to choose at inference; None without."""
+        return None
+
+    def decision_logits(self, x_SD: Tensor, context: RoutingContext) -> Tensor:
+        """Logits [S, E] whose probabilities are held against the thresholds of `sampling.selection`
+        'interval'. For routers with thresholds."""
+        raise NotImplementedError
+
+    def calibrate(self, probability_E: Tensor) -> None:
+        """Have rule `threshold` decide as `interval` does by these thresholds of each expert. For routers
+        with thresholds."""
+        raise NotImplementedError
+
+    def learn(self, sum_X: Tensor, count: int) -> None:
+        """Take in `Routing.statistic_X` of one optimizer step, added up over `count` micro-batches of all
+        ranks in fp64. Without state, nothing."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Numbers of each expert that are moved by `learn`, by their name in metrics."""
+        return {} if self.thresholds is None else {"threshold": self.thresholds.threshold()}
+
+    def num_pools(self, context: RoutingContext) -> int:
+        """G, of this rank's tokens."""
+        return context.num_samples if self.moe.pool == "sample" else 1
+
+    def pooled(self, values_SE: Tensor, context: RoutingContext) -> Tensor:
+        """Values [E, G, P] of the tokens of all pools, without gradient. Collective over the pool's group."""
+        return gather_pool(values_SE, self.pool_group).unflatten(1, (self.num_pools(context), -1))
+
+    def own(self, mask_EGP: Tensor, num_tokens: int) -> Tensor:
+        """Mask [S, E] of this rank's tokens, from that of all ranks' pools."""
+        first = 0 if self.pool_group is None else self.pool_group.rank() * num_tokens
+        return mask_EGP.flatten(1)[:, first : first + num_tokens].t()
+
+    def known_rows(self, mask_SE: Tensor) -> int | None:
+        """None: the mask says how many tokens each expert took. On `meta`, where it says nothing, a fair
+        share."""
+        if not mask_SE.is_meta:
+            return None
+        return round(self.moe.experts_a_token * mask_SE.shape[0] / self.moe.num_experts)
+
     def take_top(self, scores_SE: Tensor, num_pools: int, context: RoutingContext) -> tuple[Tensor, int]:
         """Mask [S, E] of each expert's top K in every pool of this rank, and the rows of an expert."""
         scores_EGP = scores_SE.detach().t().unflatten(1, (num_pools, -1)).contiguous()
@@ -105,9 +156,22 @@ class ExpertRouter(Router):
         elif not is_good:
             raise RunError(message)
 
-    def refuse_predictor_rules(self, selection: Selection) -> None:
-        if selection.rule not in ("train", "static"):
+    def refuse_rules(self, selection: Selection) -> None:
+        """Raises: ValueError for a rule that the router does not have."""
+        rules = self.moe.rules
+        if selection.rule not in ("train", *rules):
             raise ValueError(
                 f"sampling.selection is {selection.rule!r} but moe.router {self.moe.router!r} has no "
-                "capacity predictor; choose 'static'"
+                f"capacity predictor; choose {' or '.join(map(repr, rules))}"
             )
+
+
+def pool_group_of(config: MoEConfig, groups: ProcessGroupCollection) -> dist.ProcessGroup | None:
+    """The ranks whose tokens compete; None where a pool is of one rank."""
+    match config.pool:
+        case "sample" | "rank":
+            return None
+        case "expert_parallel":
+            return groups.ep
+        case "data_parallel":
+            return groups.dp

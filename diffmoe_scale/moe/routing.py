@@ -30,32 +30,37 @@ class Selection:
 @dataclass(frozen=True)
 class RoutingContext:
     """What a router may read beside its tokens: tokens before adaLN modulation, the timestep embedding of
-    each sample, and the pixels of an image, which set its capacity (infinite for a layer by itself). Tokens
-    are ordered by sample: S = num_samples * N."""
+    each sample, and the pixels of an image, which set its capacity (infinite for a layer by itself).
+    `dropped_B` tells which samples have no caption or class (None: not known). Tokens are ordered by sample:
+    S = num_samples * N."""
 
     num_samples: int
     unmodulated_SD: Tensor
     time_BD: Tensor
     selection: Selection
     image_pixels: float = math.inf
+    dropped_B: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Routing:
-    """A router's decision. `aux_losses` are weighted already; `kth_probability_E` feeds the thresholds and is
-    empty outside of training; `rows_per_expert` is set where every expert takes the same known number of this
+    """A router's decision. `aux_losses` are weighted already; `statistic_X` is what moves the router's state
+    after the step (the K-th probability of each expert, for DiffMoE) and is empty outside of training and
+    without state; `target_SW` is a layer's own prediction of the network's output by token (Expert Race);
+    `rows_per_expert` is set where every expert takes the same known number of this
     rank's tokens. `scores_SE` are what a training decision was made from, and `prediction_TE` the predictor's
     logits of the tokens `taught_T` (None: of all), detached, if the selection asks for them."""
 
     mask_SE: Tensor
     gate_SE: Tensor
     aux_losses: dict[str, Tensor] = field(default_factory=dict)
-    kth_probability_E: Tensor = field(default_factory=lambda: torch.empty(0))
+    statistic_X: Tensor = field(default_factory=lambda: torch.empty(0))
     metrics: dict[str, Tensor] = field(default_factory=dict)
     rows_per_expert: int | None = None
     scores_SE: Tensor | None = None
     prediction_TE: Tensor | None = None
     taught_T: Tensor | None = None
+    target_SW: Tensor | None = None
 
 
 def load_metrics(mask_SE: Tensor, rows_per_expert: int | None = None) -> dict[str, Tensor]:

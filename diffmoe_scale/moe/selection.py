@@ -104,6 +104,18 @@ def tokens_per_expert(capacity: float, num_tokens: int, num_experts: int, *, mul
     return k
 
 
+def pairs_per_pool(capacity: float, num_tokens: int, num_experts: int) -> int:
+    """K = floor(C * P), the pairs of token and expert that a pool's race takes. Raises ValueError where the
+    pool is too small."""
+    k = min(math.floor(capacity * num_tokens), num_tokens * num_experts)
+    if k < 1:
+        raise ValueError(
+            f"moe.capacity is {capacity:g} for a pool of {counted(num_tokens, 'token')}: none is taken; "
+            "enlarge run.micro_batch, the image, moe.pool or moe.capacity"
+        )
+    return k
+
+
 def gather_pool(values_SX: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """Values of all ranks' tokens [X, P], in rank order, without gradient. Collective over `group` (None:
     this rank's own)."""

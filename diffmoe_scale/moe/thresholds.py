@@ -1,4 +1,4 @@
-"""The dynamic thresholds of all layers, moved once an optimizer step."""
+"""The state of all routers, moved once an optimizer step: thresholds, and biases that balance."""
 
 from collections.abc import Sequence
 
@@ -11,12 +11,14 @@ from diffmoe_scale.words import counted
 
 
 def untrained_thresholds(layers: Sequence[MoELayer]) -> str:
-    """What keeps the thresholds of layers with predictors from being used; "" if they are trained. From 0 to
-    a threshold an uncorrected average takes a few times 1 / (1 - decay) steps."""
+    """What keeps the thresholds of layers that have them from being used; "" if they are trained. From 0 to a
+    threshold an uncorrected average takes a few times 1 / (1 - decay) steps."""
     for layer in layers:
-        predictor = layer.router.predictor
-        steps = int(predictor.threshold_steps)
-        needed = 1 if predictor.is_bias_corrected else round(3 / (1 - predictor.decay))
+        thresholds = layer.router.thresholds
+        if thresholds is None:
+            continue
+        steps = int(thresholds.threshold_steps)
+        needed = 1 if thresholds.is_bias_corrected else round(3 / (1 - thresholds.decay))
         if steps < needed:
             return (
                 f"the experts' thresholds were trained for {counted(steps, 'step')}, and are near 0 before "
@@ -26,20 +28,22 @@ def untrained_thresholds(layers: Sequence[MoELayer]) -> str:
 
 
 @torch.no_grad()
-def update_thresholds(
-    layers: Sequence[MoELayer], kth_probability_LE: Tensor, group: dist.ProcessGroup | None
+def update_routers(
+    layers: Sequence[MoELayer], statistics: Sequence[Tensor], group: dist.ProcessGroup | None
 ) -> None:
-    """Move the thresholds of all layers by the K-th probabilities of one optimizer step, averaged over
-    `group`.
+    """Move the state of all routers by `Routing.statistic_X` of one optimizer step: [L, X] of each
+    micro-batch of this rank.
 
-    Once a step and outside of forward. One collective over `group` (None: this process alone). Layers whose
-    router has no predictor come with E = 0 and are not changed.
+    Once a step and outside of forward. One collective over `group` (None: this process alone). Sums are
+    fp64, so that counts are exact in any layout of ranks. Routers without state come with X = 0 and are not
+    changed.
     """
-    if kth_probability_LE.numel() == 0:
+    if not statistics or statistics[0].numel() == 0:
         return
-    mean_LE = kth_probability_LE.float().clone()
+    sum_LX = torch.stack(list(statistics)).double().sum(dim=0)
+    count = len(statistics)
     if group is not None and group.size() > 1:
-        dist.all_reduce(mean_LE, group=group)
-        mean_LE /= group.size()
-    for layer, kth_probability_E in zip(layers, mean_LE, strict=True):
-        layer.router.predictor.update_threshold(kth_probability_E)
+        dist.all_reduce(sum_LX, group=group)
+        count *= group.size()
+    for layer, sum_X in zip(layers, sum_LX, strict=True):
+        layer.router.learn(sum_X, count)

@@ -56,11 +56,9 @@ def plain_experts(config: Config) -> Config:
 
 
 def even_routing(config: Config) -> Config:
-    """The config with a router whose experts take equally many tokens of each rank: what the others give on
-    average. Of token choice, expert choice at capacity `moe.top_k`."""
+    """The config with pools of a rank, whose experts take equally many of its tokens: what others give on
+    average. (On `meta` no router knows what it takes, and gives every expert a fair share.)"""
     moe = config.moe
-    if moe.num_experts and moe.router == "token_choice":
-        moe = replace(moe, router="expert_choice", capacity=float(moe.top_k))
     if moe.pool in ("expert_parallel", "data_parallel"):
         moe = replace(moe, pool="rank")
     return replace(config, moe=moe)
@@ -101,6 +99,7 @@ def step_inputs(config: Config, num_samples: int) -> tuple[Tensor, Tensor, Condi
         condition = Condition(
             labels_B=None if is_text else torch.empty(num_samples, dtype=torch.int64),
             sizes_BZ=torch.empty(num_samples, NUM_SIZE_CONDITIONS),
+            dropped_B=torch.empty(num_samples, dtype=torch.bool),
         )
         trained = config.text.trained if is_text else None
         if trained is not None:
@@ -119,7 +118,8 @@ def real_inputs(config: Config, count: int) -> tuple[Tensor, Condition]:
     tokens_BL = None if condition.tokens_BL is None else torch.full(condition.tokens_BL.shape, 5)
     text = None if condition.text is None else condition.text.map(_valued)
     sizes_BZ = torch.zeros(count, NUM_SIZE_CONDITIONS)
-    return latents_BCHW, Condition(labels_B, sizes_BZ, text=text, tokens_BL=tokens_BL)
+    dropped_B = torch.zeros(count, dtype=torch.bool)
+    return latents_BCHW, Condition(labels_B, sizes_BZ, text=text, tokens_BL=tokens_BL, dropped_B=dropped_B)
 
 
 def _valued(tensor: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ FEED_FORWARD = (
     "experts",
     "shared experts",
     "capacity predictors",
+    "target heads",
     "routers",
     "dense feed-forward",
     "text feed-forward",

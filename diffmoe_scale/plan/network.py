@@ -79,7 +79,7 @@ def _group_rate(gpu: Gpu, ranks: int, *, stride: int) -> float:
 def _all_to_all(config: Config, gpu: Gpu, rows: int) -> Transfer:
     """Of `rows`, times the experts that each takes: to experts and back, forward and backward."""
     moe, size = config.moe, config.parallel.expert_parallel
-    capacity = moe.top_k if moe.router == "token_choice" else moe.capacity
+    capacity = moe.experts_a_token
     total = rows * capacity * config.model.width * (2 if config.model.precision == "bf16" else FP32)
     here = min(size, GPUS_PER_MACHINE)
     within, across = total * (here - 1) / size, total * (size - here) / size

@@ -40,7 +40,7 @@ def count_parameters(config: Config) -> ModelSize:
     network = build_denoiser(plain_experts(config))
     parts, matrices = count_parts(network), hidden_matrices(network)
     total, num_experts = parts.total(), config.moe.num_experts
-    unused_share = 1 - experts_a_token(config) / num_experts if num_experts else 0.0
+    unused_share = 1 - config.moe.experts_a_token / num_experts if num_experts else 0.0
     return ModelSize(
         total=total,
         activated=total - round(unused_share * parts["experts"]),
@@ -50,11 +50,6 @@ def count_parameters(config: Config) -> ModelSize:
         tokens_per_picture=tokens_per_picture(config),
         by_part=dict(parts),
     )
-
-
-def experts_a_token(config: Config) -> float:
-    """Experts that an average token passes through in training."""
-    return config.moe.top_k if config.moe.router == "token_choice" else config.moe.capacity
 
 
 def count_parts(network: nn.Module) -> Counter[str]:

@@ -4,6 +4,7 @@ PARTS = {
     "experts": ".experts.linear_",
     "shared experts": ".shared_experts.",
     "capacity predictors": ".predictor.",
+    "target heads": ".router.target.",
     "routers": ".router.",
     "dense feed-forward": ".feed_forward.",
     "text feed-forward": ".text_feed_forward.",

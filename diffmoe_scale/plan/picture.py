@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from diffmoe_scale.config.moe import WITH_POOL
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.nn.number_formats import NUMBER_FORMATS
@@ -49,7 +50,7 @@ def count_call_flops(
     Raises: as `build.build_denoiser`.
     """
     plain = even_routing(plain_experts(config))
-    if plain.moe.router == "diffmoe":
+    if plain.moe.router in WITH_POOL:
         plain = replace(plain, moe=replace(plain.moe, pool="rank", capacity=1.0, capacity_by_resolution=()))
     network = build_denoiser(plain)
     layers = network.moe_layers()
@@ -73,6 +74,7 @@ def count_call_flops(
     for product, (ahead, _) in counter.products.items():
         parts[product.part] += ahead
     caption, _ = parts.pop("text encoder", 0), parts.pop("experts", 0)
+    parts.pop("target heads", 0)
     if not has_predictor:
         parts.pop("capacity predictors", 0)
     return CallFlops(

@@ -113,7 +113,7 @@ def fp8_pays_from(config: Config, gpu: Gpu) -> float | None:
     if not moe.num_experts or not gpu.flops["fp8"]:
         return None
     matrices = 3 if moe.activation == "swiglu" else 2
-    capacity = moe.top_k if moe.router == "token_choice" else moe.capacity
+    capacity = moe.experts_a_token
     reached = PRODUCT_CEILING * min(width, expert_width) / (min(width, expert_width) + HALF_WIDTH)
     flops = 6 * matrices * width * expert_width * capacity
     saved = flops / reached * (1 / gpu.flops["bf16"] - 1 / gpu.flops["fp8"])

@@ -127,7 +127,7 @@ def _load_export(
 
 
 def _warn_of_thresholds(denoiser: Denoiser, config: Config) -> None:
-    if config.moe.router != "diffmoe" or not config.sampling.selection.startswith("threshold"):
+    if not config.moe.has_thresholds or not config.sampling.selection.startswith("threshold"):
         return
     if problem := untrained_thresholds(denoiser.moe_layers()):
         logger.warning("%s; train on, or set sampling.selection=static", problem)

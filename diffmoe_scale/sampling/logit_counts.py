@@ -1,4 +1,5 @@
-"""What capacity predictors said of tokens while pictures were drawn, counted by layer and expert.
+"""What thresholds are held against (capacity predictors, or the scores of routers without one), counted by
+layer and expert while pictures were drawn.
 
 L layers with experts, E experts, X equal bins of the logit.
 """
@@ -10,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from diffmoe_scale.moe.layer import MoELayer
+from diffmoe_scale.moe.routing import RoutingContext
 
 LOWEST, HIGHEST, NUM_BINS = -24.0, 24.0, 9600
 """Logits beyond are counted at the ends; a bin is 0.005 wide."""
 
 
 class LogitCounts:
-    """Counts [L, E, X] of the logits of the layers' predictors, of all tokens in all calls of the network."""
+    """Counts [L, E, X] of the logits that the layers' thresholds are on, of all tokens in all calls of the
+    network."""
 
     def __init__(self, layers: Sequence[MoELayer], *, device: torch.device) -> None:
         self.layers = list(layers)
@@ -37,11 +40,11 @@ class LogitCounts:
             for handle in handles:
                 handle.remove()
 
-    def _counter(self, place: int) -> Callable[[nn.Module, tuple[Tensor, object], object], None]:
-        predictor = self.layers[place].router.predictor
+    def _counter(self, place: int) -> Callable[[nn.Module, tuple[Tensor, RoutingContext], object], None]:
+        router = self.layers[place].router
 
-        def count(router: nn.Module, arguments: tuple[Tensor, object], answer: object) -> None:
-            self.add(place, predictor(arguments[0]))
+        def count(_: nn.Module, arguments: tuple[Tensor, RoutingContext], answer: object) -> None:
+            self.add(place, router.decision_logits(*arguments))
 
         return count
 
@@ -51,9 +54,11 @@ class LogitCounts:
         ones_ES = torch.ones_like(bins_ES, dtype=self.counts_LEX.dtype)
         self.counts_LEX[place].scatter_add_(1, bins_ES, ones_ES)
 
-    def quantiles(self, share: float) -> dict[int, Tensor]:
-        """By block, the probabilities [E] that a `share` of each expert's tokens stays below."""
-        logit_LE = quantile_of(self.counts_LEX, share)
+    def quantiles(self, share: float, *, is_shared: bool = False) -> dict[int, Tensor]:
+        """By block, the probabilities [E] that a `share` of each expert's tokens stays below; `is_shared`:
+        the one [1] for all experts of a layer."""
+        counts_LEX = self.counts_LEX.sum(dim=1, keepdim=True) if is_shared else self.counts_LEX
+        logit_LE = quantile_of(counts_LEX, share)
         return {
             layer.layer_index: logit_E.sigmoid().float()
             for layer, logit_E in zip(self.layers, logit_LE, strict=True)

@@ -24,11 +24,11 @@ TIMES = tuple((number + 1) / NUM_TIMES for number in range(NUM_TIMES))
 def rules_of(config: Config) -> dict[str, Selection]:
     """By name: how experts choose in training and, where it is another rule, when pictures are drawn.
 
-    Other routers than DiffMoE's, and dense models, compute alike in both. With `sampling.capacity` the rule
+    Routers without thresholds, and dense models, compute alike in both. With `sampling.capacity` the rule
     is `sampling.selection` without a calibration.
     """
     rules = {"train": Selection(rule="train")}
-    if config.moe.num_experts > 0 and config.moe.router == "diffmoe":
+    if config.moe.has_thresholds:
         rules[config.sampling.selection] = Selection(config.sampling.selection, config.sampling.gamma)
     return rules
 

@@ -47,7 +47,13 @@ def latents_of(batch: Batch, autoencoder: Autoencoder, device: torch.device) -> 
 
 def condition_of(batch: Batch, networks: Networks) -> Condition:
     """What the network gets with the batch: its captions, encoded here unless the shards hold features."""
-    return networks.condition(batch.captions, batch.labels_B, sizes_BZ=batch.sizes_BZ, text=batch.text)
+    return networks.condition(
+        batch.captions,
+        batch.labels_B,
+        sizes_BZ=batch.sizes_BZ,
+        text=batch.text,
+        dropped_B=batch.dropped_B,
+    )
 
 
 def denoising_loss(
@@ -83,6 +89,9 @@ def denoising_loss(
     loss_B = loss_B * torch.where(is_finite_B, 1.0, torch.nan)
     diffusion = loss_B.mean()
     auxiliary = mean_auxiliary_losses(prediction.routings)
+    if prediction.layer_values:
+        losses = [objective.loss(v, x_t_BCHW, latents_BCHW, noise_BCHW, t_B) for v in prediction.layer_values]
+        auxiliary["target"] = prediction.layer_weight * (torch.stack(losses) * weight_B).mean()
     cosines: dict[str, Tensor] = {}
     if aligned is not None:
         assert prediction.aligned_BND is not None, "transformer.aligned_block is not set"

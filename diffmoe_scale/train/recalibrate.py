@@ -27,10 +27,10 @@ def recalibrate(stored: StoredWeights, *, family: str, num_batches: int) -> tupl
     Each expert's threshold becomes the one over which it takes as many of the tokens as training's rule gives
     it, counted over the first `num_batches` micro-batches of the training data by this process alone.
 
-    Raises: ValueError without a capacity predictor, or if the training data cannot be read.
+    Raises: ValueError without thresholds, or if the training data cannot be read.
     """
     config = replace(stored.config, parallel=replace(stored.config.parallel, expert_parallel=1))
-    if not config.moe.num_experts or config.moe.router != "diffmoe":
+    if not config.moe.has_thresholds:
         raise ValueError(f"{stored.path} has no thresholds to calibrate; leave out --calibrate")
     networks = _load(stored, config, family=family)
     reader = open_reader(config, config.data.train)
@@ -43,9 +43,10 @@ def recalibrate(stored: StoredWeights, *, family: str, num_batches: int) -> tupl
     counts = LogitCounts(layers, device=networks.device)
     with counts.counting():
         wanted = _capacity(networks, config, batches, Selection("train", step=stored.step))
-    thresholds = counts.quantiles(1 - wanted / config.moe.num_experts)
+    is_shared = config.moe.router == "expert_race"
+    thresholds = counts.quantiles(1 - wanted / config.moe.num_experts, is_shared=is_shared)
     for layer in layers:
-        layer.router.predictor.set_threshold(thresholds[layer.layer_index])
+        layer.router.calibrate(thresholds[layer.layer_index])
     after = _capacity(networks, config, batches, Selection("threshold"))
     buffers = {
         f"buffer/{name}": LazyTensor.of(buffer.detach().cpu())

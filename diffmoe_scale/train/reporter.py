@@ -212,8 +212,8 @@ class Reporter:
         counts = zip(KINDS, tallies.vectors["kinds"], strict=True)
         metrics |= {name: float(count) for name, mean in counts if (count := round(mean * steps))}
         for layer in self.moe_layers:
-            if self.config.moe.router == "diffmoe":
-                metrics[f"moe/threshold/{layer.layer_index}"] = layer.router.predictor.threshold().tolist()
+            for name, state_X in layer.router.state().items():
+                metrics[f"moe/{name}/{layer.layer_index}"] = state_X.tolist()
         means_a_step = tallies.scalars
         squares_per_s = means_a_step["squares"] / means_a_step["step_s"]
         metrics |= self._speed.metrics(squares_per_s, ranks=self.context.world_size)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any  # JSON trees
 
 import torch
+from torch import Tensor
 
 from diffmoe_scale.checkpoint.store import CheckpointStore
 from diffmoe_scale.config.run_directory import RunDirectory
@@ -14,7 +15,7 @@ from diffmoe_scale.data.reading.batch import Batch
 from diffmoe_scale.data.reading.reader import Reader
 from diffmoe_scale.model.networks import Networks
 from diffmoe_scale.moe.routing import Selection
-from diffmoe_scale.moe.thresholds import update_thresholds
+from diffmoe_scale.moe.thresholds import update_routers
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.train.alignment import Alignment
 from diffmoe_scale.train.engine import Engine
@@ -55,10 +56,10 @@ class Training:
 
 
 def train_step(run: Training, reporter: Reporter) -> None:
-    """One optimizer step over the global batch, then thresholds and weight average, then its judgement."""
+    """One optimizer step over the global batch, then routers' state and weight average, and its judgement."""
     engine, context, config = run.engine, run.context, run.config
     reporter.begin_step(run.step)
-    kth_probabilities = []
+    statistics: list[Tensor] = []
     selection = Selection(rule="train", step=run.step, is_observed=reporter.is_due(run.step))
     for _ in range(engine.accumulation):
         with reporter.phase("data"):
@@ -86,13 +87,12 @@ def train_step(run: Training, reporter: Reporter) -> None:
         reporter.add_loss(batch, loss)
         run.guard.add(batch, loss)
         if loss.routings:
-            kth_probabilities.append(torch.stack([routing.kth_probability_E for routing in loss.routings]))
+            statistics.append(torch.stack([routing.statistic_X for routing in loss.routings]))
     with reporter.phase("optimizer"):
         result = engine.step(learning_rate(run.step, config), is_observed=selection.is_observed)
         if run.alignment is not None:
             run.alignment.step(result.learning_rate, is_skipped=result.is_skipped)
-    if kth_probabilities and not result.is_skipped:
-        mean_probability = torch.stack(kth_probabilities).mean(0)
-        update_thresholds(run.networks.denoiser.moe_layers(), mean_probability, context.dp_group)
+    if not result.is_skipped:
+        update_routers(run.networks.denoiser.moe_layers(), statistics, context.dp_group)
     reporter.add_step(result)
     reporter.add_verdict(run.guard.judge(run.step, is_skipped=result.is_skipped))

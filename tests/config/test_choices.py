@@ -19,6 +19,39 @@ def test_routers_without_a_predictor_choose_their_selection(
     assert load_config(tmp_path / "config.yaml") == config
 
 
+@pytest.mark.parametrize(
+    ("router", "chosen"),
+    [
+        ("dsmoe", ["static", "sigmoid", 1, 2.0, 0.95, 0]),
+        ("expert_race", ["threshold", "identity", 0, 4.0, 0.95, 0]),
+        ("expert_threshold", ["threshold", "sigmoid", 1, 2.0, 0.99, 200]),
+        ("promoe", ["static", "identity", 1, 2.0, 0.95, 0]),
+    ],
+)
+def test_a_router_chooses_what_its_source_has(router: str, chosen: list[object], tmp_path: Path) -> None:
+    config = load_config(None, [f"moe.router={router}", "run.steps=1000"])
+    moe = config.moe
+    assert chosen == [
+        config.sampling.selection,
+        moe.gate,
+        moe.shared_experts,
+        moe.expert_width_ratio,
+        moe.threshold_decay,
+        moe.threshold_warmup_steps,
+    ]
+    (line,) = describe_choices(config)
+    assert line.startswith(f"sampling.selection={chosen[0]}") and line.endswith(f": moe.router is {router}")
+    (tmp_path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("router", ["dsmoe", "expert_threshold", "promoe"])
+@pytest.mark.parametrize("word", ["moe.shared_experts=0", "moe.expert_width_ratio=4"])
+def test_a_named_width_of_experts_leaves_shared_experts_alone(router: str, word: str) -> None:
+    moe = load_config(None, [f"moe.router={router}", word]).moe
+    assert (moe.shared_experts, moe.expert_width_ratio) == (0, 4.0)
+
+
 @pytest.mark.parametrize("path", [None, DEMO], ids=["defaults", "demo"])
 def test_ddpm_chooses_its_prediction_loss_and_times(path: Path | None) -> None:
     diffusion = load_config(path, ["diffusion.kind=ddpm"]).diffusion

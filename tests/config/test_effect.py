@@ -34,12 +34,12 @@ def test_no_shipped_config_has_a_setting_without_effect(path: Path) -> None:
             ["moe.num_experts=0", "moe.capacity=2", "moe.top_k=2", "moe.activation=swiglu"],
             ["without effect, since moe.num_experts is 0: moe.capacity=2.0, moe.top_k=2"],
         ),
-        (["moe.top_k=2"], ["without effect, since moe.router is not token_choice: moe.top_k=2"]),
+        (["moe.top_k=2"], ["without effect, since experts choose, not tokens: moe.top_k=2"]),
         (
             ["moe.router=token_choice", "moe.top_k=2", "moe.capacity=2", "moe.predictor_weight=3"],
             [
                 "without effect, since moe.router is not diffmoe: moe.predictor_weight=3.0",
-                "without effect, since moe.router is token_choice: moe.capacity=2.0",
+                "without effect, since tokens choose moe.top_k experts: moe.capacity=2.0",
             ],
         ),
         (
@@ -83,8 +83,13 @@ def test_rules_do_not_hold_where_their_settings_are_in_use() -> None:
     holding = {rule.why for rule in RULES if rule.is_idle(config)}
     assert holding == {
         "moe.router is not diffmoe",
-        "moe.router is token_choice",
         "alignment.encoder is empty",
+        "moe.router is not dsmoe",
+        "moe.router is not expert_race",
+        "moe.router is not expert_threshold",
+        "moe.router is not promoe",
+        "moe.router has no thresholds",
+        "tokens choose moe.top_k experts",
         "sampling.selection is not interval",
         "sampling.capacity is 0",
         "telemetry.metrics_every is 0",

@@ -31,6 +31,7 @@ IDENTITY = {
         "every",
         "first_dense",
         "router",
+        "routed_scale",
         "gate",
         "router_input",
         "shared_experts",

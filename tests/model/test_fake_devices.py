@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from diffmoe_scale.config.load import load_config
+from diffmoe_scale.config.moe import RULES
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.denoiser import Denoiser
 from diffmoe_scale.moe.layer import single_rank_groups
-from diffmoe_scale.moe.routing import Rule, Selection
+from diffmoe_scale.moe.routing import RoutingContext, Rule, Selection
 from diffmoe_scale.nn.number_formats import NUMBER_FORMATS
 from diffmoe_scale.plan.build import build_denoiser
 from diffmoe_scale.plan.trace import forget_positions
@@ -37,6 +38,7 @@ CASES: dict[str, list[str]] = {
     "blocks computed twice": ["model.activation_checkpointing=blocks"],
     "experts computed twice": ["model.activation_checkpointing=experts"],
     "expert choice": ["moe.router=expert_choice", "sampling.selection=static"],
+    "expert threshold, first steps": ["moe.router=expert_threshold", "moe.threshold_warmup_steps=9"],
     "decoupled router": ["moe.router_input=decoupled", "moe.gate=identity"],
     "rope, rms and shared modulation": [
         "model.positions=rope2d",
@@ -148,6 +150,31 @@ def test_sampling_with_a_fixed_number_of_rows_waits_for_nothing_either(
         with fake, torch.no_grad():
             loss = loss_of(denoiser, "cuda", "static")
     assert loss.device.type == "cuda"
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=cuda_build)])
+@pytest.mark.parametrize("rule", ["train", "static", "threshold", "interval"])
+@pytest.mark.parametrize("router", RULES)
+def test_no_router_reads_a_number_or_mixes_devices_to_decide(
+    fake: FakeTensorMode, router: str, rule: Rule, device: str
+) -> None:
+    """How many rows each expert has is read by the dispatcher, where experts take as many as they do."""
+    if rule not in ("train", *RULES[router]):
+        pytest.skip(f"{router} has no {rule}")
+    with first_of(8, 8) as groups:
+        config = make_config(f"moe.router={router}", "moe.threshold_warmup_steps=0")
+        denoiser = fake_denoiser(config, groups, fake, device)
+        router_of_layer = denoiser.moe_layers()[0].router
+        if device == "cpu":
+            router_of_layer.refuse_nan = lambda *_: None  # type: ignore[method-assign]
+        with fake:
+            x_SD = torch.randn(SAMPLES * 256, 128, device=device)
+            dropped_B = torch.ones(SAMPLES, dtype=torch.bool, device=device)
+            context = RoutingContext(
+                SAMPLES, x_SD, torch.randn(SAMPLES, 128, device=device), Selection(rule), dropped_B=dropped_B
+            )
+            routing = router_of_layer(x_SD, context)
+    assert routing.gate_SE.device.type == device and routing.mask_SE.shape == (len(x_SD), 16)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -10,7 +10,7 @@ from diffmoe_scale.diffusion.objective import build_objective
 from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.transformer import DiffusionTransformer, Prediction
 from diffmoe_scale.moe.routing import Selection
-from diffmoe_scale.moe.thresholds import update_thresholds
+from diffmoe_scale.moe.thresholds import update_routers
 from diffmoe_scale.sampling.euler import euler
 from diffmoe_scale.sampling.guidance import guide
 from diffmoe_scale.sampling.schedule import sampling_times
@@ -69,9 +69,9 @@ def test_training_pass_equals_the_reference(arrays: dict[str, np.ndarray], backe
         reference_losses(prediction, arrays), ("train/mse", "train/predictor_loss_sum"), strict=True
     ):
         assert_near(loss, arrays[name], name)
-    update_thresholds(
+    update_routers(
         transformer.moe_layers(),
-        torch.stack([routing.kth_probability_E for routing in prediction.routings]),
+        [torch.stack([routing.statistic_X for routing in prediction.routings])],
         None,
     )
     for block, layer in zip((1, 3), transformer.moe_layers(), strict=True):

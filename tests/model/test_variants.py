@@ -105,6 +105,10 @@ LAYOUT_CASES = [
         "moe.num_experts=4",
     ],
     ["model.depth=2", "moe.router=expert_choice", "moe.num_experts=16", "model.qk_norm=rms"],
+    ["model.depth=2", "moe.router=dsmoe", "moe.top_k=2", "moe.num_experts=8"],
+    ["model.depth=2", "moe.router=expert_race", "moe.num_experts=8", "moe.pool=data_parallel"],
+    ["model.depth=2", "moe.router=expert_threshold", "moe.num_experts=8"],
+    ["model.depth=2", "moe.router=promoe", "moe.num_experts=8", "moe.top_k=2"],
 ]
 
 

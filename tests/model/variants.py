@@ -8,6 +8,7 @@ from random import Random
 import torch
 
 from diffmoe_scale.config.load import load_config
+from diffmoe_scale.config.moe import RULES
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.model.condition import NUM_SIZE_CONDITIONS, Condition
 from diffmoe_scale.model.denoiser import Denoiser
@@ -34,7 +35,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "moe.num_experts": (0, 2, 4, 8),
     "moe.every": (1, 1, 2, 3),
     "moe.first_dense": (0, 0, 1, 2),
-    "moe.router": ("diffmoe", "diffmoe", "expert_choice", "token_choice"),
+    "moe.router": ("diffmoe", "diffmoe", *RULES),
     "moe.pool": ("sample", "rank", "data_parallel"),
     "moe.capacity": (0.6, 1.0, 2.0),
     "moe.top_k": (1, 2),
@@ -94,11 +95,17 @@ def predict(denoiser: Denoiser, config: Config, *, seed: int = 0) -> Prediction:
     else:
         lengths = torch.arange(SAMPLES)[:, None] + 2
         tokens_BL = torch.randint(3, 260, (SAMPLES, 6), generator=generator)
-        condition = Condition(None, sizes_BZ, tokens_BL=tokens_BL.where(torch.arange(6) < lengths, 0))
+        condition = Condition(
+            None,
+            sizes_BZ,
+            tokens_BL=tokens_BL.where(torch.arange(6) < lengths, 0),
+            dropped_B=torch.arange(SAMPLES) == 1,
+        )
     prediction: Prediction = denoiser(x_BCHW, time_B, condition, Selection("train"))
     return prediction
 
 
 def total_loss(prediction: Prediction) -> torch.Tensor:
     auxiliary = [loss for routing in prediction.routings for loss in routing.aux_losses.values()]
-    return prediction.value_BCHW.square().mean() + sum(auxiliary, start=torch.zeros(()))
+    values = [prediction.value_BCHW, *prediction.layer_values]
+    return sum([value.square().mean() for value in values] + auxiliary, start=torch.zeros(()))

@@ -24,10 +24,17 @@ def make_layer(
     layer_index: int = 1,
     seed: int = 0,
     width: int = WIDTH,
+    target_width: int = 0,
     **settings: Any,
 ) -> MoELayer:
     config = MoEConfig(**({"num_experts": EXPERTS, "router_init_std": 0.5} | settings))
-    layer = MoELayer(config, width=width, layer_index=layer_index, groups=groups or alone())
+    layer = MoELayer(
+        config,
+        width=width,
+        layer_index=layer_index,
+        groups=groups or alone(),
+        target_width=target_width,
+    )
     layer.initialize(seed)
     return layer
 

@@ -54,7 +54,7 @@ def train_on_rank(parallel: ParallelContext, settings: dict[str, Any]) -> dict[s
     result: dict[str, Any] = {
         "y": y_SD.detach(),
         "mask": routing.mask_SE,
-        "kth": routing.kth_probability_E,
+        "kth": routing.statistic_X,
         "grad/x": x_SD.grad,
         "grad/router": layer.router.weight.grad,
     }
@@ -94,7 +94,7 @@ def train_alone(ranks: list[int], expert_ranks: list[int], settings: dict[str, A
     result: dict[str, Any] = {
         "y": y_SD.detach(),
         "mask": routing.mask_SE,
-        "kth": routing.kth_probability_E,
+        "kth": routing.statistic_X,
         "grad/x": x_SD.grad,
     }
     return {

@@ -10,7 +10,7 @@ from torch import nn
 
 from diffmoe_scale.moe.layer import MoELayer
 from diffmoe_scale.moe.routing import RoutingContext, Rule, Selection
-from diffmoe_scale.moe.thresholds import update_thresholds
+from diffmoe_scale.moe.thresholds import update_routers
 from tests.moe.layers import EXPERTS, context, make_layer, tokens
 
 PARITY = Path(__file__).parents[1] / "reference" / "layer.npz"
@@ -56,7 +56,7 @@ def test_training_calls_equal_the_reference(backend):
     threshold_E = np.zeros(EXPERTS)
     for i in range(5):
         _, y, routing = reference_call(layer, arrays[f"train/{i}/x"], "train")
-        update_thresholds([layer], routing.kth_probability_E.unsqueeze(0), None)
+        update_routers([layer], [routing.statistic_X.unsqueeze(0)], None)
         np.testing.assert_allclose(y.detach(), arrays[f"train/{i}/y"], **CLOSE)
         assert np.array_equal(routing.mask_SE.reshape(3, 16, EXPERTS), arrays[f"train/{i}/mask"].astype(bool))
         # From the recorded logits (DiffMoE eq. 17): the recorded `threshold_after` are five views of one

@@ -110,7 +110,7 @@ def run_layer(
         "mask": routing.mask_SE,
         "y": y_SD.detach(),
         "grad/x": x_SD.grad,
-        "kth": routing.kth_probability_E,
+        "kth": routing.statistic_X,
     }
     return found | {
         f"grad/{name}": torch.zeros_like(p) if p.grad is None else p.grad

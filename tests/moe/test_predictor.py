@@ -31,7 +31,7 @@ def test_kth_probability_is_the_kth_largest_of_each_expert():
     _, routing = layer(x_SD, context())
     k = x_SD.shape[0] // EXPERTS
     torch.testing.assert_close(
-        routing.kth_probability_E,
+        routing.statistic_X,
         layer.router.predictor(x_SD).sigmoid().sort(dim=0, descending=True).values[k - 1],
     )
 
@@ -81,9 +81,7 @@ def test_loss_and_threshold_of_a_share_are_those_of_the_drawn_tokens():
     expected = -torch.where(routing.mask_SE[place], p_TE.log(), (1 - p_TE).log()).mean()
     torch.testing.assert_close(routing.aux_losses["predictor"], expected)
     k = len(x_SD) // EXPERTS // 2
-    torch.testing.assert_close(
-        routing.kth_probability_E, p_TE.sort(dim=0, descending=True).values[k - 1].detach()
-    )
+    torch.testing.assert_close(routing.statistic_X, p_TE.sort(dim=0, descending=True).values[k - 1].detach())
 
 
 def pooled_on_rank(parallel: ParallelContext) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -92,7 +90,7 @@ def pooled_on_rank(parallel: ParallelContext) -> tuple[np.ndarray, np.ndarray, n
     _, routing = layer(x_SD, context())
     place = [8 * sample + (sample + 4 * i) % 8 for sample in range(SAMPLES) for i in range(2)]
     taught_TE = layer.router.predictor(x_SD[place]).sigmoid().detach()
-    return taught_TE.numpy(), routing.kth_probability_E.numpy(), routing.mask_SE.numpy()
+    return taught_TE.numpy(), routing.statistic_X.numpy(), routing.mask_SE.numpy()
 
 
 def test_a_pool_of_two_ranks_finds_the_threshold_of_the_tokens_that_both_draw():

@@ -62,7 +62,7 @@ def test_the_routers_inference_needs_no_training_terms():
     ]
     for router, rule in cases:
         _, routing = make_layer(router=router)(tokens(), context(rule))
-        assert routing.aux_losses == {} and routing.kth_probability_E.numel() == 0
+        assert routing.aux_losses == {} and routing.statistic_X.numel() == 0
 
 
 def test_decoupled_router_is_a_linear_map_of_token_and_timestep_embedding():
@@ -119,7 +119,7 @@ def test_thresholds_of_a_pool_of_one_sample_follow_the_mean_of_the_samples():
             for sample in probability_SE.split(TOKENS)
         ]
     )
-    torch.testing.assert_close(layer(x_SD, context())[1].kth_probability_E, kth_BE.mean(dim=0))
+    torch.testing.assert_close(layer(x_SD, context())[1].statistic_X, kth_BE.mean(dim=0))
 
 
 @pytest.mark.parametrize("settings", [{"pool": "rank"}, {"pool": "sample"}, {"router": "expert_choice"}])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffmoe_scale.moe.thresholds import untrained_thresholds, update_thresholds
+from diffmoe_scale.moe.thresholds import untrained_thresholds, update_routers
 from diffmoe_scale.parallel.context import ParallelContext
 from tests.moe.layers import EXPERTS, context, make_layer, tokens
 from tests.ranks import run_on_ranks
@@ -11,14 +11,14 @@ from tests.ranks import run_on_ranks
 def test_bias_corrected_threshold_of_constant_probabilities_is_that_constant():
     layer = make_layer(threshold_bias_correction=True)
     for _ in range(3):
-        update_thresholds([layer], torch.full((1, EXPERTS), 0.3), None)
+        update_routers([layer], [torch.full((1, EXPERTS), 0.3)], None)
         torch.testing.assert_close(layer.router.predictor.threshold(), torch.full((EXPERTS,), 0.3))
 
 
 def test_plain_threshold_is_the_moving_average_from_zero():
     layer = make_layer(threshold_bias_correction=False, threshold_decay=0.9)
     for probability in (0.5, 0.2):
-        update_thresholds([layer], torch.full((1, EXPERTS), probability), None)
+        update_routers([layer], [torch.full((1, EXPERTS), probability)], None)
     torch.testing.assert_close(
         layer.router.predictor.threshold(), torch.full((EXPERTS,), 0.9 * 0.1 * 0.5 + 0.1 * 0.2)
     )
@@ -27,7 +27,7 @@ def test_plain_threshold_is_the_moving_average_from_zero():
 def test_thresholds_begin_at_zero_and_stay_fp32_in_a_bf16_model():
     layer = make_layer()
     assert layer.router.predictor.threshold().tolist() == [0.0] * EXPERTS
-    update_thresholds([layer], torch.full((1, EXPERTS), 0.123456789), None)
+    update_routers([layer], [torch.full((1, EXPERTS), 0.123456789)], None)
     before = layer.router.predictor.threshold()
     layer.to(torch.bfloat16)
     assert layer.router.predictor.hidden.weight.dtype == torch.bfloat16
@@ -36,15 +36,15 @@ def test_thresholds_begin_at_zero_and_stay_fp32_in_a_bf16_model():
 
 def test_routers_without_a_predictor_are_left_alone():
     layers = [make_layer(router="expert_choice") for _ in range(2)]
-    update_thresholds(
-        layers, torch.stack([layer(tokens(), context())[1].kth_probability_E for layer in layers]), None
+    update_routers(
+        layers, [torch.stack([layer(tokens(), context())[1].statistic_X for layer in layers])], None
     )
 
 
 def thresholds_after_one_update(parallel: ParallelContext) -> np.ndarray:
     layers = [make_layer(threshold_bias_correction=False, threshold_decay=0.5, layer_index=i) for i in (1, 3)]
-    update_thresholds(
-        layers, torch.tensor([[0.1], [0.3]]).expand(2, EXPERTS) + 0.2 * parallel.rank, parallel.dp_group
+    update_routers(
+        layers, [torch.tensor([[0.1], [0.3]]).expand(2, EXPERTS) + 0.2 * parallel.rank], parallel.dp_group
     )
     return torch.stack([layer.router.predictor.threshold() for layer in layers]).numpy()
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.moe.thresholds import update_thresholds
+from diffmoe_scale.moe.thresholds import update_routers
 from tests.moe.layers import alone
 from tests.train.plain_muon import PlainMuon
 from tests.train.runs import STEPS, Run, compute_loss, tiny_batch, tiny_config, tiny_pipeline
@@ -23,17 +23,17 @@ def train_alone(settings: list[str], *, steps: int = STEPS) -> Run:
         optimizer = PlainMuon(parameters, groups, config)
     run, count = Run(), config.run.micro_batch
     for step in range(1, steps + 1):
-        losses, kth_probabilities = [], []
+        losses, statistics = [], []
         for first in range((step - 1) * config.run.global_batch, step * config.run.global_batch, count):
             loss = compute_loss(pipeline.denoiser, pipeline, tiny_batch(first, count, config=config))
             (loss.total * count / config.run.global_batch).backward()
             losses.append(float(loss.total.detach()))
-            kth_probabilities.append(torch.stack([routing.kth_probability_E for routing in loss.routings]))
+            statistics.append(torch.stack([routing.statistic_X for routing in loss.routings]))
         run.norms.append(float(clip_grad_norm_(parameters.values(), config.optimizer.clip_norm)))
         optimizer.step()
         optimizer.zero_grad()
         run.losses.append(sum(losses) / len(losses))
-        update_thresholds(pipeline.denoiser.moe_layers(), torch.stack(kth_probabilities).mean(0), None)
+        update_routers(pipeline.denoiser.moe_layers(), statistics, None)
         decay = min(config.optimizer.ema_decay, (1 + step) / (10 + step))
         averages = {
             name: decay * average + (1 - decay) * parameters[name].detach()

@@ -15,7 +15,7 @@ from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.networks import Networks, build_networks
 from diffmoe_scale.model.transformer import Prediction
 from diffmoe_scale.moe.routing import Selection
-from diffmoe_scale.moe.thresholds import update_thresholds
+from diffmoe_scale.moe.thresholds import update_routers
 from diffmoe_scale.nn.generator import named_generator
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.train.engine import Engine
@@ -151,17 +151,15 @@ def predict_once(pipeline: Networks, config: Config) -> np.ndarray:
 def engine_step(
     step: int, engine: Engine, pipeline: Networks, config: Config, context: ParallelContext, run: Run
 ) -> None:
-    losses, kth_probabilities = [], []
+    losses, statistics = [], []
     for batch in rank_batches(step, config, context):
         loss = compute_loss(engine, pipeline, batch)
         engine.backward(loss.total)
         losses.append(float(loss.total.detach()))
-        kth_probabilities.append(torch.stack([routing.kth_probability_E for routing in loss.routings]))
+        statistics.append(torch.stack([routing.statistic_X for routing in loss.routings]))
     run.norms.append(engine.step(config.optimizer.learning_rate).gradient_norm)
     run.losses.append(sum(losses) / len(losses))
-    update_thresholds(
-        pipeline.denoiser.moe_layers(), torch.stack(kth_probabilities).mean(0), context.dp_group
-    )
+    update_routers(pipeline.denoiser.moe_layers(), statistics, context.dp_group)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from diffmoe_scale.diffusion.noise import sample_noise
 from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.networks import build_networks
 from diffmoe_scale.moe.routing import Selection
-from diffmoe_scale.moe.thresholds import update_thresholds
+from diffmoe_scale.moe.thresholds import update_routers
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.train.engine import Engine
 from diffmoe_scale.train.initialize import begin_from_weights
@@ -57,8 +57,8 @@ def train_on(context: ParallelContext, settings: list[str]) -> tuple[list[float]
         loss = objective.loss(prediction.value_BCHW, x_t, x0, noise, t_B).mean()
         engine.backward(loss)
         engine.step(config.optimizer.learning_rate)
-        kth = torch.stack([routing.kth_probability_E for routing in prediction.routings])
-        update_thresholds(layers, kth, context.dp_group)
+        kth = torch.stack([routing.statistic_X for routing in prediction.routings])
+        update_routers(layers, [kth], context.dp_group)
         losses.append(float(loss))
     return losses, before
 
