@@ -8,6 +8,7 @@ autoencoder.py    pictures to latents
 text.py           the text encoders
 model.py          the transformer
 moe.py            the mixture-of-experts layers
+routers.py        what each router can be asked for
 diffusion.py      path, prediction, loss, times
 alignment.py      representation alignment with a frozen encoder of pictures
 optimizer.py      AdamW or Muon, the schedule, the weight average

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any  # YAML trees before validation
 
-from diffmoe_scale.config.moe import RULES, WITH_POOL
+from diffmoe_scale.config.routers import RULES, WITH_POOL
 from diffmoe_scale.config.run import RunConfig
 from diffmoe_scale.config.schema import Config
 

@@ -4,7 +4,7 @@ file may serve for several models."""
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
-from diffmoe_scale.config.moe import BY_TOKEN
+from diffmoe_scale.config.routers import BY_TOKEN
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.config.section import show
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from diffmoe_scale.config.moe import WITH_POOL
+from diffmoe_scale.config.routers import WITH_POOL
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.nn.number_formats import NUMBER_FORMATS

@@ -39,6 +39,17 @@ ADVICE = {
     # Every expert takes as many tokens of each sample, in sampling too.
     "expert_choice": Advice(balance="", greedy=LOWER_RATE, capacity="moe.capacity"),
     "token_choice": Advice(balance="raise moe.balance_weight, ", greedy=LOWER_RATE, capacity="moe.top_k"),
+    "dsmoe": Advice(balance="raise moe.bias_update_rate, ", greedy=LOWER_RATE, capacity="moe.top_k"),
+    "expert_race": Advice(
+        balance="raise moe.similarity_weight, ", greedy=LOWER_RATE, capacity="moe.capacity"
+    ),
+    "expert_threshold": Advice(
+        balance="raise moe.threshold_warmup_steps, ",
+        greedy="lower moe.threshold_decay, so that thresholds follow the scores",
+        capacity="moe.capacity",
+    ),
+    # The last expert's load is the share of dropped captions, 0 in a batch without.
+    "promoe": Advice(balance="raise moe.contrastive_weight, ", greedy=LOWER_RATE, capacity="moe.top_k"),
 }
 """By `moe.router`."""
 

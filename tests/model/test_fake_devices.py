@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from diffmoe_scale.config.load import load_config
-from diffmoe_scale.config.moe import RULES
+from diffmoe_scale.config.routers import RULES
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.denoiser import Denoiser

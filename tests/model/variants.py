@@ -8,7 +8,7 @@ from random import Random
 import torch
 
 from diffmoe_scale.config.load import load_config
-from diffmoe_scale.config.moe import RULES
+from diffmoe_scale.config.routers import RULES
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.model.condition import NUM_SIZE_CONDITIONS, Condition
 from diffmoe_scale.model.denoiser import Denoiser

@@ -3,8 +3,9 @@ import logging
 import pytest
 
 from diffmoe_scale.config.alarms import AlarmsConfig
+from diffmoe_scale.config.routers import RULES
 from diffmoe_scale.telemetry.metrics import MetricValue
-from diffmoe_scale.train.alarms import Alarms, count_extremes
+from diffmoe_scale.train.alarms import ADVICE, Alarms, count_extremes
 
 AFTER = AlarmsConfig().after
 
@@ -136,6 +137,10 @@ def test_an_alarm_of_experts_is_not_over_because_a_line_did_not_observe_them(
         ("diffmoe", "raise moe.predictor_weight, lower", "lower moe.capacity", "raise moe.capacity"),
         ("expert_choice", "(alarms.min_load); lower", "lower moe.capacity", "raise moe.capacity"),
         ("token_choice", "raise moe.balance_weight, lower", "lower moe.top_k", "raise moe.top_k"),
+        ("dsmoe", "raise moe.bias_update_rate, lower", "lower moe.top_k", "raise moe.top_k"),
+        ("expert_race", "raise moe.similarity_weight, lower", "lower moe.capacity", "raise moe.capacity"),
+        ("expert_threshold", "moe.threshold_warmup_steps", "lower moe.capacity", "raise moe.capacity"),
+        ("promoe", "raise moe.contrastive_weight, lower", "lower moe.top_k", "raise moe.top_k"),
     ],
 )
 def test_advice_is_that_of_the_runs_router(
@@ -162,3 +167,7 @@ def test_dead_and_greedy_experts_are_counted_by_block() -> None:
     assert found == {"moe/health/dead": [0.0, 2.0], "moe/health/greedy": [0.0, 1.0]}
     del line["moe/health/overlap"]  # a line that observed nothing
     assert count_extremes(line, AlarmsConfig(), [1, 3]) == {}
+
+
+def test_there_is_advice_for_every_router() -> None:
+    assert ADVICE.keys() == RULES.keys()
