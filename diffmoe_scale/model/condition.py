@@ -28,3 +28,9 @@ class Condition:
     tokens_BL: Tensor | None = None
     dropped_B: Tensor | None = None
     """Which samples have no caption, for routers that look at it. In class mode the label says it."""
+
+    def unconditional(self, num_classes: int) -> Tensor | None:
+        """Which samples have no caption or class, [B]; None: not known. `num_classes` is 0 in text mode."""
+        if num_classes == 0 or self.labels_B is None:
+            return self.dropped_B
+        return self.labels_B == num_classes

@@ -129,7 +129,7 @@ class DiffusionTransformer(nn.Module):
             rotation=self._rotation(rows, columns),
             selection=selection,
             image_pixels=rows * columns * self.token_pixels,
-            dropped_B=self._dropped(condition),
+            dropped_B=condition.unconditional(self.classes),
         )
         if context.rotation is None:
             x_BND = x_BND + self._position_embedding(rows, columns)
@@ -145,12 +145,6 @@ class DiffusionTransformer(nn.Module):
             unpatchify(value_BNP, patch=self.patch, rows=rows, columns=columns) for value_BNP in values
         )
         return Prediction(value_BCHW, routings, aligned_BND, layer_values, self.target_weight)
-
-    def _dropped(self, condition: Condition) -> Tensor | None:
-        """Which samples have no caption or class, [B]."""
-        if self.class_embedding is None or condition.labels_B is None:
-            return condition.dropped_B
-        return condition.labels_B == self.classes
 
     def _position_embedding(self, rows: int, columns: int) -> Tensor:
         weight = self.patch_embedding.weight
