@@ -12,6 +12,17 @@ NO_NAME = re.compile("[^a-zA-Z0-9_]+")
 BLOCK = re.compile(r"(moe/(?:load|threshold|deployed))/(\d+)")
 
 
+def split_block(name: str) -> tuple[str, str]:
+    """A name of metrics.jsonl without its block, and the block; "" where it has none."""
+    match = BLOCK.fullmatch(name)
+    return (match[1], match[2]) if match else (name, "")
+
+
+def gauge_name(family: str) -> str:
+    """The name that Prometheus has for a name of metrics.jsonl without block."""
+    return "diffmoe_" + NO_NAME.sub("_", family)
+
+
 class PrometheusTracker:
     """The figures of the last log step as gauges at http://ADDRESS:PORT/metrics, `diffmoe_...` with the label
     `run`; those of a block or of an expert have the labels `block` and `index` as well."""
@@ -29,8 +40,7 @@ class PrometheusTracker:
 
     def log(self, step: int, metrics: Mapping[str, MetricValue]) -> None:
         for name, value in {"step": float(step), **metrics}.items():
-            match = BLOCK.fullmatch(name)
-            family, block = (match[1], match[2]) if match else (name, "")
+            family, block = split_block(name)
             gauge = self._gauge(family)
             values = enumerate(value) if isinstance(value, list) else [("", value)]
             for index, number in values:
@@ -46,7 +56,8 @@ class PrometheusTracker:
 
     def _gauge(self, family: str) -> Gauge:
         if family not in self._gauges:
-            name = "diffmoe_" + NO_NAME.sub("_", family)
             labels = ("run", "block", "index")
-            self._gauges[family] = Gauge(name, f"{family} of metrics.jsonl", labels, registry=self._registry)
+            self._gauges[family] = Gauge(
+                gauge_name(family), f"{family} of metrics.jsonl", labels, registry=self._registry
+            )
         return self._gauges[family]

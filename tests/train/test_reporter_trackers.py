@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.telemetry.code_version import code_version
-from diffmoe_scale.telemetry.prometheus import BLOCK, NO_NAME, PrometheusTracker
+from diffmoe_scale.telemetry.prometheus import PrometheusTracker, gauge_name, split_block
 from tests.ports import free_port
 from tests.ranks import run_on_ranks
 from tests.telemetry.readers import read_tensorboard, read_wandb
@@ -116,10 +116,9 @@ def test_prometheus_answers_the_last_line(run: tuple[Path, str]) -> None:
     for name, value in line.items():
         if name in ("samples", "time"):
             continue
-        match = BLOCK.fullmatch(name)
-        family, block = match.groups() if match else (name, "")
+        family, block = split_block(name)
         for index, number in enumerate(value) if isinstance(value, list) else [("", value)]:
-            expected["diffmoe_" + NO_NAME.sub("_", family), block, str(index)] = number
+            expected[gauge_name(family), block, str(index)] = number
     # A figure that the last line lacks stays at its last value.
     assert found == expected | {key: found[key] for key in found if key not in expected}
     assert {key[0] for key in found.keys() - expected.keys()} <= {"diffmoe_loss_validation"}

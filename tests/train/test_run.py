@@ -13,8 +13,10 @@ from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.plan.parts import GRADIENT_PARTS
 from diffmoe_scale.pretrain import main
 from diffmoe_scale.telemetry.metrics import read_metrics
+from diffmoe_scale.telemetry.prometheus import gauge_name, split_block
 from diffmoe_scale.train.run import train
 from diffmoe_scale.train.stop import Stopped
+from tests.dashboard import missing_gauges
 from tests.ranks import run_alone, run_on_ranks
 from tests.train.runs import TINY, text_settings, tiny_config
 from tests.train.whole_runs import SETTINGS, read_lines, train_runs
@@ -62,6 +64,13 @@ def test_validation_and_pictures_change_no_later_step(pairs: Path) -> None:
     assert list(losses) == [2, 4, 6, 8] and watched == read_lines(pairs / "fp32" / "whole")
     pictures = sorted(path.name for path in (pairs / "fp32" / "watched" / "samples").iterdir())
     assert pictures == ["step_00000003.png", "step_00000006.png", "step_00000008.png"]
+
+
+def test_every_panel_of_the_dashboard_shows_figures_that_a_run_logs(pairs: Path) -> None:
+    logged = {name for line in read_metrics(pairs / "fp32" / "watched" / "metrics.jsonl") for name in line}
+    # A GPU of a known model, and as many steps as `defence.window` has.
+    logged |= {"throughput/mfu", "defence/z_score"}
+    assert missing_gauges({gauge_name(split_block(name)[0]) for name in logged}) == []
 
 
 def train_with_stops(context: ParallelContext, settings: list[str], stops: int) -> None:
