@@ -18,5 +18,6 @@ data_files.py       shards of pictures and of features, made to be read
 checkpoint.py       how long a checkpoint stops training
 conversion.py       time and memory of a conversion, and what the disk can do
 metrics.py          time and memory of FID and other metrics from features
+telemetry.py        what telemetry costs within a run's steps
 resume.py           the start of reading deep in an epoch
 """

@@ -68,7 +68,7 @@ class Reporter:
         self.phase = Phases(context.device, (*STEP_PHASES, ALL_TO_ALL, *OTHER_PHASES))
         """`with reporter.phase("forward"):` counts the time inside."""
         self._all_to_all = partial(self.phase, ALL_TO_ALL)
-        self._health = ExpertHealth(moe_layers, context.device)
+        self.health = ExpertHealth(moe_layers, context.device)
         self._speed = Speed(config, context.device)
         self._extra: dict[str, MetricValue] = {}
         self._last_log_step = line.get("since", start_step)
@@ -117,7 +117,7 @@ class Reporter:
         for layer, routing in zip(self.moe_layers, loss.routings, strict=True):
             self._meter.add(f"moe/load/{layer.layer_index}", routing.metrics["load_E"])
         if loss.routings and loss.routings[0].scores_SE is not None:
-            self._health.add(loss.routings, loss.parts["time_bin_B"], batch.dropped_B.to(self.context.device))
+            self.health.add(loss.routings, loss.parts["time_bin_B"], batch.dropped_B.to(self.context.device))
 
     def add_step(self, result: StepResult) -> None:
         """One optimizer step is done, or was skipped."""
@@ -154,7 +154,7 @@ class Reporter:
         means, tallies = self._meter.means(group), self._tallies.means(group)
         steps = step - self._last_log_step
         self._add_phases(steps)
-        health = self._health.take(group)
+        health = self.health.take(group)
         if health:
             self._extra |= health.figures
         metrics = self._line(means, tallies, steps=steps)

@@ -125,6 +125,7 @@ OUTPUTS = {
     "bench_data": ["--output", "file/x"],
     "bench_checkpoint": ["--output", "file/x"],
     "bench_resume": ["--output", "file/x"],
+    "bench_telemetry": ["--output", "file/x"],
 }
 
 
