@@ -3,11 +3,13 @@ stopped."""
 
 import argparse
 import contextlib
+import gc
 import logging
 import multiprocessing
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -196,6 +198,15 @@ def dry_run(config: Config) -> None:
             print(line)
 
 
+def remove_temporary_folders() -> None:
+    """Those of packages, which the interpreter's shutdown would remove: megatron-core 0.16.1 imports wandb,
+    which makes two."""
+    for thing in gc.get_objects():
+        if isinstance(thing, tempfile.TemporaryDirectory):
+            with contextlib.suppress(OSError):
+                thing.cleanup()
+
+
 def leave(code: int) -> NoReturn:
     """End this process with `code`.
 
@@ -208,6 +219,7 @@ def leave(code: int) -> NoReturn:
     if code == 0:
         sys.exit()
     logging.shutdown()
+    remove_temporary_folders()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # a closed terminal
             stream.flush()

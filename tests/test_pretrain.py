@@ -1,5 +1,6 @@
 """What `pretrain` answers before it loads torch, and that nothing is left behind then."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -94,5 +95,5 @@ def test_a_failed_start_is_one_line_and_a_wrong_one_leaves_no_directory(
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setattr(pretrain, "train_to_end", fail)
     assert main(start(tmp_path)) == code
-    assert capsys.readouterr().err.startswith(f"error: stopped (rank 0): {failure}")
+    assert capsys.readouterr().err.startswith(f"error: stopped (rank 0 on {socket.gethostname()}): {failure}")
     assert (tmp_path / "run").exists() == is_left

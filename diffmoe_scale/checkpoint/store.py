@@ -58,18 +58,16 @@ class CheckpointStore:
     """The checkpoints of a run; a context manager that waits for the last save.
 
     Every method that is collective is so over `group`, a gloo group of all ranks which nobody else may use:
-    the thread that writes speaks over it while training goes on.
-    """
+    the thread that writes speaks over it while training goes on."""
 
     def __init__(self, folder: Path, config: CheckpointConfig, *, group: dist.ProcessGroup) -> None:
-        self.folder = folder
-        self.config = config
-        self.group = group
+        self.folder, self.config, self.group = folder, config, group
         self.is_main = group.rank() == 0
         self.last_save_s = 0.0
         self._copies = HostCopies()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._under_way: Future[bool] | None = None
+        self.is_waiting = False  # for the second try of a save, on this rank
         self._damaged: set[Path] = set()  # found so; they do not count as kept
 
     def save(self, state: Mapping[str, Slice], manifest: Manifest) -> None:
@@ -93,8 +91,8 @@ class CheckpointStore:
     @property
     def has_failed(self) -> bool:
         """The save of this rank has failed for good, so that `finish` raises."""
-        under_way = self._under_way
-        return under_way is not None and under_way.done() and under_way.exception() is not None
+        save = self._under_way
+        return save is not None and save.done() and save.exception() is not None
 
     def is_idle(self) -> bool:
         """True if no save of this rank is being written."""
@@ -120,7 +118,9 @@ class CheckpointStore:
         begun = time.monotonic()
         is_written = self._try_to_write(state, manifest, is_last=False)
         if not is_written:
+            self.is_waiting = True
             time.sleep(RETRY_S)
+            self.is_waiting = False
             is_written = self._try_to_write(state, manifest, is_last=True)
         self.last_save_s = time.monotonic() - begun
         return is_written
@@ -149,8 +149,8 @@ class CheckpointStore:
                 f"free space in {self.folder} or change its disk"
             )
             choice = self.config.on_write_error
-            goes = "stops" if choice == "stop" else "goes on"
             again = f"it is tried once more in {RETRY_S:g} s, while training goes on"
+            goes = "stops" if choice == "stop" else "goes on"
             end = f"training {goes} (checkpoint.on_write_error={choice})"
             logger.error("%s; %s", message, end if is_last else again)
             if is_last and choice == "stop":

@@ -92,17 +92,34 @@ def train_on(run: Training) -> None:
             if run.guard.must_roll_back:
                 return
             watch.end_step(run.step)
-            if run.stop.agree(run.context.control_group, also=run.store.has_failed):
-                run.store.finish()
+            is_waiting = agree_on_end(run)
             is_save_due |= config.run.is_due(run.step, config.checkpoint.every) or run.stop.is_requested
-            # Never after a bad step: the newest checkpoint is the one to go back to.
-            if is_save_due and (run.guard.bad_in_a_row == 0 or run.step == config.run.steps):
+            if is_save_due and may_save(run, is_waiting=is_waiting):
                 run.line = reporter.state(run.step)
                 with reporter.phase("checkpoint"):
                     save(run)
                 is_save_due = False
             if run.stop.is_requested and run.step < config.run.steps:
                 stop(run, is_saved=not is_save_due)
+
+
+def agree_on_end(run: Training) -> bool:
+    """Learn whether a signal asked for the end, and whether a save that failed waits for its second try.
+    Collective. Raises: RunError if one has failed for good and training is to stop then."""
+    is_failed, is_waiting = run.stop.agree(
+        run.context.control_group, run.store.has_failed, run.store.is_waiting
+    )
+    if is_failed:
+        run.store.finish()
+    return is_waiting
+
+
+def may_save(run: Training, *, is_waiting: bool) -> bool:
+    """Not after a bad step: the newest checkpoint is the one to go back to. Not while a save waits for its
+    second try, which would be waited for. The end of the run saves all the same."""
+    if run.step == run.config.run.steps:
+        return True
+    return run.guard.bad_in_a_row == 0 and (run.stop.is_requested or not is_waiting)
 
 
 def validate(run: Training) -> dict[str, float]:

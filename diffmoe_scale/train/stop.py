@@ -42,18 +42,18 @@ class StopSignals:
         """As if a signal had come to this rank, but RUN/stop asks for the end."""
         self._is_noted = self._is_file_noted = True
 
-    def agree(self, group: "dist.ProcessGroup", *, also: bool = False) -> bool:
-        """Learn whether a signal came to any rank. Returns whether `also` is true on any. Collective over
-        `group`, which is on gloo."""
+    def agree(self, group: "dist.ProcessGroup", *also: bool) -> list[bool]:
+        """Learn whether a signal came to any rank. Returns whether each of `also` is true on any. Collective
+        over `group`, which is on gloo."""
         import torch
         import torch.distributed as dist
 
-        flags = [self._is_noted, self._is_interrupt_noted, self._is_file_noted, also]
+        flags = [self._is_noted, self._is_interrupt_noted, self._is_file_noted, *also]
         noted = torch.tensor(flags, dtype=torch.int32)
         dist.all_reduce(noted, group=group)
-        self.is_requested, self.is_interrupt, is_file, is_also = (count > 0 for count in noted.tolist())
+        self.is_requested, self.is_interrupt, is_file, *answers = (count > 0 for count in noted.tolist())
         self.source = "the file `stop` in its folder" if is_file else "a signal"
-        return is_also
+        return answers
 
     def __enter__(self) -> Self:
         self._before = {signum: signal.signal(signum, self._note) for signum in heeded_signals()}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffmoe_scale.checkpoint.store import CheckpointStore
+from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.order.plan import BatchPlan, Position
@@ -71,6 +72,7 @@ def train_step(run: Training, reporter: Reporter) -> None:
             latents_BCHW = latents_of(batch, run.networks.autoencoder, context.device)
             condition = condition_of(batch, run.networks)
             aligned = None if run.alignment is None else run.alignment.of(batch, latents_BCHW, step=run.step)
+        check_batch(run, batch, latents_BCHW)
         with reporter.phase("forward"):
             loss = denoising_loss(
                 engine,
@@ -96,3 +98,19 @@ def train_step(run: Training, reporter: Reporter) -> None:
         update_routers(run.networks.denoiser.moe_layers(), statistics, context.dp_group)
     reporter.add_step(result)
     reporter.add_verdict(run.guard.judge(run.step, is_skipped=result.is_skipped))
+
+
+def check_batch(run: Training, batch: Batch, latents_BCHW: Tensor) -> None:
+    """Raises: RunError for a micro-batch of another shape than the plan's. The ranks would wait for each
+    other over tensors that do not fit, to the time-out."""
+    shape = run.plan.shapes(run.step)[run.plan.next_bucket(run.position)]
+    factor, count = run.networks.autoencoder.factor, len(latents_BCHW)
+    height, width = (factor * edge for edge in latents_BCHW.shape[2:])
+    if (count, height, width) == (shape.count, shape.size.height, shape.size.width):
+        return
+    rank, host = run.context.rank, run.context.hosts[run.context.rank]
+    raise RunError(
+        f"step {run.step}: rank {rank} on {host} has a micro-batch of {count} images of {width} x {height}, "
+        f"first {batch.keys[0]}; expected {shape.count} of {shape.size.width} x {shape.size.height}: the "
+        "data or the settings of that host differ from the others'"
+    )

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
+from diffmoe_scale.parallel import peers
 from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,10 +98,33 @@ def test_survivor_says_that_another_rank_failed_and_which_and_exits_with_1(
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert code == 1, printed
     assert len(errors) == 2, printed
+    place = f"rank 1 stopped (on {socket.gethostname()}" if survivor else "stopped (rank 0 on "
+    assert place in errors[0]
     assert (
-        f"stopped (rank {survivor}): another rank died or hung; look for the first error in the ranks' "
+        "): another rank died or hung; look for the first error in the ranks' "
         "output; the same command continues" in errors[0]
     )
     host = "127.0.0.1" if survivor == 1 else socket.gethostname()
     assert f"lost: rank {1 - survivor} on {host}; " in errors[1]
     assert "Traceback" not in printed
+
+
+class SilentStore:
+    """That of a main rank whose host is gone: nothing refuses the connection."""
+
+    def set(self, *_: str) -> None:
+        pass
+
+    def check(self, _: list[str]) -> bool:
+        time.sleep(3600)
+        return False
+
+
+def test_a_store_that_never_answers_is_the_main_rank_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("PATIENCE_S", 0.1), ("STORE_S", 0.1)):
+        monkeypatch.setattr(peers, name, value)
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", SilentStore)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setenv("MASTER_ADDR", "node1")
+    assert peers.name_lost_ranks() == "rank 0 on node1"

@@ -1,5 +1,7 @@
 import errno
+import itertools
 import signal
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any  # lines of metrics.jsonl
@@ -15,12 +17,13 @@ from diffmoe_scale.config.load import load_config
 from diffmoe_scale.parallel import context as context_module
 from diffmoe_scale.parallel import launcher
 from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.telemetry.metrics import read_metrics
 from diffmoe_scale.train import run as module
 from diffmoe_scale.train import trainer
 from diffmoe_scale.train.loss import StepLoss, denoising_loss
 from diffmoe_scale.train.stop import SIGNALS
 from tests.encoders.autoencoder.models import tiny_model
-from tests.ranks import run_on_ranks
+from tests.ranks import run_on_ranks, start_ranks
 from tests.train.runs import tiny_config
 from tests.train.whole_runs import read_lines, train_in_turn, train_runs
 
@@ -160,3 +163,63 @@ def test_only_a_failure_that_nobody_foresaw_is_told_with_its_traceback(
             signal.signal(signum, handler)
     told = capsys.readouterr().err
     assert str(error) in told and ("Traceback" in told) == is_traced
+
+
+def train_on_a_short_batch(context: ParallelContext, settings: list[str]) -> str:
+    """Rank 1 gets a sample less in its third micro-batch."""
+    latents_of = trainer.latents_of
+    calls = iter(range(1000))
+
+    def one_less(*arguments: Any) -> Any:
+        latents_BCHW = latents_of(*arguments)
+        return latents_BCHW[1:] if next(calls) == 2 else latents_BCHW
+
+    with pytest.MonkeyPatch.context() as patch:
+        if context.rank == 1:
+            patch.setattr(trainer, "latents_of", one_less)
+        return train_in_turn(context, [settings])[0]
+
+
+def test_a_batch_of_another_shape_on_one_rank_is_an_error_and_no_time_out(
+    settings: list[str], tmp_path: Path
+) -> None:
+    run = [*settings, "run.steps=40"]
+    ranks, results = start_ranks(train_on_a_short_batch, 2, str(tmp_path), run, expert_parallel=2)
+    try:
+        rank, _, answer = results.get(timeout=200)
+    finally:
+        for process in ranks:
+            process.kill()
+            process.join()
+    assert rank == 1
+    assert f"rank 1 on {socket.gethostname()} has a micro-batch of 1 images of 16 x 16, " in answer
+    assert "; expected 2 of 16 x 16: " in answer
+
+
+def fail_once_at_step_4(store: CheckpointStore, unfinished: Path, final: Path, *arguments: Any) -> None:
+    if final.name == "step_00000004" and not getattr(store, "has_failed_once", False):
+        setattr(store, "has_failed_once", True)  # noqa: B010 # of this test alone
+        raise OSError(errno.ENOSPC, "No space left on device")
+    complete(store, unfinished, final, *arguments)
+
+
+def train_over_a_failed_save(context: ParallelContext, settings: list[str]) -> float:
+    """The longest time between two lines of metrics."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "RETRY_S", 5.0)
+        patch.setattr(CheckpointStore, "_complete", fail_once_at_step_4)
+        assert train_in_turn(context, [settings]) == [""]
+    times = [line["time"] for line in read_metrics(Path(settings[-1].partition("=")[2]) / "metrics.jsonl")]
+    return max(after - before for before, after in itertools.pairwise(times))
+
+
+def test_training_does_not_wait_for_a_save_that_waits_to_be_tried_again(
+    settings: list[str], tmp_path: Path
+) -> None:
+    """Saves are due at steps 4, 8, ..., 40, long before 5 s are over; only the last step waits."""
+    run = [*settings, "run.steps=40", f"run.directory={tmp_path / 'run'}"]
+    longest = run_on_ranks(train_over_a_failed_save, 2, run, expert_parallel=2)
+    assert max(longest) < 4
+    assert [path.name for path in complete_checkpoints(tmp_path / "run" / "checkpoints")][-1:] == [
+        "step_00000040"
+    ]

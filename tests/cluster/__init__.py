@@ -1,0 +1,8 @@
+"""The stack on several hosts and under a real scheduler, all on this machine: for that, root and some
+packages.
+
+hosts.py        hosts of one's own: network namespaces, with ssh between them
+fault_ranks.py  the ranks of a run on two hosts, and a disk that can be full or read-only
+faults.py       what can happen to them
+fault_run.py    a command: random faults over one run, which ends as an undisturbed one
+"""
