@@ -123,7 +123,7 @@ RULES = (
     ),
     Rule(
         "sampling",
-        ("guidance_start", "guidance_end", "guidance_rescale"),
+        ("guidance_start", "guidance_end", "guidance_rescale", "guidance_channels"),
         lambda c: c.sampling.guidance == 1,
         "sampling.guidance is 1",
     ),

@@ -42,6 +42,9 @@ class SamplingConfig(Section, name="sampling", is_free=True):
     guidance_rescale: Annotated[float, Range(0, 1)] = 0.0
     """Share by which the guided prediction is given back the standard deviation of the unguided one (arXiv
     2305.08891): less burnt colours at large guidance."""
+    guidance_channels: Annotated[int, Range(0, 65_536)] = 0
+    """Channels of latents, from the first, that guidance changes; 0 is all. The samplers of DiT, SiT and the
+    DiffMoE reference guide 3 of 4: their published scores are of pictures drawn so."""
     fresh_noise: Annotated[float, Range(0, 1)] = 0.0
     """Share of the predicted noise that each step of euler draws anew: 0 is deterministic, 1 (few steps)
     mends what early steps got wrong. For ddim it is eta: 1 is the noise of DDPM."""
@@ -130,6 +133,16 @@ def check_capacity(sampling: SamplingConfig, moe: MoEConfig) -> None:
         "sampling.capacity",
         sampling.capacity,
         f"below moe.num_experts ({moe.num_experts})",
+    )
+
+
+def check_guidance(sampling: SamplingConfig, channels: int) -> None:
+    """Raises: ValueError for more channels than the latents have."""
+    require(
+        sampling.guidance_channels <= channels,
+        "sampling.guidance_channels",
+        sampling.guidance_channels,
+        f"at most model.channels ({channels}), or 0 for all",
     )
 
 

@@ -14,7 +14,7 @@ from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.config.optimizer import OptimizerConfig
 from diffmoe_scale.config.parallel import ParallelConfig
 from diffmoe_scale.config.run import CheckpointConfig, DefenceConfig, RunConfig
-from diffmoe_scale.config.sampling import SamplingConfig, check_capacity, check_sampler
+from diffmoe_scale.config.sampling import SamplingConfig, check_capacity, check_guidance, check_sampler
 from diffmoe_scale.config.telemetry import TelemetryConfig
 from diffmoe_scale.config.text import TextConfig
 
@@ -59,6 +59,7 @@ class Config:
         )
         check_capacity(self.sampling, self.moe)
         check_sampler(self.sampling, self.diffusion.kind)
+        check_guidance(self.sampling, self.model.channels)
         require(
             experts == 0 or self.moe.every <= self.model.depth,
             "moe.every",

@@ -108,6 +108,7 @@ def open_diffusers(folder: Path, settings: Sequence[str]) -> DiffusersModel:
         "model.image_size": int(tree["sample_size"]) * FACTOR,
         "model.time_frequencies": "diffusers",
         "diffusion.kind": "ddpm",
+        "sampling.guidance_channels": 0,  # DiTPipeline guides all
     }
     words = [*settings, *(f"{key}={value}" for key, value in derived.items() if key not in given)]
     try:

@@ -14,6 +14,8 @@ HEADS = {(12, 384): 6, (12, 768): 12, (24, 1024): 16, (28, 1152): 16}
 AUTOENCODER, FACTOR = "sd-vae-ft-ema", 8
 """The autoencoder of DiT, SiT and the reference; a name only: give autoencoder.path."""
 ROUTERS = ("diffmoe", "expert_choice", "token_choice")
+GUIDED = 3
+"""Channels that `forward_with_cfg` of DiT, SiT and the reference guides."""
 ANY = {
     "model": {
         *("conditioning", "num_classes", "image_size", "channels", "patch_size", "depth", "width", "heads"),
@@ -64,7 +66,11 @@ def _tree(shapes: Shapes) -> dict[str, Any]:
             # The reference's thresholds are used as they are.
             "threshold_bias_correction": False,
         }
-    sampling = {"selection": "threshold_count"} if shapes.router == "diffmoe" and shapes.num_experts else {}
+    sampling: dict[str, Any] = {}
+    if shapes.channels > GUIDED:
+        sampling["guidance_channels"] = GUIDED
+    if shapes.router == "diffmoe" and shapes.num_experts:
+        sampling["selection"] = "threshold_count"
     is_pixels = shapes.channels == 3
     model = {
         "conditioning": "class",

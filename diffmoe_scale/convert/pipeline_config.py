@@ -145,6 +145,7 @@ def sampling_tree(config: Config) -> Tree:
         "guidance_start": sampling.guidance_start,
         "guidance_end": sampling.guidance_end,
         "guidance_rescale": sampling.guidance_rescale,
+        "guidance_channels": sampling.guidance_channels,
         "fresh_noise": 0.0 if is_ddim else sampling.fresh_noise,
         "eta": sampling.fresh_noise if is_ddim else 0.0,
         "spacing": "whole" if is_ddim else "even",

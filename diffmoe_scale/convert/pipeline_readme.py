@@ -18,7 +18,8 @@ must be a folder that can be written to.
 
 {what}, step {step}. Settings of a call, with this folder's own as defaults
 (`pipeline.config.sampling`): steps, guidance between the times guidance_start and guidance_end (1 is noise,
-0 is the picture), guidance_rescale, fresh_noise, shift, shift_factor, height, width, seed or latents.
+0 is the picture), guidance_rescale, guidance_channels (how many are guided, 0 for all), fresh_noise,
+shift, shift_factor, height, width, seed or latents.
 {experts}
 Without the package accelerate, loading takes twice the memory of the weights.{links}
 """

@@ -48,9 +48,9 @@ class GuidedNetwork:
     """(x_t [B, C, H, W], t [B]) -> the network's output, led away from what `unconditional` gives.
 
     Guidance is on at times from `sampling.guidance_end` to `guidance_start` where `sampling.guidance` is not
-    1, and costs a second call: for all if for one sample, here or where `is_any` looks. A learned variance is
-    the conditional call's. `loads` holds the experts' load of all calls, `calls` their number,
-    `capacities` what each cost its pictures.
+    1, and costs a second call: for all if for one sample, here or where `is_any` looks. A learned variance,
+    and what is behind `sampling.guidance_channels`, is the conditional call's. `loads` holds the experts'
+    load of all calls, `calls` their number, `capacities` what each cost its pictures.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class GuidedNetwork:
             return value
         # A call of its own: rules that count over a batch must not mix the two halves.
         baseline = self._call(x_BCHW, t_B, times, self.unconditional)
-        channels = x_BCHW.shape[1]
+        channels = self.sampling.guidance_channels or x_BCHW.shape[1]
         guided = guide(
             value[:, :channels],
             baseline[:, :channels],

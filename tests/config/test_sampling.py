@@ -20,6 +20,7 @@ from diffmoe_scale.config.load import load_config
         ("sampling.sampler=dpm_solver sampling.steps=3", "at least 4 for sampling.sampler 'dpm_solver'"),
         ("sampling.sampler=heun sampling.fresh_noise=0.5", "sampling.fresh_noise is 0.5; expected 0"),
         ("sampling.guidance=nan", "sampling.guidance is nan"),
+        ("sampling.guidance_channels=4", "at most model.channels (3), or 0 for all"),
         ("sampling.guidance_rescale=2", "sampling.guidance_rescale is 2"),
         ("sampling.guidance_start=0.2 sampling.guidance_end=0.5", "at most sampling.guidance_start (0.2)"),
         ("sampling.shift_factor=3", "1 unless sampling.shift is set"),

@@ -59,6 +59,7 @@ CASES: dict[str, list[str]] = {
     "text": [*TEXT, *STEPS],
     "joint, sizes": [*JOINT, *STEPS, "model.size_conditioning=true", "sampling.guidance_rescale=0.7"],
     "interval of guidance": [*STEPS, "sampling.guidance_start=0.9", "sampling.guidance_end=0.3"],
+    "guidance of one channel": [*STEPS, "sampling.guidance_channels=1"],
     "no guidance": [*STEPS, "sampling.guidance=1"],
     "predicted sample": [*SAMPLE, *STEPS],
     "many steps of a predicted sample": [*SAMPLE, "sampling.steps=30"],

@@ -47,7 +47,8 @@ class Guided:
 
     def __call__(self, x_BCHW: Tensor, t: float) -> Tensor:
         value_BCHW = self._call(x_BCHW, t, self.condition)
-        chosen, channels = self.chosen, x_BCHW.shape[1]
+        chosen = self.chosen
+        channels = chosen["guidance_channels"] or x_BCHW.shape[1]
         if chosen["guidance"] == 1 or not chosen["guidance_end"] <= t <= chosen["guidance_start"]:
             return value_BCHW
         # A call of its own: rules that count over a batch must not mix the two halves.

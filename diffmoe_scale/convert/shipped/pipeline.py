@@ -25,6 +25,7 @@ SAMPLING = {
     "guidance_start": 1.0,
     "guidance_end": 0.0,
     "guidance_rescale": 0.0,
+    "guidance_channels": 0,
     "fresh_noise": 0.0,
     "eta": 0.0,
     "spacing": "even",
@@ -120,9 +121,9 @@ class DiffMoEPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers car
 
         Picture i starts from the noise of (seed, i) alone, as `diffmoe_scale.sample` draws it, or from
         `latents` [B, C, H, W]. `sampling` are steps, guidance, guidance_start, guidance_end (times, 1 is
-        noise), guidance_rescale, fresh_noise, eta and spacing (of DDIM), shift, shift_factor, and selection
-        (`threshold`, `threshold_count`, `interval` by `gamma`, `static` by `capacity`). `output_type` is pil,
-        np or pt.
+        noise), guidance_rescale, guidance_channels (how many are guided; 0 is all), fresh_noise, eta and
+        spacing (of DDIM), shift, shift_factor, and selection (`threshold`, `threshold_count`, `interval` by
+        `gamma`, `static` by `capacity`). `output_type` is pil, np or pt.
 
         Raises: ValueError for what the model cannot draw.
         """
