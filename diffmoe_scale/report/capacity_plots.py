@@ -49,14 +49,14 @@ def calibrations(points: Sequence[Point]) -> list[str]:
 
 def plot_by_time(points: Sequence[Point]) -> str:
     """Capacity over the times of the calls: of each point (both halves of guidance together), and of one."""
-    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    figure = Figure(figsize=(11, 3.9), layout="constrained")
     axes = figure.add_subplot(1, 2, 1)
     shades = colormaps["viridis"](np.linspace(0.05, 0.9, len(points)))
     for point, shade in zip(points, shades, strict=True):
         times, capacity_T = mean_over_halves(point.profile)
         axes.plot(times, capacity_T, color=shade, linewidth=1.6, label=point.name)
     axes.set_title("all points", fontsize=10, loc="left", color=INK, fontweight="bold")
-    _finish_times(axes, columns=2)
+    _finish_times(axes, columns=4)
     axes = figure.add_subplot(1, 2, 2)
     shown = shown_point(points)
     for half, curve in shown.profile.halves.items():
@@ -115,7 +115,7 @@ def _draw_kind_curves(axes: Axes, kinds: Sequence[KindCapacity]) -> None:
     shades = colormaps["viridis"](np.linspace(0.05, 0.9, len(kinds)))
     for kind, shade in zip(kinds, shades, strict=True):
         axes.plot(kind.times, kind.capacity_T, color=shade, linewidth=1.4, label=_short(kind.kind))
-    _finish_times(axes, columns=2)
+    _finish_times(axes, columns=3)
 
 
 def shown_point(points: Sequence[Point]) -> Point:
@@ -178,7 +178,9 @@ def _finish_times(axes: Axes, *, columns: int) -> None:
     axes.set_ylim(bottom=0)
     axes.set(xlabel="t (1 = noise, 0 = data)", ylabel="capacity")
     style_axes(axes)
-    axes.legend(frameon=False, fontsize=8, ncols=columns)
+    # Below the axes: the curves of many points leave no free corner.
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
+    axes.legend(frameon=False, fontsize=8, ncols=columns, **place)
 
 
 def _short(text: str) -> str:

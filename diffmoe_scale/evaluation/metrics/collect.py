@@ -118,14 +118,14 @@ def _read(file: Path, needs: Sequence[Need], backbone: Backbone) -> PictureStati
     except ValueError as error:
         logger.warning("computed anew: %s", error)
         return None
-    found.places.append(places_N)
+    found.places.add(places_N)
     logger.info("%s: from the cache", file)
     return found
 
 
 def _write(file: Path, found: PictureStatistics) -> None:
     """Raises: OSError."""
-    arrays = {"places": torch.cat(found.places).sort().values}
+    arrays = {"places": found.places.tensor().sort().values}
     if "rows" in found.needs:
         arrays["rows"] = found.rows.gather()
     for need, moments in (("moments", found.moments), ("spatial_moments", found.spatial_moments)):

@@ -23,8 +23,8 @@ RESIZE = "bilinear of TensorFlow 1 to 299 x 299, without antialias"
 SPATIAL_CHANNELS = 7
 """ADM takes these of 17 x 17 of its layer mixed_6/conv: Mixed_6d.branch1x1 here."""
 NEIGHBOURS = 3
-DISTANCES_AT_ONCE = 256
-"""Rows: 256 x 50,000 distances are 51 MB, and torch-fidelity holds several times that."""
+DISTANCES_AT_ONCE = 64
+"""Rows: 64 x 50,000 distances are 13 MB, and torch-fidelity holds several times that."""
 
 
 class InceptionNetwork:

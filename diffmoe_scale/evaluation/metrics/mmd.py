@@ -36,7 +36,7 @@ def kernel_distance(
 
 
 def _polynomial(first_SF: Tensor, second_SF: Tensor) -> Tensor:
-    return (first_SF @ second_SF.T / first_SF.shape[1] + 1) ** DEGREE
+    return (first_SF @ second_SF.T).div_(first_SF.shape[1]).add_(1).pow_(DEGREE)
 
 
 def cmmd(first_NF: Tensor, second_MF: Tensor) -> float:

@@ -3,12 +3,33 @@
 B pictures of a batch, N of all, R rows of a block, F features.
 """
 
+from array import array
+from typing import Any  # objects travel pickled
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-BLOCK_BYTES = 2**26
+BLOCK_BYTES = 2**25
 """Small tensors would leave holes in malloc's heap when they are freed; from 32 MiB on memory goes back."""
+
+
+class Places:
+    """The places of pictures in the order in which they came. Kept as one growing array: a small tensor for
+    each batch would lie between the batches' features and keep malloc from using their memory again."""
+
+    def __init__(self) -> None:
+        self.numbers = array("q")
+
+    def add(self, places_B: Tensor) -> None:
+        self.numbers.extend(places_B.tolist())
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def tensor(self) -> Tensor:
+        """[N], int64; a copy."""
+        return torch.tensor(self.numbers.tolist(), dtype=torch.int64)
 
 
 class Rows:
@@ -16,13 +37,13 @@ class Rows:
 
     def __init__(self, width: int) -> None:
         self.width = width
-        self.places: list[Tensor] = []
+        self.places = Places()
         self.blocks: list[Tensor] = []
         self.rows_of_block = max(1, BLOCK_BYTES // (4 * max(1, width)))
         self.count = 0
 
     def update(self, features_BF: Tensor, places_B: Tensor) -> None:
-        self.places.append(places_B)
+        self.places.add(places_B)
         for start in range(0, len(features_BF), self.rows_of_block):
             self._append(features_BF[start : start + self.rows_of_block])
 
@@ -39,14 +60,14 @@ class Rows:
 
     def merge(self, group: dist.ProcessGroup) -> None:
         """Send all rows to the group's first rank. Collective over a gloo group; the others keep theirs."""
-        everyone: list[list[Tensor]] = [[] for _ in range(group.size())]
+        everyone: list[Any] = [None] * group.size()
         dist.all_gather_object(everyone, self.places, group=group)
         if group.rank() > 0:
             for first, block_RF in zip(range(0, self.count, self.rows_of_block), self.blocks, strict=True):
                 dist.send(block_RF[: self.count - first], group=group, group_dst=0)
             return
         for rank in range(1, group.size()):
-            places_N = torch.cat([torch.empty(0, dtype=torch.int64), *everyone[rank]])
+            places_N = everyone[rank].tensor()
             for places_B in places_N.split(self.rows_of_block) if len(places_N) else ():
                 block_RF = torch.empty(len(places_B), self.width)
                 dist.recv(block_RF, group=group, group_src=rank)
@@ -54,7 +75,7 @@ class Rows:
 
     def gather(self) -> Tensor:
         """[N, F]. Block by block is moved, so that the features are not held twice."""
-        places_N = torch.cat([torch.empty(0, dtype=torch.int64), *self.places])
+        places_N = self.places.tensor()
         if not len(places_N):
             return torch.empty(0, self.width)
         ranks_N = torch.empty_like(places_N)
@@ -65,5 +86,7 @@ class Rows:
         while self.blocks:
             ranks_R = ranks.pop()
             rows_NF[ranks_R] = self.blocks.pop()[: len(ranks_R)]
-        self.places, self.blocks, self.rows_of_block = [places_N.sort().values], [rows_NF], len(places_N)
+        self.places = Places()
+        self.places.add(places_N.sort().values)
+        self.blocks, self.rows_of_block = [rows_NF], len(places_N)
         return rows_NF

@@ -4,8 +4,8 @@ B pictures of a batch, F features.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any  # objects travel pickled
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from diffmoe_scale.evaluation.metrics.caption_score import CaptionScore
 from diffmoe_scale.evaluation.metrics.inception_score import InceptionScore
 from diffmoe_scale.evaluation.metrics.measures import Need
 from diffmoe_scale.evaluation.metrics.moments import Moments
-from diffmoe_scale.evaluation.metrics.rows import Rows
+from diffmoe_scale.evaluation.metrics.rows import Places, Rows
 from diffmoe_scale.words import counted
 
 OUTPUTS: dict[Need, str] = {
@@ -45,7 +45,7 @@ class PictureStatistics:
         self.rows = Rows(width("rows"))
         self.splits = InceptionScore()
         self.captions = CaptionScore()
-        self.places: list[Tensor] = []
+        self.places = Places()
 
     @property
     def outputs(self) -> set[str]:
@@ -53,7 +53,7 @@ class PictureStatistics:
 
     @property
     def count(self) -> int:
-        return sum(len(places_B) for places_B in self.places)
+        return len(self.places)
 
     def update(self, features: Mapping[str, Tensor], places_B: Tensor) -> None:
         """`features` by output, on any device. Raises: RunError for numbers that are not finite."""
@@ -63,7 +63,7 @@ class PictureStatistics:
             if bad_B.any():
                 place = int(places_B[bad_B][0])
                 raise RunError(f"picture {place} has features ({name}) that are not finite numbers")
-        self.places.append(places_B)
+        self.places.add(places_B)
         for need in self.needs:
             values = found[OUTPUTS[need]]
             match need:
@@ -80,9 +80,11 @@ class PictureStatistics:
 
     def merge(self, group: dist.ProcessGroup) -> None:
         """Add up over the ranks of a gloo group. Collective; the group's first rank then holds the whole."""
-        everyone: list[list[Tensor]] = [[] for _ in range(group.size())]
+        everyone: list[Any] = [None] * group.size()
         dist.all_gather_object(everyone, self.places, group=group)
-        self.places = [places_B for places in everyone for places_B in places]
+        self.places = Places()
+        for places in everyone:
+            self.places.add(places.tensor())
         for part in (self.moments, self.spatial_moments, self.rows, self.splits, self.captions):
             part.merge(group)
 
@@ -90,7 +92,7 @@ class PictureStatistics:
         """Raises: ValueError if there are fewer than 2 pictures or one came twice."""
         if self.count < 2:
             raise ValueError(f"{what}: {counted(self.count, 'picture')}; metrics compare sets of at least 2")
-        places_N = torch.cat(self.places).sort().values
+        places_N = self.places.tensor().sort().values
         twice = places_N[1:][places_N[1:] == places_N[:-1]]
         if len(twice):
             raise ValueError(f"{what}: picture {int(twice[0])} came twice")
