@@ -179,8 +179,7 @@ def _finish_times(axes: Axes, *, columns: int) -> None:
     axes.set(xlabel="t (1 = noise, 0 = data)", ylabel="capacity")
     style_axes(axes)
     # Below the axes: the curves of many points leave no free corner.
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
-    axes.legend(frameon=False, fontsize=8, ncols=columns, **place)
+    axes.legend(frameon=False, fontsize=8, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
 def _short(text: str) -> str:
