@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = "format of weights and activations (fp32)"
     add("--dtype", choices=("fp32", "bf16"), default="fp32", help=text)
     add("--device", choices=("cpu", "cuda"), default="", help="(cuda if there is one)")
+    text = "also measure the grouped layer's model with run.compile, which takes minutes to begin"
+    add("--compile", dest="is_compiled", action="store_true", help=text)
     add("--output", type=output_file, help="JSON file")
     return run_command(parser, measure, arguments)
 

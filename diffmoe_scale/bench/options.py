@@ -86,6 +86,8 @@ class StepOptions:
     threads: int = 2
     dtype: DataType = "fp32"
     device: Device = ""
+    is_compiled: bool = False
+    """Also the grouped layer's model under run.compile."""
 
     def __post_init__(self) -> None:
         _require_counts(

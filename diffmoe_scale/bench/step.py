@@ -15,6 +15,7 @@ from diffmoe_scale.bench.options import StepOptions
 from diffmoe_scale.bench.timing import measure_memory, quartiles, ratios, time_interleaved
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.moe import MoEConfig
+from diffmoe_scale.model.compilation import compile_blocks
 from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.initialization import initialize_transformer
 from diffmoe_scale.model.transformer import DiffusionTransformer, Prediction
@@ -56,6 +57,9 @@ def build_models(options: StepOptions, device: torch.device) -> dict[str, Diffus
     configs = layer_configs(moe, device)
     configs = {"dense": MoEConfig(num_experts=0), "scatter_loop": configs["loop"]} | configs
     models = {name: build_model(options, device, config) for name, config in configs.items()}
+    if options.is_compiled:
+        models["compiled"] = build_model(options, device, configs["grouped"])
+        compile_blocks(models["compiled"])
     for layer in models["scatter_loop"].moe_layers():
         # An attribute of the object hides the method.
         layer.forward = partial(scatter_loop, layer)  # type: ignore[method-assign]  # on purpose

@@ -7,10 +7,12 @@ Equal blocks share what was compiled. Modules keep their names, so checkpoints d
 
 import logging
 
+import torch
 from torch import nn
 
 from diffmoe_scale.model.transformer import DiffusionTransformer
 from diffmoe_scale.moe.layer import MoELayer
+from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -36,3 +38,26 @@ def pieces_of(block: nn.Module) -> list[nn.Module]:
     pieces = [getattr(block, name, None) for name in names]
     pieces += [layer.shared_experts, getattr(layer.router, "predictor", None)]
     return [piece for piece in pieces if piece is not None]
+
+
+def compiled_graphs() -> int:
+    """Graphs that torch.compile made in this process, those for further shapes included."""
+    # Where torch 2.14 counts them.
+    count: int = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    return count
+
+
+class CompilationLog:
+    """Says in the log in which step something was compiled: a run that never ends to compile is slower than
+    one that does not."""
+
+    def __init__(self) -> None:
+        self.count = compiled_graphs()
+
+    def add_step(self, step: int) -> None:
+        """To be called after each optimizer step."""
+        count = compiled_graphs()
+        if count > self.count:
+            new = counted(count - self.count, "graph")
+            logger.info("run.compile: %s compiled in step %d, %d in all", new, step, count)
+        self.count = count

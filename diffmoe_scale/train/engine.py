@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.model.compilation import compile_blocks
+from diffmoe_scale.model.compilation import CompilationLog, compile_blocks
 from diffmoe_scale.model.denoiser import Denoiser
 from diffmoe_scale.model.transformer import Prediction
 from diffmoe_scale.parallel.context import ParallelContext
@@ -42,8 +42,10 @@ class Engine:
     def __init__(self, denoiser: Denoiser, config: Config, context: ParallelContext) -> None:
         """Collective over the world. Raises ValueError if the global batch does not split over the ranks."""
         self.denoiser = denoiser
+        self._compilations: CompilationLog | None = None
         if config.run.compile:
             compile_blocks(denoiser.transformer)
+            self._compilations = CompilationLog()
         self.accumulation = accumulation_steps(config, ranks=context.dp_group.size())
         self.step_count = 0
         """Optimizer steps that changed the weights."""
@@ -106,6 +108,8 @@ class Engine:
             self.step_count += 1
             for average in self.averages.values():
                 average.update(self.step_count)
+        if self._compilations is not None:
+            self._compilations.add_step(self.step_count)
         return StepResult(
             learning_rate=learning_rate,
             gradient_norm=self.zero.gradient_norm,

@@ -1,9 +1,10 @@
+import logging
 from typing import Any  # gradients by name
 
 import pytest
 import torch
 
-from diffmoe_scale.model.compilation import compile_blocks
+from diffmoe_scale.model.compilation import CompilationLog, compile_blocks, compiled_graphs
 from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.transformer import DiffusionTransformer
 from diffmoe_scale.moe.routing import Selection
@@ -47,3 +48,24 @@ def test_a_compiled_network_gives_the_losses_and_gradients_of_the_plain_one(back
     assert [name for name, _ in compiled.named_parameters()] == names
     frames = torch._dynamo.utils.counters["frames"]
     assert frames["ok"] > 0 and not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_a_third_shape_compiles_nothing_and_the_log_says_what_the_others_did(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    torch.compiler.reset()
+    transformer = make_transformer("class")
+    log = CompilationLog()
+    compile_blocks(transformer, backend="aot_eager")
+    caplog.set_level(logging.INFO)
+    caplog.clear()
+    counts = []
+    for number, size in enumerate((SIZE, 2 * SIZE, 3 * SIZE, SIZE), start=1):
+        before = compiled_graphs()
+        step(transformer, size)
+        log.add_step(number)
+        counts.append(compiled_graphs() - before)
+    # A dense block, attention and predictor of one with experts: equal blocks share theirs.
+    assert counts[0] == 3 and counts[1] <= 3 and counts[2:] == [0, 0], counts
+    steps = [record.args[1] for record in caplog.records if isinstance(record.args, tuple)]
+    assert steps == [1, 2]
