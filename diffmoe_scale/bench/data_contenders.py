@@ -18,7 +18,7 @@ from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.data.features.format import SampleFeatures, unpack_sample
 from diffmoe_scale.data.features.locate import find_feature_set
 from diffmoe_scale.data.features.source import FEATURE_SUFFIX, FeatureSet
-from diffmoe_scale.data.features.stack import stack_captions, stack_latents
+from diffmoe_scale.data.features.stack import stack_arrays, stack_captions
 from diffmoe_scale.data.reading.build import build_reader
 from diffmoe_scale.data.reading.pictures import Size, decode_image
 from diffmoe_scale.data.shards.index import IMAGE_SUFFIXES
@@ -103,7 +103,7 @@ def _with_ours(features: FeatureSet) -> tuple[Callable[..., object], Callable[..
 
     def collate(samples: list[SampleFeatures]) -> object:
         latents = [sample.latents(0).bits_CHW for sample in samples]
-        latents_BCHW = stack_latents(latents, source.latent_shape(size), precision=source.precision)
+        latents_BCHW = stack_arrays(latents, source.latent_shape(size), precision=source.precision)
         if not features.empty:
             return latents_BCHW, None
         captions = [sample.caption(0) for sample in samples]

@@ -48,7 +48,7 @@ class StudySection(Section, name="study", is_free=True):
     """Folder of the embedded scenes, which are made there if they are missing; empty makes none."""
     teacher: Annotated[str, PATH] = ""
     """Folder of an encoder of the scenes for `alignment.encoder` of the variants; trained there if it is
-    missing and a variant names it."""
+    missing and a variant has it, written as {teacher}."""
     teacher_steps: Annotated[int, Range(1, 10**6)] = 600
     """Steps of its training, of 64 pictures."""
     seeds: Annotated[tuple[int, ...], Range(0, 2**63 - 1)] = (0, 1, 2)

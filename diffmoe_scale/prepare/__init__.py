@@ -24,6 +24,7 @@ publish.py     sets that appear complete or not at all
 
 From shards to features, and a look at shards:
 features.py    the preparation of features: check, write the share of a process, publish
+encoders.py    the networks that features are computed by
 encoding.py    from shards of pictures to shards of features
 space.py       space on disks
 survey.py      what a set of shards holds

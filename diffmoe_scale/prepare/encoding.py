@@ -11,21 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from diffmoe_scale.data.features.format import pack_sample, to_stored
+from diffmoe_scale.data.features.format import pack_sample
 from diffmoe_scale.data.features.source import FEATURE_SUFFIX, CaptionFeatures, FeatureSet, FeatureSource
 from diffmoe_scale.data.order.plan import Chunk
 from diffmoe_scale.data.reading.batch import Sample, to_unit_range
 from diffmoe_scale.data.reading.reader import Reader
 from diffmoe_scale.data.reading.source import SampleSource
 from diffmoe_scale.data.shards.index import Span
-from diffmoe_scale.encoders.autoencoder.build import Autoencoder
-from diffmoe_scale.encoders.text.features import TextStream
-from diffmoe_scale.encoders.text.streams import TextEncoders
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.prepare.encoders import Encoders
 from diffmoe_scale.prepare.losses import Losses
 from diffmoe_scale.prepare.publish import write_shard
 from diffmoe_scale.unicode import safe_member_name
@@ -35,39 +32,6 @@ LEFT_OUT = "left_out"
 """Folder of an unfinished set: what each of its shards lacks."""
 UNUSABLE = "sample whose picture cannot be used"
 ESTIMATED_SAMPLES = 2000
-
-
-@dataclass(frozen=True)
-class Encoders:
-    """`text` are the frozen encoders; none in class mode, and where the only one is trained along."""
-
-    autoencoder: Autoencoder
-    text: TextEncoders
-    device: torch.device
-
-    def captions(self, texts: Sequence[str], *, precision: str) -> list[tuple[CaptionFeatures, ...]]:
-        """Features of each caption by each encoder, cut to its tokens, in the stored format."""
-        found = self.text.encode_frozen(list(texts), self.device) if texts else None
-        if found is None:
-            return []
-        streams = [self._cut(stream, precision=precision) for stream in found.streams]
-        return list(zip(*streams, strict=True))
-
-    def _cut(self, stream: TextStream, *, precision: str) -> list[CaptionFeatures]:
-        lengths = stream.mask_BL.sum(1).tolist()
-        tokens = [
-            to_stored(tokens_LT[:length], precision)
-            for tokens_LT, length in zip(stream.tokens_BLT, lengths, strict=True)
-        ]
-        if stream.pooled_BV is None:
-            return [CaptionFeatures(tokens_LT, None) for tokens_LT in tokens]
-        pooled = [to_stored(pooled_P, precision) for pooled_P in stream.pooled_BV]
-        return [CaptionFeatures(*pair) for pair in zip(tokens, pooled, strict=True)]
-
-    def views(self, images_BCHW: Tensor, num_views: int) -> Tensor:
-        """Latents [B, V, C, H, W] of the images and, for two views, of the mirrored ones."""
-        views = [images_BCHW, images_BCHW.flip(-1)][:num_views]
-        return torch.stack([self.autoencoder.encode(view.to(self.device)) for view in views], dim=1)
 
 
 @dataclass(frozen=True)
@@ -100,6 +64,9 @@ class FeatureWriter:
             original=size,
             crop=(0, 0),
             precision=source.precision,
+            teacher_VNZ=torch.zeros(source.num_views, *source.teacher_shape(size))
+            if source.teacher
+            else None,
         )
         sizes = [len(data)] + [members[suffix].size for suffix in KEPT_SUFFIXES if suffix in members]
         return sum(512 + math.ceil(size / 512) * 512 for size in sizes)
@@ -186,7 +153,9 @@ class FeatureWriter:
         if not good:
             return
         pixels_BHWC = torch.from_numpy(np.stack([picture.pixels_HWC for picture in good.values()]))
-        latents_BVCHW = self.encoders.views(to_unit_range(pixels_BHWC), source.num_views)
+        images_BCHW = to_unit_range(pixels_BHWC)
+        latents_BVCHW = self.encoders.views(images_BCHW, source.num_views)
+        teacher_BVNZ = self.encoders.teacher_views(images_BCHW, latents_BVCHW, source)
         places = [reader.fixed_source.order.locate(number) for number in good]
         members = [reader.catalog.index(shard).members(row) for shard, row in places]
         texts = [
@@ -195,8 +164,8 @@ class FeatureWriter:
         ]
         flat = [text for several in texts for text, _ in several]
         captions = iter(self.encoders.captions(flat, precision=source.precision))
-        for (number, picture), (shard, row), spans, several, latents_VCHW in zip(
-            good.items(), places, members, texts, latents_BVCHW, strict=True
+        for (number, picture), (shard, row), spans, several, latents_VCHW, teacher_VNZ in zip(
+            good.items(), places, members, texts, latents_BVCHW, teacher_BVNZ, strict=True
         ):
             data = pack_sample(
                 latents_VCHW,
@@ -205,6 +174,7 @@ class FeatureWriter:
                 original=picture.original,
                 crop=picture.crop,
                 precision=source.precision,
+                teacher_VNZ=teacher_VNZ,
             )
             yield (
                 number,

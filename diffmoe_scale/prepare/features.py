@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
@@ -20,8 +20,10 @@ from diffmoe_scale.data.shards.catalog import ShardCatalog
 from diffmoe_scale.encoders.autoencoder.build import build_autoencoder, check_picture_sizes
 from diffmoe_scale.encoders.text.build import build_frozen_encoders
 from diffmoe_scale.encoders.text.streams import TextEncoders
+from diffmoe_scale.encoders.vision.teacher import Teacher
 from diffmoe_scale.files import replace_file
-from diffmoe_scale.prepare.encoding import LEFT_OUT, Encoders, FeatureWriter
+from diffmoe_scale.prepare.encoders import Encoders
+from diffmoe_scale.prepare.encoding import LEFT_OUT, FeatureWriter
 from diffmoe_scale.prepare.losses import Losses
 from diffmoe_scale.prepare.options import FeatureOptions, Tell
 from diffmoe_scale.prepare.publish import begin, publish, read_set_manifest, to_json
@@ -171,8 +173,8 @@ def _made_with(config: Config, source: FeatureSource) -> dict[str, object]:
     packages = ["torch"] + (["diffusers"] if config.autoencoder.kind != "pixels" else [])
     kinds = {encoder.kind for encoder in config.text.listed()} if source.text else set()
     packages += ["open_clip_torch"] if "open_clip" in kinds else []
-    packages += ["transformers"] if "transformers" in kinds else []
-    return asdict(source) | {
+    packages += ["transformers"] if "transformers" in kinds or source.teacher else []
+    return source.stated() | {
         "format": FEATURES_FORMAT,
         "aspects": list(source.aspects),
         "caption_weights": dict(config.data.caption_weights),
@@ -207,7 +209,10 @@ def build_encoders(config: Config, *, device: torch.device, tell: Tell) -> Encod
                 "a 'sentencepiece' encoder is trained along: captions are kept for it, and its features are "
                 "not cached"
             )
-    return Encoders(build_autoencoder(config.autoencoder, device=device), text, device)
+    teacher = None
+    if config.alignment.encoder:
+        teacher = Teacher(config.alignment.encoder, precision=config.alignment.precision)
+    return Encoders(build_autoencoder(config.autoencoder, device=device), text, device, teacher)
 
 
 def describe_features(config: Config, encoders: Encoders, *, precision: str) -> FeatureSet:
@@ -216,6 +221,7 @@ def describe_features(config: Config, encoders: Encoders, *, precision: str) -> 
     size, buckets, factor = config.model.image_size, config.buckets, encoders.autoencoder.factor
     check_picture_sizes(config, factor=factor)
     aspects, step = bucket_fields(buckets)
+    teacher = encoders.teacher
     source = FeatureSource(
         autoencoder=encoders.autoencoder.fingerprint(),
         text=encoders.text.fingerprint(),
@@ -226,6 +232,9 @@ def describe_features(config: Config, encoders: Encoders, *, precision: str) -> 
         step=step,
         num_views=2 if config.data.horizontal_flip else 1,
         precision=precision,
+        teacher=teacher.fingerprint() if teacher else "",
+        teacher_width=teacher.width if teacher else 0,
+        teacher_patch=config.model.patch_size if teacher else 0,
     )
     check_shapes(source, image_size=size, buckets=buckets)
     return FeatureSet(source, next(iter(encoders.captions([""], precision=precision)), ()))

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from diffmoe_scale.data.features.format import stored_original, unpack_sample
 from diffmoe_scale.data.features.locate import find_feature_set
 from diffmoe_scale.data.features.source import FEATURE_SUFFIX, FeatureSet
-from diffmoe_scale.data.features.stack import stack_latents
+from diffmoe_scale.data.features.stack import stack_arrays
 from diffmoe_scale.data.order.order import FixedOrder
 from diffmoe_scale.data.reading.files import ShardFiles
 from diffmoe_scale.data.reading.pictures import RGB, Size, decode_image, open_image
@@ -204,7 +204,7 @@ def _look_at_features(
     data, source = read(members[FEATURE_SUFFIX]), survey.features.source
     size = source.image_size_of(stored_original(data))
     found = unpack_sample(data, source, size)
-    latents_CHW = stack_latents(
+    latents_CHW = stack_arrays(
         [found.latents(0).bits_CHW], source.latent_shape(size), precision=source.precision
     )[0].float()
     if not latents_CHW.isfinite().all():

@@ -15,6 +15,8 @@ from diffmoe_scale.config.study import StudyConfig, StudySection, VariantConfig
 from diffmoe_scale.config.yaml_file import read_yaml
 
 HEX = 10
+TEACHER = "{teacher}"
+"""Stands for the folder study.teacher in the settings of a variant."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,10 @@ def _hash(content: object) -> str:
 
 
 def _variant(tree: dict[str, Any], config: StudyConfig, variant: VariantConfig) -> Variant:
-    settings = config.settings | variant.settings
+    settings = {
+        key: config.study.teacher if value == TEACHER else value
+        for key, value in (config.settings | variant.settings).items()
+    }
     try:
         for key in ("run.directory", "run.seed"):
             require(key not in settings, key, settings.get(key), "nothing: the study sets it")

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from diffmoe_scale.checkpoint.manifest import ALIGNMENT
 from diffmoe_scale.config.alignment import AlignmentConfig
-from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.reading.batch import Batch, to_unit_range
 from diffmoe_scale.encoders.vision.teacher import Teacher
@@ -70,22 +69,19 @@ class Alignment:
         self.steps = torch.zeros(1, dtype=torch.int64, device=context.device)
 
     def of(self, batch: Batch, latents_BCHW: Tensor, *, step: int) -> Aligned | None:
-        """What the loss of a micro-batch has of alignment; None after `alignment.end_step`. Raises: RunError
-        as `features_of`."""
+        """What the loss of a micro-batch has of alignment; None after `alignment.end_step`."""
         if not self.settings.is_on(step):
             return None
         features_BNZ = self.features_of(batch, latents_BCHW)
         return Aligned(self.settings.weight, lambda tokens_BND: self.cosine(tokens_BND, features_BNZ))
 
     def features_of(self, batch: Batch, latents_BCHW: Tensor) -> Tensor:
-        """What the encoder says of the batch's pictures, on the grid of the network's tokens. Raises:
-        RunError where the shards hold latents without pictures."""
+        """What the encoder says of the batch's pictures, on the grid of the network's tokens, from the shards
+        or computed."""
+        if batch.teacher_BNZ is not None:
+            return batch.teacher_BNZ.to(self.context.device).float()
         grid = latents_BCHW.shape[2] // self.patch, latents_BCHW.shape[3] // self.patch
-        if batch.pixels_BHWC is None:
-            raise RunError(
-                "alignment.encoder is set, but the shards hold latents and no pictures that it could see; "
-                "train on shards of pictures, or leave alignment.encoder empty"
-            )
+        assert batch.pixels_BHWC is not None, "checked with the shards"
         pictures_BCHW = to_unit_range(batch.pixels_BHWC.to(self.context.device, non_blocking=True))
         return self.teacher.features(pictures_BCHW, grid)
 

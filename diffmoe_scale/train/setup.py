@@ -11,7 +11,7 @@ from diffmoe_scale.config.identity import model_settings
 from diffmoe_scale.config.load import changed_settings, dump_config
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.data.features.check import check_features
+from diffmoe_scale.data.features.check import check_features, check_teacher
 from diffmoe_scale.data.reading.build import open_reader
 from diffmoe_scale.data.reading.reader import Reader, iterate_captions
 from diffmoe_scale.data.shards.record import record_shards
@@ -21,7 +21,7 @@ from diffmoe_scale.files import replace_file
 from diffmoe_scale.model.networks import Networks, build_networks
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.parallel.waiting import wait_for_ranks
-from diffmoe_scale.train.alignment import build_alignment
+from diffmoe_scale.train.alignment import Alignment, build_alignment
 from diffmoe_scale.train.cautions import caution_of_captions, caution_of_guidance, caution_of_masters
 from diffmoe_scale.train.engine import Engine, accumulation_steps
 from diffmoe_scale.train.guard import Guard
@@ -75,7 +75,7 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
     guard = Guard(config.defence, context)
     guard.restore(start.guard)
     validation = Validation(config, context, directory, networks, reader)
-    prepare_features([reader, validation.reader], networks, config)
+    prepare_features([reader, validation.reader], networks, config, alignment)
     if context.is_main:
         record_data(reader, validation.reader, directory)
     wait_for_ranks(context.waiting_group)
@@ -175,9 +175,15 @@ def warn_of_captions(text_encoders: TextEncoders, reader: Reader) -> None:
             )
 
 
-def prepare_features(readers: Sequence[Reader | None], networks: Networks, config: Config) -> None:
-    """What shards hold fits, and what they lack can be computed. Raises: as `refuse_other_features`."""
+def prepare_features(
+    readers: Sequence[Reader | None], networks: Networks, config: Config, alignment: Alignment | None
+) -> None:
+    """What shards hold fits, and what they lack can be computed; the first reader is training's. Raises:
+    ValueError for features of other networks."""
     refuse_other_features(readers, networks, config)
+    trained = readers[0].source.features if readers[0] is not None else None
+    if alignment is not None and trained is not None:
+        check_teacher(trained.source, teacher=alignment.fingerprint, patch=config.model.patch_size)
     load_text_encoders(readers, networks, config)
 
 
@@ -192,13 +198,7 @@ def load_text_encoders(readers: Sequence[Reader | None], networks: Networks, con
 
 
 def refuse_other_features(readers: Sequence[Reader | None], networks: Networks, config: Config) -> None:
-    """Raise ValueError if shards hold features of another autoencoder or text encoder than this run's, or
-    latents where `alignment.encoder` must see pictures. The first reader is training's."""
-    if config.alignment.encoder and readers[0] is not None and readers[0].source.features is not None:
-        raise ValueError(
-            f"alignment.encoder is {config.alignment.encoder!r}, but the shards of data.train hold latents "
-            "and no pictures that it could see; train on shards of pictures, or leave it empty"
-        )
+    """Raise ValueError if shards hold features of another autoencoder or text encoder than this run's."""
     for features in [reader.source.features for reader in readers if reader is not None]:
         if features is not None:
             check_features(features.source, **networks.frozen, is_flipped=config.data.horizontal_flip)

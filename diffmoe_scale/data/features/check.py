@@ -50,6 +50,21 @@ def check_features(found: FeatureSource, *, autoencoder: str, text: str, is_flip
     )
 
 
+def check_teacher(found: FeatureSource, *, teacher: str, patch: int) -> None:
+    """Raises: ValueError unless the shards hold what alignment with this encoder would compute, on the grid
+    of patches of so many latent pixels."""
+    require(
+        bool(found.teacher),
+        "alignment.encoder",
+        teacher,
+        "nothing: the shards hold latents without pictures, and no features for alignment; make them anew by "
+        "tools/cache_features.py with alignment.encoder",
+    )
+    _refuse_other(
+        found, replace(found, teacher=teacher, teacher_patch=patch), "alignment.encoder and model.patch_size"
+    )
+
+
 def _refuse_other(found: FeatureSource, expected: FeatureSource, settings: str) -> None:
     if found != expected:
         raise ValueError(

@@ -1,17 +1,15 @@
 """The bytes of a sample's features, and batches of them."""
 
-import functools
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any  # JSON
 
 import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from diffmoe_scale.data.features.places import header_of, places_of
 from diffmoe_scale.data.features.source import (
     BITS,
     PRECISIONS,
@@ -22,13 +20,6 @@ from diffmoe_scale.data.features.source import (
 )
 from diffmoe_scale.data.reading.pictures import Size
 
-NUMPY_TYPES = {
-    "BF16": BITS["bf16"],
-    "F8_E4M3": BITS["fp8"],
-    "I32": np.dtype(np.int32),
-    "F32": np.dtype(np.float32),
-}
-"""safetensors' types in numpy; of those that it has not, the bits."""
 NOT_FINITE = {BITS["bf16"]: 0x7F80, BITS["fp8"]: 0x7F}
 """Bits without the sign from which on a number is inf or NaN: bf16 has both, fp8 (e4m3fn) one NaN."""
 LARGEST_SIDE = 1 << 20
@@ -43,10 +34,13 @@ def pack_sample(
     original: Size,
     crop: tuple[int, int],
     precision: str,
+    teacher_VNZ: Tensor | None = None,
 ) -> bytes:
     """The member of one sample; `captions`, each by all encoders and drawn by `weights`, are none in sets
-    without text. `original` and `crop` are those of Picture."""
+    without text, `teacher_VNZ` in those without alignment. `original` and `crop` are those of Picture."""
     stored = {"latents_VCHW": to_stored(latents_VCHW, precision)}
+    if teacher_VNZ is not None:
+        stored["teacher_VNZ"] = to_stored(teacher_VNZ, precision)
     stored["origin_Z"] = torch.tensor([*original, *crop], dtype=torch.int32)
     for number, stream in enumerate(zip(*captions, strict=True)):
         tokens_LT = torch.cat([caption.tokens_LT.float() for caption in stream])
@@ -77,6 +71,8 @@ class Latents:
     """In the stored format."""
     original: Size
     crop: tuple[int, int]
+    teacher_NZ: np.ndarray | None = None
+    """Features for alignment of this view, in the stored format."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +116,7 @@ class SampleFeatures:
     origin_Z: np.ndarray
     streams: tuple[StoredStream, ...] = ()
     weights_K: np.ndarray | None = None
+    teacher_VNZ: np.ndarray | None = None
 
     def latents(self, view: int) -> Latents:
         """Raises: ValueError, IndexError where they are not stored, or no numbers to train on."""
@@ -131,7 +128,10 @@ class SampleFeatures:
             )
         bits_CHW = self.latents_VCHW[view]
         _require_finite("latents_VCHW", bits_CHW)
-        return Latents(bits_CHW, original, (top, left))
+        teacher_NZ = None if self.teacher_VNZ is None else self.teacher_VNZ[view]
+        if teacher_NZ is not None:
+            _require_finite("teacher_VNZ", teacher_NZ)
+        return Latents(bits_CHW, original, (top, left), teacher_NZ)
 
     def caption_weights(self) -> list[float]:
         """By which a caption is drawn; empty where there is none. Raises: ValueError where the tensors do not
@@ -171,39 +171,9 @@ def _checked_original(height: int, width: int) -> Size:
 def stored_original(data: bytes) -> Size:
     """Of the picture that a member was made from; the beginning of its bytes may do. Raises: KeyError,
     TypeError or ValueError for other bytes."""
-    place = _places(_header(data))["origin_Z"]
+    place = places_of(header_of(data))["origin_Z"]
     height, width = np.frombuffer(data, place.dtype, count=2, offset=place.offset).tolist()
     return _checked_original(height, width)
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Of one array in a member."""
-
-    dtype: np.dtype[np.generic]
-    shape: tuple[int, ...]
-    count: int
-    offset: int
-
-
-def _header(data: bytes) -> bytes:
-    """What comes before the arrays: in safetensors' format, the length of a text in JSON, and the text."""
-    return data[: 8 + int.from_bytes(data[:8], "little")]
-
-
-@functools.lru_cache(maxsize=4096)
-def _places(header: bytes) -> dict[str, _Place]:
-    """Cached: most samples have the same. Raises: KeyError, TypeError or ValueError for other bytes."""
-    return {name: _place(entry, len(header)) for name, entry in json.loads(header[8:]).items()}
-
-
-def _place(entry: dict[str, Any], start: int) -> _Place:
-    dtype, shape = NUMPY_TYPES[entry["dtype"]], tuple(entry["shape"])
-    first, last = entry["data_offsets"]
-    count = math.prod(shape)
-    if any(size < 0 for size in shape) or first < 0 or last - first != count * dtype.itemsize:
-        raise ValueError(f"bytes {first} to {last} for {entry['dtype']} of shape {shape}")
-    return _Place(dtype, shape, count, start + first)
 
 
 def unpack_sample(data: bytes, source: FeatureSource, size: Size) -> SampleFeatures:
@@ -212,14 +182,14 @@ def unpack_sample(data: bytes, source: FeatureSource, size: Size) -> SampleFeatu
     Raises: KeyError, TypeError or ValueError for bytes that are no member of a set of that source, of an
     image of that size.
     """
-    places = _places(_header(data))
+    places = places_of(header_of(data))
     arrays = {
         name: np.frombuffer(data, place.dtype, place.count, place.offset).reshape(place.shape)
         for name, place in places.items()
     }
     found = _join(arrays)
     texts = [array for stream in found.streams for array in (stream.tokens_LT, stream.pooled_KP)]
-    kinds = {array.dtype for array in (found.latents_VCHW, *texts) if array is not None}
+    kinds = {array.dtype for array in (found.latents_VCHW, found.teacher_VNZ, *texts) if array is not None}
     if kinds != {BITS[source.precision]}:
         raise ValueError(f"numbers of {kinds}; expected {source.precision}")
     if any(array is not None and array.ndim != 2 for array in texts):
@@ -229,6 +199,10 @@ def unpack_sample(data: bytes, source: FeatureSource, size: Size) -> SampleFeatu
     expected = (source.num_views, *source.latent_shape(size))
     if found.latents_VCHW.shape != expected:
         raise ValueError(f"latents of shape {tuple(found.latents_VCHW.shape)}; expected {expected}")
+    shape = None if found.teacher_VNZ is None else found.teacher_VNZ.shape
+    wanted = (source.num_views, *source.teacher_shape(size)) if source.teacher else None
+    if shape != wanted:
+        raise ValueError(f"features for alignment of shape {shape}; expected {wanted}")
     return found
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffmoe_scale.data.features.source import (
     SET_FILE,
+    TEACHER,
     CaptionFeatures,
     FeatureSet,
     FeatureSource,
@@ -61,7 +62,7 @@ def load_feature_set(file: SetFile) -> FeatureSet:
             "tools/cache_features.py wrote"
         ) from error
     expected = [field.name for field in fields(FeatureSource)]
-    if stated.keys() != set(expected):
+    if not stated.keys() <= set(expected) or set(expected) - stated.keys() - set(TEACHER):
         raise ValueError(
             f"{file.name} has {', '.join(stated)}; expected {', '.join(expected)}: the features were made "
             "by another version of tools/cache_features.py; make them anew"

@@ -6,7 +6,8 @@ sample, L tokens, T their width, P pooled width. A sample's member `KEY.safetens
 where K > 1, `weights_K` by which a caption is drawn (those of `data.caption_weights` when the features were
 made). Of the first frozen text encoder it holds `tokens_LT` of all captions one after another without
 padding, `lengths_K` and, if the encoder gives one vector a caption, `pooled_KP`; of the second `tokens_LT.1`
-and so on. `features.safetensors` beside the shards says what made them.
+and so on. Features for alignment are `teacher_VNZ`, N patches of width Z in rows. `features.safetensors`
+beside the shards says what made them.
 """
 
 import functools
@@ -34,6 +35,10 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 
 
 BITS: dict[str, np.dtype[Any]] = {"bf16": np.dtype(np.uint16), "fp8": np.dtype(np.uint8)}
+
+
+TEACHER = ("teacher", "teacher_width", "teacher_patch")
+"""Fields of FeatureSource that older sets lack."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,12 @@ class FeatureSource:
     """1, or 2 with the mirrored picture."""
     precision: str
     """Stored format, a key of PRECISIONS."""
+    teacher: str = ""
+    """Fingerprint of the encoder of pictures for alignment; "" without its features."""
+    teacher_width: int = 0
+    """Of its features."""
+    teacher_patch: int = 0
+    """They are on the grid of patches of so many latent pixels, `model.patch_size`."""
 
     @property
     def num_streams(self) -> int:
@@ -99,6 +110,16 @@ class FeatureSource:
             return Size(self.image_size, self.image_size)
         (bucket,) = nearest_bucket(np.array([original]), self.aspects)
         return bucket_size(self.aspects[bucket], resolution=self.image_size, step=self.step)
+
+    def teacher_shape(self, size: Size) -> tuple[int, int]:
+        """N, Z of the features for alignment of an image."""
+        _, height, width = self.latent_shape(size)
+        return height // self.teacher_patch * (width // self.teacher_patch), self.teacher_width
+
+    def stated(self) -> dict[str, Any]:
+        """Its fields; without alignment as sets had them before there was any."""
+        fields = asdict(self)
+        return fields if self.teacher else {name: fields[name] for name in fields if name not in TEACHER}
 
     def latent_shape(self, size: Size) -> tuple[int, int, int]:
         """C, H, W of the latents of an image."""
@@ -123,7 +144,7 @@ class FeatureSet:
             tensors[stream_name("tokens_LT", number)] = features.tokens_LT.contiguous()
             if features.pooled_P is not None:
                 tensors[stream_name("pooled_P", number)] = features.pooled_P.contiguous()
-        source = json.dumps(asdict(self.source))
+        source = json.dumps(self.source.stated())
         # As bytes: `save_file` would map the file, which another rank may be writing too.
         replace_file(folder / SET_FILE, safetensors.torch.save(tensors, metadata={"source": source}))
 

@@ -10,15 +10,13 @@ from diffmoe_scale.data.features.source import BITS, PRECISIONS, StoredCaption
 from diffmoe_scale.encoders.text.features import TextFeatures, TextStream
 
 
-def stack_latents(
-    latents: Sequence[np.ndarray | None], shape: tuple[int, int, int], *, precision: str
-) -> Tensor:
-    """[B, C, H, W] in bf16 of the bits of each sample's [C, H, W]; zeros for None."""
-    stacked_BCHW = np.zeros((len(latents), *shape), BITS[precision])
-    for row, bits_CHW in enumerate(latents):
-        if bits_CHW is not None:
-            stacked_BCHW[row] = bits_CHW
-    return _to_bf16(stacked_BCHW, precision)
+def stack_arrays(arrays: Sequence[np.ndarray | None], shape: tuple[int, ...], *, precision: str) -> Tensor:
+    """[B, *shape] in bf16 of the bits of each sample's array; zeros for None."""
+    stacked = np.zeros((len(arrays), *shape), BITS[precision])
+    for row, bits in enumerate(arrays):
+        if bits is not None:
+            stacked[row] = bits
+    return _to_bf16(stacked, precision)
 
 
 def stack_captions(captions: Sequence[Sequence[StoredCaption]], *, precision: str) -> TextFeatures:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffmoe_scale.data.features.format import Latents
 from diffmoe_scale.data.features.source import FeatureSet, StoredCaption
-from diffmoe_scale.data.features.stack import stack_captions, stack_latents
+from diffmoe_scale.data.features.stack import stack_arrays, stack_captions
 from diffmoe_scale.data.reading.pictures import Picture, Size
 from diffmoe_scale.encoders.text.features import TextFeatures
 from diffmoe_scale.unicode import TEXT_NOTES
@@ -40,6 +40,10 @@ NOTES = {
     **TEXT_NOTES,
 }
 """Kinds of things that are dealt with and do not cost the sample."""
+
+
+ON_DEVICE = ("pixels_BHWC", "latents_BCHW", "teacher_BNZ")
+"""Tensors of a batch that go to the device."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,8 @@ class Batch:
     """bf16, where the shards hold them."""
     text: TextFeatures | None = None
     """bf16, where the shards hold the captions' features."""
+    teacher_BNZ: Tensor | None = None
+    """bf16: features for alignment, where the shards hold them."""
     notes: list[Note] = field(default_factory=list)
 
     def count_kinds(self) -> Tensor:
@@ -123,9 +129,7 @@ class Batch:
         """The same with its pictures or features in page-locked memory, which a GPU copies from while it
         computes. Called by torch's DataLoader."""
         pinned = {
-            name: tensor.pin_memory()
-            for name in ("pixels_BHWC", "latents_BCHW")
-            if (tensor := getattr(self, name)) is not None
+            name: tensor.pin_memory() for name in ON_DEVICE if (tensor := getattr(self, name)) is not None
         }
         text = None if self.text is None else self.text.map(Tensor.pin_memory)
         return replace(self, **pinned, text=text)
@@ -135,7 +139,7 @@ class Batch:
         for."""
         moved = {
             name: tensor.to(device, non_blocking=True)
-            for name in ("pixels_BHWC", "latents_BCHW")
+            for name in ON_DEVICE
             if (tensor := getattr(self, name)) is not None
         }
         text = None if self.text is None else self.text.map(partial(_move, device=device))
@@ -149,11 +153,14 @@ def _move(tensor: Tensor, *, device: torch.device) -> Tensor:
 def collate(samples: Sequence[Sample], *, size: Size, features: FeatureSet | None = None) -> Batch:
     """One batch of samples whose images are of one size; of those that come from a set of `features`, the
     latents are."""
-    latents_BCHW = text = None
+    latents_BCHW = text = teacher_BNZ = None
     if features is not None:
         source, empty = features.source, features.stored_empty
         bits = [None if sample.latents is None else sample.latents.bits_CHW for sample in samples]
-        latents_BCHW = stack_latents(bits, source.latent_shape(size), precision=source.precision)
+        latents_BCHW = stack_arrays(bits, source.latent_shape(size), precision=source.precision)
+        if source.teacher:
+            features_B = [None if sample.latents is None else sample.latents.teacher_NZ for sample in samples]
+            teacher_BNZ = stack_arrays(features_B, source.teacher_shape(size), precision=source.precision)
         if empty:
             captions = [sample.text or empty for sample in samples]
             text = stack_captions(captions, precision=source.precision)
@@ -171,6 +178,7 @@ def collate(samples: Sequence[Sample], *, size: Size, features: FeatureSet | Non
         notes=[note for sample in samples for note in sample.notes],
         latents_BCHW=latents_BCHW,
         text=text,
+        teacher_BNZ=teacher_BNZ,
     )
 
 

@@ -25,7 +25,7 @@ from diffmoe_scale.data.features.source import (
     FeatureSet,
     FeatureSource,
 )
-from diffmoe_scale.data.features.stack import stack_captions, stack_latents
+from diffmoe_scale.data.features.stack import stack_arrays, stack_captions
 from diffmoe_scale.data.reading.pictures import Size
 
 SOURCE = FeatureSource(
@@ -172,7 +172,7 @@ def test_a_sample_without_latents_is_a_row_of_zeros(precision: str) -> None:
         SQUARE,
     )
     bits_CHW = found.latents(0).bits_CHW
-    stacked_BCHW = stack_latents([bits_CHW, None, bits_CHW], (2, 3, 3), precision=precision)
+    stacked_BCHW = stack_arrays([bits_CHW, None, bits_CHW], (2, 3, 3), precision=precision)
     assert stacked_BCHW.float().mean((1, 2, 3)).tolist() == [1, 0, 1]
 
 
