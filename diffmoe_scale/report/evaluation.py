@@ -29,6 +29,7 @@ TITLES = {
 }
 STYLE = Markup(
     "<style>main { max-width: 1400px } .wide { overflow-x: auto } td.number { white-space: nowrap } "
+    ".wide td:first-child { white-space: nowrap } "
     "img.tile { width: 128px; image-rendering: pixelated }</style>"
 )
 

@@ -199,7 +199,10 @@ def _compare(before: JobResult, after: JobResult, scorer: str) -> Difference:
 
 
 def _difference_cells(found: Difference) -> list[str]:
-    return [f"{100 * found.value:+.1f}", f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]", _p(found.p)]
+    interval = f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    if found.low == found.high:  # of differences that are all alike nothing is known
+        interval = "no prompt differs" if found.value == 0 else "all prompts alike"
+    return [f"{100 * found.value:+.1f}", interval, _p(found.p)]
 
 
 def _p(p: float) -> str:

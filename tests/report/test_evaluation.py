@@ -1,5 +1,6 @@
 """The page of an evaluation: scores, differences along one axis, pictures, and nothing unescaped."""
 
+from base64 import b64decode
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from PIL import Image
 
 from diffmoe_scale.evaluation.harness.result import JobResult, ScoreTable
 from diffmoe_scale.evaluation.harness.statistics import estimate, estimate_groups
-from diffmoe_scale.report.evaluation import write_evaluation_report
+from diffmoe_scale.report.evaluation import _curves, write_evaluation_report
 from diffmoe_scale.report.evaluation_tables import difference_tables, labels, metric_tables, score_tables
 
 PROMPTS, GROUPS = ["a", "b <i>", "c", "d|e"], ["one", "one", "two", "two"]
@@ -65,6 +66,18 @@ def test_differences_are_of_pairs_that_differ_in_one_thing() -> None:
         ("capacity 0.5 to capacity 1.0", "step 100"): "+25.0",
         ("capacity 0.5 to capacity 1.0", "step 200"): "+25.0",
     }
+
+
+def test_no_difference_has_no_interval_of_no_length() -> None:
+    (found,) = difference_tables([RESULTS[0], replace(RESULTS[2], scores=RESULTS[0].scores)])
+    assert [row[2:4] for row in found.rows] == [["+0.0", "no prompt differs"]]
+
+
+def test_curves_have_bands(tmp_path: Path) -> None:
+    bands = _curves(RESULTS)[1]
+    # matplotlib names what fill_between draws.
+    text = b64decode(bands.split("base64,")[1].split('"')[0]).decode()
+    assert text.count("FillBetweenPolyCollection") == 2, "one for each capacity"
 
 
 def test_page_and_markdown_hold_pictures_and_are_escaped(tmp_path: Path) -> None:
