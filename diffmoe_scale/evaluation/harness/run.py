@@ -64,10 +64,13 @@ class Harness:
             )
         )
         self.ranks.of_main(lambda: self._check(jobs))
+        is_reported = False
         for target, group in groupby(jobs, key=lambda job: job.target):
-            if self.evaluate(target, list(group)):
+            is_reported = self.evaluate(target, list(group))
+            if is_reported:
                 self._report()
-        self._report()
+        if not is_reported:  # what was scored anew without drawing
+            self._report()
 
     def _check(self, jobs: Sequence[Job]) -> None:
         """Before hours of drawing. Raises: ValueError for what metrics or calibrations lack, OSError."""
