@@ -23,9 +23,7 @@ from diffmoe_scale.plan.build import build_denoiser, real_inputs, tokens_per_pic
 from diffmoe_scale.plan.flops import count_flops
 from diffmoe_scale.plan.trace import trace_step
 from diffmoe_scale.telemetry.hardware import GIB, NumberFormat, find_gpu, mfu
-
-WARM_UP = 3
-"""Passes before a graph is recorded, as torch asks for."""
+from diffmoe_scale.train.graph import GraphedForward, record_on_gpu
 
 
 class MicroStep:
@@ -62,22 +60,10 @@ class MicroStep:
         return loss.detach()
 
     def graph(self) -> Callable[[], Tensor]:
-        """The same, recorded once as a CUDA graph."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                self()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            loss = self()
-
-        def replay() -> Tensor:
-            graph.replay()
-            return loss
-
-        return replay
+        """The same with the network's passes as CUDA graphs, as `run.cuda_graph` has them."""
+        forward = GraphedForward(self.network, record=record_on_gpu)
+        self.network.forward = forward  # type: ignore[method-assign]  # on purpose
+        return self
 
     def kept_bytes(self) -> int:
         """What a forward pass keeps for the backward, by torch's allocator on a GPU."""

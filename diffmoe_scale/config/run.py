@@ -62,6 +62,10 @@ class RunConfig(Section, name="run", is_free=True):
     compile: bool = False
     """Compile dense blocks and parts of the others by torch.compile, at their first use (a minute or more,
     and again for the second shape). Losses are the same to round-off."""
+    cuda_graph: bool = False
+    """On a GPU, record the network's forward and backward as CUDA graphs at the first batch of each shape.
+    For micro-batches of known loads: `moe.pool` rank or sample, one expert-parallel rank, no
+    checkpointing."""
     deterministic: bool = True
     """Choose deterministic kernels where torch has them."""
 

@@ -11,6 +11,7 @@ recalibrate.py   thresholds anew for weights that were not trained with them
 initialize.py    run.initialize_from: a new run that begins with the weights of another
 trainer.py       one training step, and what it works on
 engine.py        forward, backward and optimizer step of a rank, with the weight average
+graph.py         forward and backward of the network as CUDA graphs
 zero.py          DeepSpeed's ZeRO optimizer; the only file with its private names
 optim.py         the optimizer, its parameter groups and its learning rate
 muon.py          Muon for the matrices of hidden layers, with AdamW for the rest

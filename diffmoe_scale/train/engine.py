@@ -17,6 +17,7 @@ from diffmoe_scale.parallel.expert_groups import register_expert_groups
 from diffmoe_scale.parallel.slice import Slice
 from diffmoe_scale.plan.parts import GRADIENT_PARTS, gradient_part_of
 from diffmoe_scale.train.ema import WeightAverage
+from diffmoe_scale.train.graph import GraphedForward, record_on_gpu, refuse_graph
 from diffmoe_scale.train.optim import build_optimizer, parameter_groups
 from diffmoe_scale.train.zero import Zero
 from diffmoe_scale.words import counted
@@ -42,6 +43,8 @@ class Engine:
     def __init__(self, denoiser: Denoiser, config: Config, context: ParallelContext) -> None:
         """Collective over the world. Raises ValueError if the global batch does not split over the ranks."""
         self.denoiser = denoiser
+        if config.run.cuda_graph:
+            refuse_graph(config, context.device)
         self._compilations: CompilationLog | None = None
         if config.run.compile:
             compile_blocks(denoiser.transformer)
@@ -66,6 +69,9 @@ class Engine:
             )
 
         self.zero = Zero(denoiser, config, context, accumulation=self.accumulation, build_optimizer=optimizer)
+        if config.run.cuda_graph:
+            # An attribute of the object hides the method; recorded later, when weights lie where they stay.
+            denoiser.forward = GraphedForward(denoiser, record=record_on_gpu)  # type: ignore[method-assign]
         decays = {"ema": config.optimizer.ema_decay}
         if config.optimizer.ema2_decay:
             decays["ema2"] = config.optimizer.ema2_decay
