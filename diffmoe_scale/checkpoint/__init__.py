@@ -7,5 +7,6 @@ agreement.py  work of all ranks, of which one can fail
 store.py      saving and loading of a run by all ranks, in the background, what is kept
 weights.py    one family of weights on one process
 tensor_file.py   safetensors files, read and written a tensor at a time
+convertible.py   weights of other formats, and the command that converts them
 stored.py     the weights of a run or of an export, by name
 """

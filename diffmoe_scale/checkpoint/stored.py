@@ -19,6 +19,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from diffmoe_scale.checkpoint.convertible import refuse_convertible
 from diffmoe_scale.checkpoint.files import Reader, first_reason
 from diffmoe_scale.checkpoint.manifest import (
     METADATA,
@@ -77,6 +78,7 @@ def open_weights(path: Path, settings: Sequence[str] = (), *, check_files: bool 
 
     Raises: ValueError if it is none of these, is damaged, or its config is of another model.
     """
+    refuse_convertible(path)
     if is_export(path):
         return open_export(path, settings)
     is_checkpoint = path.absolute().parent.name == "checkpoints"
@@ -189,6 +191,7 @@ def open_export(path: Path, settings: Sequence[str] = (), *, is_foreign: bool = 
 
     Raises: ValueError if it is none, incomplete or damaged.
     """
+    refuse_convertible(path)
     metadata, tensors = read_files(path)
     if metadata.get("format") != FORMAT:
         raise ValueError(

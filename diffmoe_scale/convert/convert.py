@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from diffmoe_scale.checkpoint.convertible import TORCH_SUFFIXES
 from diffmoe_scale.checkpoint.stored import FORMAT, StoredWeights, open_weights
 from diffmoe_scale.checkpoint.tensor_file import read_tensors
 from diffmoe_scale.config.check import RunError
@@ -33,7 +34,6 @@ from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
 
-TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 SAME, ROUND_OFF, DIFFUSERS_ROUND_OFF = 0.0, 1e-4, 1e-3
 """Tolerances, relative to the largest output: of our own network on the same numbers, of another program for
 it, and of diffusers, one of whose norms has an epsilon of its own (1e-5)."""

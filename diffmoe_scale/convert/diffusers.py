@@ -32,8 +32,9 @@ FITTING: dict[str, Any] = {
 }
 """What ours has; these are also diffusers' defaults."""
 PIXART_PARTS = (
-    "caption_projection (two layers with GELU between; ours has a norm and one layer), cross-attention of "
-    "tokens that are not normalized (ours normalizes them)"
+    "caption_projection (two layers with GELU between; ours has a norm and one layer), cross-attention "
+    "(attn2) of tokens that are not normalized (ours normalizes them), and at the end scale_shift_table, "
+    "which is added to the embedding of time (ours maps it by a layer)"
 )
 EMBEDDINGS = "norm1.emb."
 

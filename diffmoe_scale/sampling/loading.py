@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any  # settings of any type
 
+from diffmoe_scale.checkpoint.convertible import refuse_convertible
 from diffmoe_scale.checkpoint.manifest import complete_checkpoints, find_damage, read_manifest
 from diffmoe_scale.checkpoint.stored import StoredWeights, different_settings, is_export, open_export
 from diffmoe_scale.checkpoint.weights import fill_tensors
@@ -69,6 +70,7 @@ def load_pipeline(
     path = Path(expand_home(str(path), "the path of a run"))
     if weights not in WEIGHTS:
         raise ValueError(f"weights are {weights!r}; expected one of {', '.join(WEIGHTS)}")
+    refuse_convertible(path)
     if is_export(path):
         return _load_export(path, weights=weights, settings=settings, context=context)
     is_checkpoint = path.absolute().parent.name == "checkpoints"

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from diffmoe_scale.checkpoint.convertible import refuse_convertible
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.shards.patterns import check_patterns
 from diffmoe_scale.files import find_obstacle
@@ -19,6 +20,8 @@ def check_places(config: Config) -> None:
             f"run.initialize_from is {weights!r}, which does not exist; expected a run directory, one of its "
             "checkpoints/step_N folders, or a safetensors export"
         )
+    if weights:
+        refuse_convertible(Path(weights))
     obstacle = find_obstacle(Path(config.run.directory), is_folder=True)
     if obstacle:
         raise ValueError(

@@ -6,7 +6,7 @@ from typing import Any  # networks of diffusers
 
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel
+from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel
 from safetensors.torch import load_file, save_file
 
 from diffmoe_scale.checkpoint.stored import open_weights
@@ -54,7 +54,6 @@ def test_a_dit_answers_as_diffusers_does(folder: Path, tmp_path: Path, is_pipeli
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"_class_name": "PixArtTransformer2DModel"}, "caption_projection"),
         ({"_class_name": "FluxTransformer2DModel"}, "expected DiTTransformer2DModel"),
         ({"activation_fn": "geglu"}, "activation_fn is 'geglu', expected 'gelu-approximate'"),
     ],
@@ -65,6 +64,25 @@ def test_what_does_not_fit_is_named(
     change(folder, **changed)
     with pytest.raises(ValueError, match=said):
         convert(folder, tmp_path / "a.safetensors", Options())
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_the_parts_of_a_pixart_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    model: Any = PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=1,
+        sample_size=8,
+        cross_attention_dim=32,
+        caption_channels=16,
+    )
+    model.save_pretrained(tmp_path / "transformer")
+    said = "is a PixArtTransformer2DModel, which ours cannot be: it has "
+    with pytest.raises(ValueError, match=said) as error:
+        convert(tmp_path, tmp_path / "a.safetensors", Options())
+    names = " ".join(model.state_dict())
+    for part in ("caption_projection", "attn2", "scale_shift_table"):
+        assert part in str(error.value) and part in names
     assert not (tmp_path / "a.safetensors").exists()
 
 

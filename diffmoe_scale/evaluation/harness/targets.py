@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
 
+from diffmoe_scale.checkpoint.convertible import refuse_convertible
 from diffmoe_scale.checkpoint.manifest import MANIFEST, complete_checkpoints, read_manifest, step_of
 from diffmoe_scale.checkpoint.stored import is_export, open_export
 from diffmoe_scale.config.load import load_run_config
@@ -79,6 +80,8 @@ def _paths(pattern: str) -> list[Path]:
 def _checkpoints(pattern: str) -> list[Path]:
     found = []
     for path in _paths(pattern):
+        if not glob.has_magic(pattern):
+            refuse_convertible(path)
         if is_export(path) or (path / MANIFEST).is_file():
             found.append(path)
         elif (path / "config.yaml").is_file():
