@@ -14,8 +14,9 @@ from diffmoe_scale.plan.assumed import latents_of, streams_of
 
 TRANSFORMER, TEXT_ENCODER = "DiffMoETransformer2DModel", "DiffMoETextEncoder"
 TOKENIZER, PIPELINE = "DiffMoETokenizer", "DiffMoEPipeline"
-AVERAGES = "feed_forward.router.predictor.expert_threshold_E"
-UPDATES = "feed_forward.router.predictor.threshold_steps"
+LIMITS = {"diffmoe": "predictor", "expert_race": "limit", "expert_threshold": "limit"}
+"""Where routers hold their thresholds."""
+BIASES = "feed_forward.router.balance.bias_E"
 MOST_ENCODERS = 4
 HELD = {
     "autoencoder": {"kind"},
@@ -27,7 +28,7 @@ HELD = {
     },
     "moe": {
         *("num_experts", "every", "first_dense", "router", "gate", "router_input", "shared_experts"),
-        *("expert_width_ratio", "activation", "predictor_width"),
+        *("routed_scale", "expert_width_ratio", "activation", "predictor_width"),
     },
     "diffusion": {"kind", "prediction", "time_scale"},
 }
@@ -76,10 +77,11 @@ def transformer_tree(stored: StoredWeights, *, layout: str) -> Tree:
     config = stored.config
     model, diffusion = config.model, config.diffusion
     channels, factor = latents_of(config.autoencoder, channels=model.channels)
+    outputs = output_channels(config)
     is_text = model.conditioning == "text"
     return {
         "in_channels": channels,
-        "out_channels": build_objective(diffusion).output_channels(channels),
+        "out_channels": outputs,
         "sample_size": model.image_size // factor,
         "patch_size": model.patch_size,
         "depth": model.depth,
@@ -107,13 +109,27 @@ def transformer_tree(stored: StoredWeights, *, layout: str) -> Tree:
     }
 
 
+def output_channels(config: Config) -> int:
+    """Of the network."""
+    channels, _ = latents_of(config.autoencoder, channels=config.model.channels)
+    return build_objective(config.diffusion).output_channels(channels)
+
+
+def threshold_names(router: str) -> tuple[str, str]:
+    """Of a block's thresholds: their moving averages, and how often these were moved."""
+    start = f"feed_forward.router.{LIMITS[router]}."
+    return f"{start}expert_threshold_E", f"{start}threshold_steps"
+
+
 def _experts(stored: StoredWeights, *, layout: str) -> Tree:
     model, moe, blocks = stored.config.model, stored.config.moe, moe_blocks(stored.config)
     expert_width = round(moe.expert_width_ratio * model.width)
-    has_predictor = moe.router == "diffmoe"
+    predictor_width = predictor_hidden_width(model.width, moe.predictor_width) if moe.has_predictor else 0
     buffers = stored.family("buffer")
-    names = [f"transformer.blocks.{block}." for block in blocks] if has_predictor else []
-    return {
+    starts = [f"transformer.blocks.{block}." for block in blocks]
+    averages, updates = threshold_names(moe.router) if moe.has_thresholds else ("", "")
+    names = starts if moe.has_thresholds else []
+    tree = {
         "num_experts": moe.num_experts,
         "blocks": blocks,
         "width": expert_width,
@@ -128,17 +144,23 @@ def _experts(stored: StoredWeights, *, layout: str) -> Tree:
         "top_k": moe.top_k,
         "threshold_decay": moe.threshold_decay,
         "threshold_bias_correction": moe.threshold_bias_correction,
-        "predictor_width": predictor_hidden_width(model.width, moe.predictor_width) if has_predictor else 0,
-        "thresholds": [buffers[f"{name}{AVERAGES}"].read().tolist() for name in names],
-        "threshold_steps": [int(buffers[f"{name}{UPDATES}"].read()) for name in names],
+        "predictor_width": predictor_width,
+        "thresholds": [buffers[f"{name}{averages}"].read().tolist() for name in names],
+        "threshold_steps": [int(buffers[f"{name}{updates}"].read()) for name in names],
     }
+    # Keys of one router: folders that were written before it have none.
+    if moe.router == "dsmoe":
+        biases = [buffers[f"{start}{BIASES}"].read().tolist() for start in starts]
+        tree |= {"routed_scale": moe.routed_scale, "biases": biases}
+    if moe.router == "expert_race":
+        tree["target_width"] = model.patch_size**2 * output_channels(stored.config)
+    return tree
 
 
 def sampling_tree(config: Config) -> Tree:
     """What a call of the pipeline leaves out: the sampling of the run."""
     sampling = config.sampling
     is_ddim = sampling.sampler == "ddim"
-    has_predictor = config.moe.num_experts == 0 or config.moe.router == "diffmoe"
     return {
         "steps": sampling.steps,
         "guidance": sampling.guidance,
@@ -151,7 +173,7 @@ def sampling_tree(config: Config) -> Tree:
         "spacing": "whole" if is_ddim else "even",
         "shift": sampling.shift,
         "shift_factor": sampling.shift_factor,
-        "selection": sampling.selection if has_predictor else "static",
+        "selection": sampling.selection,
         "gamma": sampling.gamma,
     }
 

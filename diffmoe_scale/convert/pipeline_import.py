@@ -18,10 +18,10 @@ from diffmoe_scale.config.yaml_file import parse_yaml
 from diffmoe_scale.convert.pipeline import FORMAT, ORIGIN, PIECES, SCHEMA, SLOTS, WEIGHTS
 from diffmoe_scale.convert.pipeline_code import digest
 from diffmoe_scale.convert.pipeline_config import (
-    AVERAGES,
-    UPDATES,
+    BIASES,
     has_trained_encoder,
     moe_blocks,
+    threshold_names,
     transformer_tree,
 )
 from diffmoe_scale.convert.pipeline_tensors import from_folder
@@ -55,7 +55,7 @@ def open_folder(path: Path, settings: Sequence[str] = ()) -> StoredWeights:
         config = make_config(_with_places(parse_yaml(metadata["config"]), path), settings)
         stored = StoredWeights(
             path=path,
-            tensors=_tensors(path, origin["family"], config) | _thresholds(path, tree, config),
+            tensors=_tensors(path, origin["family"], config) | _router_state(path, tree, config),
             config=config,
             settings=json.loads(metadata["settings"]),
             step=int(metadata["step"]),
@@ -150,21 +150,24 @@ def _tensors(path: Path, family: str, config: Config) -> dict[str, LazyTensor]:
     return {f"{family}/{name}": tensor for name, tensor in sorted(own.items())}
 
 
-def _thresholds(path: Path, tree: Mapping[str, Any], config: Config) -> dict[str, LazyTensor]:
-    """Buffers from config.json: a threshold of a model that is used is no tensor."""
-    if not config.moe.num_experts or config.moe.router != "diffmoe":
-        return {}
-    experts, blocks = tree["experts"], moe_blocks(config)
-    averages, steps = experts["thresholds"], experts["threshold_steps"]
-    if not len(averages) == len(steps) == len(blocks):
-        raise ValueError(
-            f"{path / 'transformer' / 'config.json'} has thresholds of {len(averages)} blocks; expected "
-            f"{len(blocks)}"
-        )
+def _router_state(path: Path, tree: Mapping[str, Any], config: Config) -> dict[str, LazyTensor]:
+    """Buffers from config.json: what moves a router's decisions in a model that is used is no tensor."""
+    moe, experts, blocks = config.moe, tree["experts"], moe_blocks(config)
+    lists: dict[str, list[Any]] = {}
+    if moe.has_thresholds:
+        averages, updates = threshold_names(moe.router)
+        lists = {averages: experts["thresholds"], updates: experts["threshold_steps"]}
+    elif blocks and moe.router == "dsmoe":
+        lists = {BIASES: experts["biases"]}
     found: dict[str, LazyTensor] = {}
-    for block, average, count in zip(blocks, averages, steps, strict=True):
-        found[f"buffer/{LAYERS}{block}.{AVERAGES}"] = LazyTensor.of(torch.tensor(average))
-        found[f"buffer/{LAYERS}{block}.{UPDATES}"] = LazyTensor.of(torch.tensor(count))
+    for name, values in lists.items():
+        if len(values) != len(blocks):
+            raise ValueError(
+                f"{path / 'transformer' / 'config.json'} has thresholds or biases of {len(values)} blocks; "
+                f"expected {len(blocks)}"
+            )
+        for block, value in zip(blocks, values, strict=True):
+            found[f"buffer/{LAYERS}{block}.{name}"] = LazyTensor.of(torch.tensor(value))
     return found
 
 

@@ -36,7 +36,12 @@ Experts choose their best tokens for `capacity` experts a token (`selection="sta
 def readme(stored: StoredWeights, *, links: bool) -> str:
     model, moe = stored.config.model, stored.config.moe
     experts = f", {counted(moe.num_experts, 'expert')} ({moe.router})" if moe.num_experts else ""
-    choices = {"diffmoe": EXPERTS, "expert_choice": STATIC}
+    choices = {
+        "diffmoe": EXPERTS,
+        "expert_choice": STATIC,
+        "expert_race": EXPERTS,
+        "expert_threshold": EXPERTS,
+    }
     is_text = model.conditioning == "text"
     return TEXT.format(
         name="FOLDER",

@@ -45,6 +45,7 @@ def ask_folder(folder: Path, config: Config, question: Question) -> Tensor:
         text=text,
         class_labels=condition.labels_B,
         sizes=condition.sizes_BZ,
+        dropped=condition.dropped_B,
         selection=config.sampling.selection,
         gamma=config.sampling.gamma,
         return_dict=False,

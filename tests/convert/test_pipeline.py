@@ -9,6 +9,7 @@ import torch
 
 from diffmoe_scale.checkpoint.stored import StoredWeights
 from diffmoe_scale.config.identity import identity_fields
+from diffmoe_scale.config.routers import GATES, RULES, WITH_POOL
 from diffmoe_scale.convert.convert import Options, convert
 from diffmoe_scale.convert.pipeline_config import HELD
 from diffmoe_scale.convert.pipeline_import import open_folder
@@ -53,7 +54,7 @@ def test_experts_choose_by_every_rule(rule: str, tmp_path: Path, tokenizer: Path
 
 def draw_settings(generator: random.Random) -> list[str]:
     """One of the models that the config offers."""
-    router = generator.choice(["diffmoe", "expert_choice", "token_choice"])
+    router = generator.choice(list(RULES))
     is_joint, is_text = generator.random() < 0.3, generator.random() < 0.5
     settings = JOINT if is_joint else TEXT if is_text else []
     choices = {
@@ -77,9 +78,14 @@ def draw_settings(generator: random.Random) -> list[str]:
     drawn = [f"{key}={generator.choice(values)}" for key, values in choices.items()]
     if "moe.num_experts=0" in drawn:
         drawn = [word for word in drawn if "top_k" not in word and "capacity" not in word]
+    if router in GATES or router in ("expert_race", "promoe"):
+        drawn = [word for word in drawn if "gate" not in word and "router_input" not in word]
+    if router == "promoe":
+        drawn = [word for word in drawn if "top_k" not in word]
     if router == "diffmoe":
-        rule = generator.choice(["threshold", "threshold_count", "interval", "static"])
         drawn.append(f"moe.predictor_width={generator.choice(['1', '0.5'])}")
+    if router in WITH_POOL:
+        rule = generator.choice(RULES[router])
         drawn += [f"moe.pool={generator.choice(['rank', 'sample'])}", f"sampling.selection={rule}"]
     if is_text and not is_joint:
         drawn.append(f"model.text_projection={generator.choice(['true', 'false'])}")

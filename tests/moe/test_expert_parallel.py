@@ -1,5 +1,6 @@
 """Expert parallel against one process, in training and at inference."""
 
+from dataclasses import replace
 from typing import Any  # settings of any type are passed on to MoEConfig
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffmoe_scale.moe.layer import MoELayer
-from diffmoe_scale.moe.routing import Rule
+from diffmoe_scale.moe.routing import RoutingContext, Rule
 from diffmoe_scale.parallel.context import ParallelContext
 from tests.moe.layers import EXPERTS, SAMPLES, TOKENS, context, make_layer, tokens
 from tests.ranks import run_on_ranks
@@ -23,6 +24,13 @@ ROUTERS: list[dict[str, Any]] = [{"pool": pool, "shared_experts": 1} for pool in
     {"router": "token_choice", "top_k": 2},
     {"fused": "on"},
     {"fused": "on", "activation": "swiglu", "router": "token_choice", "top_k": 2},
+    {"router": "dsmoe", "gate": "sigmoid", "top_k": 2, "shared_experts": 1},
+    *({"router": "expert_race", "gate": "identity", "pool": pool} for pool in (*POOLS, "sample")),
+    *(
+        {"router": "expert_threshold", "gate": "sigmoid", "pool": pool, "threshold_warmup_steps": steps}
+        for pool, steps in (*((pool, 1) for pool in (*POOLS, "sample")), ("rank", 0), ("data_parallel", 0))
+    ),
+    {"router": "promoe", "gate": "identity", "top_k": 2, "shared_experts": 1},
 ]
 
 
@@ -40,6 +48,11 @@ def rank_tokens(rank: int) -> tuple[Tensor, Tensor]:
     return tokens(seed=10 + rank) * (1 + 2 * rank), tokens(seed=20 + rank)
 
 
+def with_dropped(around: RoutingContext) -> RoutingContext:
+    """Every third sample has no caption."""
+    return replace(around, dropped_B=torch.arange(around.num_samples) % 3 == 1)
+
+
 def set_uneven_thresholds(layer: MoELayer) -> None:
     """No token for expert 0, all for expert 1, and the others in between."""
     layer.router.predictor.expert_threshold_E.copy_(torch.tensor([2.0, -1.0, 0.5, 0.45]))
@@ -49,7 +62,7 @@ def train_on_rank(parallel: ParallelContext, settings: dict[str, Any]) -> dict[s
     layer = make_layer(groups=parallel.megatron_groups, **settings)
     x_SD, grad_y_SD = rank_tokens(parallel.rank)
     x_SD.requires_grad_()
-    y_SD, routing = layer(x_SD, context())
+    y_SD, routing = layer(x_SD, with_dropped(context(step=1)))
     y_SD.backward(grad_y_SD)
     result: dict[str, Any] = {
         "y": y_SD.detach(),
@@ -89,7 +102,7 @@ def train_alone(ranks: list[int], expert_ranks: list[int], settings: dict[str, A
     layer = make_layer(**(settings | {"pool": pool, "backend": "loop", "fused": "off"}))
     x_SD = torch.cat([rank_tokens(rank)[0] for rank in ranks]).requires_grad_()
     grad_y_SD = torch.cat([rank_tokens(rank)[1] * (rank in expert_ranks) for rank in ranks])
-    y_SD, routing = layer(x_SD, context(num_samples=SAMPLES * len(ranks)))
+    y_SD, routing = layer(x_SD, with_dropped(context(num_samples=SAMPLES * len(ranks), step=1)))
     y_SD.backward(grad_y_SD)
     result: dict[str, Any] = {
         "y": y_SD.detach(),

@@ -39,6 +39,8 @@ class Surroundings:
     rotation: Rotation | None
     choice: Choice
     image_pixels: float
+    dropped_B: Tensor | None
+    """Which samples have no caption or class."""
 
 
 def run_feed_forward(
@@ -66,6 +68,7 @@ def run_feed_forward(
         time_BD=around.time_BD,
         choice=around.choice,
         image_pixels=around.image_pixels,
+        dropped_B=around.dropped_B,
     )
     y_SD: Tensor = network(modulated_BND.flatten(0, 1), inputs)
     return y_SD.view_as(x_BND)

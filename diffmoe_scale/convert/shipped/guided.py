@@ -42,8 +42,12 @@ class Guided:
             self.condition = given | {"class_labels": labels_B}
             self.unconditional = given | {"class_labels": torch.full_like(labels_B, classes)}
             return
-        self.condition = given | {"text": pipeline.encode([str(prompt) for prompt in prompts])}
-        self.unconditional = given | {"text": pipeline.encode([negative] * len(prompts))}
+        self.condition = given | self._text(pipeline, [str(prompt) for prompt in prompts], device)
+        self.unconditional = given | self._text(pipeline, [negative] * len(prompts), device)
+
+    def _text(self, pipeline: Any, prompts: list[str], device: torch.device) -> dict[str, Any]:
+        dropped_B = torch.tensor([not prompt for prompt in prompts], device=device)
+        return {"text": pipeline.encode(prompts), "dropped": dropped_B}
 
     def __call__(self, x_BCHW: Tensor, t: float) -> Tensor:
         value_BCHW = self._call(x_BCHW, t, self.condition)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diffmoe_scale.convert.shipped.blocks import BlockParts, CrossBlock, JointBlock, Surroundings
 from diffmoe_scale.convert.shipped.checked import CheckedModel
 from diffmoe_scale.convert.shipped.experts import ExpertLayer
-from diffmoe_scale.convert.shipped.routers import Choice, ExpertSettings
+from diffmoe_scale.convert.shipped.routers import WITH_THRESHOLDS, Choice, ExpertSettings
 from diffmoe_scale.encoders.text.features import StreamWidths, TextFeatures, TextStream
 from diffmoe_scale.model.condition import NUM_SIZE_CONDITIONS
 from diffmoe_scale.model.text import TextProjection, join_streams
@@ -114,6 +114,7 @@ class DiffMoETransformer2DModel(CheckedModel):
         selection: str = "",
         gamma: float = 0.5,
         capacity: float = 0.0,
+        dropped: Tensor | None = None,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """The output [B, C, H, W] for noisy latents [B, C, H, W] at times `timestep` [B], t from 0 (data) to
@@ -121,10 +122,13 @@ class DiffMoETransformer2DModel(CheckedModel):
 
         `text` has tokens [B, L, T], their mask [B, L] and the pooled feature [B, V] or None of each encoder;
         `class_labels` are [B], `sizes` of the pictures [B, Z]. How experts choose is said by `selection`,
-        `gamma` and `capacity` (Choice); "" is `threshold`, without a predictor `static`.
+        `gamma` and `capacity` (Choice); "" is `threshold`, without thresholds `static`. `dropped` [B] tells
+        which samples have no caption, for the routers of ProMoE.
         """
-        has_predictor = self.config.experts is None or self.config.experts["router"] == "diffmoe"
-        choice = Choice(selection or ("threshold" if has_predictor else "static"), gamma, capacity)
+        has_thresholds = self.config.experts is None or self.config.experts["router"] in WITH_THRESHOLDS
+        choice = Choice(selection or ("threshold" if has_thresholds else "static"), gamma, capacity)
+        if class_labels is not None and self.config.num_classes:
+            dropped = class_labels == self.config.num_classes
         rows, columns = (length // self.patch for length in hidden_states.shape[2:])
         if hidden_states.shape[2:] != (rows * self.patch, columns * self.patch):
             raise ValueError(f"{tuple(hidden_states.shape)} cannot be cut into patches of {self.patch}")
@@ -146,6 +150,7 @@ class DiffMoETransformer2DModel(CheckedModel):
             rotation=rotation,
             choice=choice,
             image_pixels=rows * columns * self.token_pixels,
+            dropped_B=dropped,
         )
         text_BLT = None if stream is None else stream.tokens_BLT
         for block in self.blocks:
