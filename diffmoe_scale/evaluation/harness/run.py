@@ -40,9 +40,10 @@ class Harness:
     judge: Judge | None
     metrics: MetricsKeeper
     report: Report
-    """Called on the main rank with all results whenever there are new ones."""
+    """Called on the main rank with all results at first and whenever there are new ones."""
     gone: dict[Path, str] = field(default_factory=dict)
     """Checkpoints that were removed before their pictures were there."""
+    _reported: Sequence[JobResult] | None = None
 
     @property
     def ranks(self) -> Ranks:
@@ -64,13 +65,10 @@ class Harness:
             )
         )
         self.ranks.of_main(lambda: self._check(jobs))
-        is_reported = False
         for target, group in groupby(jobs, key=lambda job: job.target):
-            is_reported = self.evaluate(target, list(group))
-            if is_reported:
-                self._report()
-        if not is_reported:  # what was scored anew without drawing
-            self._report()
+            self.evaluate(target, list(group))
+            self.ranks.of_main(self._report)
+        self.ranks.of_main(self._report)  # also without a checkpoint
 
     def _check(self, jobs: Sequence[Job]) -> None:
         """Before hours of drawing. Raises: ValueError for what metrics or calibrations lack, OSError."""
@@ -80,10 +78,14 @@ class Harness:
                 job.check_calibration()
 
     def _report(self) -> None:
-        self.ranks.of_main(lambda: self.report(write_results(self.output)))
+        """On the main rank; at first, and where results are new: a watch looks many times."""
+        results = write_results(self.output)
+        if results != self._reported:
+            self.report(results)
+            self._reported = results
 
-    def evaluate(self, target: Target, jobs: Sequence[Job]) -> bool:
-        """Whether anything was drawn or judged."""
+    def evaluate(self, target: Target, jobs: Sequence[Job]) -> None:
+        """Draw, judge and score what is missing of one checkpoint's weights."""
         missing = self.ranks.of_main(
             lambda: [missing_places(job, self._folder(job), self.part) for job in jobs]
         )
@@ -91,16 +93,15 @@ class Harness:
         if count:
             pipeline = self._load(target)
             if pipeline is None:
-                return False
+                return
             logger.info("%s (%s): %s to draw", target.path, target.weights, counted(count, "picture"))
             for job, places in zip(jobs, missing, strict=True):
                 if places:
                     draw(pipeline, job, self._folder(job), places, self.part, self.ranks)
         self.ranks.gather(None)  # all pictures are on the disk
-        count += self._judge(jobs)
+        self._judge(jobs)
         # Scores are made anew from the records: results of a benchmark's own code may have come.
         self.ranks.of_main(lambda: self._score(jobs))
-        return count > 0
 
     def _folder(self, job: Job) -> Path:
         folder = job.folder(self.output)
@@ -131,11 +132,10 @@ class Harness:
         self.gone[target.path] = sentence
         return None
 
-    def _judge(self, jobs: Sequence[Job]) -> int:
-        """How many pictures the judge was asked about."""
+    def _judge(self, jobs: Sequence[Job]) -> None:
         judge = self.judge
         if judge is None:
-            return 0
+            return
         unasked = self.ranks.of_main(
             lambda: [unasked_places(job, self._folder(job), judge.fingerprint, self.part) for job in jobs]
         )
@@ -147,7 +147,6 @@ class Harness:
                 rank = self.context.rank
                 ask(judge, job, self._folder(job), places, self.part, ranks=self.ranks, rank=rank)
         self.ranks.gather(None)  # all answers are on the disk
-        return sum(map(len, unasked))
 
     def _score(self, jobs: Sequence[Job]) -> None:
         """On the main rank."""
