@@ -48,7 +48,8 @@ demo: $(READY)
 	@echo "report: $(RUN)/report.html"
 
 test: $(READY) lint
-	$(BIN)/python -m pytest -m "not gpu and not te"
+	@bash tests/cluster/packages.sh
+	$(BIN)/python -m pytest -rs -m "not gpu and not te"
 
 # On a machine without network set PYTHON to one that has the packages: READY= skips the set-up.
 gpu: $(READY)

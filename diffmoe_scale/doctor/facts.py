@@ -50,7 +50,7 @@ def find_facts(folder: Path, *, nodes: int, head: str, port: int, root: Path) ->
     problems: list[str] = []
     speed = _write_speed(folder, problems)
     return Facts(
-        host=socket.gethostname(),
+        host=node_name(),
         python=f"{platform.python_version()} at {sys.executable}",
         packages=_versions(root),
         gpus=_gpus(problems),
@@ -63,6 +63,11 @@ def find_facts(folder: Path, *, nodes: int, head: str, port: int, root: Path) ->
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         problems=problems,
     )
+
+
+def node_name() -> str:
+    """What the scheduler calls this node, where it says so; else the host's name."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def required_packages(root: Path) -> list[str]:
@@ -101,7 +106,7 @@ def _gpus(problems: list[str]) -> list[str]:
 
 def _write_speed(folder: Path, problems: list[str]) -> float:
     """MB/s of a file that is written through to the disk."""
-    path = folder / f"speed-{socket.gethostname()}-{os.getpid()}"
+    path = folder / f"speed-{node_name()}-{os.getpid()}"
     block = os.urandom(2**20)
     started = time.perf_counter()
     try:
@@ -120,7 +125,7 @@ def _write_speed(folder: Path, problems: list[str]) -> float:
 def _marks(folder: Path, nodes: int) -> list[str]:
     """Leave this node's mark and wait for those of the others."""
     with contextlib.suppress(OSError):
-        (folder / f"mark-{socket.gethostname()}").touch()
+        (folder / f"mark-{node_name()}").touch()
     give_up = time.monotonic() + PATIENCE_S
     while True:
         seen = sorted(path.name.removeprefix("mark-") for path in folder.glob("mark-*"))

@@ -29,6 +29,8 @@ class Finding:
 
 def judge(nodes: Sequence[Facts], required: Sequence[str]) -> list[Finding]:
     """What is wrong, by node. `required` are the packages that every node needs."""
+    # Of two versions that are equally frequent the first node's is right, whoever answered first.
+    nodes = sorted(nodes, key=lambda node: node.host)
     findings = [finding for node in nodes for finding in _alone(node, required)]
     findings += _different("Python", {node.host: node.python for node in nodes})
     for package in required:
@@ -58,7 +60,7 @@ def _alone(node: Facts, required: Sequence[str]) -> Iterator[Finding]:
         names = ", ".join(node.missing_tools)
         yield Finding(node.host, f"has no {names}", "install g++ and ninja: DeepSpeed compiles its optimizer")
     for problem in node.problems:
-        yield Finding(node.host, problem, "see docs/cluster.md")
+        yield Finding(node.host, problem, _cure(problem))
     if node.clock_offset_s is not None and abs(node.clock_offset_s) > MAX_CLOCK_OFFSET_S:
         yield Finding(
             node.host, f"its clock is {node.clock_offset_s:+.1f} s from the head's", "start its NTP service"
@@ -68,8 +70,17 @@ def _alone(node: Facts, required: Sequence[str]) -> Iterator[Finding]:
         ("shared memory (/dev/shm)", node.shared_memory_gb, MIN_SHARED_MEMORY_GB, " GB"),
         ("open files (ulimit -n)", node.open_files, MIN_OPEN_FILES, ""),
     ):
-        if value < least:
+        # A folder that is not there has no free space either.
+        if value < least and (value != node.free_gb or node.write_mb_s > 0):
             yield Finding(node.host, f"has {value:.3g}{unit} of {what}", f"give it at least {least:g}{unit}")
+
+
+def _cure(problem: str) -> str:
+    if "cannot be written to" in problem:
+        return "mount the same file system on all nodes, under the same path, where this user may write"
+    if "does not answer" in problem and problem.startswith("port"):
+        return "open it between the nodes (firewall), or choose another --port and MASTER_PORT"
+    return "mend the driver, or leave the node out"
 
 
 def _different(what: str, by_host: Mapping[str, str]) -> Iterator[Finding]:
@@ -83,7 +94,7 @@ def _different(what: str, by_host: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def _not_shared(nodes: Sequence[Facts]) -> Iterator[Finding]:
-    hosts = {node.host for node in nodes}
+    hosts = {node.host for node in nodes if node.write_mb_s > 0}
     for node in nodes:
         unseen = sorted(hosts - set(node.seen))
         if unseen and node.write_mb_s > 0:

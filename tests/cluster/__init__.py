@@ -2,7 +2,9 @@
 packages.
 
 hosts.py        hosts of one's own: network namespaces, with ssh between them
+slurm.py        a real SLURM of several nodes; why it cannot be had
 fault_ranks.py  the ranks of a run on two hosts, and a disk that can be full or read-only
 faults.py       what can happen to them
+faults_of_a_node.c  what makes a node look broken to its processes
 fault_run.py    a command: random faults over one run, which ends as an undisturbed one
 """

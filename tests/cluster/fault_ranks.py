@@ -101,10 +101,10 @@ class Ranks:
         assert pid is not None
         os.kill(pid, signum)
 
-    def wait(self, ranks: list[int] | None = None) -> list[int | None]:
+    def wait(self, ranks: list[int] | None = None, *, limit_s: float = WAIT_S) -> list[int | None]:
         """Until those, or all, have ended; the exit codes of all."""
         for rank in range(len(self.processes)) if ranks is None else ranks:
-            self.processes[rank].join(WAIT_S)
+            self.processes[rank].join(limit_s)
             assert not self.processes[rank].is_alive(), f"rank {rank} hangs:\n{self.printed()}"
         return [process.exitcode for process in self.processes]
 

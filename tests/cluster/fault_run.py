@@ -34,6 +34,8 @@ DISK_MB = 24
 LAST_STEPS = 20
 """After the last fault."""
 SAVE_EVERY = 5
+WHOLE_S = 1800.0
+"""For a whole run."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def meet_fault(world: World, fault: Fault) -> Recovery:
 
 
 def run_to_the_end(world: World) -> None:
-    codes = world.ranks.wait()
+    codes = world.ranks.wait(limit_s=WHOLE_S)
     assert codes == [0] * len(codes), world.ranks.printed()
 
 

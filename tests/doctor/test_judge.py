@@ -61,5 +61,19 @@ def test_a_folder_that_nobody_shares_is_said_of_every_node() -> None:
     assert [finding.host for finding in judge(alone, [])] == HOSTS
 
 
+def test_a_node_that_cannot_write_is_not_called_slow_too() -> None:
+    broken = nodes("n3", write_mb_s=0.0, problems=["/shared cannot be written to (no)"], seen=[], free_gb=0.0)
+    others = [replace(node, seen=["n1", "n2", "n4"]) for node in broken if node.host != "n3"]
+    (finding,) = judge([*broken[2:3], *others], [])
+    assert str(finding).startswith("n3: /shared cannot be written to (no); mount the same file system")
+
+
+def test_of_two_nodes_the_first_by_name_is_right_whoever_answers_first() -> None:
+    old, new = replace(GOOD, host="n1"), replace(GOOD, host="n2", packages={"torch": "1"})
+    pair = [replace(node, seen=["n1", "n2"]) for node in (new, old)]
+    (finding,) = judge(pair, ["torch"])
+    assert str(finding).startswith("n2: torch: 1, the others 2.14.1")
+
+
 def test_a_slow_disk_of_all_is_slow() -> None:
     assert len(judge([replace(node, write_mb_s=5.0) for node in nodes()], [])) == 4
