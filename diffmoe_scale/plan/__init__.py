@@ -1,6 +1,7 @@
 """What a model costs before it is trained: parameters, operations, memory, time.
 
 build: what is trained, on meta.
+alignment: what representation alignment costs beside the network.
 assumed: shapes of frozen networks whose folder is not there.
 frozen: bytes of frozen networks.
 parameters: how many parameters.

@@ -1,4 +1,5 @@
-"""Bytes of frozen networks: text encoders and the autoencoder, by the headers of their weight files."""
+"""Bytes of frozen networks: text encoders, the autoencoder, and the encoder of alignment with its projector;
+by the headers of their weight files."""
 
 import json
 import math
@@ -6,6 +7,7 @@ from pathlib import Path
 
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.config.text import LOCAL_FOLDER
+from diffmoe_scale.plan.alignment import alignment_bytes
 
 BYTES = {"bf16": 2, "fp32": 4}
 HEADER_LIMIT = 100 * 2**20
@@ -23,7 +25,10 @@ def frozen_bytes(config: Config) -> int | None:
             for encoder in config.text.listed()
             if encoder.kind != "sentencepiece"
         ]
-    found = [_weights(Path(path), BYTES[precision]) for path, precision in places]
+    if config.alignment.encoder:
+        places.append((config.alignment.encoder, config.alignment.precision))
+    found: list[int | None] = [alignment_bytes(config)]
+    found += [_weights(Path(path), BYTES[precision]) for path, precision in places]
     return None if None in found else sum(size for size in found if size is not None)
 
 

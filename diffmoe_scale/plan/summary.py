@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 
 from diffmoe_scale.config.schema import Config
+from diffmoe_scale.plan.alignment import describe_alignment
 from diffmoe_scale.plan.epochs import Epochs
 from diffmoe_scale.plan.fit import fit_to_ranks
 from diffmoe_scale.plan.flops import Flops
@@ -65,6 +66,7 @@ class Summary:
         lines = [
             *self.changes,
             *describe_model(self.size, self.flops),
+            *describe_alignment(self.config),
             "",
             f"layout of the config on {self.ranks} x {self.gpu.name}: {own.layout}: {verdict}",
             *describe_memory(own.memory, usable=self.usable),

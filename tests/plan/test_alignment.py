@@ -1,0 +1,38 @@
+"""What alignment costs, against the modules themselves."""
+
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffmoe_scale.config.load import load_config
+from diffmoe_scale.plan.alignment import alignment_bytes, alignment_flops, describe_alignment
+from diffmoe_scale.plan.frozen import frozen_bytes
+from diffmoe_scale.train.alignment import Projector
+from tests.encoders.vision.models import write_teacher
+
+
+def test_encoder_and_projector_are_counted(tmp_path: Path) -> None:
+    """32 x 32 pixels in patches of 4: 64 tokens. The encoder's class token and its patch embedding are left
+    out, a sixth here."""
+    network = write_teacher(tmp_path)
+    settings = [f"alignment.encoder={tmp_path}", "alignment.projector_width=48", "alignment.end_step=900"]
+    config = load_config(None, settings)
+    projector = Projector(config.model.width, 48, 24)
+    weights = sum(parameter.numel() for parameter in projector.parameters() if parameter.dim() == 2)
+    assert alignment_bytes(config) == 16 * weights
+    encoder_bytes = 4 * sum(parameter.numel() for parameter in network.parameters())
+    assert frozen_bytes(config) == 16 * weights + encoder_bytes
+    encoder, projected = alignment_flops(config)
+    assert projected == 6 * 64 * weights
+    network.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 3, 56, 56))
+    assert 0.8 * counter.get_total_flops() < encoder <= counter.get_total_flops()
+    assert "alignment to step 900: " in describe_alignment(config)[0]
+
+
+def test_without_a_folder_it_is_said(tmp_path: Path) -> None:
+    config = load_config(None, [f"alignment.encoder={tmp_path / 'none'}"])
+    assert frozen_bytes(config) is None and "is not there" in describe_alignment(config)[0]
+    assert describe_alignment(load_config(None, [])) == [] and alignment_bytes(load_config(None, [])) == 0
