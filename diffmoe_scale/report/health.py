@@ -16,6 +16,8 @@ from diffmoe_scale.report.plots import Curve, plot_curves
 from diffmoe_scale.report.training import Record, by_block, finite
 
 PANELS = {
+    "dead": "Dead experts",
+    "greedy": "Greedy experts",
     "effective_experts": "Effective experts, by load",
     "effective_experts_soft": "Effective experts, by score",
     "uncovered": "Tokens that no expert takes",
@@ -26,7 +28,8 @@ PANELS = {
 }
 EXPLANATION = (
     "From the training decisions of the logged steps, by block. The rule of inference is the predictor over "
-    "its dynamic threshold. Alarms (settings alarms.*) stand under Troubles."
+    "its dynamic threshold. Dead and greedy experts are those beyond "
+    "alarms.min_load and alarms.max_load. Alarms stand under Troubles."
 )
 MAX_BYTES = 64 * 2**20
 
@@ -44,11 +47,11 @@ def health_section(records: Sequence[Record], together: Mapping[int, np.ndarray]
         element("h2", "Expert health"),
         element("p", EXPLANATION),
         figure(plot_curves(curves).encode(), kind="svg", caption="By optimizer step, a line a block."),
-        table(_rows(last, blocks), header=["block", *(PANELS[name] for name in PANELS)], numbers=range(1, 8)),
+        table(_rows(last, blocks), header=["block", *PANELS.values()], numbers=range(1, len(PANELS) + 1)),
     ]
     parts += [
         figure(
-            plot_bars(_by_tenth(last, "capacity_by_time")).encode(),
+            plot_bars(_capacities(last)).encode(),
             kind="svg",
             caption=_capacity_caption(last),
         )
@@ -101,6 +104,14 @@ def _numbers(record: Record, name: str) -> list[float]:
 def _by_tenth(record: Record, name: str) -> list[float]:
     """NaN where nothing was logged."""
     return [finite(record, f"moe/health/{name}/{tenth}", math.nan) for tenth in range(10)]
+
+
+def _capacities(record: Record) -> dict[str, list[float]]:
+    """By tenth of the time axis: in training and, where it was logged, by the rule of inference."""
+    found = {"in training": _by_tenth(record, "capacity_by_time")}
+    deployed = _by_tenth(record, "deployed_by_time")
+    is_known = any(map(math.isfinite, deployed))
+    return found | {"by the rule of inference": deployed} if is_known else found
 
 
 def _capacity_caption(record: Record) -> str:

@@ -12,14 +12,19 @@ MAX_BLOCKS = 8
 BLOCKS_A_ROW = 4
 
 
-def plot_bars(by_tenth: Sequence[float]) -> str:
-    """A value for each tenth of the time axis; NaN has no bar."""
+def plot_bars(by_label: Mapping[str, Sequence[float]]) -> str:
+    """Capacity by tenth of the time axis, a bar for each label; NaN has none."""
     figure = Figure(figsize=(5.5, 2.6), layout="constrained")
     axes = figure.add_subplot()
-    axes.bar((np.arange(len(by_tenth)) + 0.5) / 10, by_tenth, width=0.085, color=COLORS[0])
+    width = 0.085 / len(by_label)
+    for place, (label, by_tenth) in enumerate(by_label.items()):
+        middle = (np.arange(len(by_tenth)) + 0.5) / 10 + width * (place - (len(by_label) - 1) / 2)
+        axes.bar(middle, by_tenth, width=width, color=COLORS[place], label=label)
     axes.axhline(1.0, color=GRAY, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set(xlabel="t", ylabel="capacity")
+    axes.set(xlabel="t", ylabel="capacity", xlim=(0, 1))
     style_axes(axes)
+    if len(by_label) > 1:
+        axes.legend(frameon=False, fontsize=8, ncols=len(by_label))
     return svg_text(figure)
 
 

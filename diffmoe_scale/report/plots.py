@@ -150,7 +150,9 @@ def _draw_panel(axes: Axes, title: str, curves: Sequence[Curve]) -> None:
         if len(curves) <= 2:
             axes.plot(steps, values, color=curve.paint, linewidth=0.7, alpha=0.25)
         axes.plot(steps, _running_mean(curve.values)[shown], **style)
-    _limit_spikes(axes, np.concatenate([curve.values for curve in curves]))
+    values = np.concatenate([curve.values for curve in curves])
+    _limit_spikes(axes, values)
+    _widen_if_flat(axes, values)
     style_axes(axes)
     axes.set_title(title, fontsize=10, loc="left", color=INK, fontweight="bold")
     axes.set_xlabel("step")
@@ -176,6 +178,14 @@ def _limit_spikes(axes: Axes, values: np.ndarray) -> None:
     low, high = np.nanmin(values), np.nanpercentile(values, 98)
     if len(values) > 50 and high > low:
         axes.set_ylim(low - 0.05 * (high - low), high + 0.15 * (high - low))
+
+
+def _widen_if_flat(axes: Axes, values: np.ndarray) -> None:
+    """A value that does not move is a line in the middle: not its last digits, blown up."""
+    low, high = np.nanmin(values), np.nanmax(values)
+    size = max(abs(low), abs(high))
+    if np.isfinite(size) and high - low <= 1e-3 * size:
+        axes.set_ylim(low - 0.1 * size, high + 0.1 * size)
 
 
 def _draw_load(figure: Figure, all_axes: Sequence[Axes], loads: Sequence[np.ndarray]) -> None:

@@ -13,6 +13,9 @@ from diffmoe_scale.words import counted
 MAX_LOG_LINES = 30
 MAX_EVENTS = 20
 MAX_LINE = 1000
+ALARM_LINE = re.compile(r"\S+ \S+ (WARNING|INFO) \S+: step ")
+ALARM = re.compile(r"step (\d{1,18}), alarm (\S{1,60}?)(: | is over)(.*)")
+MAX_ALARMS = 40
 WARNING = re.compile(r"\S+ \S+ (WARNING|ERROR|CRITICAL) ")
 EVENTS = {
     "rollback": re.compile(r"; back to step \d"),
@@ -31,6 +34,7 @@ def troubles_section(records: Sequence[Record], config: Config | None, log: Path
             element("h2", "Troubles"),
             *_samples(records, config),
             *_steps(records),
+            *_alarms(log),
             *_events(warnings),
             _log_lines(warnings, log),
         ]
@@ -61,6 +65,21 @@ def _steps(records: Sequence[Record]) -> list[Markup]:
     return [
         element("p", f"{counted(total, 'step', ',.0f')} {text}.") for text, total in totals.items() if total
     ]
+
+
+def _alarms(log: Path) -> list[Markup]:
+    """Those that were not over at the end of the log; a start says again what is still wrong."""
+    active: dict[str, tuple[str, str, str]] = {}
+    for line in _lines(log, ALARM_LINE):
+        match = ALARM.search(line)
+        if match and match[3] == ": ":
+            active[match[2]] = match[2], match[1], match[4]
+        elif match:
+            active.pop(match[2], None)
+    if not active:
+        return []
+    shown = list(active.values())[-MAX_ALARMS:]
+    return [table(shown, header=["alarm", "since step", f"{counted(len(active), 'alarm')} not over"])]
 
 
 def _events(warnings: Sequence[str]) -> list[Markup]:
@@ -100,12 +119,16 @@ def _kinds_of_trouble(records: Sequence[Record]) -> Iterator[tuple[str, str, str
 
 
 def _warnings(log: Path) -> Iterator[str]:
+    return _lines(log, WARNING)
+
+
+def _lines(log: Path, pattern: re.Pattern[str]) -> Iterator[str]:
     """Also of a log of gigabytes: it is read line by line."""
     if not log.is_file():
         return
     with log.open(encoding="utf-8", errors="replace", newline="\n") as file:
         for line in file:
-            if WARNING.match(line):
+            if pattern.match(line):
                 yield line[:MAX_LINE].rstrip()
 
 

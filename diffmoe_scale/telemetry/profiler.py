@@ -1,6 +1,7 @@
 """A trace of a few steps, whenever a file asks for it."""
 
 import logging
+import os
 from pathlib import Path
 
 import torch
@@ -9,6 +10,9 @@ from torch.profiler import ProfilerActivity, profile
 from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
+
+NO_LINES = "6"
+"""Of KINETO_LOG_LEVEL: above its errors, which begin with the missing driver where there is no GPU."""
 
 
 class ProfileOnDemand:
@@ -22,6 +26,9 @@ class ProfileOnDemand:
         self._activities = [ProfilerActivity.CPU]
         if device.type == "cuda":
             self._activities.append(ProfilerActivity.CUDA)
+        else:
+            # libkineto reads it at its first trace.
+            os.environ.setdefault("KINETO_LOG_LEVEL", NO_LINES)
         self._profile: profile | None = None
         self._last_step = 0
 

@@ -4,7 +4,9 @@ from xml.etree import ElementTree
 import numpy as np
 
 from diffmoe_scale.report.plots import (
+    Curve,
     plot_capacity,
+    plot_curves,
     plot_load_by_layer,
     plot_load_by_time,
 )
@@ -40,3 +42,10 @@ def test_capacity_shows_blocks_and_their_mean() -> None:
     assert {"block 1", "block 3", "mean"} <= words(
         plot_capacity(np.ones((5, 2, 4)), [1, 3], [1.0, 0.8, 0.6, 0.4, 0.2])
     )
+
+
+def test_value_that_does_not_move_is_not_drawn_by_its_last_digits() -> None:
+    values = np.array([0.99999994, 0.99999988, 0.99999994])
+    shown = words(plot_curves({"Cosine": [Curve("", np.arange(3), values, is_noisy=False)]}))
+    assert not any(text.startswith("1e") for text in shown)
+    assert any(text in shown for text in ("1.05", "1.050", "1.10", "1.1")), "ticks around the value"

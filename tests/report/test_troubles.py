@@ -34,6 +34,28 @@ def test_rollbacks_failed_saves_and_changed_shards_stand_in_a_table_of_their_own
     assert "Warnings and errors in log.txt: the last 30 of 54" in page
 
 
+def test_alarms_that_are_not_over_stand_in_a_table(tmp_path: Path) -> None:
+    of_alarms = "diffmoe_scale.train.alarms: step"
+    lines = [
+        f"WARNING {of_alarms} 20, alarm dead/1: expert 2 of block 1 is dead; raise: this",
+        f"WARNING {of_alarms} 20, alarm overlap/3: block 3: 0.90 of tokens; lower that",
+        f"INFO {of_alarms} 40, alarm overlap/3 is over",
+        f"INFO {of_alarms} 40, alarm never/1 is over",
+        f"WARNING {of_alarms} 60, alarm dead/1: expert 2 of block 1 is dead; after a resume",
+        f"WARNING {of_alarms} 80, alarm data: ranks wait",
+        "INFO a: caption step 9, alarm fake/1: not of a run",
+    ]
+    log = [f"2026-11-24 10:00:00 {line}" for line in lines]
+    (tmp_path / "log.txt").write_text("\n".join(log), encoding="utf-8")
+    write_metrics(tmp_path, steps=20, every=10)
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    rows = [html.unescape(re.sub("<[^>]*>", "|", row)) for row in page.split("<tr>")]
+    assert any("|alarm||since step||2 alarms not over|" in row for row in rows)
+    found = [row.strip("|\n").split("||")[:3] for row in rows if re.match(r"\|(dead|overlap|data|fake)", row)]
+    assert [row[:2] for row in found] == [["dead/1", "60"], ["data", "80"]]
+    assert found[0][2].startswith("expert 2 of block 1 is dead; after a resume")
+
+
 def test_bad_and_skipped_steps_are_counted(tmp_path: Path) -> None:
     records = [
         {"step": step, "samples": step, "time": 1.0, "defence/bad_steps": 2.0, "optimizer/skipped_steps": 1.0}

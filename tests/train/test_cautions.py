@@ -27,7 +27,7 @@ def test_short_captions_are_said_with_their_distribution() -> None:
     assert "5% have at most 1, 50% have at most 3, 95% have at most 8 words (of 100 captions)" in line
 
 
-@pytest.mark.parametrize("captions", [[], ["a red cat on a mat"] * 6 + ["cat"] * 5])
+@pytest.mark.parametrize("captions", [[], ["a red cat on a mat"] * 6 + ["cat"] * 5, ["a red cat sits here"]])
 def test_captions_of_five_words_and_none_at_all_are_not_said(captions: list[str]) -> None:
     assert caution_of_captions(captions) == []
 
@@ -42,6 +42,17 @@ def test_run_that_begins_with_weights_of_16_bits_is_said() -> None:
     assert caution_of_rounded_weights("a", [torch.float32]) == []
     (line,) = caution_of_rounded_weights("a.safetensors", [torch.float32, torch.bfloat16])
     assert "a.safetensors holds weights of 16 bits" in line and "--dtype fp32" in line
+
+
+def test_median_of_four_words_is_said() -> None:
+    (line,) = caution_of_captions(["a red cat sits"] * 3)
+    assert "50% have at most 4" in line
+
+
+@pytest.mark.parametrize(("seconds", "advised"), [(151, 660), (165, 660), (166, 720), (1000, 4020)])
+def test_advised_time_out_is_four_saves_in_whole_minutes(seconds: float, advised: int) -> None:
+    (line,) = caution_of_slow_save(seconds, 300)
+    assert f"parallel.timeout_s={advised} or" in line
 
 
 @pytest.mark.parametrize(("seconds", "is_said"), [(0, False), (150, False), (151, True), (1000, True)])
