@@ -33,6 +33,7 @@ TOOLS = {
     "gpu_smoke": "show whether a GPU and its packages work",
     "bench_layer": "time the MoE layer",
     "bench_step": "time a training step",
+    "bench_reference": "time layer and step against a checkout of the DiffMoE reference",
     "bench_micro_step": "time forward and backward of a config",
     "bench_sampling": "time whole pictures by capacity",
     "bench_data": "time the reading of data",

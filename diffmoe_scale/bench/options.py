@@ -95,6 +95,40 @@ class StepOptions:
         )
 
 
+REFERENCE_EXPERTS = (8, 16, 64, 128)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceOptions:
+    """What bench_reference measures against a checkout of the DiffMoE reference."""
+
+    reference: Path
+    experts: tuple[int, ...] = REFERENCE_EXPERTS
+    """A layer and a model for each number."""
+    width: int = 256
+    tokens: int = 2048
+    """Of a batch."""
+    depth: int = 2
+    """Of the step's model, with experts in every second block."""
+    latent_size: int = 32
+    """Height and width of its pictures; a token is 2 by 2."""
+    rounds: int = 7
+    threads: int = 2
+    device: Device = ""
+
+    def __post_init__(self) -> None:
+        _require_counts(self, "width", "tokens", "rounds", "threads")
+        require(self.depth >= 2, "--depth", self.depth, "at least 2, for one block with experts")
+        is_even = self.latent_size >= 2 and self.latent_size % 2 == 0
+        require(is_even, "--latent-size", self.latent_size, "an even number")
+        picture = (self.latent_size // 2) ** 2
+        fits = self.width % 64 == 0 and self.tokens % picture == 0
+        require(fits, "--width and --tokens", (self.width, self.tokens), f"multiples of 64 and of {picture}")
+        for count in self.experts:
+            fits = count >= 1 and self.tokens % count == 0 and self.tokens >= 2 * count
+            require(fits, "--experts", count, f"a divisor of --tokens {self.tokens}, at most half of it")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
     """What bench_sampling draws."""
