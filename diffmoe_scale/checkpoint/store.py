@@ -104,14 +104,15 @@ class CheckpointStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        is_lost = isinstance(error, Exception) and is_peer_failure(error)
         try:
-            self.finish()
+            if not is_lost:  # else the thread may wait for that rank for hours: the process ends without it
+                self.finish()
         except RuntimeError:
-            # What ended the run is the news; the failed save is in the log.
-            if error is None:
+            if error is None:  # else what ended the run is the news; the failed save is in the log
                 raise
         finally:
-            self._thread.shutdown()
+            self._thread.shutdown(wait=not is_lost)
 
     def _write(self, state: Mapping[str, Slice], manifest: Manifest) -> bool:
         """A save that failed is tried once more after RETRY_S: a disk may be full or away for a moment."""
@@ -137,8 +138,7 @@ class CheckpointStore:
                 process_group=self.group,
             )
             self._complete(unfinished, final, state, manifest)
-        # CheckpointException is a BaseException in torch.
-        except (CheckpointException, OSError, RuntimeError) as error:
+        except (CheckpointException, OSError, RuntimeError) as error:  # the first is a BaseException
             if isinstance(error, Exception) and is_peer_failure(error):
                 raise  # no matter of disks, and the end of training whatever the config says
             reason = first_reason(error)

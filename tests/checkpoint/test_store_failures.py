@@ -2,8 +2,11 @@ import errno
 import json
 import os
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -174,3 +177,18 @@ def test_full_disk_ends_in_one_sentence_and_the_checkpoint_before_is_whole(small
         and "\n" not in message
     )
     assert newest == "step_00000010"
+
+
+def test_a_run_that_lost_a_rank_does_not_wait_for_the_save_that_waits_for_it(tmp_path: Path) -> None:
+    """A node that is gone closes no connection, and the group of saves is patient for hours."""
+    group: Any = SimpleNamespace(rank=lambda: 1)
+    store, is_over = CheckpointStore(tmp_path, CheckpointConfig(), group=group), threading.Event()
+    lost = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:129] Timed out")
+    store._under_way = store._thread.submit(lambda: is_over.wait(20))
+    began = time.monotonic()
+    try:
+        with pytest.raises(RuntimeError, match="Timed out"), store:
+            raise lost
+        assert time.monotonic() - began < 10
+    finally:
+        is_over.set()
