@@ -184,7 +184,7 @@ def _widen_if_flat(axes: Axes, values: np.ndarray) -> None:
     """A value that does not move is a line in the middle: not its last digits, blown up."""
     low, high = np.nanmin(values), np.nanmax(values)
     size = max(abs(low), abs(high))
-    if np.isfinite(size) and high - low <= 1e-3 * size:
+    if 0 < size < np.inf and high - low <= 1e-3 * size:
         axes.set_ylim(low - 0.1 * size, high + 0.1 * size)
 
 
