@@ -165,7 +165,12 @@ def train_to_end(config: Config, directory: RunDirectory) -> None:
     if os.environ["RANK"] == "0":
         for line in describe_network(config, ranks=ranks):
             logger.info("%s", line)
-    context = initialize(expert_parallel=config.parallel.expert_parallel, timeout_s=config.parallel.timeout_s)
+    parallel = config.parallel
+    context = initialize(
+        expert_parallel=parallel.expert_parallel,
+        sequence_parallel=parallel.sequence_parallel,
+        timeout_s=parallel.timeout_s,
+    )
     train(config, context, directory)
     finalize()
 

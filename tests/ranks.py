@@ -25,6 +25,7 @@ def _rank_main(
     rank: int,
     world_size: int,
     expert_parallel: int,
+    sequence_parallel: int,
     store: str,
     results: Any,
     args: tuple[Any, ...],
@@ -44,7 +45,9 @@ def _rank_main(
         from diffmoe_scale.parallel.context import initialize
 
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
-        context = initialize(expert_parallel=expert_parallel, timeout_s=60)
+        context = initialize(
+            expert_parallel=expert_parallel, sequence_parallel=sequence_parallel, timeout_s=60
+        )
         results.put((rank, True, fn(context, *args)))
         dist.barrier()
     except BaseException:
@@ -53,7 +56,12 @@ def _rank_main(
 
 
 def start_ranks(
-    fn: Callable[..., Any], world_size: int, folder: str, *args: Any, expert_parallel: int = 1
+    fn: Callable[..., Any],
+    world_size: int,
+    folder: str,
+    *args: Any,
+    expert_parallel: int = 1,
+    sequence_parallel: int = 1,
 ) -> tuple[list[Any], Any]:
     """Processes, which meet in a file in `folder`, and the queue of their (rank, is_good, answer or
     traceback)."""
@@ -61,7 +69,9 @@ def start_ranks(
     store = os.path.join(folder, "store")
     ranks = [
         _FORKSERVER.Process(
-            target=_rank_main, args=(fn, rank, world_size, expert_parallel, store, results, args), daemon=True
+            target=_rank_main,
+            args=(fn, rank, world_size, expert_parallel, sequence_parallel, store, results, args),
+            daemon=True,
         )
         for rank in range(world_size)
     ]
@@ -71,7 +81,12 @@ def start_ranks(
 
 
 def run_on_ranks(
-    fn: Callable[..., Any], world_size: int, *args: Any, expert_parallel: int = 1, timeout_s: float = 120
+    fn: Callable[..., Any],
+    world_size: int,
+    *args: Any,
+    expert_parallel: int = 1,
+    sequence_parallel: int = 1,
+    timeout_s: float = 120,
 ) -> list[Any]:
     """`[fn(context, *args) on rank r for r in range(world_size)]`; fn is a module-level function.
 
@@ -79,7 +94,8 @@ def run_on_ranks(
     AssertionError with the traceback of the first rank that failed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        ranks, results = start_ranks(fn, world_size, folder, *args, expert_parallel=expert_parallel)
+        sizes = {"expert_parallel": expert_parallel, "sequence_parallel": sequence_parallel}
+        ranks, results = start_ranks(fn, world_size, folder, *args, **sizes)
         answers: dict[int, Any] = {}
         deadline = time.monotonic() + timeout_s
         try:

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _cache(parsed: argparse.Namespace) -> None:
     from diffmoe_scale.config.load import load_config
-    from diffmoe_scale.parallel.context import choose_device, share_cores
+    from diffmoe_scale.parallel.device import choose_device, share_cores
     from diffmoe_scale.parallel.launcher import adopt_launcher_variables
     from diffmoe_scale.prepare.features import Share, cache_features
     from diffmoe_scale.prepare.options import FeatureOptions

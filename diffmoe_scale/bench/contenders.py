@@ -11,7 +11,7 @@ from diffmoe_scale.bench.options import Device
 from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.moe.layer import MoELayer
 from diffmoe_scale.moe.routing import Routing, RoutingContext
-from diffmoe_scale.parallel.context import keep_freed_memory
+from diffmoe_scale.parallel.device import keep_freed_memory
 
 
 def set_up_device(device: Device, *, threads: int) -> torch.device:

@@ -13,6 +13,9 @@ class ParallelConfig(Section, name="parallel", is_free=True):
 
     expert_parallel: Annotated[int, Range(1, 4096)] = 1
     """Ranks that share one set of experts; divides the world size and moe.num_experts."""
+    sequence_parallel: Annotated[int, Range(1, 64)] = 1
+    """Ranks that train on the same samples, each with a part of their tokens (Ulysses); divides the world
+    size, model.heads and the tokens of an image. run.micro_batch counts the samples of such a group."""
     zero_stage: Annotated[int, Range(0, 3)] = 1
     """DeepSpeed ZeRO stage: 1 shards optimizer state, 2 also gradients."""
     offload_optimizer: bool = False

@@ -80,6 +80,7 @@ class Config:
             self.alignment.block,
             f"at most model.depth ({self.model.depth})",
         )
+        self._check_sequence_parallel()
         self._check_capacity_by_resolution()
         if self.buckets.enabled:
             size, step = self.model.image_size, self.buckets.step
@@ -115,6 +116,25 @@ class Config:
             self.metrics.names,
             "metrics such as [fid] when telemetry.metrics_every is set",
         )
+
+    def _check_sequence_parallel(self) -> None:
+        ranks, heads, moe = self.parallel.sequence_parallel, self.model.heads, self.moe
+        if ranks == 1:
+            return
+        name = "parallel.sequence_parallel"
+        require(heads % ranks == 0, name, ranks, f"a divisor of model.heads ({heads})")
+        for setting in ("compile", "cuda_graph"):
+            require(not getattr(self.run, setting), name, ranks, f"1 with run.{setting}")
+        require(
+            moe.pool != "expert_parallel" or self.parallel.expert_parallel % ranks == 0,
+            name,
+            ranks,
+            f"a divisor of parallel.expert_parallel ({self.parallel.expert_parallel}), whose ranks share the "
+            "pools of moe.pool 'expert_parallel'",
+        )
+        # Its loss compares means over the tokens of a rank.
+        is_contrastive = moe.num_experts > 0 and moe.router == "promoe" and moe.contrastive_weight > 0
+        require(not is_contrastive, name, ranks, "1 with moe.router 'promoe' and its moe.contrastive_weight")
 
     def _check_capacity_by_resolution(self) -> None:
         """Each pair is for a resolution that is trained."""

@@ -1,6 +1,7 @@
 """The network and what surrounds it.
 
 block: one block of the transformer.
+build: the blocks of a transformer, by its settings.
 compilation: torch.compile of the blocks or of parts of them.
 condition: what the network sees beside noisy image and time.
 denoiser: what is trained: the transformer and, where it learns along, the text encoder.

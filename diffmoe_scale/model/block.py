@@ -7,6 +7,7 @@ B samples, N tokens a sample, S = B * N, D width, L text tokens, T text width, M
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -36,6 +37,8 @@ class BlockContext:
     """Of each image of the batch, not of its latents."""
     dropped_B: Tensor | None = None
     """Which samples have no caption or class; None: not known."""
+    sequence_group: dist.ProcessGroup | None = None
+    """Ranks that have a part of the images' tokens each; None: this one has all."""
 
 
 def build_modulation(config: ModelConfig, count: int) -> nn.Module:
@@ -67,7 +70,9 @@ class Block(nn.Module):
         """Tokens [B, N, D], the text as it came, and the routing of an MoE layer."""
         modulation_BM = self.modulation(context.modulation_BM)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation_BM.chunk(6, dim=-1)
-        attended_BND = self.attention(modulate(normalize(x_BND), shift1, scale1), context.rotation)
+        attended_BND = self.attention(
+            modulate(normalize(x_BND), shift1, scale1), context.rotation, group=context.sequence_group
+        )
         x_BND = x_BND + gate1[:, None] * attended_BND
         if self.cross_attention is not None:
             x_BND = x_BND + self.cross_attention(normalize(x_BND), text_BLT, context.text_mask_BL)
@@ -112,6 +117,7 @@ def _feed_forward(
         selection=context.selection,
         image_pixels=context.image_pixels,
         dropped_B=context.dropped_B,
+        sequence_group=context.sequence_group,
     )
     y_SD, routing = feed_forward(modulated_BND.flatten(0, 1), routing_context)
     return y_SD.view_as(modulated_BND), routing

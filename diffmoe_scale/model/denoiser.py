@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from diffmoe_scale.encoders.text.features import TextFeatures
@@ -70,8 +71,15 @@ class Denoiser(nn.Module):
         return replace(condition, text=TextFeatures(tuple(streams)), tokens_BL=None)
 
     def forward(
-        self, x_BCHW: Tensor, time_B: Tensor, condition: Condition, selection: Selection
+        self,
+        x_BCHW: Tensor,
+        time_B: Tensor,
+        condition: Condition,
+        selection: Selection,
+        sequence_group: dist.ProcessGroup | None = None,
     ) -> Prediction:
-        """`time_B` is what the timestep embedding sees (`Objective.embedding_time`)."""
-        prediction: Prediction = self.transformer(x_BCHW, time_B, self.encode(condition), selection)
+        """`time_B` is what the timestep embedding sees (`Objective.embedding_time`); `sequence_group` as of
+        the transformer."""
+        condition = self.encode(condition)
+        prediction: Prediction = self.transformer(x_BCHW, time_B, condition, selection, sequence_group)
         return prediction

@@ -48,6 +48,7 @@ class JointBlock(nn.Module):
             modulate(normalize(text_BLD), text_shift, text_scale),
             context.text_mask_BL,
             context.rotation,
+            group=context.sequence_group,
         )
         x_BND, routing = self._after_attention(self.feed_forward, x_BND, attended_BND, after, context)
         if self.text_feed_forward is None:

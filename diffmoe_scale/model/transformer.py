@@ -7,6 +7,7 @@ B samples, N tokens a sample, D width, Z size conditions.
 from dataclasses import dataclass, field
 
 import torch
+import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -15,17 +16,18 @@ from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.encoders.text.features import StreamWidths, TextStream
 from diffmoe_scale.model.block import Block, BlockContext, build_modulation
+from diffmoe_scale.model.build import build_block
 from diffmoe_scale.model.condition import NUM_SIZE_CONDITIONS, Condition
 from diffmoe_scale.model.joint_block import JointBlock
 from diffmoe_scale.model.text import build_text_projections, join_streams, joined_width
 from diffmoe_scale.moe.layer import MoELayer
 from diffmoe_scale.moe.routing import Routing, Selection
 from diffmoe_scale.nn.embeddings import SizeEmbedding, TimestepEmbedding, position_embedding_on
-from diffmoe_scale.nn.feed_forward import FeedForward
 from diffmoe_scale.nn.modulation import Modulation
 from diffmoe_scale.nn.norms import modulate, normalize
 from diffmoe_scale.nn.patches import patchify, unpatchify
-from diffmoe_scale.nn.rope import Rotation, rotation_2d_on
+from diffmoe_scale.nn.rope import Rotation, own_rotation, rotation_2d_on
+from diffmoe_scale.nn.sequence import gather_tokens, own_tokens
 
 
 @dataclass(frozen=True)
@@ -108,31 +110,39 @@ class DiffusionTransformer(nn.Module):
         ]
 
     def forward(
-        self, x_BCHW: Tensor, time_B: Tensor, condition: Condition, selection: Selection
+        self,
+        x_BCHW: Tensor,
+        time_B: Tensor,
+        condition: Condition,
+        selection: Selection,
+        sequence_group: dist.ProcessGroup | None = None,
     ) -> Prediction:
         """`time_B` is what the timestep embedding sees (`Objective.embedding_time`).
 
-        Height and width may be any multiples of the patch.
+        Height and width may be any multiples of the patch. The ranks of `sequence_group` are given the same
+        batch, compute a part of its tokens each, and get the whole answer. Collective over it.
         """
         rows, columns = (length // self.patch for length in x_BCHW.shape[2:])
         assert x_BCHW.shape[2:] == (rows * self.patch, columns * self.patch), (
             f"{tuple(x_BCHW.shape)} is cut into patches of {self.patch}"
         )
         dtype = self.patch_embedding.weight.dtype
-        x_BND = self.patch_embedding(patchify(x_BCHW.to(dtype), self.patch))
+        patches_BNP = own_tokens(patchify(x_BCHW.to(dtype), self.patch), sequence_group, dim=1)
+        x_BND = self.patch_embedding(patches_BNP)
         text = None if condition.text is None else join_streams(condition.text, self.text_projections, dtype)
         time_BD = self._embed_condition(time_B, condition, text)
         context = BlockContext(
             time_BD=time_BD,
             modulation_BM=time_BD if self.shared_modulation is None else self.shared_modulation(time_BD),
             text_mask_BL=None if text is None else text.mask_BL,
-            rotation=self._rotation(rows, columns),
+            rotation=self._rotation(rows, columns, sequence_group),
             selection=selection,
             image_pixels=rows * columns * self.token_pixels,
             dropped_B=condition.unconditional(self.classes),
+            sequence_group=sequence_group,
         )
         if context.rotation is None:
-            x_BND = x_BND + self._position_embedding(rows, columns)
+            x_BND = x_BND + own_tokens(self._position_embedding(rows, columns), sequence_group, dim=0)
         x_BND, routings, aligned_BND = self._run_blocks(
             x_BND, None if text is None else text.tokens_BLT, context
         )
@@ -142,8 +152,11 @@ class DiffusionTransformer(nn.Module):
         targets = [routing.target_SW for routing in routings if routing.target_SW is not None]
         values += [target_SW.unflatten(0, y_BNP.shape[:2]) for target_SW in targets]
         value_BCHW, *layer_values = (
-            unpatchify(value_BNP, patch=self.patch, rows=rows, columns=columns) for value_BNP in values
+            unpatchify(gather_tokens(value_BNP, sequence_group), patch=self.patch, rows=rows, columns=columns)
+            for value_BNP in values
         )
+        if aligned_BND is not None:
+            aligned_BND = gather_tokens(aligned_BND, sequence_group)
         return Prediction(value_BCHW, routings, aligned_BND, layer_values, self.target_weight)
 
     def _position_embedding(self, rows: int, columns: int) -> Tensor:
@@ -151,11 +164,12 @@ class DiffusionTransformer(nn.Module):
         position_ND = position_embedding_on(weight.device, rows, columns, weight.shape[0], self.base)
         return position_ND.to(weight.dtype)
 
-    def _rotation(self, rows: int, columns: int) -> Rotation | None:
+    def _rotation(self, rows: int, columns: int, sequence_group: dist.ProcessGroup | None) -> Rotation | None:
         if self.rotated_width == 0:
             return None
         device = self.patch_embedding.weight.device
-        return rotation_2d_on(device, rows, columns, self.rotated_width, self.base)
+        rotation = rotation_2d_on(device, rows, columns, self.rotated_width, self.base)
+        return own_rotation(rotation, sequence_group)
 
     def _run_blocks(
         self, x_BND: Tensor, text_BLT: Tensor | None, context: BlockContext
@@ -192,59 +206,3 @@ class DiffusionTransformer(nn.Module):
             assert condition.sizes_BZ is not None
             time_BD = time_BD + self.size_embedding(condition.sizes_BZ)
         return time_BD
-
-
-def build_block(
-    config: ModelConfig,
-    moe: MoEConfig,
-    *,
-    index: int,
-    text_width: int,
-    groups: ProcessGroupCollection,
-    target_width: int,
-) -> Block | JointBlock:
-    """Block `index`, of the kind that `model.attention` names, in a network that puts out `target_width`
-    numbers a token."""
-    feed_forward = build_feed_forward(
-        config, moe, block_index=index, groups=groups, target_width=target_width
-    )
-    match config.attention:
-        case "cross":
-            return Block(config, text_width=text_width, feed_forward=feed_forward)
-        case "joint":
-            is_last = index == config.depth - 1
-            text_feed_forward = None if is_last else build_dense(config, moe)
-            return JointBlock(config, feed_forward=feed_forward, text_feed_forward=text_feed_forward)
-
-
-def build_feed_forward(
-    config: ModelConfig,
-    moe: MoEConfig,
-    *,
-    block_index: int,
-    groups: ProcessGroupCollection,
-    target_width: int,
-) -> nn.Module:
-    """The MoE layer of every `moe.every`-th block after the first `moe.first_dense`, the dense network of the
-    others."""
-    is_turn = block_index >= moe.first_dense and block_index % moe.every == moe.every - 1
-    if moe.num_experts > 0 and is_turn:
-        return MoELayer(
-            moe,
-            width=config.width,
-            layer_index=block_index,
-            groups=groups,
-            target_width=target_width,
-        )
-    return build_dense(config, moe)
-
-
-def build_dense(config: ModelConfig, moe: MoEConfig) -> FeedForward:
-    """A dense feed-forward network, with the activation of the experts."""
-    hidden = round(config.feed_forward_ratio * config.width)
-    if hidden < 1:
-        raise ValueError(
-            f"model.feed_forward_ratio is {config.feed_forward_ratio}, which makes networks of model.width "
-            f"{config.width} {hidden} wide; choose at least {1 / config.width:.4g}"
-        )
-    return FeedForward(config.width, hidden, is_gated=moe.activation == "swiglu")

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.moe.routing import Routing, RoutingContext, Selection
-from diffmoe_scale.moe.selection import gather_pool, select_top, tokens_per_expert, training_capacity
+from diffmoe_scale.moe.selection import (
+    gather_pool,
+    own_pools,
+    select_top,
+    split_pools,
+    tokens_per_expert,
+    training_capacity,
+)
 from diffmoe_scale.moe.state import MovingThreshold
 from diffmoe_scale.moe.transformer_engine import FP8_ROWS
 from diffmoe_scale.nn.generator import named_generator
@@ -111,14 +118,19 @@ class ExpertRouter(Router):
         """G, of this rank's tokens."""
         return context.num_samples if self.moe.pool == "sample" else 1
 
+    def pool_ranks(self, context: RoutingContext) -> dist.ProcessGroup | None:
+        """The ranks whose tokens compete; None where pools are of this rank alone. Those of a sequence group
+        share the samples of a rank's pool."""
+        return context.sequence_group if self.moe.pool in ("sample", "rank") else self.pool_group
+
     def pooled(self, values_SE: Tensor, context: RoutingContext) -> Tensor:
         """Values [E, G, P] of the tokens of all pools, without gradient. Collective over the pool's group."""
-        return gather_pool(values_SE, self.pool_group).unflatten(1, (self.num_pools(context), -1))
+        group = self.pool_ranks(context)
+        return split_pools(gather_pool(values_SE, group), self.num_pools(context), group)
 
-    def own(self, mask_EGP: Tensor, num_tokens: int) -> Tensor:
+    def own(self, mask_EGP: Tensor, context: RoutingContext) -> Tensor:
         """Mask [S, E] of this rank's tokens, from that of all ranks' pools."""
-        first = 0 if self.pool_group is None else self.pool_group.rank() * num_tokens
-        return mask_EGP.flatten(1)[:, first : first + num_tokens].t()
+        return own_pools(mask_EGP, self.pool_ranks(context)).t()
 
     def known_rows(self, mask_SE: Tensor) -> int | None:
         """None: the mask says how many tokens each expert took. On `meta`, where it says nothing, a fair
@@ -127,11 +139,16 @@ class ExpertRouter(Router):
             return None
         return round(self.moe.experts_a_token * mask_SE.shape[0] / self.moe.num_experts)
 
-    def take_top(self, scores_SE: Tensor, num_pools: int, context: RoutingContext) -> tuple[Tensor, int]:
-        """Mask [S, E] of each expert's top K in every pool of this rank, and the rows of an expert."""
-        scores_EGP = scores_SE.detach().t().unflatten(1, (num_pools, -1)).contiguous()
+    def take_top(
+        self, scores_SE: Tensor, num_pools: int, context: RoutingContext
+    ) -> tuple[Tensor, int | None]:
+        """Mask [S, E] of each expert's top K in every pool of this rank's samples, and the rows of an expert
+        where they are known. Collective over a sequence group."""
+        group = context.sequence_group
+        scores_EGP = split_pools(gather_pool(scores_SE, group), num_pools, group)
         k = self.tokens_per_expert(scores_EGP, context)
-        return select_top(scores_EGP, k).flatten(1).t(), k * num_pools
+        mask_SE = own_pools(select_top(scores_EGP, k), group).t()
+        return mask_SE, k * num_pools if group is None else None
 
     def tokens_per_expert(self, scores_EGP: Tensor, context: RoutingContext) -> int:
         """K of every pool. FP8 GEMMs want multiples of 16 rows: then K * G is one on each rank, and nothing

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 Rule = Literal["train", "threshold", "threshold_count", "interval", "static"]
@@ -32,7 +33,8 @@ class RoutingContext:
     """What a router may read beside its tokens: tokens before adaLN modulation, the timestep embedding of
     each sample, and the pixels of an image, which set its capacity (infinite for a layer by itself).
     `dropped_B` tells which samples have no caption or class (None: not known). Tokens are ordered by sample:
-    S = num_samples * N."""
+    S = num_samples * N; with `sequence_group` its ranks have the same samples, and N is this rank's part of
+    their tokens."""
 
     num_samples: int
     unmodulated_SD: Tensor
@@ -40,6 +42,7 @@ class RoutingContext:
     selection: Selection
     image_pixels: float = math.inf
     dropped_B: Tensor | None = None
+    sequence_group: dist.ProcessGroup | None = None
 
 
 @dataclass(frozen=True)

@@ -125,3 +125,25 @@ def gather_pool(values_SX: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     values_GXS = values_XS.new_empty(group.size(), *values_XS.shape)
     dist.all_gather_into_tensor(values_GXS.flatten(0, 1), values_XS, group=group)
     return values_GXS.transpose(0, 1).flatten(1)
+
+
+def split_pools(values_XS: Tensor, num_pools: int, group: dist.ProcessGroup | None) -> Tensor:
+    """[X, G, P] of what `gather_pool` answers: each rank of `group` has an equal part of every pool."""
+    ranks = 1 if group is None else group.size()
+    return values_XS.unflatten(1, (ranks, num_pools, -1)).transpose(1, 2).flatten(2)
+
+
+def own_pools(mask_XGP: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The part [X, S] of this rank."""
+    if group is not None:
+        mask_XGP = mask_XGP.chunk(group.size(), dim=2)[group.rank()]
+    return mask_XGP.flatten(1)
+
+
+def mean_over(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The mean of all ranks' values, without gradient. Collective over `group` (None: the values)."""
+    if group is None:
+        return values
+    total = values.detach().clone()
+    dist.all_reduce(total, group=group)
+    return total / group.size()

@@ -9,4 +9,5 @@ number_formats: the number formats that settings name.
 norms: LayerNorm without weights, and adaLN's shift and scale.
 patches: images to tokens and back.
 rope: rotary positions in two axes.
+sequence: the tokens of a sample over several ranks, and their heads.
 """

@@ -6,10 +6,12 @@ B samples, N tokens a sample, D width, L text tokens, T text width, H heads, d =
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffmoe_scale.nn.rope import Rotation, rotate
+from diffmoe_scale.nn.sequence import gather_heads, own_heads, to_heads, to_tokens
 
 HeadNorm = Literal["none", "rms"]
 
@@ -47,13 +49,19 @@ class SelfAttention(nn.Module):
         self.key_norm = build_head_norm(qk_norm, width // heads)
         self.projection = nn.Linear(width, width)
 
-    def forward(self, x_BND: Tensor, rotation: Rotation | None = None) -> Tensor:
-        """`rotation` are the tokens' places."""
+    def forward(
+        self, x_BND: Tensor, rotation: Rotation | None = None, *, group: dist.ProcessGroup | None = None
+    ) -> Tensor:
+        """`rotation` are the tokens' places; with `group` they are this rank's part of the tokens."""
         query, key, value = split_heads(self.qkv(x_BND), 3, self.heads)
         query, key = self.query_norm(query), self.key_norm(key)
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
-        y_BND: Tensor = self.projection(merge_heads(attention(query, key, value)))
+        if group is None:
+            y = attention(query, key, value)
+        else:
+            y = to_tokens(attention(*to_heads(torch.cat([query, key, value]), group).chunk(3)), group)
+        y_BND: Tensor = self.projection(merge_heads(y))
         return y_BND
 
 
@@ -102,11 +110,17 @@ class JointAttention(nn.Module):
         self.text_projection = None if is_last else nn.Linear(width, width)
 
     def forward(
-        self, x_BND: Tensor, text_BLD: Tensor, mask_BL: Tensor, rotation: Rotation | None = None
+        self,
+        x_BND: Tensor,
+        text_BLD: Tensor,
+        mask_BL: Tensor,
+        rotation: Rotation | None = None,
+        *,
+        group: dist.ProcessGroup | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """What the image's tokens get [B, N, D], and the text's [B, L, D] (None in the last block). `mask_BL`
-        is False for padding, which nothing attends to."""
-        num_tokens = x_BND.shape[1]
+        is False for padding, which nothing attends to. With `group` the image's tokens are this rank's part,
+        and the text's all."""
         query, key, value = split_heads(self.qkv(x_BND), 3, self.heads)
         query, key = self.query_norm(query), self.key_norm(key)
         if rotation is not None:
@@ -114,13 +128,21 @@ class JointAttention(nn.Module):
         *text_queries, text_key, text_value = split_heads(
             self.text_qkv(text_BLD), self.text_parts, self.heads
         )
+        text = [*map(self.text_query_norm, text_queries), self.text_key_norm(text_key), text_value]
+        if group is not None:
+            query, key, value = to_heads(torch.cat([query, key, value]), group).chunk(3)
+            text = [own_heads(part, group) for part in text]
+        num_tokens = query.shape[2]
+        *text_queries, text_key, text_value = text
         y = attention(
-            torch.cat([query, *map(self.text_query_norm, text_queries)], dim=2),
-            torch.cat([key, self.text_key_norm(text_key)], dim=2),
+            torch.cat([query, *text_queries], dim=2),
+            torch.cat([key, text_key], dim=2),
             torch.cat([value, text_value], dim=2),
             F.pad(mask_BL, (num_tokens, 0), value=True)[:, None, None, :],
         )
-        y_BND = self.projection(merge_heads(y[:, :, :num_tokens]))
+        y, text_y = y[:, :, :num_tokens], y[:, :, num_tokens:]
+        y_BND = self.projection(merge_heads(y if group is None else to_tokens(y, group)))
         if self.text_projection is None:
             return y_BND, None
-        return y_BND, self.text_projection(merge_heads(y[:, :, num_tokens:]))
+        text_y = text_y if group is None else gather_heads(text_y, group)
+        return y_BND, self.text_projection(merge_heads(text_y))

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from diffmoe_scale.nn.embeddings import grid_scale, middle_distances
+from diffmoe_scale.nn.sequence import own_tokens
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,11 @@ class Rotation:
 
     cos_NR: Tensor
     sin_NR: Tensor
+
+
+def own_rotation(rotation: Rotation, group: dist.ProcessGroup | None) -> Rotation:
+    """Of this rank's part of the tokens."""
+    return Rotation(*(own_tokens(part, group, dim=0) for part in (rotation.cos_NR, rotation.sin_NR)))
 
 
 def rotation_2d(rows: int, columns: int, head_width: int, *, base: int) -> Rotation:

@@ -1,7 +1,8 @@
 """Who this process is among its peers, and the process groups.
 
 launcher.py       the launcher's environment variables, checked; imports no torch
-context.py        device, process groups and threads of this process
+context.py        rank and process groups of this process
+device.py         its device, threads and memory
 bucket.py         how many gradients are sent at once
 expert_groups.py  which parameters are experts, for DeepSpeed
 slice.py          a part of a tensor that is spread over ranks

@@ -1,12 +1,9 @@
-"""Who this process is among its peers: rank, device and process groups."""
+"""Who this process is among its peers: rank and process groups."""
 
-import ctypes
 import logging
 import os
-import platform
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import deepspeed
 import torch
@@ -15,18 +12,13 @@ from deepspeed.utils import groups
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from diffmoe_scale.parallel.launcher import adopt_launcher_variables, local_size
+from diffmoe_scale.parallel.device import prepare_device
+from diffmoe_scale.parallel.launcher import adopt_launcher_variables
 from diffmoe_scale.parallel.peers import share_hosts
 from diffmoe_scale.parallel.waiting import LONGEST_WORK
 from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
-
-# malloc.h
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-LARGEST_INT = 2**31 - 1
-OLD_MMAP_LIMIT = 32 * 2**20
-"""Old releases of glibc refuse a larger threshold."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +39,8 @@ class ParallelContext:
     waiting_group: dist.ProcessGroup
     checkpoint_group: dist.ProcessGroup
     megatron_groups: ProcessGroupCollection
+    sequence_group: dist.ProcessGroup | None
+    """Ranks that train on the same samples, each with a part of their tokens; None where each has its own."""
     hosts: tuple[str, ...]
     """Of each rank."""
 
@@ -55,64 +49,25 @@ class ParallelContext:
         return self.ep_group.size()
 
     @property
+    def data_rank(self) -> int:
+        """The place of this rank's training samples among those of all ranks."""
+        return self.rank // self.sequence_parallel
+
+    @property
+    def data_ranks(self) -> int:
+        """How many ranks, or groups of them, train on samples of their own."""
+        return self.world_size // self.sequence_parallel
+
+    @property
+    def sequence_parallel(self) -> int:
+        return 1 if self.sequence_group is None else self.sequence_group.size()
+
+    @property
     def is_main(self) -> bool:
         return self.rank == 0
 
 
-def share_cores(local_rank: int) -> None:
-    """Give each process of this machine its share of the cores, where neither the user nor the launcher did.
-
-    deepspeed sets no OMP_NUM_THREADS, so that every rank would take all cores; torchrun sets it to 1 unless
-    it is set. Without a GPU a process is also held on its cores: ranks that wait for each other many times a
-    step lose a tenth and more of their time when they move.
-    """
-    ranks = local_size()
-    if "OMP_NUM_THREADS" in os.environ or ranks == 1:
-        return
-    torch.set_num_threads(max(1, torch.get_num_threads() // ranks))
-    cores = sorted(os.sched_getaffinity(0), key=_place_of_core)
-    share = len(cores) // ranks
-    if share > 0 and not torch.cuda.is_available():
-        os.sched_setaffinity(0, cores[local_rank * share : (local_rank + 1) * share])
-
-
-def _place_of_core(core: int) -> tuple[int, int, int]:
-    """Sorts the hardware threads of one core side by side."""
-    topology = Path(f"/sys/devices/system/cpu/cpu{core}/topology")
-    package, within = (
-        int((topology / name).read_text()) if (topology / name).is_file() else 0
-        for name in ("physical_package_id", "core_id")
-    )
-    return package, within, core
-
-
-def keep_freed_memory() -> None:
-    """Have glibc's malloc keep what tensors gave back: by default it returns it to the kernel, and each step
-    pays anew for the first touch of every page (5 to 10 % of a small model's step on a CPU)."""
-    if platform.libc_ver()[0] == "glibc":
-        malloc = ctypes.CDLL(None)
-        malloc.mallopt(M_TRIM_THRESHOLD, LARGEST_INT)
-        malloc.mallopt(M_MMAP_THRESHOLD, OLD_MMAP_LIMIT)
-        malloc.mallopt(M_MMAP_THRESHOLD, LARGEST_INT)
-
-
-def choose_device(local_rank: int) -> torch.device:
-    """The GPU of this rank, or the CPU where torch sees no GPU.
-
-    Raises: ValueError if there are fewer GPUs than ranks on this machine.
-    """
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    num_gpus = torch.cuda.device_count()
-    if local_rank >= num_gpus:
-        raise ValueError(
-            f"local rank {local_rank} sees {num_gpus} GPU(s); start at most one rank a GPU, "
-            "and let every rank see all GPUs of its machine (srun --gpu-bind=none)"
-        )
-    return torch.device("cuda", local_rank)
-
-
-def initialize(*, expert_parallel: int, timeout_s: int) -> ParallelContext:
+def initialize(*, expert_parallel: int, timeout_s: int, sequence_parallel: int = 1) -> ParallelContext:
     """Join the process group and split it into data-parallel and expert-parallel groups. Collective over the
     world.
 
@@ -123,7 +78,7 @@ def initialize(*, expert_parallel: int, timeout_s: int) -> ParallelContext:
     """
     rank = adopt_launcher_variables()
     world_size, local_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
-    check_world(world_size, expert_parallel=expert_parallel)
+    check_world(world_size, expert_parallel=expert_parallel, sequence_parallel=sequence_parallel)
     device = prepare_device(local_rank)
     timeout = timedelta(seconds=timeout_s)
     if not dist.is_initialized():
@@ -144,6 +99,7 @@ def initialize(*, expert_parallel: int, timeout_s: int) -> ParallelContext:
         waiting_group=_gloo_group(max(LONGEST_WORK, timeout)),
         checkpoint_group=_gloo_group(max(LONGEST_WORK, timeout)),
         megatron_groups=collection,
+        sequence_group=_sequence_group(rank, world_size, sequence_parallel, timeout),
         hosts=share_hosts(control_group),
     )
     logger.info(
@@ -155,20 +111,6 @@ def initialize(*, expert_parallel: int, timeout_s: int) -> ParallelContext:
         counted(torch.get_num_threads(), "thread"),
     )
     return context
-
-
-def prepare_device(local_rank: int) -> torch.device:
-    """Choose this rank's device and set up the process for it. Raises: ValueError, as `choose_device`."""
-    share_cores(local_rank)
-    device = choose_device(local_rank)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    else:
-        keep_freed_memory()
-        # deepspeed 0.19.8 compiles its shared-memory collectives at the first start (minutes); only its
-        # inference engine uses them.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return device
 
 
 def meet(backend: str, timeout: timedelta) -> None:
@@ -188,14 +130,15 @@ def meet(backend: str, timeout: timedelta) -> None:
         ) from error
 
 
-def check_world(world_size: int, *, expert_parallel: int) -> None:
-    """Raises: ValueError unless experts can be spread over so many ranks."""
-    if world_size % expert_parallel != 0:
-        divisors = [n for n in range(1, world_size + 1) if world_size % n == 0]
-        raise ValueError(
-            f"parallel.expert_parallel is {expert_parallel} but the world has {counted(world_size, 'rank')}; "
-            f"choose one of {divisors} or start ranks in multiples of {expert_parallel}"
-        )
+def check_world(world_size: int, *, expert_parallel: int, sequence_parallel: int = 1) -> None:
+    """Raises: ValueError unless experts, and the tokens of a sample, can be spread over so many ranks."""
+    for name, size in (("expert_parallel", expert_parallel), ("sequence_parallel", sequence_parallel)):
+        if world_size % size != 0:
+            divisors = [n for n in range(1, world_size + 1) if world_size % n == 0]
+            raise ValueError(
+                f"parallel.{name} is {size} but the world has {counted(world_size, 'rank')}; "
+                f"choose one of {divisors} or start ranks in multiples of {size}"
+            )
 
 
 def split_world(expert_parallel: int, timeout: timedelta) -> None:
@@ -209,6 +152,19 @@ def split_world(expert_parallel: int, timeout: timedelta) -> None:
     # DeepSpeed would clone the world with torch's own time-out, 10 to 30 minutes, and reduce gradients over
     # the clone.
     groups._WORLD_GROUP = parallel_state.get_data_parallel_group()
+
+
+def _sequence_group(rank: int, world_size: int, size: int, timeout: timedelta) -> dist.ProcessGroup | None:
+    """The ranks beside this one, `size` in all. Collective over the world."""
+    if size == 1:
+        return None
+    groups = [
+        dist.new_group(list(range(first, first + size)), timeout=timeout)
+        for first in range(0, world_size, size)
+    ]
+    mine = groups[rank // size]
+    assert isinstance(mine, dist.ProcessGroup), "this rank is a member"
+    return mine
 
 
 def _gloo_group(timeout: timedelta) -> dist.ProcessGroup:

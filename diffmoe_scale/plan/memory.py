@@ -44,12 +44,13 @@ class Memory:
 
 def plan_memory(config: Config, *, ranks: int, is_gpu: bool, trace: Trace | None = None) -> Memory:
     """Of each of `ranks` ranks, by `trace` or a new one. Raises: as `trace.trace_step`."""
+    sequence_parallel = config.parallel.sequence_parallel
     settings = ZeroSettings(
         stage=config.parallel.zero_stage,
         weight_bytes=NUMBER_FORMATS[config.model.precision].itemsize,
         ranks=ranks,
         expert_parallel=config.parallel.expert_parallel,
-        accumulation=config.run.global_batch // (config.run.micro_batch * ranks),
+        accumulation=config.run.global_batch * sequence_parallel // (config.run.micro_batch * ranks),
         overlaps=is_gpu,
         has_muon=config.optimizer.kind == "muon",
     )
@@ -60,17 +61,22 @@ def plan_memory(config: Config, *, ranks: int, is_gpu: bool, trace: Trace | None
     memory = max((_memory_of_rank(trace, settings, rank) for rank in places), key=lambda memory: memory.total)
     num_averages = 1 + (config.optimizer.ema2_decay > 0)
     memory = replace(memory, average=num_averages * memory.average)
-    memory = replace(memory, activations=memory.activations + _pool_bytes(config, ranks))
+    # Approximate: what a rank has of captions is not divided.
+    activations = memory.activations // sequence_parallel + _pool_bytes(config, ranks)
+    memory = replace(memory, activations=activations)
     return _offloaded(memory, config) if config.parallel.offload_optimizer else memory
 
 
 def _pool_bytes(config: Config, ranks: int) -> int:
     """Of the scores and predictions that ranks gather where they share one pool, at the moment of choice."""
     moe = config.moe
-    sharing = {"expert_parallel": config.parallel.expert_parallel, "data_parallel": ranks}.get(moe.pool, 1)
+    sequence_parallel = config.parallel.sequence_parallel
+    sharing = {"expert_parallel": config.parallel.expert_parallel, "data_parallel": ranks}.get(
+        moe.pool, sequence_parallel
+    )
     if sharing == 1 or not moe.num_experts:
         return 0
-    tokens = sharing * config.run.micro_batch * tokens_per_picture(config)
+    tokens = sharing * config.run.micro_batch * tokens_per_picture(config) // sequence_parallel
     return POOL_BYTES * moe.num_experts * tokens
 
 

@@ -49,10 +49,11 @@ class Engine:
         if config.run.compile:
             compile_blocks(denoiser.transformer)
             self._compilations = CompilationLog()
-        self.accumulation = accumulation_steps(config, ranks=context.dp_group.size())
+        self.accumulation = accumulation_steps(config, ranks=context.data_ranks)
         self.step_count = 0
         """Optimizer steps that changed the weights."""
         self._pending = 0
+        self._sequence = () if context.sequence_group is None else (context.sequence_group,)
         self._parts = {
             parameter: GRADIENT_PARTS.index(gradient_part_of(name))
             for name, parameter in denoiser.named_parameters()
@@ -82,7 +83,7 @@ class Engine:
         """By their family in checkpoints."""
 
     def __call__(self, *arguments: Any) -> Prediction:
-        prediction: Prediction = self.zero(*arguments)
+        prediction: Prediction = self.zero(*arguments, *self._sequence)
         return prediction
 
     def backward(self, loss: Tensor) -> None:

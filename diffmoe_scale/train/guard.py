@@ -127,7 +127,9 @@ class Guard:
         )
         everyone: list[Any] = [None] * self.context.world_size
         dist.all_gather_object(everyone, mine, group=self.context.control_group)
-        found = sorted((pair for of_rank in everyone for pair in of_rank), key=lambda pair: -pair[1])
+        # Once, though the ranks of a sequence group have the same samples.
+        pairs = {pair for of_rank in everyone for pair in of_rank}
+        found = sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
         return [pair for pair in found if pair[1] >= SUSPICIOUS_SHARE * found[0][1]]
 
     def rolled_back(self, state: Mapping[str, Any]) -> None:

@@ -1,15 +1,20 @@
 """What is said before the first step: the size of the network, the data, the memory, where files go."""
 
+from collections.abc import Sequence
+
 import torch
 
+from diffmoe_scale.config.check import require
 from diffmoe_scale.config.choices import describe_choices
 from diffmoe_scale.config.effect import describe_idle
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
+from diffmoe_scale.data.order.size import Size
 from diffmoe_scale.data.reading.build import open_reader
 from diffmoe_scale.encoders.autoencoder.build import latent_format
 from diffmoe_scale.encoders.text.build import stream_widths
 from diffmoe_scale.parallel.context import check_world
+from diffmoe_scale.plan.build import tokens_per_picture
 from diffmoe_scale.plan.memory import plan_memory
 from diffmoe_scale.plan.parameters import count_parameters
 from diffmoe_scale.telemetry.code_version import code_version
@@ -20,8 +25,10 @@ from diffmoe_scale.words import counted
 
 def check_ranks(config: Config, *, ranks: int) -> None:
     """Before they join. Raises: ValueError unless experts and the global batch split over so many ranks."""
-    check_world(ranks, expert_parallel=config.parallel.expert_parallel)
-    accumulation_steps(config, ranks=ranks)
+    parallel, sequence_parallel = config.parallel, config.parallel.sequence_parallel
+    check_world(ranks, expert_parallel=parallel.expert_parallel, sequence_parallel=sequence_parallel)
+    check_token_counts(config, [Size(config.model.image_size, config.model.image_size)])
+    accumulation_steps(config, ranks=ranks // sequence_parallel)
 
 
 def describe_network(config: Config, *, ranks: int) -> list[str]:
@@ -112,3 +119,16 @@ def _describe_warmup(config: Config) -> list[str]:
         f"optimizer.warmup_steps is {warmup} but run.steps is {steps}: the warm-up takes "
         f"{counted(steps, 'step')}"
     ]
+
+
+def check_token_counts(config: Config, sizes: Sequence[Size]) -> None:
+    """Raises: ValueError for a size of images whose tokens do not split over parallel.sequence_parallel."""
+    ranks, square = config.parallel.sequence_parallel, tokens_per_picture(config)
+    for size in sizes:
+        num_tokens = square * size.height * size.width // config.model.image_size**2
+        require(
+            num_tokens % ranks == 0,
+            "parallel.sequence_parallel",
+            ranks,
+            f"a divisor of the {counted(num_tokens, 'token')} of images of {size.width} x {size.height}",
+        )

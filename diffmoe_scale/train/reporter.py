@@ -62,7 +62,7 @@ class Reporter:
         self.config, self.context, self.moe_layers = config, context, moe_layers
         self._directory = directory
         self._blocks = [layer.layer_index for layer in moe_layers]
-        self._accumulation = accumulation_steps(config, ranks=context.dp_group.size())
+        self._accumulation = accumulation_steps(config, ranks=context.data_ranks)
         self._meter, self._tallies = Meter(context.device), Meter(context.device)
         """Figures that a line holds as they are, and those that it is computed from."""
         self.phase = Phases(context.device, (*STEP_PHASES, ALL_TO_ALL, *OTHER_PHASES))
@@ -96,7 +96,7 @@ class Reporter:
     def add_batch(self, batch: Batch) -> None:
         """One micro-batch was read."""
         # Of all ranks' samples in a step, as this micro-batch has it.
-        micro_batches = self._accumulation * self.context.dp_group.size()
+        micro_batches = self._accumulation * self.context.data_ranks
         self._tallies.add("images", float(len(batch.keys) * micro_batches))
         self._tallies.add("squares", self._speed.squares(batch) * micro_batches)
         self._tallies.add("unusable", float((batch.weight_B == 0).sum() * micro_batches))

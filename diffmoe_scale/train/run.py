@@ -176,8 +176,8 @@ def roll_back(run: Training) -> None:
     run.line = start.line
     if len(run.plan.stages) > 1:
         # The sizes of images go by the step, which went back.
-        group = run.context.dp_group
-        run.batches = run.reader.batches(run.plan, run.position, dp_rank=group.rank(), dp_size=group.size())
+        rank, ranks = run.context.data_rank, run.context.data_ranks
+        run.batches = run.reader.batches(run.plan, run.position, dp_rank=rank, dp_size=ranks)
     run.guard.rolled_back(start.guard)
     samples = run.position.samples
     logger.warning(

@@ -26,7 +26,7 @@ from diffmoe_scale.train.cautions import caution_of_captions, caution_of_guidanc
 from diffmoe_scale.train.engine import Engine, accumulation_steps
 from diffmoe_scale.train.guard import Guard
 from diffmoe_scale.train.initialize import begin_from_weights, copy_tokenizer
-from diffmoe_scale.train.overview import describe_run
+from diffmoe_scale.train.overview import check_token_counts, describe_run
 from diffmoe_scale.train.resume import resume
 from diffmoe_scale.train.sample_metrics import SampleMetrics
 from diffmoe_scale.train.stop import StopSignals
@@ -43,9 +43,10 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
     """All that a run consists of, at its newest checkpoint or at the start. Collective over the world."""
     torch.set_float32_matmul_precision(config.run.matmul_precision)
     choose_kernels(is_deterministic=config.run.deterministic)
-    accumulation_steps(config, ranks=context.dp_group.size())  # refuses, before the slow work
+    accumulation_steps(config, ranks=context.data_ranks)  # refuses, before the slow work
     reader = open_reader(config, config.data.train)
     plan = reader.plan(global_batch=config.run.global_batch, micro_batch=config.run.micro_batch)
+    check_token_counts(config, [shape.size for _, shapes in plan.stages for shape in shapes])
     if context.is_main:
         say_overview(config, directory, reader)
         prepare_tokenizer(config, directory, reader)
@@ -79,7 +80,7 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
     if context.is_main:
         record_data(reader, validation.reader, directory)
     wait_for_ranks(context.waiting_group)
-    batches = reader.batches(plan, position, dp_rank=context.dp_group.rank(), dp_size=context.dp_group.size())
+    batches = reader.batches(plan, position, dp_rank=context.data_rank, dp_size=context.data_ranks)
     return Training(
         config=config,
         context=context,

@@ -213,7 +213,8 @@ def deepspeed_settings(
     """DeepSpeed's configuration of a run: it shards and steps; schedule, logging and checkpoints are ours."""
     bucket = bucket_size(num_parameters)
     settings: dict[str, Any] = {
-        "train_batch_size": config.run.global_batch,
+        # DeepSpeed counts every rank's micro-batch, those of a sequence group several times.
+        "train_batch_size": config.run.global_batch * context.sequence_parallel,
         "train_micro_batch_size_per_gpu": config.run.micro_batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": config.optimizer.clip_norm,

@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from diffmoe_scale.parallel import context as context_module
+from diffmoe_scale.parallel import device as device_module
 from diffmoe_scale.parallel.context import (
     ParallelContext,
     initialize,
     is_peer_failure,
-    share_cores,
 )
+from diffmoe_scale.parallel.device import share_cores
 from diffmoe_scale.parallel.launcher import adopt_launcher_variables
 from tests.ranks import run_on_ranks
 
@@ -94,7 +94,7 @@ def test_several_ranks_without_a_port_are_refused(launcher: pytest.MonkeyPatch) 
 
 def test_a_port_in_use_is_named_with_the_ways_to_another(launcher: pytest.MonkeyPatch) -> None:
     for name in ("share_cores", "keep_freed_memory"):  # they would change the process of the other tests
-        launcher.setattr(context_module, name, lambda *_: None)
+        launcher.setattr(device_module, name, lambda *_: None)
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         for name, value in {
@@ -169,7 +169,7 @@ def test_ranks_without_a_gpu_are_held_on_whole_cores(
     held: list[set[int]] = []
     launcher.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     launcher.setattr(os, "sched_setaffinity", lambda _, cores: held.append(set(cores)))
-    launcher.setattr(context_module, "_place_of_core", lambda core: (0, core % 4, core))
+    launcher.setattr(device_module, "_place_of_core", lambda core: (0, core % 4, core))
     launcher.setattr(torch.cuda, "is_available", lambda: False)
     for name, value in variables.items():
         launcher.setenv(name, value)

@@ -114,9 +114,9 @@ def tiny_batch(first: int, count: int, *, config: Config) -> Batch:
 
 def rank_batches(step: int, config: Config, context: ParallelContext) -> list[Batch]:
     """The micro-batches of a rank in step 1, 2, ...: of the same samples as the reader's."""
-    count, ranks = config.run.micro_batch, context.dp_group.size()
+    count, ranks = config.run.micro_batch, context.data_ranks
     chunks = config.run.global_batch // (count * ranks)
-    first = (step - 1) * config.run.global_batch + context.dp_group.rank() * count
+    first = (step - 1) * config.run.global_batch + context.data_rank * count
     return [tiny_batch(first + chunk * count * ranks, count, config=config) for chunk in range(chunks)]
 
 

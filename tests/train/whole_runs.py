@@ -28,7 +28,11 @@ def train_in_turn(context: ParallelContext, runs: Sequence[Sequence[str]]) -> li
     """One run after another; "" or what stopped it."""
     answers = []
     for settings in runs:
-        config = tiny_config([*settings, f"parallel.expert_parallel={context.expert_parallel}"])
+        layout = [
+            f"parallel.expert_parallel={context.expert_parallel}",
+            f"parallel.sequence_parallel={context.sequence_parallel}",
+        ]
+        config = tiny_config([*settings, *layout])
         try:
             train(config, context, RunDirectory(Path(config.run.directory)))
             answers.append("")
@@ -37,10 +41,16 @@ def train_in_turn(context: ParallelContext, runs: Sequence[Sequence[str]]) -> li
     return answers
 
 
-def train_runs(layout: tuple[int, int], *runs: Sequence[str]) -> None:
+def train_runs(layout: tuple[int, int], *runs: Sequence[str], sequence_parallel: int = 1) -> None:
     world_size, expert_parallel = layout
-    for answer in run_on_ranks(train_in_turn, world_size, runs, expert_parallel=expert_parallel):
-        assert answer == [""] * len(runs)
+    for answer in run_on_ranks(
+        train_in_turn,
+        world_size,
+        runs,
+        expert_parallel=expert_parallel,
+        sequence_parallel=sequence_parallel,
+    ):
+        assert answer == [""] * len(runs), answer
 
 
 def read_lines(folder: Path) -> Lines:

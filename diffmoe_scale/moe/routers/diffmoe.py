@@ -21,6 +21,7 @@ from diffmoe_scale.moe.selection import (
     kth_largest,
     select_counted,
     select_top,
+    split_pools,
 )
 from diffmoe_scale.moe.state import MovingThreshold
 from diffmoe_scale.nn.generator import named_generator
@@ -81,20 +82,17 @@ class DiffMoERouter(ExpertRouter):
         num_tokens = len(scores_SE)
         taught_T = self.taught_tokens(num_tokens, context, device=x_SD.device)
         prediction_TE = self.predictor(x_SD if taught_T is None else x_SD[taught_T])
-        scores_EP, prediction_EP = self.pool_both(scores_SE, prediction_TE)
-        scores_EGP, prediction_EGP = (
-            values_EP.unflatten(1, (num_pools, -1)) for values_EP in (scores_EP, prediction_EP)
-        )
+        scores_EGP, prediction_EGP = self.pool_both(scores_SE, prediction_TE, context)
         self.refuse_nan(scores_EGP, context.selection)
         k = self.tokens_per_expert(scores_EGP, context)
-        mask_SE = self.own(select_top(scores_EGP, k), num_tokens)
+        mask_SE = self.own(select_top(scores_EGP, k), context)
         taught_mask_TE = mask_SE if taught_T is None else mask_SE[taught_T]
         loss = predictor_loss(prediction_TE, taught_mask_TE)
         if self.moe.predictor_weight != 1:
             loss = self.moe.predictor_weight * loss
         taught_k = max(1, round(k * prediction_EGP.shape[2] / scores_EGP.shape[2]))
         kth_EG = kth_largest(prediction_EGP, taught_k).sigmoid()
-        rows_per_expert = k * num_pools if scores_EP.shape[1] == num_tokens else None
+        rows_per_expert = k * num_pools if scores_EGP[0].numel() == num_tokens else None
         return Routing(
             mask_SE,
             scores_SE.where(mask_SE, 0.0),
@@ -107,14 +105,21 @@ class DiffMoERouter(ExpertRouter):
             taught_T=taught_T,
         )
 
-    def pool_both(self, scores_SE: Tensor, prediction_TE: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores and predictions of all ranks of the pool, [E, P] each, by one collective."""
-        if self.pool_group is None:
-            return gather_pool(scores_SE, None), gather_pool(prediction_TE, None)
+    def pool_both(
+        self, scores_SE: Tensor, prediction_TE: Tensor, context: RoutingContext
+    ) -> tuple[Tensor, Tensor]:
+        """Scores and predictions of all pools, [E, G, P] each, by one collective."""
+        group = self.pool_ranks(context)
+        if group is None:
+            return self.pooled(scores_SE, context), self.pooled(prediction_TE, context)
         sizes = [len(scores_SE), len(prediction_TE)]
-        pooled_EP = gather_pool(torch.cat([scores_SE, prediction_TE]), self.pool_group)
-        scores_ERP, prediction_ERP = pooled_EP.unflatten(1, (-1, sum(sizes))).split(sizes, dim=2)
-        return scores_ERP.flatten(1), prediction_ERP.flatten(1)
+        values_EX = gather_pool(torch.cat([scores_SE, prediction_TE]), group)
+        scores_ERS, prediction_ERT = values_EX.unflatten(1, (-1, sum(sizes))).split(sizes, dim=2)
+        num_pools = self.num_pools(context)
+        return (
+            split_pools(scores_ERS.flatten(1), num_pools, group),
+            split_pools(prediction_ERT.flatten(1), num_pools, group),
+        )
 
     def taught_tokens(
         self, num_tokens: int, context: RoutingContext, *, device: torch.device

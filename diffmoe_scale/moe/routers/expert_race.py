@@ -105,7 +105,7 @@ class ExpertRaceRouter(ExpertRouter):
         scores_EGP = self.pooled(scores_SE, context)
         self.refuse_nan(scores_EGP, context.selection)
         mask_EGP, kth_G = self.race(scores_EGP, context)
-        mask_SE = self.own(mask_EGP, len(scores_SE))
+        mask_SE = self.own(mask_EGP, context)
         loss = similarity_loss(logits_SE, mask_EGP.flatten(1))
         return Routing(
             mask_SE,

@@ -62,7 +62,7 @@ class ExpertThresholdRouter(ExpertRouter):
         step = context.selection.step
         if step is not None and step <= self.moe.threshold_warmup_steps:
             mask_EGP = select_best(logits_EGP, k, kth_EG.unsqueeze(-1))
-            mask_SE = self.own(mask_EGP, len(logits_SE))
+            mask_SE = self.own(mask_EGP, context)
             is_local = mask_EGP[0].numel() == len(logits_SE)
             rows_per_expert = k * mask_EGP.shape[1] if is_local else None
         else:

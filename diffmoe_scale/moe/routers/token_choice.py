@@ -4,7 +4,7 @@ from torch import Tensor
 
 from diffmoe_scale.moe.router import ExpertRouter
 from diffmoe_scale.moe.routing import Routing, RoutingContext, load_metrics
-from diffmoe_scale.moe.selection import select_experts
+from diffmoe_scale.moe.selection import mean_over, select_experts
 
 
 class TokenChoiceRouter(ExpertRouter):
@@ -18,7 +18,7 @@ class TokenChoiceRouter(ExpertRouter):
         metrics = load_metrics(mask_SE)
         aux_losses = {}
         if context.selection.rule == "train":
-            share_E = metrics["load_E"] / self.moe.top_k
+            share_E = mean_over(metrics["load_E"], context.sequence_group) / self.moe.top_k
             aux_losses["balance"] = (
                 self.moe.balance_weight * (share_E * logits_SE.softmax(dim=-1).mean(dim=0)).sum()
             )
