@@ -53,7 +53,7 @@ LEVELS = {
 """A file imports from lower levels or from its own folder; a file or inner folder with a level of its own is
 named whole. Nothing imports files of tools/."""
 USERS = {
-    "deepspeed": {"train/zero", "parallel/context", "parallel/expert_groups"},
+    "deepspeed": {"train/zero", "parallel/context", "parallel/device", "parallel/expert_groups"},
     "megatron": {
         "parallel/context",
         "moe/dispatch",
@@ -63,6 +63,7 @@ USERS = {
         "moe/transformer_engine",
         "model/networks",
         "moe/router",
+        "model/build",
         "model/transformer",
         "plan/build",
         "plan/fake_ranks",

@@ -92,6 +92,10 @@ class Config:
                     resolution,
                     f"multiples of {step} up to {size}",
                 )
+        self._check_pixels()
+        self._check_telemetry()
+
+    def _check_pixels(self) -> None:
         if self.autoencoder.kind == "pixels":
             size, patch = self.model.image_size, self.model.patch_size
             require(size % patch == 0, "model.image_size", size, f"a multiple of model.patch_size ({patch})")
@@ -101,7 +105,6 @@ class Config:
                 self.model.channels,
                 "3 for autoencoder.kind 'pixels'",
             )
-        self._check_telemetry()
 
     def _check_telemetry(self) -> None:
         require(

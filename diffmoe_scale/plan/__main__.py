@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from diffmoe_scale.cli.command import command_parser, output_file, run_command, user_path
-from diffmoe_scale.config.check import RunError
+from diffmoe_scale.config.check import RunError, require
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.telemetry.hardware import GPUS, gpu_of_user
@@ -47,6 +47,12 @@ def run(parsed: argparse.Namespace) -> int:
 
     silence_packages()
     config = load_config(parsed.config, parsed.settings)
+    require(
+        config.parallel.sequence_parallel == 1,
+        "parallel.sequence_parallel",
+        config.parallel.sequence_parallel,
+        "1: time and traffic are estimated without it (pretrain --dry-run prints the memory with it)",
+    )
     if parsed.measure:
         from diffmoe_scale.plan.measure_ranks import measure_lines
         from diffmoe_scale.plan.measure_table import describe_rows, measure_table, write_rows

@@ -11,6 +11,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any  # the network's arguments and answers are trees of tensors
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from diffmoe_scale.config.schema import Config
@@ -62,8 +63,14 @@ class GraphedForward:
         self.graphs: dict[object, tuple[Callable[..., tuple[Tensor, ...]], _Flat]] = {}
 
     def __call__(
-        self, x_BCHW: Tensor, time_B: Tensor, condition: Condition, selection: Selection
+        self,
+        x_BCHW: Tensor,
+        time_B: Tensor,
+        condition: Condition,
+        selection: Selection,
+        sequence_group: dist.ProcessGroup | None = None,
     ) -> Prediction:
+        assert sequence_group is None, "refused with run.cuda_graph"
         is_replayed = selection.rule == "train" and not selection.is_observed and torch.is_grad_enabled()
         if not is_replayed:
             return self.compute(x_BCHW, time_B, condition, selection)

@@ -12,6 +12,7 @@ from diffmoe_scale.config.load import changed_settings, dump_config
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.features.check import check_features, check_teacher
+from diffmoe_scale.data.order.plan import BatchPlan
 from diffmoe_scale.data.reading.build import open_reader
 from diffmoe_scale.data.reading.reader import Reader, iterate_captions
 from diffmoe_scale.data.shards.record import record_shards
@@ -45,8 +46,7 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
     choose_kernels(is_deterministic=config.run.deterministic)
     accumulation_steps(config, ranks=context.data_ranks)  # refuses, before the slow work
     reader = open_reader(config, config.data.train)
-    plan = reader.plan(global_batch=config.run.global_batch, micro_batch=config.run.micro_batch)
-    check_token_counts(config, [shape.size for _, shapes in plan.stages for shape in shapes])
+    plan = make_plan(config, reader)
     if context.is_main:
         say_overview(config, directory, reader)
         prepare_tokenizer(config, directory, reader)
@@ -100,6 +100,13 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
         position=position,
         line=start.line,
     )
+
+
+def make_plan(config: Config, reader: Reader) -> BatchPlan:
+    """What each step takes. Raises: ValueError if the tokens of some images do not split over their ranks."""
+    plan = reader.plan(global_batch=config.run.global_batch, micro_batch=config.run.micro_batch)
+    check_token_counts(config, [shape.size for _, shapes in plan.stages for shape in shapes])
+    return plan
 
 
 def load_sample_metrics(

@@ -3,6 +3,7 @@
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any  # options of numpy's comparisons
 
 import numpy as np
 import pytest
@@ -17,10 +18,10 @@ from tests.train.whole_runs import assert_near, read_lines, train_runs
 
 STEPS = 4
 # Every token is of a picture of 64; sums over ranks are in another order.
-LOSSES = {"rtol": 2e-6}
-WEIGHTS = {"rtol": 0, "atol": 5e-6}
+LOSSES: dict[str, Any] = {"rtol": 2e-6}
+WEIGHTS: dict[str, Any] = {"rtol": 0, "atol": 5e-6}
 # Muon's steps have one length whatever the gradient's: rounding shows more.
-MUON_WEIGHTS = {"rtol": 0, "atol": 5e-5}
+MUON_WEIGHTS: dict[str, Any] = {"rtol": 0, "atol": 5e-5}
 CASES = {
     "sample": ["moe.pool=sample"],
     "rank": ["moe.pool=rank"],
