@@ -12,8 +12,9 @@ from diffmoe_scale.bench.layer import context_of, run_phase
 from diffmoe_scale.bench.options import LayerOptions, LayerShape
 from diffmoe_scale.bench.timing import quartiles, ratios, report, time_interleaved
 from diffmoe_scale.config.moe import MoEConfig
+from diffmoe_scale.moe.fused_selection import select_top
 from diffmoe_scale.moe.layer import MoELayer
-from diffmoe_scale.moe.selection import gather_pool, kth_largest, select_top
+from diffmoe_scale.moe.selection import gather_pool, kth_largest
 from diffmoe_scale.parallel.context import ParallelContext, initialize
 
 PHASE = "forward+backward"

@@ -5,6 +5,7 @@ experts: the experts of a rank.
 fused: what lies around the expert GEMMs, in a kernel each, with gradients.
 fused_activation: bias and activation as one operation.
 fused_rows: tokens to rows and their weighted sum as one operation each.
+fused_selection: the top K of a pool.
 fused_silu: SiLU in fp32 of bf16.
 grouped_linear: one linear map an expert, as a plain loop and by torch's grouped GEMM.
 layer: route, dispatch, experts, combine.

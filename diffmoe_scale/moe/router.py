@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.moe import MoEConfig
+from diffmoe_scale.moe.fused_selection import select_top
 from diffmoe_scale.moe.routing import Routing, RoutingContext, Selection
 from diffmoe_scale.moe.selection import (
     gather_pool,
     own_pools,
-    select_top,
     split_pools,
     tokens_per_expert,
     training_capacity,

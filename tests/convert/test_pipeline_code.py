@@ -29,6 +29,12 @@ def test_code_imports_only_what_a_folder_may_need(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_code_registers_nothing_with_torch(name: str) -> None:
+    """An operation of the same name would take the place of this package's."""
+    assert "torch.library" not in read_code(name).text
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_name_is_defined(name: str, tmp_path: Path) -> None:
     (tmp_path / "code.py").write_text(read_code(name).text)
     ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821,F811,F401,E9"]

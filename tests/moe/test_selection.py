@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffmoe_scale.config.moe import MoEConfig
+from diffmoe_scale.moe import fused_selection
 from diffmoe_scale.moe.selection import (
     kth_largest,
     select_counted,
@@ -32,9 +33,9 @@ def best_by_loop(row: list[int], k: int) -> list[bool]:
 @given(POOLS, st.integers(1, 24))
 def test_top_selection_takes_the_k_best_and_the_first_of_equals(pool, k):
     k = min(k, len(pool[0]))
-    assert select_top(torch.tensor(pool, dtype=torch.float32), k).tolist() == [
-        best_by_loop(row, k) for row in pool
-    ]
+    scores, expected = torch.tensor(pool, dtype=torch.float32), [best_by_loop(row, k) for row in pool]
+    assert select_top(scores, k).tolist() == expected
+    assert fused_selection.select_top(scores, k).tolist() == expected
 
 
 @settings(max_examples=60, deadline=None)

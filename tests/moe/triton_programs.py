@@ -8,7 +8,14 @@ import itertools
 import torch
 from torch import Tensor
 
-from diffmoe_scale.moe import fused_activation, fused_rows, fused_silu, selection, triton_kernels
+from diffmoe_scale.moe import (
+    fused_activation,
+    fused_rows,
+    fused_selection,
+    fused_silu,
+    selection,
+    triton_kernels,
+)
 from diffmoe_scale.moe.fused import FusedPermutation
 from diffmoe_scale.moe.grouped_linear import row_ends
 
@@ -59,7 +66,7 @@ def compare_selection(compare: Comparison, num_tokens: int, k: int) -> None:
     # Of few values, so that many are equal.
     scores_XP = torch.randint(0, 5, (EXPERTS, 2, num_tokens)).float()
     kth_X1 = selection.kth_largest(scores_XP, k).unsqueeze(-1)
-    compare(selection.select_from, scores_XP, kth_X1, k)
+    compare(fused_selection.select_from, scores_XP, kth_X1, k)
 
 
 def _tensors(answer: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -73,7 +80,7 @@ def main() -> None:
         compare_rows(compare, share)
     for rows, width in (([40, 0, 7], 72), ([33, 33], 64)):
         compare_activation(compare, rows, width)
-    selection.TOKENS = 16  # several turns of the kernel's loop
+    fused_selection.TOKENS = 16  # several turns of the kernel's loop
     for k in (1, 9, 40):
         compare_selection(compare, 40, k)
     compare(fused_silu.silu, torch.randn(5, 300))

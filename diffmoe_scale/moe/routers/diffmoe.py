@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffmoe_scale.config.moe import MoEConfig
+from diffmoe_scale.moe.fused_selection import select_top
 from diffmoe_scale.moe.predictor import (
     CapacityPredictor,
     predictor_hidden_width,
@@ -20,7 +21,6 @@ from diffmoe_scale.moe.selection import (
     gather_pool,
     kth_largest,
     select_counted,
-    select_top,
     split_pools,
 )
 from diffmoe_scale.moe.state import MovingThreshold
