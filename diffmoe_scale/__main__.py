@@ -27,6 +27,7 @@ TOOLS = {
     "find_gamma": "find the threshold that gives a sampling cost",
     "compute_metrics": "score pictures on disk: FID and others",
     "sweep_capacity": "measure quality and time of pictures by capacity",
+    "study": "train variants of a model from several seeds and compare them",
     "report": "write a run's report anew",
     "compare_runs": "show where the metrics of two runs differ",
     "gpu_report": "measure all that one GPU can",
@@ -40,6 +41,8 @@ TOOLS = {
     "bench_checkpoint": "time checkpoints",
     "bench_metrics": "time FID and other metrics, and their memory",
     "bench_resume": "time the start deep in an epoch",
+    "bench_conversion": "time the conversion of a large checkpoint, and its memory",
+    "bench_telemetry": "time telemetry within the steps of a run",
 }
 FOLDER = Path(__file__).resolve().parents[1] / "tools"
 

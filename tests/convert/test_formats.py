@@ -45,6 +45,7 @@ VALUES: dict[str, tuple[object, ...]] = {
     "moe.every": (2, 1, 3),
     "moe.first_dense": (0, 2, 3),
     "moe.router": ("diffmoe", "expert_choice", "token_choice"),
+    "moe.routed_scale": (2.0, 1.0),
     "moe.gate": ("softmax", "sigmoid", "identity"),
     "moe.router_input": ("modulated", "decoupled"),
     "moe.shared_experts": (0, 1, 2),

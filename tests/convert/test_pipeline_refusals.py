@@ -101,7 +101,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     ),
     "thresholds of no block": (
         change_json("transformer/config.json", lambda tree: tree["experts"].update(thresholds=[])),
-        "has thresholds of 0 blocks; expected 1",
+        "has thresholds or biases of 0 blocks; expected 1",
     ),
 }
 
