@@ -4,7 +4,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from diffmoe_scale.moe.dispatch import all_to_all
+from diffmoe_scale.nn.all_to_all import all_to_all
 from diffmoe_scale.parallel.context import ParallelContext
 from tests.ranks import run_on_ranks
 
