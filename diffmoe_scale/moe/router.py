@@ -108,7 +108,9 @@ class ExpertRouter(Router):
 
     def learn(self, sum_X: Tensor, count: int) -> None:
         """Take in `Routing.statistic_X` of one optimizer step, added up over `count` micro-batches of all
-        ranks in fp64. Without state, nothing."""
+        ranks in fp64: thresholds move by its mean. Without state, nothing."""
+        if self.thresholds is not None:
+            self.thresholds.update_threshold(sum_X / count)
 
     def state(self) -> dict[str, Tensor]:
         """Numbers of each expert that are moved by `learn`, by their name in metrics."""

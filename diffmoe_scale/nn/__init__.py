@@ -1,5 +1,6 @@
 """The layers of a diffusion transformer except its experts (DiT, arXiv 2212.09748).
 
+all_to_all: rows between ranks, with gradients.
 attention: self-attention, cross-attention to a caption, and joint attention of both.
 embeddings: of positions, of the timestep and of picture sizes.
 feed_forward: the dense feed-forward network, which is also the model of an expert.

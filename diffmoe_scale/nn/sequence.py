@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from diffmoe_scale.nn.all_to_all import all_to_all
+
 
 def own_tokens(x_N: Tensor, group: dist.ProcessGroup | None, *, dim: int) -> Tensor:
     """This rank's part of the tokens along `dim`; all of them without a group."""
@@ -41,14 +43,14 @@ def gather_tokens(x_Bn: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 def to_heads(x_BHnd: Tensor, group: dist.ProcessGroup) -> Tensor:
     """All heads of this rank's tokens to this rank's heads of all tokens [B, h, N, d]. Collective over the
     group."""
-    heads: Tensor = _ToHeads.apply(x_BHnd, group)
-    return heads
+    parts_GBhnd = x_BHnd.unflatten(1, (group.size(), -1)).movedim(1, 0)
+    return all_to_all(parts_GBhnd, group, None, None).movedim(0, 2).flatten(2, 3)
 
 
 def to_tokens(x_BhNd: Tensor, group: dist.ProcessGroup) -> Tensor:
     """The way back of `to_heads`, [B, H, n, d]. Collective over the group."""
-    tokens: Tensor = _ToTokens.apply(x_BhNd, group)
-    return tokens
+    parts_GBhnd = x_BhNd.unflatten(2, (group.size(), -1)).movedim(2, 0)
+    return all_to_all(parts_GBhnd, group, None, None).movedim(0, 1).flatten(1, 2)
 
 
 def own_heads(x_BHLd: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -68,46 +70,6 @@ def _all_gather(x: Tensor, group: dist.ProcessGroup, *, dim: int) -> Tensor:
     parts = x.new_empty(group.size() * x.shape[0], *x.shape[1:])
     dist.all_gather_into_tensor(parts, x, group=group)
     return torch.cat(parts.chunk(group.size()), dim)
-
-
-def _exchange(x_Gx: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Entry g of the first dimension to rank g; entry g of the answer is from rank g."""
-    sent_Gx = x_Gx.contiguous()
-    received_Gx = torch.empty_like(sent_Gx)
-    dist.all_to_all_single(received_Gx, sent_Gx, group=group)
-    return received_Gx
-
-
-def _swap_to_heads(x_BHnd: Tensor, group: dist.ProcessGroup) -> Tensor:
-    received_GBhnd = _exchange(x_BHnd.unflatten(1, (group.size(), -1)).movedim(1, 0), group)
-    return received_GBhnd.movedim(0, 2).flatten(2, 3)
-
-
-def _swap_to_tokens(x_BhNd: Tensor, group: dist.ProcessGroup) -> Tensor:
-    received_GBhnd = _exchange(x_BhNd.unflatten(2, (group.size(), -1)).movedim(2, 0), group)
-    return received_GBhnd.movedim(0, 1).flatten(1, 2)
-
-
-class _ToHeads(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_BHnd: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _swap_to_heads(x_BHnd, group)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _swap_to_tokens(grads[0], ctx.group), None
-
-
-class _ToTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_BhNd: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _swap_to_tokens(x_BhNd, group)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _swap_to_heads(grads[0], ctx.group), None
 
 
 class _GatherTokens(torch.autograd.Function):

@@ -57,9 +57,6 @@ class DiffMoERouter(ExpertRouter):
     def calibrate(self, probability_E: Tensor) -> None:
         self.predictor.set_threshold(probability_E)
 
-    def learn(self, sum_X: Tensor, count: int) -> None:
-        self.predictor.update_threshold(sum_X / count)
-
     def routing(self, logits_SE: Tensor, x_SD: Tensor, context: RoutingContext) -> Routing:
         scores_SE = self.scores(logits_SE)
         num_pools = self.num_pools(context)

@@ -57,9 +57,6 @@ class ExpertRaceRouter(ExpertRouter):
     def thresholds(self) -> MovingThreshold:
         return self.limit
 
-    def learn(self, sum_X: Tensor, count: int) -> None:
-        self.limit.update_threshold(sum_X / count)
-
     def calibrate(self, probability_E: Tensor) -> None:
         """[1]: one for all experts."""
         self.limit.set_threshold(self._score_of(probability_E))

@@ -35,9 +35,6 @@ class ExpertThresholdRouter(ExpertRouter):
     def thresholds(self) -> MovingThreshold:
         return self.limit
 
-    def learn(self, sum_X: Tensor, count: int) -> None:
-        self.limit.update_threshold(sum_X / count)
-
     def calibrate(self, probability_E: Tensor) -> None:
         self.limit.set_threshold(probability_E.logit())
 
