@@ -8,6 +8,7 @@ from diffmoe_scale.config.identity import identity_fields
 from diffmoe_scale.config.load import config_tree, make_config
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.convert.dit import Shapes
+from diffmoe_scale.plan.assumed import latents_of
 
 HEADS = {(12, 384): 6, (12, 768): 12, (24, 1024): 16, (28, 1152): 16}
 """Of DiT-S, -B, -L and -XL, by depth and width."""
@@ -47,6 +48,10 @@ def make_dit_config(shapes: Shapes, settings: Sequence[str], arguments: Mapping[
             "no tensor says the size of pictures (pos_embed is missing): give model.image_size=N"
         )
     config = make_config(tree, settings)
+    if config.autoencoder.path != AUTOENCODER and "model.image_size" not in given:
+        _, factor = latents_of(config.autoencoder, channels=shapes.channels)
+        tree["model"]["image_size"] = shapes.grid * shapes.patch * factor
+        config = make_config(tree, settings)
     if config.diffusion.kind == "flow" and not any("time_scale" in word for word in given):
         config = make_config(tree, [*settings, "diffusion.time_scale=1.0"])
     return config
@@ -143,7 +148,7 @@ def shapes_of_config(config: Config, *, outputs: int = 0) -> Shapes:
     """
     _refuse_other_models(config)
     model, moe = config.model, config.moe
-    factor = 1 if config.autoencoder.kind == "pixels" else FACTOR
+    _, factor = latents_of(config.autoencoder, channels=model.channels)
     blocks = tuple(
         block
         for block in range(model.depth)

@@ -1,11 +1,13 @@
 """Every kind of model goes through every format that can hold it and comes back to the bit; a format that
 cannot says which setting is in the way."""
 
+import os
 import random
 import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -13,85 +15,24 @@ from torch import Tensor
 
 from diffmoe_scale.checkpoint.stored import StoredWeights, open_weights
 from diffmoe_scale.checkpoint.tensor_file import LazyTensor
-from diffmoe_scale.config.identity import identity_fields, model_settings
-from diffmoe_scale.config.load import load_config
-from diffmoe_scale.config.schema import Config
-from diffmoe_scale.convert.export import write_export
+from diffmoe_scale.config.text import TextEncoderConfig
+from diffmoe_scale.convert.export import select_weights, write_export
 from diffmoe_scale.convert.foreign import export_foreign, import_foreign, open_foreign
 from diffmoe_scale.convert.megatron import open_megatron, write_megatron
+from diffmoe_scale.convert.pipeline import plan_folder, write_folder
+from diffmoe_scale.convert.pipeline_config import MOST_ENCODERS
+from diffmoe_scale.convert.pipeline_import import open_folder
 from diffmoe_scale.convert.torch_file import write_torch_file
-from diffmoe_scale.convert.verify import build_meta
-from diffmoe_scale.nn.generator import named_generator
+from tests.convert.drawn import draw_config, draw_weights, every_value, offered
+from tests.convert.frozen import Places, write_frozen
 
 CASES = 200
-SIZES = ["text.vocabulary=300", "text.width=16", "text.depth=1", "text.heads=2", "model.heads=2"]
-USUAL = 0.75
-"""How often a setting is the first of its values."""
-VALUES: dict[str, tuple[object, ...]] = {
-    "model.conditioning": ("class", "text"),
-    "model.image_size": (16, 32),
-    "model.patch_size": (4, 2, 8),
-    "model.depth": (4, 1, 2, 3, 6),
-    "model.width": (16, 24),
-    "model.attention": ("cross", "joint"),
-    "model.qk_norm": ("none", "rms"),
-    "model.positions": ("sincos", "rope2d"),
-    "model.modulation": ("block", "shared"),
-    "model.feed_forward_ratio": (4.0, 2.0, 1.3),
-    "model.text_projection": (False, True),
-    "model.size_conditioning": (False, True),
-    "model.time_frequencies": ("dit", "diffusers"),
-    "moe.num_experts": (4, 0, 2, 12),
-    "moe.every": (2, 1, 3),
-    "moe.first_dense": (0, 2, 3),
-    "moe.router": ("diffmoe", "expert_choice", "token_choice"),
-    "moe.routed_scale": (2.0, 1.0),
-    "moe.gate": ("softmax", "sigmoid", "identity"),
-    "moe.router_input": ("modulated", "decoupled"),
-    "moe.shared_experts": (0, 1, 2),
-    "moe.expert_width_ratio": (4.0, 1.0, 0.7),
-    "moe.activation": ("gelu", "swiglu"),
-    "moe.predictor_width": (1.0, 0.25),
-    "moe.threshold_bias_correction": (True, False),
-    "diffusion.kind": ("flow", "ddpm"),
-    "diffusion.time_scale": (1.0, 1000.0),
-}
-FOLLOWS = {"model.num_classes", "model.channels", "model.heads"}
-"""Of an identity, what other settings here decide."""
+FAMILIES = (["ema"], ["ema"], ["master"], ["ema", "master"], ["ema", "ema2", "master"])
 
 
-def draw_config(rng: random.Random) -> Config:
-    """A config that is valid, by trying."""
-    while True:
-        drawn = {
-            name: values[0] if rng.random() < USUAL else rng.choice(values) for name, values in VALUES.items()
-        }
-        words = [f"{name}={value}" for name, value in drawn.items()]
-        words.append(f"model.num_classes={10 if drawn['model.conditioning'] == 'class' else 0}")
-        has_predictor = drawn["moe.router"] == "diffmoe"
-        words.append(f"sampling.selection={'threshold' if has_predictor else 'static'}")
-        try:
-            config = load_config(None, [*SIZES, *words])
-            build_meta(config, {})
-        except ValueError:
-            continue
-        return config
-
-
-def draw_weights(config: Config, families: list[str]) -> StoredWeights:
-    denoiser = build_meta(config, {})
-    tensors = {
-        f"{family}/{name}": LazyTensor.of(
-            torch.randn(parameter.shape, generator=named_generator(0, family, name))
-        )
-        for family in families
-        for name, parameter in denoiser.canonical_parameters().items()
-    }
-    for name, buffer in denoiser.canonical_buffers().items():
-        value = 7 if buffer.dtype == torch.int64 else 0.25
-        tensors[f"buffer/{name}"] = LazyTensor.of(torch.full(buffer.shape, value, dtype=buffer.dtype))
-    identity = model_settings(config, tokenizer=Path("no file"), frozen={})
-    return StoredWeights(path=Path("drawn"), tensors=tensors, config=config, settings=identity, step=3)
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
+    return write_frozen(tmp_path_factory.mktemp("frozen"))
 
 
 def assert_same_bits(got: Mapping[str, LazyTensor], expected: Mapping[str, LazyTensor]) -> None:
@@ -101,25 +42,27 @@ def assert_same_bits(got: Mapping[str, LazyTensor], expected: Mapping[str, LazyT
         assert one.dtype == other.dtype and torch.equal(one, other), name
 
 
+def assert_same(got: StoredWeights, expected: StoredWeights) -> None:
+    assert_same_bits(got.tensors, expected.tensors)
+    assert (got.config, got.settings, got.step) == (expected.config, expected.settings, expected.step)
+    assert got.tokenizer == expected.tokenizer
+
+
 def check_own_formats(stored: StoredWeights, folder: Path) -> None:
     write_export(stored, folder / "a.safetensors")
     write_export(stored, folder / "a", shard_gib=20_000 / 2**30)
     for path in (folder / "a.safetensors", folder / "a"):
-        back = open_weights(path)
-        assert_same_bits(back.tensors, stored.tensors)
-        assert (back.config, back.settings, back.step) == (stored.config, stored.settings, stored.step)
+        assert_same(open_weights(path), stored)
 
 
 def check_megatron(stored: StoredWeights, folder: Path) -> None:
-    families = [name for name in stored.families if name != "buffer"]
-    if len(families) > 1:
-        with pytest.raises(ValueError, match="give --weights"):
-            write_megatron(stored, folder / "m")
-        return
     write_megatron(stored, folder / "m")
-    back = open_megatron(folder / "m")
-    assert_same_bits(back.tensors, stored.tensors)
-    assert (back.config, back.settings, back.step) == (stored.config, stored.settings, stored.step)
+    assert_same(open_megatron(folder / "m"), stored)
+
+
+def check_diffusers(stored: StoredWeights, folder: Path, layout: str) -> None:
+    write_folder(plan_folder(stored, layout=layout), folder / "d", shard_gib=20_000 / 2**30, links=True)
+    assert_same(open_folder(folder / "d"), stored)
 
 
 def refusal_of_dit(stored: StoredWeights) -> str:
@@ -130,22 +73,32 @@ def refusal_of_dit(stored: StoredWeights) -> str:
     return ""
 
 
-def check_dit(stored: StoredWeights, folder: Path) -> bool:
-    """Whether the names of DiT can hold it; if not, the sentence names a setting that is unusual."""
+def check_refusal(stored: StoredWeights, refusal: str, usual: Mapping[str, object]) -> None:
+    """The sentence names settings with their values, which are unusual; or more families than fit."""
+    if "ema2" in refusal and len(stored.families) > 2:
+        return
+    named = re.findall(r"((?:model|moe|diffusion)\.\w+) is '?([\w.]+)", refusal)
+    assert named, refusal
+    for name, value in named:
+        section, key = name.split(".")
+        assert str(getattr(getattr(stored.config, section), key)) == value.rstrip("."), refusal
+        assert value != str(usual[name]), refusal
+
+
+def check_dit(stored: StoredWeights, folder: Path, usual: Mapping[str, object]) -> bool:
+    """Whether the names of DiT can hold it."""
     config = stored.config
     if refusal := refusal_of_dit(stored):
-        named = re.findall(r"((?:model|moe|diffusion)\.\w+) is '?([\w.]+)", refusal)
-        assert named, refusal
-        for name, value in named:
-            section, key = name.split(".")
-            assert str(getattr(getattr(config, section), key)) == value.rstrip("."), refusal
-            assert value != str(VALUES[name][0]), refusal
+        check_refusal(stored, refusal, usual)
         return False
     states = export_foreign(stored)
     write_torch_file(folder / "a.pt", states, None)
     words = [f"model.heads={config.model.heads}", f"diffusion.kind={config.diffusion.kind}"]
     words += [f"moe.threshold_decay={config.moe.threshold_decay}"]
+    if config.autoencoder.path:
+        words.append(f"autoencoder.path={config.autoencoder.path}")
     model = open_foreign(folder / "a.pt", words)
+    assert model.config.model == config.model
     back = import_foreign(model)
     # A bare state dict does not say which weights it holds: they count as averages.
     only = next(iter(states)) if len(states) == 1 else "ema"
@@ -175,26 +128,49 @@ def check_of_dit(name: str, got: Tensor, stored: StoredWeights) -> None:
 
 
 @pytest.mark.slow
-def test_every_model_comes_back_from_every_format_that_can_hold_it(tmp_path: Path) -> None:
-    rng = random.Random(11)
-    num_held, num_refused = 0, 0
-    for number in range(CASES):
+def test_every_model_comes_back_from_every_format_that_can_hold_it(
+    tmp_path: Path, tokenizer: Path, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every value of every setting, among drawn ones of the others, and models that are drawn whole."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # most of the time otherwise
+    rng, values = random.Random(11), offered(places)
+    usual = {name: choices[0] for name, choices in values.items()}
+    forced = list(every_value(values))
+    forced += [{} for _ in range(CASES - len(forced))]
+    num_held = 0
+    for number, settings in enumerate(forced):
         folder = tmp_path / "case"
         folder.mkdir()
-        config = draw_config(rng)
-        families = rng.choice([["ema"], ["ema"], ["master"], ["ema", "master"]])
-        stored = draw_weights(config, families)
+        config = draw_config(rng, places, settings)
+        stored = draw_weights(config, rng.choice(FAMILIES), tokenizer)
+        one = select_weights(stored, "ema" if "ema" in stored.families else "master")
         check_own_formats(stored, folder)
-        if number % 4 == 0:
-            check_megatron(stored, folder)
-        is_held = check_dit(stored, folder)
-        num_held += is_held
-        num_refused += not is_held
+        check_diffusers(one, folder, rng.choice(["stacked", "separate"]))
+        if number % 3 == 0 or "moe.router" in settings:
+            check_megatron(one, folder)
+        num_held += check_dit(stored, folder, usual)
         shutil.rmtree(folder)
-    assert num_held >= CASES // 10 and num_refused >= CASES // 10
+    assert CASES // 10 <= num_held <= 9 * CASES // 10
 
 
-def test_every_setting_of_an_identity_is_drawn() -> None:
-    fields = identity_fields()
-    identity = {f"{section}.{key}" for section in ("model", "moe") for key in fields[section]}
-    assert identity - VALUES.keys() == FOLLOWS
+def test_more_families_than_a_format_holds_are_refused(
+    tmp_path: Path, tokenizer: Path, places: Places
+) -> None:
+    config = draw_config(random.Random(0), places, {})
+    stored = draw_weights(config, ["ema", "master"], tokenizer)
+    with pytest.raises(ValueError, match="give --weights"):
+        write_megatron(stored, tmp_path / "m")
+    with pytest.raises(ValueError, match="give --weights"):
+        plan_folder(stored, layout="stacked")
+
+
+def test_every_choice_of_the_config_is_drawn(places: Places) -> None:
+    """A new router or kind of encoder is one of the cases as soon as the config has it."""
+    values = offered(places)
+    (kinds,) = {get_args(get_type_hints(TextEncoderConfig)["kind"])}
+    routers = {"diffmoe", "expert_choice", "token_choice", "dsmoe", "expert_race", "promoe"}
+    assert routers | {"expert_threshold"} <= set(values["moe.router"])
+    assert {"cross", "joint"} <= set(values["model.attention"])
+    for kind in kinds:
+        assert any(f"kind: {kind}" in str(entry) for entry in values["text.encoders"])
+    assert max(str(entry).count("kind:") for entry in values["text.encoders"]) == MOST_ENCODERS

@@ -8,13 +8,13 @@ import open_clip
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from safetensors.torch import save_file
 
 from diffmoe_scale.convert.export import write_export
 from diffmoe_scale.encoders.autoencoder.diffusers import load_autoencoder
 from diffmoe_scale.encoders.text.build import build_frozen_encoders
 from diffmoe_scale.sampling.batch import generate_batch, number_requests
 from diffmoe_scale.sampling.loading import load_pipeline
+from tests.convert.frozen import write_tower
 from tests.convert.pipelines import TEXT, draw_weights, write_pipeline
 from tests.encoders.autoencoder.models import CPU, FORMATS, config_of, model_of_kind
 from tests.encoders.text.language_models import KINDS, write_model
@@ -37,16 +37,6 @@ def load(folder: Path, **settings: Any) -> Any:
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def write_tower(folder: Path) -> Path:
-    """A tiny open_clip tower for `local-dir:`."""
-    folder.mkdir()
-    torch.manual_seed(0)
-    save_file(open_clip.CLIP(**TOWER).state_dict(), folder / "open_clip_model.safetensors")
-    description = json.dumps({"model_cfg": TOWER, "preprocess_cfg": {}})
-    (folder / "open_clip_config.json").write_text(description)
-    return folder
 
 
 def autoencoder_settings(kind: str, folder: Path) -> list[str]:
