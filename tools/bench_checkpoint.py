@@ -2,11 +2,11 @@
 
     python tools/bench_checkpoint.py --parameters 300e6 --folder /fast/disk --output checkpoint.json
 
-One process trains a class-conditional model with experts on random pictures. A save is timed until the next
-step can begin, and until it is complete while steps go on. It needs about 50 bytes of memory and 32 of disk a
-parameter. On a CPU, copying, writing and check sums compete with training for the cores and for memory
-bandwidth: `step in a save` over `step` is that price. The share printed is that of a synchronous save, which
-needs no copy: what a save that is waited for takes, less the stall.
+One process trains a class-conditional model with experts on random pictures. Of a save is timed how long
+training stands still (until the next step can begin, and while this step waits for the copy before it changes
+the weights), and how long until it is complete, while steps go on. It needs about 50 bytes of memory and 32
+of disk a parameter. On a CPU, copying, writing and check sums compete with training for the cores and for
+memory bandwidth: `step in a save` over `step` is that price.
 """
 
 import argparse

@@ -4,6 +4,7 @@ import shutil
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -43,10 +44,9 @@ class Saves:
         }
 
     def stall_share(self) -> float:
-        """The stall of a background save over the time of a synchronous one, which needs no copy."""
+        """The stall of a background save over the time of one that is waited for."""
         medians = self.medians_s()
-        stall = medians[BACKGROUND]["stall"]
-        return stall / (medians[WAITED_FOR]["stall"] - stall)
+        return medians[BACKGROUND]["stall"] / medians[WAITED_FOR]["stall"]
 
     def as_result(self) -> dict[str, object]:
         """The fields of the JSON file."""
@@ -79,7 +79,14 @@ class Training:
         self.images_BCHW = torch.randn(BATCH, *pipeline.latent_shape, device=context.device)
         labels_B = torch.arange(BATCH, device=context.device) % CLASSES
         self.condition = Condition(labels_B)
+        self.waited_s = 0.0
         self.num_parameters = sum(parameter.numel() for parameter in pipeline.denoiser.parameters())
+
+    def wait_for_copy(self, store: CheckpointStore) -> None:
+        """What a step waits for before it changes anything; its seconds are added to `waited_s`."""
+        begin = time.monotonic()
+        store.wait_for_copy()
+        self.waited_s += time.monotonic() - begin
 
     def step_s(self) -> float:
         """Take a step; its seconds."""
@@ -106,6 +113,7 @@ def bench_checkpoint(options: CheckpointOptions) -> Saves:
         # The store also writes beside its folder.
         checkpoints, group = folder / "checkpoints", context.checkpoint_group
         with CheckpointStore(checkpoints, config.checkpoint, group=group) as store:
+            training.engine.before_change = partial(training.wait_for_copy, store)
             seconds = time_saves(training, store, saves=options.saves, warm_steps=options.steps)
         finalize()
     finally:
@@ -155,8 +163,8 @@ def save_s(
     training: Training, store: CheckpointStore, step: int, *, is_waited_for: bool
 ) -> tuple[float, float, list[float]]:
     """Seconds that training stood still, that the save took, and that each step took which began before its
-    end."""
-    begin = time.monotonic()
+    end. It stands still when the save begins, and in the next step while that waits for the copy."""
+    training.waited_s, begin = 0.0, time.monotonic()
     store.save(training.engine.state(), Manifest(step=step, samples=0, optimizer_steps=step))
     if is_waited_for:
         store.finish()
@@ -164,4 +172,5 @@ def save_s(
     while not store.is_idle():
         steps.append(training.step_s())
     store.finish()
+    stall += training.waited_s
     return stall, time.monotonic() - begin, steps

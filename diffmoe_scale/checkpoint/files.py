@@ -2,8 +2,10 @@
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any  # torch's storage interface is untyped
 
@@ -160,16 +162,28 @@ class HostCopies:
     def __init__(self) -> None:
         self._tensors: dict[str, Tensor] = {}
 
-    def take(self, state: Mapping[str, Slice]) -> dict[str, Slice]:
-        """The slices as they are now; the next call overwrites them."""
+    def prepare(self, state: Mapping[str, Slice]) -> Callable[[], dict[str, Slice]]:
+        """What copies the slices, on any thread, and returns the copies; the next overwrites them.
+
+        A GPU copies beside its computation, what was launched before this call first.
+        """
         for name, piece in state.items():
             if name not in self._tensors or self._tensors[name].shape != piece.values.shape:
                 self._tensors[name] = torch.empty_like(
                     piece.values, device="cpu", pin_memory=piece.values.is_cuda
                 )
-            self._tensors[name].copy_(piece.values, non_blocking=True)
+        stream = None
         if any(piece.values.is_cuda for piece in state.values()):
-            torch.cuda.synchronize()
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+        return partial(self._copy, state, stream)
+
+    def _copy(self, state: Mapping[str, Slice], stream: torch.cuda.Stream | None) -> dict[str, Slice]:
+        with nullcontext() if stream is None else torch.cuda.stream(stream):
+            for name, piece in state.items():
+                self._tensors[name].copy_(piece.values.detach(), non_blocking=True)
+        if stream is not None:
+            stream.synchronize()
         return {name: replace(piece, values=self._tensors[name]) for name, piece in state.items()}
 
 

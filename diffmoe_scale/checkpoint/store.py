@@ -3,7 +3,8 @@ format.
 
 Every tensor is stored flat under `family/name`, experts by their global index, and each rank writes the
 slices that it owns: what was saved by one layout of ranks is read by any other. `manifest.json` is written
-last and makes it complete. Training waits for a copy in host memory only; a thread writes it.
+last and makes it complete. A thread copies to host memory and writes; before training changes anything it
+waits until all is copied.
 """
 
 import logging
@@ -21,14 +22,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from diffmoe_scale.checkpoint.agreement import agree, share_of
-from diffmoe_scale.checkpoint.files import (
-    HostCopies,
-    Reader,
-    Writer,
-    find_problem,
-    first_reason,
-    global_view,
-)
+from diffmoe_scale.checkpoint.files import HostCopies, Reader, Writer, find_problem, first_reason, global_view
 from diffmoe_scale.checkpoint.folders import make_unfinished, name_finished, record_saved, remove_older
 from diffmoe_scale.checkpoint.manifest import (
     METADATA,
@@ -66,21 +60,28 @@ class CheckpointStore:
         self.last_save_s = 0.0
         self._copies = HostCopies()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._copied: Future[dict[str, Slice]] | None = None
         self._under_way: Future[bool] | None = None
         self.is_waiting = False  # for the second try of a save, on this rank
         self._damaged: set[Path] = set()  # found so; they do not count as kept
 
     def save(self, state: Mapping[str, Slice], manifest: Manifest) -> None:
-        """Copy this rank's slices to host memory and begin to write them; `state` may change as soon as this
-        returns. Collective.
+        """Begin to copy this rank's slices to host memory, and then to write them; `state` may not change
+        before `wait_for_copy` has returned. Collective.
 
         The folder gets its name only when all is on disk; then those that the config does not keep are
         removed. A failure removes what was written, leaves older checkpoints as they are, is logged at
         once and tried again once. One save at a time: waits for the one before, and raises as `finish` does.
         """
         self.finish()
-        copies = self._copies.take(state)
-        self._under_way = self._thread.submit(self._write, copies, manifest)
+        self._copied = self._thread.submit(self._copies.prepare(state))
+        self._under_way = self._thread.submit(self._write, self._copied, manifest)
+
+    def wait_for_copy(self) -> None:
+        """Wait until the `state` of the save under way may change. Raises: what stopped the copy."""
+        copied, self._copied = self._copied, None
+        if copied is not None:
+            copied.result()
 
     def finish(self) -> bool:
         """Wait for the save under way; True if it is complete or none was. Collective. Raises: RuntimeError
@@ -114,9 +115,9 @@ class CheckpointStore:
         finally:
             self._thread.shutdown(wait=not is_lost)
 
-    def _write(self, state: Mapping[str, Slice], manifest: Manifest) -> bool:
+    def _write(self, copied: Future[dict[str, Slice]], manifest: Manifest) -> bool:
         """A save that failed is tried once more after RETRY_S: a disk may be full or away for a moment."""
-        begun = time.monotonic()
+        begun, state = time.monotonic(), copied.result()
         is_written = self._try_to_write(state, manifest, is_last=False)
         if not is_written:
             self.is_waiting = True
@@ -218,11 +219,9 @@ class CheckpointStore:
         shapes: dict[str, list[int]] = {}
         # The main rank's listing is shared: a rank that does not see a file of it fails here, not at a
         # resume.
-        names = agree(
-            self.group, lambda: [path.name for path in unfinished.iterdir()] if self.is_main else []
-        )[0]
+        found = agree(self.group, lambda: [*unfinished.iterdir()] if self.is_main else [])[0]
         own_shapes = {name: list(piece.shape) for name, piece in state.items()}
-        share = share_of(self.group, names)
+        share = share_of(self.group, [path.name for path in found])
         shares = agree(
             self.group, lambda: ({name: describe_file(unfinished / name) for name in share}, own_shapes)
         )

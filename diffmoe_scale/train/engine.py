@@ -1,6 +1,6 @@
 """Forward, backward and optimizer step of a rank, with the weight average."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any  # a network's arguments
@@ -52,6 +52,8 @@ class Engine:
         self.accumulation = accumulation_steps(config, ranks=context.data_ranks)
         self.step_count = 0
         """Optimizer steps that changed the weights."""
+        self.before_change: Callable[[], None] = lambda: None
+        """Called before anything of `state` changes: waits for those who still read it."""
         self._pending = 0
         self._sequence = () if context.sequence_group is None else (context.sequence_group,)
         self._parts = {
@@ -109,6 +111,7 @@ class Engine:
         squares_P = None
         if is_observed:
             squares_P = self.zero.gradient_squares(self._parts, num_parts=len(GRADIENT_PARTS))
+        self.before_change()
         self.zero.step()
         is_skipped = self.zero.is_skipped
         if not is_skipped:
@@ -128,6 +131,7 @@ class Engine:
     def averaged_weights(self, family: str = "ema") -> Iterator[None]:
         """The denoiser computes with the averaged weights inside. Collective over the world, at both ends."""
         average = self.averages[family]
+        self.before_change()
         average.swap()
         self.zero.publish_weights()
         try:
@@ -137,7 +141,8 @@ class Engine:
             self.zero.publish_weights()
 
     def state(self) -> dict[str, Slice]:
-        """All training state of this rank as `family/name`; the tensors are the live ones.
+        """All training state of this rank as `family/name`; the tensors are the live ones, which next change
+        behind a call of `before_change`.
 
         Families: `master` (fp32 weights), `ema` and `ema2`, `exp_avg` and `exp_avg_sq`, or `momentum` of
         Muon's, of `Denoiser.canonical_parameters`, each rank its own slice; `buffer` of `canonical_buffers`,

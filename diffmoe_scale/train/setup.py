@@ -65,7 +65,7 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
     if context.is_main:
         warn(config, networks, engine, reader)
     wait_for_ranks(context.waiting_group)
-    store = CheckpointStore(directory.checkpoints, config.checkpoint, group=context.checkpoint_group)
+    store = open_store(engine, config, context, directory)
     alignment = build_alignment(config, context, networks.denoiser)
     start = resume(store, engine, config, directory, frozen=networks.frozen, alignment=alignment)
     identity = model_settings(config, tokenizer=directory.tokenizer, frozen=networks.frozen)
@@ -100,6 +100,15 @@ def set_up(config: Config, context: ParallelContext, directory: RunDirectory) ->
         position=position,
         line=start.line,
     )
+
+
+def open_store(
+    engine: Engine, config: Config, context: ParallelContext, directory: RunDirectory
+) -> CheckpointStore:
+    """The run's checkpoints; before the engine changes anything it waits for their copies."""
+    store = CheckpointStore(directory.checkpoints, config.checkpoint, group=context.checkpoint_group)
+    engine.before_change = store.wait_for_copy
+    return store
 
 
 def make_plan(config: Config, reader: Reader) -> BatchPlan:

@@ -39,6 +39,7 @@ def train_while_writing(context: ParallelContext, folder: Path) -> dict[str, Any
         store = CheckpointStore(folder, CheckpointConfig(), group=context.checkpoint_group)
         state = make_state(context.rank, even_cuts(context.world_size), step=10)
         store.save(state, manifest(10))
+        store.wait_for_copy()
         for piece in state.values():
             piece.values.zero_()
         total = torch.ones(1)

@@ -1,8 +1,16 @@
+import threading
+from pathlib import Path
+from typing import Any  # a state to copy
+
 import numpy as np
 import pytest
 import torch
 
+from diffmoe_scale.checkpoint.files import HostCopies
+from diffmoe_scale.checkpoint.manifest import Manifest
+from diffmoe_scale.checkpoint.store import CheckpointStore
 from diffmoe_scale.parallel.context import ParallelContext
+from diffmoe_scale.parallel.slice import Slice
 from diffmoe_scale.train import engine as engine_module
 from diffmoe_scale.train.engine import Engine
 from diffmoe_scale.train.zero import ZeroEngine
@@ -176,3 +184,50 @@ def test_checkpoints_of_deepspeed_itself_are_refused() -> None:
     for method in (ZeroEngine.save_checkpoint, ZeroEngine.load_checkpoint):
         with pytest.raises(RuntimeError, match="rank 0's experts only"):
             method(object.__new__(ZeroEngine), "folder")
+
+
+class LateCopy(HostCopies):
+    """Copying begins when training waits for it, or after a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_awaited = threading.Event()
+
+    def _copy(self, *arguments: Any) -> dict[str, Slice]:
+        self.is_awaited.wait(0.5)
+        return super()._copy(*arguments)
+
+
+def save_before_change(context: ParallelContext, folder: Path) -> list[bool]:
+    """Whether what a save wrote is the state at its call, where a step and where a validation follow at
+    once."""
+    config = tiny_config(["parallel.expert_parallel=2"])
+    pipeline = tiny_pipeline(config, context.megatron_groups)
+    engine = Engine(pipeline.denoiser, config, context)
+    engine_step(1, engine, pipeline, config, context, Run())
+    answers = []
+    with CheckpointStore(folder, config.checkpoint, group=context.checkpoint_group) as store:
+
+        def wait_for_copy() -> None:
+            copies.is_awaited.set()
+            store.wait_for_copy()
+
+        engine.before_change = wait_for_copy
+        for step in (2, 3):
+            store._copies = copies = LateCopy()
+            expected = copy_state(engine)
+            store.save(engine.state(), Manifest(step=step, samples=0, optimizer_steps=step))
+            if step == 2:
+                engine_step(step, engine, pipeline, config, context, Run())
+                answers.append(not are_equal(expected, copy_state(engine)))
+            else:
+                with engine.averaged_weights():
+                    answers.append(not are_equal(expected, copy_state(engine)))
+            store.finish()
+            store.load(folder / f"step_{step:08d}", engine.state(), settings={})
+            answers.append(are_equal(expected, copy_state(engine)))
+    return answers
+
+
+def test_step_and_validation_wait_until_a_save_has_copied_what_they_change(tmp_path: Path) -> None:
+    assert run_on_ranks(save_before_change, 2, tmp_path, expert_parallel=2) == [[True] * 4] * 2
