@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN ?= runs/demo
 DATA ?= runs/data/scenes
+# Processes that `make test` starts: one a core.
+WORKERS ?= auto
 # Where `make gpu` writes.
 GPU ?= runs/gpu
 # Processes of the demo: two, or one where there is one GPU.
@@ -49,7 +51,7 @@ demo: $(READY)
 
 test: $(READY) lint
 	@bash tests/cluster/packages.sh
-	$(BIN)/python -m pytest -rs -m "not gpu and not te"
+	$(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder -rs -m "not gpu and not te"
 
 # On a machine without network set PYTHON to one that has the packages: READY= skips the set-up.
 gpu: $(READY)

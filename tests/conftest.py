@@ -6,6 +6,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -13,12 +14,37 @@ import torch.distributed as dist
 
 from diffmoe_scale.telemetry.log import OWN_LOGGERS
 
-# Tiny models: threads would only wait for each other, and for the ranks that tests start.
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
+
+MOST_WORKERS = 8
+SLOW_FOLDERS = tuple(f"tests/{name}/" for name in ("cluster", "train", "launch", "parallel"))
+# Tiny models: threads would only wait for each other, and for the ranks and programs that tests start.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell ignores SIGINT for what it starts in the background, and programs that the tests start would inherit
 # that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """For `-n auto`; each takes more than a gigabyte."""
+    return min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "LoadScopeScheduling":
+    from tests.workers import ByFile  # xdist is no need of a test on one process
+
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files start first, so that at the end no process waits for another's last one."""
+    items.sort(key=lambda item: not item.nodeid.startswith(SLOW_FOLDERS))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -16,7 +16,7 @@ _FORKSERVER = multiprocessing.get_context("forkserver")
 # Imported once in a server that has run nothing, then forked: a rank starts in milliseconds, and no OpenMP
 # pool is inherited.
 _FORKSERVER.set_forkserver_preload(
-    ["torch", "deepspeed", "megatron.core.parallel_state", "diffmoe_scale.parallel.context"]
+    ["torch", "deepspeed", "megatron.core.parallel_state", "diffmoe_scale.train.run"]
 )
 
 
@@ -86,7 +86,7 @@ def run_on_ranks(
     *args: Any,
     expert_parallel: int = 1,
     sequence_parallel: int = 1,
-    timeout_s: float = 120,
+    timeout_s: float = 240,
 ) -> list[Any]:
     """`[fn(context, *args) on rank r for r in range(world_size)]`; fn is a module-level function.
 
@@ -128,7 +128,7 @@ def run_on_ranks(
     return [answers[rank] for rank in range(world_size)]
 
 
-def run_alone(fn: Callable[..., Any], *args: Any, timeout_s: float = 120) -> Any:
+def run_alone(fn: Callable[..., Any], *args: Any, timeout_s: float = 240) -> Any:
     """`fn(*args)` in a process of its own, which has joined no group; fn is a module-level function."""
     with ProcessPoolExecutor(
         1, mp_context=_FORKSERVER, initializer=torch.set_num_threads, initargs=(1,)

@@ -43,11 +43,11 @@ def test_what_could_not_be_meant_is_refused_in_a_line_and_quickly(
     text: bytes, sentence: str, tmp_path: Path
 ) -> None:
     (tmp_path / "c.yaml").write_bytes(text)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(ValueError, match=r"c\.yaml") as error:
         load_config(tmp_path / "c.yaml")
     assert sentence in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 400
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_files_that_are_no_files(tmp_path: Path) -> None:

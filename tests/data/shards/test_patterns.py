@@ -27,11 +27,11 @@ from diffmoe_scale.data.shards.patterns import expand_patterns
     ],
 )
 def test_patterns_that_nothing_can_be_read_from_get_a_sentence(pattern: str, sentence: str) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(ValueError) as error:
         expand_patterns([pattern])
     assert sentence in str(error.value) and "\n" not in str(error.value)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_file_with_signs_of_patterns_in_its_name_is_that_file(tmp_path: Path) -> None:

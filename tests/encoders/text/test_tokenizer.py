@@ -74,10 +74,10 @@ def test_a_tokenizer_is_trained_on_text_that_is_no_unicode(tmp_path):
 
 @pytest.mark.parametrize("text", ["abcdefgh", "a b ", " ", "\n\t", "\U0001f600", "&amp;", "\ud800"])
 def test_a_text_of_a_million_characters_is_cut_and_takes_no_longer(any_encoder, text):
-    start = time.monotonic()
+    start = time.process_time()
     tokens_BL = any_encoder.tokenize([text * (1_000_000 // len(text))])
     assert tokens_BL.shape[1] <= any_encoder.tokenizer.max_tokens
-    assert time.monotonic() - start < 10  # a second; open_clip alone would take hours
+    assert time.process_time() - start < 10  # a second; open_clip alone would take hours
 
 
 def test_tokens_of_a_long_caption_are_those_of_its_start(any_encoder):
