@@ -37,6 +37,9 @@ class ModelConfig(Section, name="model"):
     positions: Literal["sincos", "rope2d"] = "sincos"
     """How tokens know their places: `sincos` adds a fixed embedding to them; `rope2d` rotates the queries and
     keys of attention among them, half of a head by the column and half by the row (RoPE)."""
+    position_size: Annotated[int, Range(0, 16_384)] = 0
+    """Size of the pictures by whose tokens places are counted; 0 is `model.image_size`. When training goes on
+    at another size, that of before: the same part of a picture keeps its place (interpolated positions)."""
     modulation: Literal["block", "shared"] = "block"
     """What time and condition do to a block (adaLN): by a linear layer of its own (DiT), or by one for all
     blocks and a table of 6 D numbers a block (PixArt-alpha's adaLN-single), which saves 6 D^2 parameters a
@@ -58,8 +61,24 @@ class ModelConfig(Section, name="model"):
     precision: Annotated[Literal["fp32", "bf16"], FREE] = "fp32"
     """Number format of weights and activations; optimizer state is always fp32."""
 
+    def position_grid(self, tokens: int) -> int:
+        """Tokens along a side of the grid of `position_size`, where an image of `image_size` has `tokens`."""
+        return tokens * (self.position_size or self.image_size) // self.image_size
+
+    def other_places(self, before: "ModelConfig") -> str:
+        """That parts of a picture have other places than in the model before; "" if they have not."""
+        old, new = before.position_size or before.image_size, self.position_size or self.image_size
+        if old == new:
+            return ""
+        return (
+            f"places are counted by the tokens of a picture of {new} x {new} pixels and were by those of "
+            f"{old} x {old}; model.position_size={old} keeps them (interpolated positions)"
+        )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.position_size == self.image_size:  # the same model, and the same settings
+            object.__setattr__(self, "position_size", 0)
         require(
             self.width % self.heads == 0,
             "model.width",

@@ -24,7 +24,7 @@ HELD = {
     "model": {
         *("conditioning", "num_classes", "image_size", "channels", "patch_size", "depth", "width", "heads"),
         *("attention", "qk_norm", "positions", "modulation", "feed_forward_ratio", "text_projection"),
-        *("size_conditioning", "time_frequencies"),
+        *("size_conditioning", "time_frequencies", "position_size"),
     },
     "moe": {
         *("num_experts", "every", "first_dense", "router", "gate", "router_input", "shared_experts"),
@@ -79,7 +79,10 @@ def transformer_tree(stored: StoredWeights, *, layout: str) -> Tree:
     channels, factor = latents_of(config.autoencoder, channels=model.channels)
     outputs = output_channels(config)
     is_text = model.conditioning == "text"
+    # Folders that were written before the setting have no such key.
+    places = {"position_size": model.position_size} if model.position_size else {}
     return {
+        **places,
         "in_channels": channels,
         "out_channels": outputs,
         "sample_size": model.image_size // factor,

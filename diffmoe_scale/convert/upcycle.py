@@ -27,6 +27,7 @@ from diffmoe_scale.words import counted
 TOLERANCE = 1e-4
 """Of the largest output, where the first step is to be the source's."""
 NO_FILE = Path("no file")
+PLACES = ("model.image_size", "model.position_size")
 KEPT_KEYS = ("fingerprint", "tokenizer_sha256")
 
 
@@ -62,11 +63,8 @@ def grow(stored: StoredWeights, settings: Sequence[str], *, noise: float = 0.0) 
     if "buffer" not in stored.families:
         tensors |= {f"buffer/{name}": tensor for name, tensor in layers.buffers({}).items()}
     reasons = list(plan.reasons)
-    if after.model.image_size != before.model.image_size:
-        reasons.append(
-            f"model.image_size was {before.model.image_size}, is {after.model.image_size}: tokens have "
-            "places in another grid"
-        )
+    if moved := after.model.other_places(before.model):
+        reasons.append(moved)
     grown = replace(stored, tensors=dict(sorted(tensors.items())), config=after, settings=identity, origin={})
     return Grown(grown, plan, reasons)
 
@@ -85,6 +83,9 @@ def upcycle(
     before, after = stored.config.model.depth, grown.stored.config.model.depth
     if after > before:
         lines.append(f"depth: {counted(after - before, 'block')} added: copies that add 0")
+    size, model = stored.config.model.image_size, grown.stored.config.model
+    if size != model.image_size and not model.other_places(stored.config.model):
+        lines.append(f"pictures of {model.image_size} x {model.image_size} have interpolated positions")
     family = next(name for name in stored.families if name != "buffer")
     off = compare(stored, grown.stored, family) if is_verified else float("nan")
     measured = f"; the output differs by {off:.2g}" if is_verified else ""
@@ -128,12 +129,12 @@ def _refuse_other_changes(
     wrong = []
     for change in different_settings(stored.settings, identity):
         name = change.partition(" ")[0]
-        is_free = name in ("model.depth", "model.image_size", "moe.num_experts")
+        is_free = name in ("model.depth", *PLACES, "moe.num_experts")
         if is_other_kind and name.startswith("moe.") and name != "moe.activation":
             is_free = True
         if not is_free:
             wrong.append(change)
     if wrong:
-        allowed = "moe.num_experts, model.depth and model.image_size"
+        allowed = f"moe.num_experts, model.depth, {' and '.join(PLACES)}"
         others = ", and with experts from a dense model all of moe but moe.activation"
         raise ValueError(f"{'; '.join(wrong)}: weights can be made for another {allowed}{others}")

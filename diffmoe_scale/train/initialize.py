@@ -84,6 +84,8 @@ def begin_from_weights(
         logger.warning("%s", line)
     if changed:
         logger.warning("settings differ from those of run.initialize_from: %s", "; ".join(changed))
+    if moved := config.model.other_places(stored.config.model):
+        logger.warning("%s", moved)
 
 
 def _together(group: dist.ProcessGroup, action: Callable[[], Answer]) -> Answer:

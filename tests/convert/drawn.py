@@ -24,6 +24,7 @@ USUAL = 0.75
 ATTEMPTS = 3000
 NUMBERS: dict[str, tuple[object, ...]] = {
     "model.image_size": (16, 32),
+    "model.position_size": (0, 16, 32, 64),
     "model.patch_size": (4, 2, 8),
     "model.depth": (4, 1, 2, 3, 6),
     "model.width": (16, 24),

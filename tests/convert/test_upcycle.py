@@ -90,6 +90,11 @@ EXACT: dict[str, tuple[list[str], list[str]]] = {
     "depth with experts": (EXPERTS, ["model.depth=10"]),
     "depth of a shared modulation": ([*EXPERTS, "model.modulation=shared"], ["model.depth=6"]),
     "depth and experts": (DENSE, [*SHARED, "model.depth=6", "moe.first_dense=2"]),
+    "another size, the same places": (EXPERTS, ["model.image_size=32", "model.position_size=16"]),
+    "another size by rotation": (
+        [*EXPERTS, "model.positions=rope2d"],
+        ["model.image_size=32", "model.position_size=16"],
+    ),
     "another activation checkpointing": (DENSE, ["model.activation_checkpointing=blocks"]),
 }
 
@@ -123,7 +128,7 @@ APPROXIMATE: dict[str, tuple[list[str], list[str], str]] = {
         ["moe.num_experts=0", "moe.shared_experts=0"],
         "left out",
     ),
-    "larger pictures": (DENSE, ["model.image_size=32"], "model.image_size was 16, is 32"),
+    "larger pictures": (DENSE, ["model.image_size=32"], r"model.position_size=16 keeps them"),
 }
 
 

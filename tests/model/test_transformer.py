@@ -14,6 +14,7 @@ from diffmoe_scale.nn.embeddings import SizeEmbedding
 from tests.model.models import (
     CHANNELS,
     EXPERTS,
+    SIZE,
     TEXT_WIDTH,
     VARIANTS,
     WIDTH,
@@ -158,6 +159,24 @@ def test_other_shapes_keep_their_height_and_width(shape: tuple[int, int], positi
     )
     mirrored = transformer(x_BCHW.flip(3), *arguments).value_BCHW.flip(3)
     assert not torch.allclose(prediction.value_BCHW, mirrored), "columns have places"
+
+
+@pytest.mark.parametrize("positions", ["sincos", "rope2d"])
+@pytest.mark.parametrize("shape", [(8, 8), (16, 16), (4, 12)])
+def test_places_are_those_of_position_size(shape: tuple[int, int], positions: str) -> None:
+    """A model of pictures of twice the size answers pictures of every size as the one before did."""
+    before = make_transformer("class", model={"positions": positions, "image_size": 32})
+    model = {"positions": positions, "image_size": 64, "position_size": 32}
+    after = make_transformer("class", latent_size=2 * SIZE, model=model)
+    apart = make_transformer("class", latent_size=2 * SIZE, model=model | {"position_size": 0})
+    x_BCHW = torch.randn(2, CHANNELS, *shape)
+    arguments = torch.tensor([3.0, 500.0]), Condition(torch.tensor([1, 2])), Selection()
+    answers = []
+    for transformer in (before, after, apart):
+        disturb(transformer)
+        answers.append(transformer(x_BCHW, *arguments).value_BCHW)
+    assert torch.equal(answers[0], answers[1])
+    assert not torch.allclose(answers[0], answers[2])
 
 
 def test_size_conditions_start_without_effect_and_then_have_one() -> None:

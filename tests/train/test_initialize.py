@@ -104,6 +104,14 @@ def test_a_difference_in_meaning_is_said(source: tuple[Path, State]) -> None:
     )
 
 
+def test_other_places_are_said_and_how_to_keep_them(source: tuple[Path, State]) -> None:
+    larger = [f"run.initialize_from={source[0]}", "model.image_size=32"]
+    _, messages = state_of((1, 1), *larger)
+    assert "model.position_size=16 keeps them" in messages[2]
+    _, messages = state_of((1, 1), *larger, "model.position_size=16")
+    assert len(messages) == 2 and "model.image_size was 16, is 32" in messages[1]
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [

@@ -52,6 +52,7 @@ class DiffMoETransformer2DModel(CheckedModel):
         attention: str = "cross",
         qk_norm: HeadNorm = "none",
         positions: str = "sincos",
+        position_size: int = 0,
         modulation: str = "block",
         time_frequencies: str = "dit",
         is_gated: bool = False,
@@ -63,11 +64,13 @@ class DiffMoETransformer2DModel(CheckedModel):
         diffusion: Mapping[str, Any],
         auto_map: Mapping[str, str] | None = None,
     ) -> None:
-        """`sample_size` is the side of the latents of pictures of `image_size` pixels; `text_streams` are the
-        widths of each encoder's tokens and of its pooled feature (0 without). `auto_map` is AutoModel's."""
+        """`sample_size` is the side of the latents of pictures of `image_size` pixels, `position_size` (0:
+        the same) that of pictures by whose tokens places are counted; `text_streams` are the widths of each
+        encoder's tokens and of its pooled feature (0 without). `auto_map` is AutoModel's."""
         super().__init__()
-        self.patch, self.base = patch_size, sample_size // patch_size
-        self.token_pixels = (image_size // self.base) ** 2
+        self.patch, num_tokens = patch_size, sample_size // patch_size
+        self.base = num_tokens * (position_size or image_size) // image_size
+        self.token_pixels = (image_size // num_tokens) ** 2
         self.rotated_width = width // heads if positions == "rope2d" else 0
         self.patch_embedding = nn.Linear(in_channels * patch_size**2, width)
         self.time_embedding = TimestepEmbedding(width, reaches_end=time_frequencies == "diffusers")

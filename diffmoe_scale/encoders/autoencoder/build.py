@@ -55,6 +55,8 @@ def check_picture_sizes(config: Config, *, factor: int) -> None:
     multiple = factor * patch
     expected = f"a multiple of {multiple}: the autoencoder's factor {factor} times model.patch_size {patch}"
     require(size % multiple == 0, "model.image_size", size, expected)
+    position_size = config.model.position_size
+    require(position_size % multiple == 0, "model.position_size", position_size, f"0, or {expected}")
     require(not config.buckets.enabled or step % multiple == 0, "buckets.step", step, expected)
     tile, least = config.autoencoder.tile, factor * OVERLAP
     expected = f"0 (off) or a multiple of {least}: {OVERLAP} times the autoencoder's factor {factor}"
