@@ -8,5 +8,6 @@ store.py      saving and loading of a run by all ranks, in the background, what 
 weights.py    one family of weights on one process
 tensor_file.py   safetensors files, read and written a tensor at a time
 convertible.py   weights of other formats, and the command that converts them
+tensor_reader.py  tensors of a run's checkpoint one by one, of files whose check sums are right
 stored.py     the weights of a run or of an export, by name
 """

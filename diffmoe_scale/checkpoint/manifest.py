@@ -137,8 +137,11 @@ def read_manifest(checkpoint: Path) -> Manifest:
     return manifest
 
 
-def find_damage(checkpoint: Path, manifest: Manifest, names: Iterable[str]) -> list[str]:
-    """What is wrong with the files `names` of a checkpoint; each is read to its end."""
+def find_damage(
+    checkpoint: Path, manifest: Manifest, names: Iterable[str], *, is_read: bool = True
+) -> list[str]:
+    """What is wrong with the files `names` of a checkpoint; each is read to its end, unless only their sizes
+    are looked at."""
     problems = []
     for name in names:
         path, expected = checkpoint / name, manifest.files[name]
@@ -148,7 +151,7 @@ def find_damage(checkpoint: Path, manifest: Manifest, names: Iterable[str]) -> l
             problems.append(f"{name} is missing")
         elif (size := path.stat().st_size) != expected.size:
             problems.append(f"{name} has {counted(size, 'byte')} instead of {expected.size}")
-        elif describe_file(path) != expected:
+        elif is_read and describe_file(path) != expected:
             problems.append(f"{name} has another check sum than when it was written")
     return problems
 

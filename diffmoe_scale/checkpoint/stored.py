@@ -8,27 +8,20 @@ directory has in other files: settings, step, tokenizer.
 import base64
 import binascii
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any  # JSON trees
-
-import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from typing import Any, Literal  # Any: JSON trees
 
 from diffmoe_scale.checkpoint.convertible import refuse_convertible
-from diffmoe_scale.checkpoint.files import Reader, first_reason
 from diffmoe_scale.checkpoint.manifest import (
-    METADATA,
     MOST_SHOWN,
     complete_checkpoints,
     find_damage,
     read_manifest,
 )
 from diffmoe_scale.checkpoint.tensor_file import INDEX, SINGLE, LazyTensor, read_files
+from diffmoe_scale.checkpoint.tensor_reader import TensorReader
 from diffmoe_scale.config.identity import model_settings
 from diffmoe_scale.config.load import dump_config, make_config
 from diffmoe_scale.config.origin import mark_foreign
@@ -71,12 +64,17 @@ class StoredWeights:
         }
 
 
-def open_weights(path: Path, settings: Sequence[str] = (), *, check_files: bool = True) -> StoredWeights:
-    """The weights of a run directory (newest complete checkpoint), of one of its `checkpoints/step_N`
-    folders, or of an export. `settings` override the config's; with `check_files` the files of a checkpoint
-    are read to their end and compared with their check sums.
+When = Literal["now", "when read", "never"]
+"""When the files of a checkpoint are compared with their check sums: `when read` is each file before the
+first of its tensors is read, so that a disk reads it once."""
 
-    Raises: ValueError if it is none of these, is damaged, or its config is of another model.
+
+def open_weights(path: Path, settings: Sequence[str] = (), *, check_files: When = "now") -> StoredWeights:
+    """The weights of a run directory (newest complete checkpoint), of one of its `checkpoints/step_N`
+    folders, or of an export. `settings` override the config's.
+
+    Raises: ValueError if it is none of these, is damaged, or its config is of another model; a later read of
+    a tensor raises so, too, for a file that is damaged.
     """
     refuse_convertible(path)
     if is_export(path):
@@ -100,17 +98,18 @@ def is_export(path: Path) -> bool:
 
 
 def open_checkpoint(
-    checkpoint: Path, directory: RunDirectory, settings: Sequence[str] = (), *, check_files: bool = True
+    checkpoint: Path, directory: RunDirectory, settings: Sequence[str] = (), *, check_files: When = "now"
 ) -> StoredWeights:
     """One checkpoint of a run. Raises: ValueError."""
     manifest = read_manifest(checkpoint)
-    if damage := find_damage(checkpoint, manifest, manifest.files if check_files else ()):
+    names = manifest.files if check_files != "never" else ()
+    if damage := find_damage(checkpoint, manifest, names, is_read=check_files == "now"):
         raise ValueError(f"{checkpoint} is damaged: {'; '.join(damage[:MOST_SHOWN])}")
     config = make_config(read_yaml(directory.config), settings)
     identity = model_settings(config, tokenizer=directory.tokenizer, frozen={})
     if changed := different_settings(manifest.settings, identity):
         raise ValueError(f"{directory.config} is of another model than {checkpoint}: {'; '.join(changed)}")
-    reader = _CachedReader(checkpoint)
+    reader = TensorReader(checkpoint, manifest if check_files == "when read" else None)
     return StoredWeights(
         path=checkpoint,
         tensors={name: reader.tensor(name, shape) for name, shape in manifest.shapes.items()},
@@ -131,42 +130,6 @@ def different_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
         for key, value in entries.items()
         if (key != "fingerprint" or key in now.get(section, {})) and now.get(section, {}).get(key) != value
     ]
-
-
-class _CachedReader(Reader):
-    """Reads tensors one by one; the table of tensors is read once."""
-
-    def __init__(self, checkpoint: Path) -> None:
-        super().__init__(checkpoint)
-        self.checkpoint = checkpoint
-        self._table = super().read_metadata()
-
-    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        return self._table
-
-    def tensor(self, name: str, shape: Sequence[int]) -> LazyTensor:
-        """Raises: ValueError if the table of tensors has no such tensor."""
-        entry = self._table.state_dict_metadata.get(name)
-        if not isinstance(entry, TensorStorageMetadata) or entry.size.numel() != torch.Size(shape).numel():
-            size = "no" if entry is None else "another"
-            raise ValueError(
-                f"{self.checkpoint / METADATA} is damaged: it has {size} tensor {name!r} of shape "
-                f"{list(shape)}"
-            )
-        dtype = entry.properties.dtype
-
-        def read() -> torch.Tensor:
-            flat = torch.empty(torch.Size(shape).numel(), dtype=dtype)
-            try:
-                with warnings.catch_warnings():
-                    # It says of each tensor that this process is alone.
-                    warnings.simplefilter("ignore", UserWarning)
-                    dcp.load({name: flat}, storage_reader=self, no_dist=True)
-            except CheckpointException as error:
-                raise ValueError(f"{self.checkpoint} is damaged: {name}: {first_reason(error)}") from error
-            return flat.view(tuple(shape))
-
-        return LazyTensor(tuple(shape), dtype, read)
 
 
 def export_metadata(stored: StoredWeights) -> dict[str, str]:

@@ -142,7 +142,7 @@ def open_source(path: Path, options: Options) -> Source:
         if options.weights not in ("", "all"):
             model = model.only(options.weights)
         return Source(import_foreign(model), model.answer, ROUND_OFF)
-    own = open_weights(path, options.settings)
+    own = open_weights(path, options.settings, check_files="when read")
     is_run = (path.is_dir() and own.path != path) or path.absolute().parent.name == "checkpoints"
     return Source(own, lambda family, question: ask(own, family, question), SAME, is_run=is_run)
 

@@ -49,7 +49,10 @@ def average_checkpoints(path: Path, count: int, settings: Sequence[str] = ()) ->
             f"--average is {count}, but {directory.checkpoints} holds {len(found)} complete checkpoints; "
             "keep more by checkpoint.keep_last"
         )
-    parts = [open_checkpoint(checkpoint, directory, settings) for checkpoint in found[-count:]]
+    parts = [
+        open_checkpoint(checkpoint, directory, settings, check_files="when read")
+        for checkpoint in found[-count:]
+    ]
     newest = parts[-1]
     tensors = {
         name: tensor if name.startswith(KEPT) else mean_tensor([part.tensors[name] for part in parts])

@@ -64,7 +64,7 @@ def open_any(path: Path) -> Checkpoint:
     if is_files and read_files(path)[0].get("format") is None:
         metadata, tensors = read_files(path)
         return Checkpoint(f"safetensors of {_family_of(tensors)}", tensors, facts=dict(metadata))
-    stored = open_weights(path)
+    stored = open_weights(path, check_files="when read")
     kind = "export of this program" if is_files else "run's checkpoint"
     return Checkpoint(kind, stored.tensors, step=stored.step, facts=_facts(stored))
 

@@ -10,7 +10,13 @@ import torch.distributed as dist
 
 from diffmoe_scale.checkpoint.agreement import agree
 from diffmoe_scale.checkpoint.manifest import MOST_SHOWN, different_shapes
-from diffmoe_scale.checkpoint.stored import FAMILIES, StoredWeights, different_settings, open_weights
+from diffmoe_scale.checkpoint.stored import (
+    FAMILIES,
+    StoredWeights,
+    When,
+    different_settings,
+    open_weights,
+)
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.files import replace_file
@@ -29,7 +35,7 @@ def copy_tokenizer(config: Config, directory: RunDirectory) -> bool:
     ValueError if the weights cannot be read."""
     if not config.run.initialize_from:
         return False
-    stored = open_weights(Path(config.run.initialize_from), check_files=False)
+    stored = open_weights(Path(config.run.initialize_from), check_files="never")
     if not stored.tokenizer:
         return False
     replace_file(directory.tokenizer, stored.tokenizer)
@@ -60,7 +66,8 @@ def begin_from_weights(
         return
     path, group = Path(config.run.initialize_from), context.checkpoint_group
     # The main rank reads all files for the others.
-    stored = _together(group, lambda: open_weights(path, check_files=context.is_main))
+    when: When = "now" if context.is_main else "never"
+    stored = _together(group, lambda: open_weights(path, check_files=when))
     families = [name for name in FAMILIES if name != "ema2" or "ema2" in engine.averages]
     sources = {family: _source_of(family, stored) for family in families}
     state = {name: piece for name, piece in engine.state().items() if name.split("/")[0] in sources}

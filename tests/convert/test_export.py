@@ -9,8 +9,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from diffmoe_scale.checkpoint import manifest
 from diffmoe_scale.checkpoint.stored import open_weights
 from diffmoe_scale.checkpoint.tensor_file import INDEX, SINGLE
+from diffmoe_scale.convert.convert import Options, convert
 from diffmoe_scale.convert.export import (
     average_checkpoints,
     cast_weights,
@@ -130,6 +132,35 @@ def test_a_damaged_checkpoint_is_refused(run: Path, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="is damaged"):
         open_weights(copy)
+
+
+def test_a_changed_byte_ends_the_conversion(run: Path, tmp_path: Path) -> None:
+    """Check sums are compared when a file's first tensor is read; the target is not there."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    path = next((copy / "checkpoints" / f"step_{STEPS[-1]:08d}").glob("*.distcp"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    stored = open_weights(copy, check_files="when read")
+    for reading in (
+        lambda: convert(copy, tmp_path / "a.safetensors", Options()),
+        lambda: convert(copy, tmp_path / "a.safetensors", Options(average=2)),
+        lambda: next(iter(stored.tensors.values())).read(),
+        lambda: open_weights(copy),
+    ):
+        with pytest.raises(ValueError, match=rf"{path.name} has another check sum"):
+            reading()
+    assert not list(tmp_path.glob("a*"))
+
+
+def test_a_file_is_compared_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    found = manifest.describe_file
+    monkeypatch.setattr(manifest, "describe_file", lambda path: read.append(path) or found(path))
+    for tensor in open_weights(run, check_files="when read").tensors.values():
+        tensor.read()
+    folder = run / "checkpoints" / f"step_{STEPS[-1]:08d}"
+    assert sorted(read) == sorted(folder / name for name in manifest.read_manifest(folder).files)
 
 
 def test_an_older_checkpoint_by_its_folder(run: Path) -> None:

@@ -29,6 +29,16 @@ NUM_STEPS = 1000
 """Of the diffusion process of DDPM."""
 
 
+def build_network(
+    settings: ExpertSettings | None, block: int, width: int, hidden_width: int, *, is_gated: bool
+) -> nn.Module:
+    """A block's experts, or its dense network."""
+    if settings is None or block not in settings.blocks:
+        return FeedForward(width, hidden_width, is_gated=is_gated)
+    number = list(settings.blocks).index(block)
+    return ExpertLayer(settings, width, number=number, is_gated=is_gated)
+
+
 class DiffMoETransformer2DModel(CheckedModel):
     """Noisy latents, time and condition to what `diffusion.prediction` says: the velocity noise - x_0, or x_0
     itself; under `ddpm` noise and the place of the log variance, 2 C channels."""
@@ -89,10 +99,7 @@ class DiffMoETransformer2DModel(CheckedModel):
         settings = None if experts is None else ExpertSettings(**experts)
         self.blocks = nn.ModuleList()
         for block in range(depth):
-            network: nn.Module = FeedForward(width, hidden_width, is_gated=is_gated)
-            if settings is not None and block in settings.blocks:
-                number = list(settings.blocks).index(block)
-                network = ExpertLayer(settings, width, number=number, is_gated=is_gated)
+            network = build_network(settings, block, width, hidden_width, is_gated=is_gated)
             if attention == "cross":
                 self.blocks.append(CrossBlock(part, network))
                 continue
