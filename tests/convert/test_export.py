@@ -155,8 +155,13 @@ def test_a_changed_byte_ends_the_conversion(run: Path, tmp_path: Path) -> None:
 
 def test_a_file_is_compared_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
-    found = manifest.describe_file
-    monkeypatch.setattr(manifest, "describe_file", lambda path: read.append(path) or found(path))
+    describe_file = manifest.describe_file
+
+    def describe(path: Path) -> manifest.StoredFile:
+        read.append(path)
+        return describe_file(path)
+
+    monkeypatch.setattr(manifest, "describe_file", describe)
     for tensor in open_weights(run, check_files="when read").tensors.values():
         tensor.read()
     folder = run / "checkpoints" / f"step_{STEPS[-1]:08d}"
