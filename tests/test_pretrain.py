@@ -9,7 +9,9 @@ import pytest
 
 from diffmoe_scale import pretrain
 from diffmoe_scale.config.check import RunError
+from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.pretrain import main
+from tests.train.runs import tiny_config
 
 
 def start(tmp_path: Path, *words: str) -> tuple[str, ...]:
@@ -75,7 +77,16 @@ def test_check_names_the_run_directory_makes_nothing_and_loads_no_torch(tmp_path
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.usefixtures("restored_logging")
+@pytest.fixture
+def alone(restored_logging: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One rank that the launcher started, which trains nothing and succeeds."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1" if name == "WORLD_SIZE" else "0")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setattr(pretrain, "train_to_end", lambda *_: None)
+
+
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize(
     ("failure", "code", "is_left"), [(ValueError("no captions"), 2, False), (RunError("no disk"), 1, True)]
 )
@@ -90,10 +101,73 @@ def test_a_failed_start_is_one_line_and_a_wrong_one_leaves_no_directory(
     def fail(*_: object) -> None:
         raise failure
 
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"):
-        monkeypatch.setenv(name, "1" if name == "WORLD_SIZE" else "0")
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setattr(pretrain, "train_to_end", fail)
     assert main(start(tmp_path)) == code
     assert capsys.readouterr().err.startswith(f"error: stopped (rank 0 on {socket.gethostname()}): {failure}")
     assert (tmp_path / "run").exists() == is_left
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_start_with_a_name_leaves_it_after_training_to_the_end_and_the_next_may_begin(
+    tmp_path: Path,
+) -> None:
+    arguments = start(tmp_path)
+    assert main(arguments) == 0 and not (tmp_path / "run" / "ended").exists()
+    assert main([*arguments, "--start-id", "job 7"]) == 0
+    assert (tmp_path / "run" / "ended").read_text() == "job 7"
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_failed_start_leaves_no_name_and_lets_go_of_the_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "saved.json").write_text('{"step": 6}')
+    for _ in range(2):
+        assert main([*start(tmp_path), "--start-id", "job 7"]) == 2
+        assert "trained to step 6 at least, but" in capsys.readouterr().err
+    (tmp_path / "run" / "saved.json").unlink()
+
+    def fail(*_: object) -> None:
+        raise RunError("no disk")
+
+    monkeypatch.setattr(pretrain, "train_to_end", fail)
+    assert main([*start(tmp_path), "--start-id", "job 7"]) == 1
+    assert not (tmp_path / "run" / "ended").exists()
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_directory_that_cannot_be_locked_is_a_wrong_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: object) -> None:
+        raise OSError("read-only file system")
+
+    monkeypatch.setattr(pretrain, "hold_lock", fail)
+    assert main(start(tmp_path)) == 2
+    assert "which cannot be written to (read-only file system); choose another" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "settings", [[], ["run.global_batch=6", "run.micro_batch=2"]], ids=["good", "bad batch"]
+)
+def test_ranks_are_checked_before_they_meet_and_part_after_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str]
+) -> None:
+    from diffmoe_scale.parallel import context
+    from diffmoe_scale.train import run
+
+    told: list[str] = []
+    for place, name in ((pretrain, "end_on_signals"), (context, "initialize"), (context, "finalize")):
+        monkeypatch.setattr(place, name, lambda name=name, **_: told.append(name))
+    monkeypatch.setattr(run, "train", lambda *_: told.append("train"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    config = tiny_config(settings)
+    if settings:
+        with pytest.raises(ValueError, match=r"run\.global_batch is 6"):
+            pretrain.train_to_end(config, RunDirectory(tmp_path))
+        assert told == ["end_on_signals"]
+    else:
+        pretrain.train_to_end(config, RunDirectory(tmp_path))
+        assert told == ["end_on_signals", "initialize", "train", "finalize"]

@@ -66,7 +66,7 @@ def training_pair(folder: Path) -> Iterator[list[subprocess.Popen[str]]]:
                 )
             )
     try:
-        metrics, deadline = folder / "run" / "metrics.jsonl", time.monotonic() + 120
+        metrics, deadline = folder / "run" / "metrics.jsonl", time.monotonic() + 300
         while not (metrics.is_file() and metrics.stat().st_size):
             assert all(process.poll() is None for process in ranks) and time.monotonic() < deadline, (
                 folder / "rank0.log"

@@ -72,6 +72,19 @@ def test_lines_name_size_data_and_place(tmp_path: Path) -> None:
     assert str(tmp_path / "run") in place and "every 7 steps" in place
 
 
+def test_a_dense_network_has_no_experts_and_a_short_one_splits_over_no_sequence_group() -> None:
+    network, _ = describe_network(tiny_config(["moe.num_experts=0"]), ranks=1)
+    assert "; no experts; " in network
+    split = ["model.heads=6", "model.width=36", "parallel.sequence_parallel=3"]
+    with pytest.raises(ValueError, match="expected a divisor of the 16 tokens"):
+        check_ranks(tiny_config(split), ranks=3)
+    # Two groups of two ranks, each with a micro-batch of 4, take the 8 samples at once.
+    pairs = ["parallel.sequence_parallel=2", "run.micro_batch=4", "run.global_batch=8"]
+    check_ranks(tiny_config(pairs), ranks=4)
+    with pytest.raises(ValueError, match="4 data-parallel ranks"):
+        check_ranks(tiny_config(pairs), ranks=8)
+
+
 def test_planning_draws_no_random_number() -> None:
     before = torch.get_rng_state()
     describe_network(tiny_config([]), ranks=1)

@@ -116,7 +116,7 @@ def test_killed_run_goes_on_by_the_same_command_as_if_nothing_had_happened(
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+    metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 300
     while len(read_metrics(metrics)) < 10 or not complete_checkpoints(tmp_path / "run" / "checkpoints"):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
