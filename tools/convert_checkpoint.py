@@ -74,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _convert(parsed: argparse.Namespace) -> None:
     from diffmoe_scale.convert.convert import Options, convert
 
-    require(0 <= parsed.shard_gib < 2**20, "--shard-gib", parsed.shard_gib, "0 (one file) or more")
+    size = parsed.shard_gib
+    require(size == 0 or 1e-6 <= size < 2**20, "--shard-gib", size, "0 (one file), or 1e-6 or more")
     require(0 <= parsed.average <= 1000, "--average", parsed.average, "0 (the newest alone) to 1000")
     for name, default in (("experts", "stacked"), ("link", False)):
         value = getattr(parsed, name)

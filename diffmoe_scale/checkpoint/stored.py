@@ -82,14 +82,28 @@ def open_weights(path: Path, settings: Sequence[str] = (), *, check_files: When 
     is_checkpoint = path.absolute().parent.name == "checkpoints"
     directory = RunDirectory(path.absolute().parent.parent if is_checkpoint else path)
     if not directory.config.is_file():
-        raise ValueError(
-            f"{path} holds no weights: expected a run directory with config.yaml, one of its "
-            f"checkpoints/step_N folders, a .safetensors file, or a folder with {SINGLE} or {INDEX}"
-        )
+        raise ValueError(_why_no_weights(path, directory))
     checkpoints = [path] if is_checkpoint else complete_checkpoints(directory.checkpoints)
     if not checkpoints:
         raise ValueError(f"{directory.checkpoints} holds no complete checkpoint; train first")
     return open_checkpoint(checkpoints[-1], directory, settings, check_files=check_files)
+
+
+def _why_no_weights(path: Path, directory: RunDirectory) -> str:
+    """Of a path without a run's config.yaml."""
+    if directory.checkpoints.is_dir():
+        return f"{directory.config} is missing: restore it, it says what the weights are of"
+    if path.name == "checkpoints" and RunDirectory(path.parent).config.is_file():
+        return (
+            f"{path} is the folder of a run's checkpoints; give {path.parent}, or one of its step_N folders"
+        )
+    expected = (
+        "expected a run directory with config.yaml, one of its checkpoints/step_N folders, a .safetensors "
+        f"file, or a folder with {SINGLE} or {INDEX}"
+    )
+    files = sorted(file.name for file in path.glob("*.safetensors")) if path.is_dir() else []
+    held = f" under such a name, but {', '.join(files[:MOST_SHOWN])}" if files else ""
+    return f"{path} holds no weights{held}; {expected}"
 
 
 def is_export(path: Path) -> bool:
@@ -155,6 +169,8 @@ def open_export(path: Path, settings: Sequence[str] = (), *, is_foreign: bool = 
     Raises: ValueError if it is none, incomplete or damaged.
     """
     refuse_convertible(path)
+    if path.is_file() and path.name != SINGLE and path.with_name(INDEX).is_file():
+        raise ValueError(f"{path} is one of several files of a model; give {path.parent}")
     metadata, tensors = read_files(path)
     if metadata.get("format") != FORMAT:
         raise ValueError(
@@ -166,6 +182,24 @@ def open_export(path: Path, settings: Sequence[str] = (), *, is_foreign: bool = 
     return stored_of_metadata(path, metadata, tensors, settings, is_foreign=is_foreign)
 
 
+def _is_valid(text: str) -> bool:
+    """Whether a config is one without further settings."""
+    try:
+        make_config(parse_yaml(text))
+    except (ValueError, TypeError, AttributeError):
+        return False
+    return True
+
+
+def _check_families(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
+    """Raises: ValueError unless there are weights, and every tensor is of a family that is known."""
+    families = {name.partition("/")[0] for name in tensors}
+    wrong = [name for name in tensors if name.partition("/")[0] not in (*FAMILIES, "source")]
+    if wrong or not families & {"master", "ema", "ema2"}:
+        found = f"has tensors such as {', '.join(wrong[:MOST_SHOWN])}" if wrong else "holds no weights"
+        raise ValueError(f"{path} {found}; expected names that begin with one of {', '.join(FAMILIES)}")
+
+
 def stored_of_metadata(
     path: Path,
     metadata: Mapping[str, str],
@@ -175,6 +209,9 @@ def stored_of_metadata(
     is_foreign: bool = False,
 ) -> StoredWeights:
     """Tensors, and what `export_metadata` said of them. Raises: ValueError."""
+    if missing := [key for key in ("config", "settings", "step") if key not in metadata]:
+        raise ValueError(f"{path} is damaged: its metadata have no {', '.join(missing)}")
+    _check_families(path, tensors)
     try:
         tree = parse_yaml(metadata["config"])
         if is_foreign:
@@ -192,7 +229,8 @@ def stored_of_metadata(
     except (KeyError, TypeError, AttributeError, RecursionError, binascii.Error) as error:
         raise ValueError(f"{path} is damaged: its metadata: {type(error).__name__}: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{path}: its metadata: {error}") from error
+        is_of_words = settings and _is_valid(metadata["config"])
+        raise ValueError(str(error) if is_of_words else f"{path}: its metadata: {error}") from error
     if not isinstance(stored.settings, dict) or not isinstance(stored.origin, dict):
         raise ValueError(f"{path} is damaged: its metadata hold no settings")
     return stored

@@ -114,6 +114,11 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, LazyTensor]]:
         raise ValueError(f"{path} is damaged: its metadata are no texts")
     tensors, end, entries = {}, 0, []
     for name, entry in header.items():
+        if isinstance(entry, dict) and isinstance(code := entry.get("dtype"), str) and code not in DTYPES:
+            raise ValueError(
+                f"{path}: {name!r} is in the number format {code}, which is not read; expected one of "
+                f"{', '.join(DTYPES)}: save it in one of these"
+            )
         try:
             dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
             start, stop = entry["data_offsets"]

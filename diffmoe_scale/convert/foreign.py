@@ -8,15 +8,15 @@ from typing import Any  # arguments of trainings
 import torch
 from torch import Tensor
 
-from diffmoe_scale.checkpoint.stored import StoredWeights
-from diffmoe_scale.checkpoint.tensor_file import LazyTensor, read_tensors
+from diffmoe_scale.checkpoint.stored import FAMILIES, StoredWeights
+from diffmoe_scale.checkpoint.tensor_file import CODES, LazyTensor, read_files
 from diffmoe_scale.config.identity import model_settings
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.convert.dit import STEPS, THRESHOLD, Shapes, is_dit, read_shapes
 from diffmoe_scale.convert.dit_config import make_dit_config, shapes_of_config
 from diffmoe_scale.convert.plain import PlainDiT
 from diffmoe_scale.convert.reference import find_rest, restore_rest, to_ours, to_theirs
-from diffmoe_scale.convert.torch_file import TorchFile, read_torch_file
+from diffmoe_scale.convert.torch_file import TorchFile, read_torch_file, without_wrappers
 from diffmoe_scale.convert.verify import Question
 from diffmoe_scale.diffusion.objective import build_objective
 
@@ -53,18 +53,17 @@ def open_foreign(path: Path, settings: Sequence[str]) -> ForeignModel:
 
     Raises: ValueError naming what it is, or what a model of ours cannot have.
     """
-    if path.suffix == ".safetensors":
-        _, tensors = read_tensors(path)
-        file = TorchFile({"ema": tensors})
+    if path.suffix == ".safetensors" or path.is_dir():
+        file = TorchFile({"ema": without_wrappers(path, read_files(path)[1])})
     else:
         file = read_torch_file(path)
     for name, state in file.states.items():
         if not is_dit(state):
-            found = ", ".join(list(state)[:SHOWN])
-            raise ValueError(
-                f"{path} is no model that is known here: its {name} has tensors such as {found}; expected "
-                "those of DiT, SiT or DiffMoE (x_embedder.proj.weight, blocks.0.attn.qkv.weight, ...)"
-            )
+            raise ValueError(f"{path} {_describe(name if len(file.states) > 1 else '', state)}")
+        for key, tensor in state.items():
+            if tensor.dtype not in CODES or not tensor.dtype.is_floating_point:
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise ValueError(f"{path}: {key} is {kind}; expected float32, float16, bfloat16 or float64")
     state = file.states["ema"]
     try:
         shapes = read_shapes(state)
@@ -74,6 +73,27 @@ def open_foreign(path: Path, settings: Sequence[str]) -> ForeignModel:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return ForeignModel(path, file, shapes, config)
+
+
+def _describe(family: str, state: Mapping[str, LazyTensor]) -> str:
+    """What a file is that holds no model of the DiT family."""
+    if any(".lora_" in name for name in state):
+        return "is a LoRA: additions to the weights of a model, and no model; add them to its weights first"
+    if any(name.startswith(tuple(f"{one}/" for one in FAMILIES)) for name in state):
+        return (
+            "has names of this program but no settings in its metadata, which were lost when it was saved "
+            "again; give the file as convert_checkpoint wrote it"
+        )
+    prefix = f"{next(iter(state), '').partition('.')[0]}."
+    if all(name.startswith(prefix) for name in state) and is_dit(
+        {name.removeprefix(prefix) for name in state}
+    ):
+        return f"has names that all begin with {prefix!r}; save its state dict without that"
+    where = f"its {family} has" if family else "it has"
+    return (
+        f"is no model that is known here: {where} tensors such as {', '.join(list(state)[:SHOWN])}; expected "
+        "those of DiT, SiT or DiffMoE (x_embedder.proj.weight, blocks.0.attn.qkv.weight, ...)"
+    )
 
 
 def import_foreign(model: ForeignModel) -> StoredWeights:

@@ -11,7 +11,7 @@ from typing import Any  # JSON trees
 import torch
 from torch import Tensor
 
-from diffmoe_scale.checkpoint.stored import StoredWeights, open_weights
+from diffmoe_scale.checkpoint.stored import FORMAT, StoredWeights, open_weights
 from diffmoe_scale.checkpoint.tensor_file import INDEX, SINGLE, LazyTensor, read_files
 from diffmoe_scale.convert.diffusers import diffusers_class, read_diffusers
 from diffmoe_scale.convert.dit import is_dit
@@ -61,7 +61,7 @@ def open_any(path: Path) -> Checkpoint:
         names = file.states["ema"]
         facts = {"arguments": file.arguments, "not read": file.other} if file.is_training else {}
         return Checkpoint(f"{kind} of {_family_of(names)}", tensors, facts=facts)
-    if is_files and read_files(path)[0].get("format") is None:
+    if is_files and read_files(path)[0].get("format") != FORMAT:
         metadata, tensors = read_files(path)
         return Checkpoint(f"safetensors of {_family_of(tensors)}", tensors, facts=dict(metadata))
     stored = open_weights(path, check_files="when read")

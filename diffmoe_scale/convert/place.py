@@ -8,10 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from diffmoe_scale.checkpoint.convertible import DIFFUSERS, TORCH_SUFFIXES
 from diffmoe_scale.checkpoint.folders import sync_folder
+from diffmoe_scale.checkpoint.manifest import MANIFEST
+from diffmoe_scale.checkpoint.stored import is_export
 from diffmoe_scale.cli.output import check_output
+from diffmoe_scale.config.run_directory import RunDirectory
 
 SUFFIX = ".unfinished"
+OTHER_SUFFIXES = (".gguf", ".onnx", ".npz", ".npy", ".h5", ".msgpack", ".json", ".zip", ".tar", ".gz")
 SPARE_BYTES = 1 << 20
 
 
@@ -47,10 +52,32 @@ def new_target(target: Path, *, num_bytes: int) -> Iterator[Path]:
         os.close(lock)
 
 
-def check_target(target: Path) -> None:
-    """Before the work. Raises: ValueError for a target that is there, or that cannot be written."""
+def check_target(target: Path, *, source: Path, to: str = "") -> None:
+    """Before the work. Raises: ValueError for a target that is there, that cannot be written, lies in a
+    checkpoint, or has the name of another kind of file than is written."""
     _refuse_existing(target)
     check_output("TO", target)
+    suffix = target.suffix
+    is_file = suffix.lower() in (".safetensors", *TORCH_SUFFIXES)
+    if to and is_file:
+        raise ValueError(f"--to {to} writes a folder, but {target} is the name of a file; leave out {suffix}")
+    if suffix in OTHER_SUFFIXES or (is_file and suffix != suffix.lower()):
+        raise ValueError(
+            f"{target} is the name of a file that is not written here; expected NAME.safetensors, NAME.pt or "
+            "the name of a folder"
+        )
+    for folder in target.absolute().resolve().parents:
+        is_source = folder == source.absolute().resolve() and not RunDirectory(folder).config.is_file()
+        if is_source or _is_checkpoint(folder):
+            raise ValueError(
+                f"{target} lies in {folder}, a checkpoint, which stays as it is; choose another folder"
+            )
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is one of weights, or that of a run's checkpoints."""
+    is_of_run = folder.name == "checkpoints" and RunDirectory(folder.parent).config.is_file()
+    return is_of_run or is_export(folder) or (folder / DIFFUSERS).is_file() or (folder / MANIFEST).is_file()
 
 
 def _refuse_existing(target: Path) -> None:

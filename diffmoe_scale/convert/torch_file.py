@@ -2,6 +2,7 @@
 values."""
 
 import argparse
+import logging
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,11 @@ from torch import Tensor
 from diffmoe_scale.checkpoint.tensor_file import LazyTensor
 from diffmoe_scale.convert.torch_archive import write_torch_archive
 
+logger = logging.getLogger(__name__)
+
 State = dict[str, LazyTensor]
+SINGLE_KEYS = ("ema", "model", "state_dict")
+WRAPPERS = ("module.", "_orig_mod.")
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,8 @@ class TorchFile:
 
 
 def read_torch_file(path: Path) -> TorchFile:
-    """A training checkpoint {model, ema, opt, args}, or a bare state dict, which counts as averaged weights.
+    """A training checkpoint {model, ema, opt, args}, or one state dict, which counts as averaged weights:
+    bare, or under one of SINGLE_KEYS.
 
     Raises: ValueError if the file is damaged, holds more than tensors and plain values, or neither of these.
     """
@@ -50,11 +56,17 @@ def read_torch_file(path: Path) -> TorchFile:
             is_training=True,
             other=sorted(str(key) for key in content.keys() - {"model", "ema", "args"}),
         )
-    return TorchFile({"ema": _state(path, content, "the file")})
+    one = next((key for key in SINGLE_KEYS if isinstance(content.get(key), Mapping)), "")
+    if not one:
+        return TorchFile({"ema": _state(path, content, "the file")})
+    other = sorted(str(key) for key in content.keys() - {one})
+    return TorchFile({"ema": _state(path, content[one], one)}, other=other)
 
 
 def load_plain(path: Path) -> Any:  # whatever it holds
     """What a file of torch.save holds. Raises: ValueError if it is damaged or names code."""
+    if zipfile.is_zipfile(path):
+        _check_archive(path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -72,7 +84,24 @@ def load_plain(path: Path) -> Any:  # whatever it holds
         raise
     except Exception as error:  # a damaged file raises whatever its bytes happen to say
         text = " ".join(str(error).split())[:160]
-        raise ValueError(f"{path} is no file of torch.save, or is damaged: {text}") from error
+        raise ValueError(
+            f"{path} is no file of torch.save, or is damaged ({type(error).__name__}: {text})"
+        ) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Raises: ValueError for an archive that is of another program, or of TorchScript."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.rpartition("/")[2] for name in archive.namelist()}
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise ValueError(f"{path} is no file of torch.save, or is damaged ({error})") from error
+    if "constants.pkl" in names:
+        raise ValueError(
+            f"{path} is a TorchScript program, which is code; expected the state dict of a model"
+        )
+    if "data.pkl" not in names:
+        raise ValueError(f"{path} is an archive that torch.save did not write; expected a state dict")
 
 
 def _state(path: Path, found: object, name: str) -> State:
@@ -81,9 +110,28 @@ def _state(path: Path, found: object, name: str) -> State:
     wrong = [str(key) for key, value in found.items() if not isinstance(value, Tensor)]
     if wrong:
         raise ValueError(
-            f"{path}: {name} holds more than tensors, such as {', '.join(wrong[:5])}; expected a state dict"
+            f"{path}: {name} holds more than tensors, such as {', '.join(wrong[:5])}; expected a state dict, "
+            f"by itself or as one of {', '.join(SINGLE_KEYS)}"
         )
-    return {str(key): LazyTensor.of(value) for key, value in found.items()}
+    for key, tensor in found.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            kind = "on meta, without values" if tensor.is_meta else "sparse, quantized or packed"
+            raise ValueError(
+                f"{path}: {key} is {kind}; expected a plain tensor: save its numbers as they are"
+            )
+    return without_wrappers(path, {str(key): LazyTensor.of(value) for key, value in found.items()})
+
+
+def without_wrappers(path: Path, state: State) -> State:
+    """The state dict without the names by which DistributedDataParallel (`module.`) and torch.compile
+    (`_orig_mod.`) begin all of a model's; says so."""
+    removed = ""
+    while word := next((one for one in WRAPPERS if all(name.startswith(one) for name in state)), ""):
+        state = {name.removeprefix(word): tensor for name, tensor in state.items()}
+        removed += word
+    if removed:
+        logger.warning("%s: names are read without %r at their beginning", path, removed)
+    return state
 
 
 def write_torch_file(path: Path, states: Mapping[str, State], arguments: Mapping[str, Any] | None) -> None:

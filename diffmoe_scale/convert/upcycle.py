@@ -20,7 +20,14 @@ from diffmoe_scale.convert.export import select_weights
 from diffmoe_scale.convert.grow_depth import grow_depth, plan_blocks
 from diffmoe_scale.convert.grow_layer import Layers, Plan
 from diffmoe_scale.convert.upcycle_plan import plan_experts
-from diffmoe_scale.convert.verify import Question, ask, difference, make_question
+from diffmoe_scale.convert.verify import (
+    Question,
+    ask,
+    check_tensors,
+    difference,
+    explain_numbers,
+    make_question,
+)
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.words import counted
 
@@ -78,6 +85,7 @@ def upcycle(
     Raises: ValueError; RunError if the answer is to be the source's and is not.
     """
     stored = select_weights(stored, weights)
+    check_tensors(stored.config, stored)
     grown = grow(stored, settings, noise=noise)
     lines = list(grown.plan.lines)
     before, after = stored.config.model.depth, grown.stored.config.model.depth
@@ -87,7 +95,10 @@ def upcycle(
     if size != model.image_size and not model.other_places(stored.config.model):
         lines.append(f"pictures of {model.image_size} x {model.image_size} have interpolated positions")
     family = next(name for name in stored.families if name != "buffer")
-    off = compare(stored, grown.stored, family) if is_verified else float("nan")
+    off = float("nan")
+    if is_verified:
+        with explain_numbers(stored):
+            off = compare(stored, grown.stored, family)
     measured = f"; the output differs by {off:.2g}" if is_verified else ""
     if grown.reasons:
         lines.append(f"step 0 is not the source's: {'; '.join(grown.reasons)}{measured}")

@@ -3,7 +3,8 @@
 B samples, L text tokens.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any  # hooks
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from diffmoe_scale.checkpoint.manifest import MOST_SHOWN, different_shapes
 from diffmoe_scale.checkpoint.stored import StoredWeights
 from diffmoe_scale.checkpoint.tensor_file import LazyTensor
+from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.diffusion.objective import build_objective
 from diffmoe_scale.encoders.text.features import StreamWidths, TextFeatures, TextStream
@@ -88,6 +90,37 @@ def check_tensors(config: Config, stored: StoredWeights) -> None:
                 f"{stored.path}: {counted(len(wrong), 'tensor')} of other numbers, such as "
                 f"{'; '.join(wrong[:MOST_SHOWN])}"
             )
+        for name, tensor in tensors.items():
+            if not tensor.dtype.is_floating_point:
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise ValueError(f"{stored.path}: {family}/{name} is {kind}; expected floating-point numbers")
+
+
+def not_finite(stored: StoredWeights) -> list[str]:
+    """The tensors with NaN or infinite numbers; each is read."""
+    return [
+        name
+        for name, tensor in stored.tensors.items()
+        if tensor.dtype.is_floating_point and not tensor.read().isfinite().all()
+    ]
+
+
+@contextmanager
+def explain_numbers(stored: StoredWeights) -> Iterator[None]:
+    """Where a comparison fails: names the weights that are not finite, if there are any.
+
+    Raises: ValueError instead of the RunError.
+    """
+    try:
+        yield
+    except RunError as error:
+        if not (bad := not_finite(stored)):
+            raise
+        raise ValueError(
+            f"{stored.path} has NaN or infinite numbers in {counted(len(bad), 'tensor')}, such as "
+            f"{', '.join(bad[:MOST_SHOWN])}, so that outputs cannot be compared; take an earlier "
+            "checkpoint, or --no-verify to have them as they are"
+        ) from error
 
 
 @torch.no_grad()

@@ -72,7 +72,7 @@ def test_what_a_killed_process_left_is_removed_but_not_what_another_makes(tmp_pa
 
 
 def test_a_target_that_cannot_be_written_is_named_before_the_work(tmp_path: Path) -> None:
-    check_target(tmp_path / "new" / "a")
+    check_target(tmp_path / "new" / "a", source=tmp_path / "run")
     assert not os.listdir(tmp_path)
     (tmp_path / "file").touch()
     for target, reason in (
@@ -81,4 +81,40 @@ def test_a_target_that_cannot_be_written_is_named_before_the_work(tmp_path: Path
         (Path("/proc/a"), "TO: /proc/a cannot be written"),
     ):
         with pytest.raises(ValueError, match=reason):
-            check_target(target)
+            check_target(target, source=tmp_path / "run")
+
+
+def test_a_target_in_a_checkpoint_is_refused(run: Path, tmp_path: Path) -> None:
+    """The source stays as it is; a run's own folder has room for other files."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "link").symlink_to(copy / "checkpoints")
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "model.safetensors").touch()
+    check_target(copy / "a.safetensors", source=copy)
+    for folder in (
+        copy / "checkpoints",
+        copy / "checkpoints" / "step_00000010" / "new",
+        tmp_path / "link",
+        tmp_path / "export",
+    ):
+        for source in (copy, tmp_path / "other"):
+            with pytest.raises(ValueError, match="a checkpoint, which stays as it is"):
+                check_target(folder / "a.safetensors", source=source)
+    (tmp_path / "diffusers").mkdir()
+    with pytest.raises(ValueError, match="stays as it is"):
+        check_target(tmp_path / "diffusers" / "a", source=tmp_path / "diffusers")
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "said"),
+    [
+        ("a.safetensors", "diffusers", "writes a folder"),
+        ("a.pt", "megatron", "writes a folder"),
+        ("a.SAFETENSORS", "", "a file that is not written here"),
+        ("a.gguf", "", "a file that is not written here"),
+    ],
+)
+def test_a_name_of_another_kind_is_refused(name: str, to: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=said):
+        check_target(tmp_path / name, source=tmp_path / "run", to=to)
+    check_target(tmp_path / "model-v1.5", source=tmp_path / "run", to=to)

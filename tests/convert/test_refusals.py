@@ -60,7 +60,7 @@ WRONG: dict[str, tuple[Change, str]] = {
         "pos_embed differs by 0.1 from the sines and cosines",
     ),
     "NaN positions": (lambda s: s.update(pos_embed=s["pos_embed"] * torch.nan), "pos_embed differs by nan"),
-    "no blocks of ours": (rename_all, "no model that is known here"),
+    "another prefix": (rename_all, "names that all begin with 'other.'"),
 }
 
 
