@@ -53,7 +53,8 @@ class Conversions:
     target_bytes: int
     copied_bytes: int
     rows: list[dict[str, object]]
-    """By task: seconds, GB a second of the source, over that of the copy, peak GB of its process."""
+    """By task: seconds, and of a CPU, which do not depend on what else the machine does; GB a second of the
+    source, over that of the copy, peak GB of its process."""
 
 
 def bench_conversion(options: ConversionOptions) -> Conversions:
@@ -65,15 +66,19 @@ def bench_conversion(options: ConversionOptions) -> Conversions:
         make_run(folder / "run", config)
         files = [path for path in sorted((folder / "run").rglob("*")) if path.is_file()]
         forget(files)
+        busy = time.process_time()
         seconds, copied = time_copy(files, folder / "copy", round(options.copy_gib * 2**30))
-        rows: list[dict[str, object]] = [_row("copy", seconds, copied / seconds, 1.0, 0)]
+        busy = time.process_time() - busy
+        rows: list[dict[str, object]] = [_row("copy", seconds, busy, copied / seconds, 1.0, 0)]
         size = sum(path.stat().st_size for path in files)
         target = 0
         for task, is_verified in (("convert", False), ("convert and compare", True)):
             forget(files)
             what = Options(weights="ema", dtype="bf16", shard_gib=options.shard_gib, is_verified=is_verified)
-            taken, peak = _in_process(_convert, folder / "run", folder / "target", what, options.threads)
-            rows.append(_row(task, taken, size / taken, size / taken * seconds / copied, peak))
+            taken, busy, peak = _in_process(
+                _convert, folder / "run", folder / "target", what, options.threads
+            )
+            rows.append(_row(task, taken, busy, size / taken, size / taken * seconds / copied, peak))
             target = sum(path.stat().st_size for path in (folder / "target").iterdir())
             shutil.rmtree(folder / "target")
     parameters = build_meta(config, {}).canonical_parameters().values()
@@ -81,10 +86,13 @@ def bench_conversion(options: ConversionOptions) -> Conversions:
     return Conversions(count, size, target, copied, rows)
 
 
-def _row(task: str, seconds: float, speed: float, share: float, peak: int) -> dict[str, object]:
+def _row(
+    task: str, seconds: float, busy: float, speed: float, share: float, peak: int
+) -> dict[str, object]:
     return {
         "task": task,
         "seconds": round(seconds, 1),
+        "cpu_seconds": round(busy, 1),
         "gb_a_second": round(speed / GB, 3),
         "of_copy": round(share, 3),
         "peak_gb": round(peak / GB, 3),
@@ -168,17 +176,17 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
         yield chunk
 
 
-def _convert(source: Path, target: Path, options: Options, threads: int) -> tuple[float, int]:
-    """Seconds, and the peak of this process's memory in bytes."""
+def _convert(source: Path, target: Path, options: Options, threads: int) -> tuple[float, float, int]:
+    """Seconds, seconds of a CPU, and the peak of this process's memory in bytes."""
     torch.set_num_threads(threads)
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     convert(source, target, options)
-    seconds = time.perf_counter() - start
+    seconds, busy = time.perf_counter() - start, time.process_time() - busy
     # ru_maxrss would be that of the process that started this one, if that is larger.
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     found = re.search(r"VmHWM:\s+(\d+) kB", status)
     assert found is not None
-    return seconds, int(found[1]) * KIB
+    return seconds, busy, int(found[1]) * KIB
 
 
 def _in_process(call: Callable[..., Answer], *given: object) -> Answer:
