@@ -86,9 +86,7 @@ def bench_conversion(options: ConversionOptions) -> Conversions:
     return Conversions(count, size, target, copied, rows)
 
 
-def _row(
-    task: str, seconds: float, busy: float, speed: float, share: float, peak: int
-) -> dict[str, object]:
+def _row(task: str, seconds: float, busy: float, speed: float, share: float, peak: int) -> dict[str, object]:
     return {
         "task": task,
         "seconds": round(seconds, 1),

@@ -97,8 +97,9 @@ def convert(source: Path, target: Path, options: Options, *, prepare: Preparatio
     if prepare is not None:
         own, prepared = prepare(opened.stored, weights)
         opened = replace(opened, stored=own, answer=lambda family, question: ask(own, family, question))
-    stored = cast_weights(select_weights(opened.stored, weights), NUMBER_FORMATS[options.dtype])
-    check_tensors(stored.config, stored)
+    chosen = select_weights(opened.stored, weights)
+    check_tensors(chosen.config, chosen)
+    stored = cast_weights(chosen, NUMBER_FORMATS[options.dtype])
     is_torch = target.suffix in TORCH_SUFFIXES and not options.to
     folder = plan_folder(stored, layout=options.experts) if is_pipeline else None
     if options.shard_gib and options.to == "megatron":
