@@ -3,19 +3,19 @@ stopped."""
 
 import argparse
 import contextlib
-import gc
 import logging
 import multiprocessing
 import os
 import shlex
+import signal
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn  # Any: what multiprocessing keeps to itself
 
-from diffmoe_scale.cli.command import WRONG_USE, command_parser, run_command, user_path
+from diffmoe_scale.cli.command import TRY_AGAIN, WRONG_USE, command_parser, run_command, user_path
 from diffmoe_scale.config.help import describe_config
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.run_directory import RunDirectory, hold_lock, run_of_config
@@ -25,9 +25,13 @@ from diffmoe_scale.telemetry.log import setup_logging, silence_packages
 from diffmoe_scale.train.explain import explain
 from diffmoe_scale.train.places import check_places
 from diffmoe_scale.train.stop import Stopped, end_on_signals
+from diffmoe_scale.train.temporary import own_temporary_folder
 from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
+
+WORKER_END_S = 5
+"""For a killed process to be gone."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,7 +49,8 @@ def work(parsed: argparse.Namespace) -> int:
     if parsed.dry_run:
         dry_run(config)
         return 0
-    return run(config, start_id=parsed.start_id)
+    with own_temporary_folder():
+        return run(config, start_id=parsed.start_id)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -123,6 +128,9 @@ def run(config: Config, *, start_id: str = "") -> int:
             report_end(config, directory)
     except (Exception, Stopped) as error:  # the others learn of it only when this process ends
         code = explain(error, rank=rank)
+        if code == TRY_AGAIN and rank == 0 and start_id:
+            # torchrun answers 1 to whatever ended its processes.
+            replace_file(directory.ended, f"{start_id} stopped".encode())
         if code == WRONG_USE:
             remove_start(directory, made)
         return code
@@ -203,13 +211,19 @@ def dry_run(config: Config) -> None:
             print(line)
 
 
-def remove_temporary_folders() -> None:
-    """Those of packages, which the interpreter's shutdown would remove: megatron-core 0.16.1 imports wandb,
-    which makes two."""
-    for thing in gc.get_objects():
-        if isinstance(thing, tempfile.TemporaryDirectory):
-            with contextlib.suppress(OSError):
-                thing.cleanup()
+def end_workers() -> None:
+    """Data workers and the server that starts them: they would notice the end of this process seconds later,
+    and workers do not heed the interpreter's request to end."""
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join(WORKER_END_S)
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]  # of Python 3.11 to 3.14
+    if server._forkserver_pid is not None:
+        with contextlib.suppress(OSError):  # its socket lay in a temporary folder that is gone
+            os.kill(server._forkserver_pid, signal.SIGKILL)
+            server._stop()
 
 
 def leave(code: int) -> NoReturn:
@@ -218,13 +232,10 @@ def leave(code: int) -> NoReturn:
     After a failure the interpreter's shutdown is left out: it joins threads and frees process groups that may
     wait for a dead rank, for minutes or for good, while the other ranks wait for this one.
     """
-    for worker in multiprocessing.active_children():
-        # Data workers: they would notice seconds later, and do not heed the interpreter's request to end.
-        worker.kill()
+    end_workers()
     if code == 0:
         sys.exit()
     logging.shutdown()
-    remove_temporary_folders()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # a closed terminal
             stream.flush()

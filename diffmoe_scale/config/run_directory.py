@@ -25,7 +25,8 @@ class RunDirectory:
 
     @property
     def ended(self) -> Path:
-        """What `--start-id` was of the start that trained to the end last."""
+        """What `--start-id` was of the start that trained to the end last, or, with ` stopped` after it, that
+        a signal or RUN/stop ended."""
         return self.path / "ended"
 
     @property

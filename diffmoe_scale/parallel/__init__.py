@@ -6,6 +6,7 @@ device.py         its device, threads and memory
 bucket.py         how many gradients are sent at once
 expert_groups.py  which parameters are experts, for DeepSpeed
 slice.py          a part of a tensor that is spread over ranks
+connections.py    hosts that went silent: their connections end
 peers.py          which ranks were lost, when a collective broke
 waiting.py        waiting for ranks that have other work to do
 """

@@ -12,6 +12,7 @@ from deepspeed.utils import groups
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from diffmoe_scale.parallel.connections import end_silent_connections
 from diffmoe_scale.parallel.device import prepare_device
 from diffmoe_scale.parallel.launcher import adopt_launcher_variables
 from diffmoe_scale.parallel.peers import share_hosts
@@ -73,8 +74,8 @@ def initialize(*, expert_parallel: int, timeout_s: int, sequence_parallel: int =
 
     Once a process: Megatron-Core's groups cannot be made anew without leaking gloo groups.
 
-    Raises: ValueError if the launcher's variables or `expert_parallel` do not fit, RuntimeError if the ranks
-    do not meet within `timeout_s`.
+    Raises: ValueError if the launcher's variables or `expert_parallel` do not fit, ConnectionError if the
+    ranks do not meet within `timeout_s`.
     """
     rank = adopt_launcher_variables()
     world_size, local_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
@@ -95,13 +96,13 @@ def initialize(*, expert_parallel: int, timeout_s: int, sequence_parallel: int =
         ep_group=collection.ep,
         expert_dp_group=collection.expt_dp,
         control_group=control_group,
-        # A rank whose disk is slow ends nothing: a dead rank is noticed at once, a hung one by the others.
-        waiting_group=_gloo_group(max(LONGEST_WORK, timeout)),
-        checkpoint_group=_gloo_group(max(LONGEST_WORK, timeout)),
+        waiting_group=_patient_group(timeout),
+        checkpoint_group=_patient_group(timeout),
         megatron_groups=collection,
         sequence_group=_sequence_group(rank, world_size, sequence_parallel, timeout),
         hosts=share_hosts(control_group),
     )
+    end_silent_connections(timeout)  # all groups are made
     logger.info(
         "%s, expert parallel %d, rank %d on %s with %s",
         counted(world_size, "rank"),
@@ -116,17 +117,25 @@ def initialize(*, expert_parallel: int, timeout_s: int, sequence_parallel: int =
 def meet(backend: str, timeout: timedelta) -> None:
     """Join the process group of the world. Collective over the world.
 
-    Raises: ValueError if the port is taken, RuntimeError if the ranks do not meet within `timeout`.
+    Raises: ValueError if the port is taken, ConnectionError if the ranks do not meet within `timeout`.
     """
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     try:
-        dist.init_process_group(backend, timeout=timeout)
-    except dist.DistNetworkError as error:
-        if "EADDRINUSE" not in str(error):
-            raise
-        raise ValueError(
-            f"port {os.environ['MASTER_PORT']} is in use, by another run perhaps; choose another with "
-            "the launcher's --master_port, DEEPSPEED_ARGS='--master_port PORT' of the bash form, or "
-            "MASTER_PORT"
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+        end_silent_connections(timeout)  # the store's: the ranks wait there for each other
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world_size)
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        if "EADDRINUSE" in str(error):
+            raise ValueError(
+                f"port {port} is in use, by another run perhaps; choose another with "
+                "the launcher's --master_port, DEEPSPEED_ARGS='--master_port PORT' of the bash form, or "
+                "MASTER_PORT"
+            ) from error
+        ranks = counted(int(os.environ["WORLD_SIZE"]), "rank")
+        raise ConnectionError(
+            f"{ranks} did not meet at {address}:{port} within "
+            f"{timeout.total_seconds():.0f} s ({str(error).splitlines()[0]}); look whether all were started "
+            "and reach that port (bash launch/doctor.sh)"
         ) from error
 
 
@@ -171,6 +180,15 @@ def _gloo_group(timeout: timedelta) -> dist.ProcessGroup:
     """All ranks on gloo. Collective over the world."""
     group = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(group, dist.ProcessGroup), "every rank is a member"
+    return group
+
+
+def _patient_group(timeout: timedelta) -> dist.ProcessGroup:
+    """All ranks on gloo, which meet within `timeout` and then wait for each other up to LONGEST_WORK: a rank
+    whose disk is slow ends nothing. One that died is noticed at once, a host that went silent after
+    `timeout`. Collective over the world."""
+    group = _gloo_group(timeout)
+    dist.set_timeout(max(LONGEST_WORK, timeout), group)
     return group
 
 

@@ -29,6 +29,7 @@ expert_health.py loads, overlap, entropy of experts, and what the rule of infere
 alarms.py        which figures are wrong, and what to try
 reporter.py      what a run says of itself: metrics.jsonl, trackers, progress
 explain.py       why a rank stopped, and its exit code
+temporary.py     temporary files of packages, which a kill does not leave behind for good
 stop.py          signals that ask a run to end
 watch.py         what an operator asks of a run by a file; what is kept of a run that hangs
 """

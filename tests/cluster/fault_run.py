@@ -73,9 +73,9 @@ def meet_fault(world: World, fault: Fault) -> Recovery:
         world.start()
     world.wait_until("steps", lambda: world.progress.step() >= target)
     time.sleep(world.dice.uniform(0, STEP_S))
-    began = time.monotonic()
+    world.began = time.monotonic()
     way = fault.happen(world)
-    ended_s = time.monotonic() - began if way == "start" else None
+    ended_s = time.monotonic() - world.began if way == "start" else None
     step, saved = world.progress.step(), world.progress.saved()
     if way == "start":
         world.start()
@@ -84,7 +84,7 @@ def meet_fault(world: World, fault: Fault) -> Recovery:
     )
     if "damaged" in fault.name:
         world.expect("is damaged and not used")
-    return Recovery(fault, ended_s, time.monotonic() - began)
+    return Recovery(fault, ended_s, time.monotonic() - world.began)
 
 
 def run_to_the_end(world: World) -> None:
@@ -160,10 +160,11 @@ def work(folder: Path, *, faults: int, seed: int) -> None:
         finally:
             for host in all_hosts:
                 kill_host(host)
+        print("\n".join(table(recoveries)))
+        print(f"\nafter {statistics.fmean(recovery.whole_s for recovery in recoveries):.0f} s in the mean")
         left = find_leftovers(all_hosts, world.progress.run, temporary)
         assert not left, f"left behind: {left}"
-    print("\n".join(table(recoveries)))
-    print(f"\nafter {statistics.fmean(recovery.whole_s for recovery in recoveries):.0f} s in the mean")
+    print("nothing was left behind")
 
 
 def finish(world: World, folder: Path) -> None:
@@ -179,7 +180,7 @@ def finish(world: World, folder: Path) -> None:
     world.start()
     run_to_the_end(world)
     assert outcome(world.progress.run.path) == outcome(whole), "it differs from an undisturbed run"
-    print(f"{steps} steps, to the bit those of an undisturbed run; nothing was left behind", flush=True)
+    print(f"{steps} steps, to the bit those of an undisturbed run", flush=True)
 
 
 def main() -> int:

@@ -4,13 +4,15 @@ import random
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from diffmoe_scale.checkpoint.manifest import complete_checkpoints
 from tests.cluster.fault_ranks import WAIT_S, Disk, Progress, Ranks, damage, kill_host
 
 DAMAGES = ("a byte", "half a file", "a file less", "an empty manifest")
+START_S = 20.0
+"""Within a start there are the meeting of the ranks, their groups, reading of data and of a checkpoint."""
 SHORT_S = 3.0
 """Of a link that is away for less than the time-out."""
 
@@ -27,7 +29,8 @@ class World:
     arguments: list[str]
     step_s: float
     dice: random.Random
-    notes: list[str] = field(default_factory=list)
+    began: float = 0.0
+    """When the fault came about, by time.monotonic()."""
 
     def start(self) -> None:
         self.ranks.start(self.arguments, step_s=self.step_s)
@@ -77,15 +80,32 @@ def stop_a_rank(world: World) -> str:
 
 
 def kill_a_node(world: World) -> str:
-    """Nobody is left there to say that a connection is closed."""
+    rank = lose_a_node(world)
+    world.expect(f"lost: rank {rank} on ")
+    return "start"
+
+
+def kill_a_node_at_the_start(world: World) -> str:
+    """In the first seconds of a start, which are those of a resume."""
+    world.ranks.kill()
+    world.start()
+    time.sleep(world.dice.uniform(0, START_S))
+    world.began = time.monotonic()
+    rank = lose_a_node(world)
+    printed = world.ranks.printed()
+    assert f"lost: rank {rank} on " in printed or "ranks did not meet at" in printed, printed
+    return "start"
+
+
+def lose_a_node(world: World) -> int:
+    """Nobody is left there to say that a connection is closed. The rank."""
     rank = world.dice.randrange(len(world.ranks.hosts))
     host = world.ranks.hosts[rank]
     host.cut()
     kill_host(host)
     world.ranks.wait()
-    world.expect(f"lost: rank {rank} on ")
     host.mend()
-    return "start"
+    return rank
 
 
 def cut_the_link(world: World) -> str:
@@ -167,6 +187,11 @@ FAULTS = (
     Fault("a rank is killed", "the others end at once", kill_a_rank),
     Fault("a rank is stopped (SIGSTOP)", "the others end after the time-out and name it", stop_a_rank),
     Fault("a node is gone", "the others end after the time-out and name it", kill_a_node),
+    Fault(
+        "a node is gone while the run starts",
+        "the others end after the time-out and say so",
+        kill_a_node_at_the_start,
+    ),
     Fault("the link is cut for good", "all end after the time-out and name the others", cut_the_link),
     Fault("the link is cut for 3 s", "waits, goes on", cut_the_link_for_a_moment),
     Fault("the disk is full for a moment", "trains on, saves again after 30 s", fill_the_disk),

@@ -92,7 +92,9 @@ def hosts(count: int) -> Iterator[list[Host]]:
                 ip("-n", host.namespace, "link", "set", device, "up")
         yield made
     finally:
-        for words in [("netns", "del", host.namespace) for host in made] + [("link", "del", bridge)]:
+        # The cables first: a namespace that is gone may hold its end a little longer.
+        links = [("link", "del", name) for name in (*(host.link for host in made), bridge)]
+        for words in [*links, *(("netns", "del", host.namespace) for host in made)]:
             subprocess.run(["ip", *words], capture_output=True, check=False)
 
 

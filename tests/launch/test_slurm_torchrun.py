@@ -26,6 +26,7 @@ def job(tmp_path: Path, **variables: str) -> dict[str, str]:
         f'for i in $(seq "${{TRAIN_S:-0}}"); do [ -e {tmp_path}/run/stop ] && exit 1; sleep 1; done',
         'for last in "$@"; do :; done',
         f'[ "${{SRUN_CODE:-0}}" = 0 ] && echo "$last" >{tmp_path}/run/ended',
+        f'[ -z "$ENDED" ] || echo "$last $ENDED" >{tmp_path}/run/ended',
         'exit "${SRUN_CODE:-0}"',
     )
     write_program(tmp_path / ".venv" / "bin" / "python", 'printf "%s|" "$RANK/$WORLD_SIZE" "$@"')
@@ -47,7 +48,8 @@ def run_torchrun(tmp_path: Path, **variables: str) -> subprocess.CompletedProces
 
 
 STARTED = (
-    "torchrun|--nnodes|2|--nproc-per-node|8|--rdzv-id|40007-0|--rdzv-backend|c10d|"
+    'bash|-c|trap "" USR1 USR2; exec torchrun "$@"|torchrun|'
+    "--nnodes|2|--nproc-per-node|8|--rdzv-id|40007-0|--rdzv-backend|c10d|"
     "--rdzv-endpoint|node7:10007|-m|diffmoe_scale.pretrain|--config|a file|run.steps=3|--start-id|40007-0|"
 )
 
@@ -68,11 +70,11 @@ def test_without_gpus_there_is_a_process_a_node(tmp_path: Path) -> None:
         (
             {"CONTAINER": "registry/image:1", "MOUNTS": "/data:/data"},
             "--container-image|registry/image:1|--container-workdir|{0}|"
-            "--container-mounts|{0}:{0},/data:/data|torchrun",
+            "--container-mounts|{0}:{0},/data:/data|bash|-c|",
         ),
         (
             {"APPTAINER": "/images/x.sif"},
-            "apptainer|exec|--nv|--pwd|{0}|--bind|{0}:{0}|/images/x.sif|torchrun",
+            "apptainer|exec|--nv|--pwd|{0}|--bind|{0}:{0}|/images/x.sif|bash|-c|",
         ),
     ],
 )
@@ -103,6 +105,11 @@ def test_a_run_that_failed_goes_back_only_after_a_while(tmp_path: Path) -> None:
     assert failed.returncode == 1 and "requeue" not in failed.stdout
     failed = run_torchrun(tmp_path, SRUN_CODE="1", RESTART_AFTER_S="0")
     assert failed.stdout.splitlines()[-1] == "scontrol requeue 40007"
+
+
+def test_a_run_that_the_file_stopped_goes_back_at_once(tmp_path: Path) -> None:
+    stopped = run_torchrun(tmp_path, SRUN_CODE="1", ENDED="stopped")
+    assert stopped.returncode == 1 and stopped.stdout.splitlines()[-1] == "scontrol requeue 40007"
 
 
 def test_a_file_of_an_earlier_stop_does_not_stop_this_start(tmp_path: Path) -> None:
