@@ -24,7 +24,8 @@ def plot_bars(by_label: Mapping[str, Sequence[float]]) -> str:
     axes.set(xlabel="t", ylabel="capacity", xlim=(0, 1))
     style_axes(axes)
     if len(by_label) > 1:
-        axes.legend(frameon=False, fontsize=8, ncols=len(by_label))
+        # Above the axes: bars can be of any height.
+        figure.legend(frameon=False, fontsize=8, ncols=2, loc="outside upper left")
     return svg_text(figure)
 
 

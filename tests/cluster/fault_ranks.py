@@ -19,8 +19,9 @@ from diffmoe_scale.telemetry.metrics import read_metrics
 from tests.cluster.hosts import Host
 
 PORT = 29500
-WAIT_S = 120.0
-"""For what has to happen: a start, the end of ranks, a step."""
+WAIT_S = 600.0
+"""For what has to happen: a start, the end of ranks, a step. A start is seconds, but minutes on a machine
+that is busy with other work."""
 _FORKSERVER = multiprocessing.get_context("forkserver")
 _FORKSERVER.set_forkserver_preload(
     [

@@ -31,7 +31,7 @@ SETTINGS = (
     "run.global_batch=32",
     "checkpoint.every=10",
     "parallel.expert_parallel=2",
-    "parallel.timeout_s=20",
+    "parallel.timeout_s=120",
 )
 AT_STEP = 12
 

@@ -38,7 +38,7 @@ KillWait=30
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE
 """
 NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=1000"
-START_S, JOB_S = 60, 280
+START_S, JOB_S = 60, 900
 
 
 @dataclass(frozen=True)

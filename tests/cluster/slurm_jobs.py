@@ -16,10 +16,10 @@ from tests.ports import free_port
 
 TORCHRUN = SBATCH.with_name("pretrain_torchrun.sbatch")
 OPTIONS = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1")
-WAIT_S = 240.0
+WAIT_S = 600.0
 """For a start, a step, a state of SLURM."""
-LONG, SHORT = "60", "1"
-"""Time limits in minutes."""
+LIMIT = 60
+"""The time limit of a job in minutes."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def submit(cluster: Slurm, script: Path, config: Path, run: Path, *options: str,
         "MASTER_PORT": str(free_port()),
     }
     number = cluster.run(
-        *("sbatch", "--parsable", *OPTIONS, f"--time={LONG}", f"--output={output}", *options, str(script)),
+        *("sbatch", "--parsable", *OPTIONS, f"--time={LIMIT}", f"--output={output}", *options, str(script)),
         *("--config", str(config), f"run.directory={run}"),
         **own,
         **variables,
@@ -92,10 +92,13 @@ def touch_stop(job: Job) -> None:
 
 
 def reach_time_limit(job: Job) -> None:
-    """The limit becomes the minute that the job is in; it gets its own again when it is back in the queue."""
-    job.cluster.run("scontrol", "update", f"JobId={job.number}", f"TimeLimit={SHORT}")
+    """The limit becomes two to three minutes from now, two before which SLURM sends its signal; it is the old
+    one again when the job is back in the queue."""
+    hours, minutes, _ = job.field("RunTime").split(":")
+    soon = 60 * int(hours) + int(minutes) + 3
+    job.cluster.run("scontrol", "update", f"JobId={job.number}", f"TimeLimit={soon}")
     job.wait_until("the way back into the queue", lambda: job.field("Restarts") == "1")
-    job.cluster.run("scontrol", "update", f"JobId={job.number}", f"TimeLimit={LONG}")
+    job.cluster.run("scontrol", "update", f"JobId={job.number}", f"TimeLimit={LIMIT}")
 
 
 def lose_first_node(job: Job) -> None:

@@ -1,5 +1,8 @@
 """Files by which an operator asks something of a run that goes on."""
 
+import gzip
+import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -53,5 +56,13 @@ def test_files_ask_for_a_trace_and_for_the_end(tmp_path: Path) -> None:
     assert [path.name for path in complete_checkpoints(directory.checkpoints)][-1] == "step_00000006"
     assert max(read_lines(tmp_path / "run")) <= 6
     assert not directory.stop_request.exists() and not directory.profile_request.exists()
-    assert [path.name for path in directory.traces.iterdir()] == ["step_00000004.json.gz"]
+    (trace,) = directory.traces.iterdir()
+    assert trace.name == "step_00000004.json.gz"
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    micro_batches = 2  # of each of the two steps
+    times = Counter(event.get("name") for event in events if event.get("cat") == "user_annotation")
+    assert {phase: times[phase] for phase in ("data", "transfer", "encode", "forward", "backward")} == {
+        phase: 2 * micro_batches for phase in ("data", "transfer", "encode", "forward", "backward")
+    }
+    assert times["optimizer"] == 2
     assert not directory.stacks(0).parent.exists()
