@@ -99,7 +99,9 @@ def load_pipeline(
 def directory_of(path: Path) -> RunDirectory:
     """Where pictures, scores and thresholds of a run, a checkpoint or an export go."""
     if is_export(path):
-        return RunDirectory(path if path.is_dir() else path.with_suffix(""))
+        beside = RunDirectory(path if path.is_dir() else path.with_suffix(""))
+        # demo.safetensors beside the run demo: the run keeps its own scores and tokenizer.
+        return RunDirectory(path.with_name(f"{path.stem}-export")) if beside.config.is_file() else beside
     is_checkpoint = path.absolute().parent.name == "checkpoints"
     return RunDirectory(path.absolute().parent.parent if is_checkpoint else path)
 

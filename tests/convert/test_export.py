@@ -20,6 +20,7 @@ from diffmoe_scale.convert.export import (
     split_shards,
     write_export,
 )
+from diffmoe_scale.sampling.loading import directory_of
 from tests.convert.runs import STEPS, make_run
 
 State = dict[str, torch.Tensor]
@@ -187,3 +188,14 @@ def test_a_foreign_file_is_no_export(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="no export of this program"):
         open_weights(tmp_path / "a.safetensors")
+
+
+def test_an_export_beside_the_run_of_its_name_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    """The run's scores and tokenizer are not those of the export."""
+    export = tmp_path / "demo.safetensors"
+    export.touch()
+    assert directory_of(export).path == tmp_path / "demo"
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "config.yaml").touch()
+    assert directory_of(export).path == tmp_path / "demo-export"
+    assert directory_of(tmp_path / "demo").path == tmp_path / "demo"

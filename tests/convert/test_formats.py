@@ -26,7 +26,7 @@ from diffmoe_scale.convert.torch_file import write_torch_file
 from tests.convert.drawn import draw_config, draw_weights, every_value, offered
 from tests.convert.frozen import Places, write_frozen
 
-CASES = 200
+CASES, PARTS = 200, 8
 FAMILIES = (["ema"], ["ema"], ["master"], ["ema", "master"], ["ema", "ema2", "master"])
 
 
@@ -128,16 +128,17 @@ def check_of_dit(name: str, got: Tensor, stored: StoredWeights) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
 def test_every_model_comes_back_from_every_format_that_can_hold_it(
-    tmp_path: Path, tokenizer: Path, places: Places, monkeypatch: pytest.MonkeyPatch
+    part: int, tmp_path: Path, tokenizer: Path, places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every value of every setting, among drawn ones of the others, and models that are drawn whole."""
     monkeypatch.setattr(os, "fsync", lambda _: None)  # most of the time otherwise
-    rng, values = random.Random(11), offered(places)
+    rng, values = random.Random(part), offered(places)
     usual = {name: choices[0] for name, choices in values.items()}
     forced = list(every_value(values))
     forced += [{} for _ in range(CASES - len(forced))]
-    num_held = 0
+    forced, num_held = forced[part::PARTS], 0
     for number, settings in enumerate(forced):
         folder = tmp_path / "case"
         folder.mkdir()
@@ -150,7 +151,7 @@ def test_every_model_comes_back_from_every_format_that_can_hold_it(
             check_megatron(one, folder)
         num_held += check_dit(stored, folder, usual)
         shutil.rmtree(folder)
-    assert CASES // 10 <= num_held <= 9 * CASES // 10
+    assert 0 < num_held < len(forced)
 
 
 def test_more_families_than_a_format_holds_are_refused(
