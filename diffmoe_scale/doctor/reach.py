@@ -10,13 +10,16 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any  # what nodes answer
 
 from diffmoe_scale.config.check import RunError
-from diffmoe_scale.doctor.facts import Facts
 
 ANSWER = "DOCTOR "
 ANSWER_S = 120
+OF_STEP = "step"
+"""A node's number that its SLURM step knows."""
 SSH = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
 
 
@@ -63,35 +66,41 @@ def read_hosts(hostfile: Path) -> list[str]:
     return hosts
 
 
-def ask(hosts: Sequence[str], command: Sequence[str], *, root: Path) -> tuple[list[Facts], list[str]]:
-    """Run the command in the folder `root` of every host, over ssh, at the same time. The facts, and why
-    hosts gave none."""
-    words = f"cd {shlex.quote(str(root))} && {shlex.join(command)}"
-    started = {host: _start([*SSH, host, words]) for host in hosts}
-    return _answers(started)
+@dataclass(frozen=True)
+class Nodes:
+    """All nodes of a job: hosts over ssh, else those of this SLURM job, else this machine."""
 
+    hosts: Sequence[str]
+    count: int
+    root: Path
+    """The project folder, the same on all hosts."""
 
-def ask_slurm(command: Sequence[str]) -> tuple[list[Facts], list[str]]:
-    """On every node of this SLURM job, by one srun."""
-    srun = [
-        "srun",
-        "--ntasks-per-node=1",
-        f"--nodes={os.environ['SLURM_JOB_NUM_NODES']}",
-        "--kill-on-bad-exit=0",
-    ]
-    return _answers({"srun": _start([*srun, *command])})
+    def ask(self, command: Sequence[str], *, is_numbered: bool = False) -> tuple[list[Any], list[str]]:
+        """Run the command on every node at the same time, with the node's number behind it if `is_numbered`
+        (of SLURM's nodes `step`). What nodes answered, and why nodes gave no answer."""
+        if self.hosts:
+            return _answers(
+                {
+                    host: _start([*SSH, host, self._words(command, [str(number)] if is_numbered else [])])
+                    for number, host in enumerate(self.hosts)
+                }
+            )
+        number = [OF_STEP if self.count > 1 else "0"] if is_numbered else []
+        if self.count == 1:
+            return _answers({"this machine": _start([*command, *number])})
+        srun = ["srun", "--ntasks-per-node=1", f"--nodes={self.count}", "--kill-on-bad-exit=0"]
+        return _answers({"srun": _start([*srun, *command, *number])})
 
-
-def ask_here(command: Sequence[str]) -> tuple[list[Facts], list[str]]:
-    return _answers({"this machine": _start(command)})
+    def _words(self, command: Sequence[str], number: Sequence[str]) -> str:
+        return f"cd {shlex.quote(str(self.root))} && {shlex.join([*command, *number])}"
 
 
 def _start(command: Sequence[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def _answers(started: dict[str, subprocess.Popen[str]]) -> tuple[list[Facts], list[str]]:
-    facts, silent = [], []
+def _answers(started: dict[str, subprocess.Popen[str]]) -> tuple[list[Any], list[str]]:
+    answers, silent = [], []
     give_up = time.monotonic() + ANSWER_S
     for name, process in started.items():
         try:
@@ -101,11 +110,11 @@ def _answers(started: dict[str, subprocess.Popen[str]]) -> tuple[list[Facts], li
             out, error = process.communicate()
             error = f"no answer in {ANSWER_S} s"
         found = [json.loads(line[len(ANSWER) :]) for line in out.splitlines() if line.startswith(ANSWER)]
-        facts += [Facts(**entry) for entry in found]
+        answers += found
         if not found or process.returncode != 0:
             last = (error.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
             silent.append(f"{name}: gave no answer ({last})")
-    return facts, silent
+    return answers, silent
 
 
 def slurm_nodes() -> int:

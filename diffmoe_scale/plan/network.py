@@ -62,6 +62,14 @@ def plan_transfers(
     return [transfer for transfer in found if transfer.bytes]
 
 
+def group_rates(gpu: Gpu, ranks: int) -> tuple[float, float]:
+    """Bytes a second that a rank sends in an all-reduce, and in an all-to-all, over so many GPUs."""
+    here = min(ranks, GPUS_PER_MACHINE)
+    within, across = (here - 1) / ranks, (ranks - here) / ranks
+    seconds = max(within / (gpu.link * LINK_EFFICIENCY), across / (gpu.nic * NIC_EFFICIENCY))
+    return _group_rate(gpu, ranks, stride=1), (within + across) / seconds
+
+
 def _ring(what: str, group: str, size: float, ranks: int, rate: float) -> Transfer:
     sent = size * (ranks - 1) / ranks
     return Transfer(what, group, sent, sent / rate)

@@ -16,6 +16,13 @@ from tests.ports import free_port
 
 TORCHRUN = SBATCH.with_name("pretrain_torchrun.sbatch")
 OPTIONS = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1")
+OWN = {
+    "PROJECT": str(ROOT),
+    "VENV": str(Path(sys.executable).parents[1]),
+    "PYTHONPATH": str(ROOT),
+    "MASTER_ADDR": "127.0.0.1",
+}
+"""What a job needs to know here."""
 WAIT_S = 600.0
 """For a start, a step, a state of SLURM."""
 LIMIT = 60
@@ -55,13 +62,7 @@ class Job:
 def submit(cluster: Slurm, script: Path, config: Path, run: Path, *options: str, **variables: str) -> Job:
     """A job of `script` on both nodes, one rank each."""
     output = run.with_suffix(".log")
-    own = {
-        "PROJECT": str(ROOT),
-        "VENV": str(Path(sys.executable).parents[1]),
-        "PYTHONPATH": str(ROOT),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
+    own = OWN | {"MASTER_PORT": str(free_port())}
     number = cluster.run(
         *("sbatch", "--parsable", *OPTIONS, f"--time={LIMIT}", f"--output={output}", *options, str(script)),
         *("--config", str(config), f"run.directory={run}"),

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any  # what nodes answer
 
 import pytest
 
@@ -153,7 +154,7 @@ def test_the_port_is_free_again_after_the_answers() -> None:
         pass
 
 
-def answers(*commands: list[str]) -> tuple[list[Facts], list[str]]:
+def answers(*commands: list[str]) -> tuple[list[Any], list[str]]:
     started = {f"host{number}": reach._start(command) for number, command in enumerate(commands)}
     return reach._answers(started)
 
@@ -166,17 +167,13 @@ def test_what_is_no_answer_is_said(tmp_path: Path, head: int, monkeypatch: pytes
 
 
 def test_an_answer_among_other_lines_and_one_of_a_command_that_failed() -> None:
-    entry = (
-        '{"host": "a", "python": "3", "packages": {}, "gpus": [], "missing_tools": [], "write_mb_s": 1, '
-        '"seen": [], "clock_offset_s": null, "free_gb": 1, "shared_memory_gb": 1, "open_files": 1, '
-        '"problems": ["p"]}'
-    )
+    entry = '{"host": "a", "problems": ["p"]}'
     found, silent = answers(
         ["sh", "-c", f"echo welcome; echo 'DOCTOR {entry}'; exit 0"],
         ["sh", "-c", f"echo 'DOCTOR {entry}'; echo 'srun: task 1 failed' >&2; exit 1"],
         ["sh", "-c", "exit 0"],
     )
-    assert [node.problems for node in found] == [["p"], ["p"]]
+    assert [node["problems"] for node in found] == [["p"], ["p"]]
     assert silent == ["host1: gave no answer (srun: task 1 failed)", "host2: gave no answer (exit code 0)"]
 
 
@@ -187,14 +184,15 @@ def test_hosts_run_the_command_in_the_folder_whatever_its_name(
     root.mkdir()
     seen: list[subprocess.Popen[str]] = []
 
-    def no_answers(started: dict[str, subprocess.Popen[str]]) -> tuple[list[Facts], list[str]]:
+    def no_answers(started: dict[str, subprocess.Popen[str]]) -> tuple[list[Any], list[str]]:
         seen.extend(started.values())
         return [], []
 
     monkeypatch.setattr(reach, "_answers", no_answers)
     monkeypatch.setattr(reach, "SSH", ["sh", "-c", 'exec sh -c "$1"'])
-    reach.ask(["host"], ["pwd"], root=root)
-    assert seen[0].communicate()[0] == f"{root}\n"
+    reach.Nodes(["host"], 1, root).ask(["pwd"])
+    reach.Nodes(["host", "other"], 2, root).ask(["echo", "a b"], is_numbered=True)
+    assert [process.communicate()[0] for process in seen] == [f"{root}\n", "a b 0\n", "a b 1\n"]
 
 
 def test_a_job_of_slurm_is_asked_with_one_task_a_node(
@@ -206,8 +204,10 @@ def test_a_job_of_slurm_is_asked_with_one_task_a_node(
     monkeypatch.delenv("SLURM_JOB_NUM_NODES", raising=False)
     assert reach.slurm_nodes() == 0
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "3")
-    assert reach.slurm_nodes() == 3 and reach.ask_slurm(["probe"]) == ([], ["srun"])
-    assert commands == [["srun", "--ntasks-per-node=1", "--nodes=3", "--kill-on-bad-exit=0", "probe"]]
+    job = reach.Nodes([], reach.slurm_nodes(), tmp_path)
+    assert job.ask(["probe"]) == job.ask(["probe"], is_numbered=True) == ([], ["srun"])
+    srun = ["srun", "--ntasks-per-node=1", "--nodes=3", "--kill-on-bad-exit=0", "probe"]
+    assert commands == [srun, [*srun, reach.OF_STEP]]
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "three")
     with pytest.raises(reach.RunError, match="SLURM_JOB_NUM_NODES is 'three'; expected a number"):
         reach.slurm_nodes()

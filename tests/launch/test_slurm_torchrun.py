@@ -145,6 +145,13 @@ def test_every_job_of_an_array_has_its_part(tmp_path: Path) -> None:
     assert named.stdout.splitlines()[-1] == "/|tools/x.py|--part|2/3|"
 
 
+def test_a_job_of_an_array_can_have_a_folder_of_its_own(tmp_path: Path) -> None:
+    """And is no part of a whole then."""
+    numbers = {"MIN": "4", "MAX": "7"}
+    answer = run_array(tmp_path, "tools/x.py", "--input", "raw/{task}/*.tar", task=6, **numbers).stdout
+    assert answer.splitlines()[-1] == "/|tools/x.py|--input|raw/6/*.tar|"
+
+
 def test_arrays_that_would_leave_parts_out_are_refused(tmp_path: Path) -> None:
     result = run_array(tmp_path, "tools/x.py", task=2, MAX="2", COUNT="2")
     assert result.returncode == 2 and "the array has gaps" in result.stderr
