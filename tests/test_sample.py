@@ -192,7 +192,7 @@ def test_the_package_loads_torch_only_when_its_functions_are_used() -> None:
         "from diffmoe_scale import generate, load_pipeline\n"
         "assert 'torch' in sys.modules and callable(generate) and callable(load_pipeline)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
 
 

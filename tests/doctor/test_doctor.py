@@ -37,7 +37,7 @@ def doctor(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str
     command = [sys.executable, "-m", "diffmoe_scale.doctor", "--port", str(free_port()), *arguments]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     return subprocess.run(
-        command, cwd=ROOT, env=environment | variables, capture_output=True, text=True, timeout=100
+        command, cwd=ROOT, env=environment | variables, capture_output=True, text=True, timeout=240
     )
 
 
@@ -75,7 +75,7 @@ def test_an_environment_without_packages_is_a_finding_and_no_traceback(tmp_path:
         env={"PATH": "/usr/bin:/bin", "PYTHONNOUSERSITE": "1"},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=240,
     )
     assert answer.returncode in (0, 1) and "Traceback" not in answer.stderr, answer.stderr
 

@@ -35,7 +35,7 @@ def run(command: Sequence[object], *, cwd: Path = ROOT, **variables: str) -> sub
         env=environment | variables,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
 
 

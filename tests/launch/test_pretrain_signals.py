@@ -1,5 +1,6 @@
 """Signals that launch/pretrain_t2i.sh gets while it trains."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -67,10 +68,15 @@ def test_terminated_training_under_deepspeed_ends_with_a_checkpoint_and_code_75(
     }
     with (tmp_path / "log").open("w") as log:
         command = ["bash", str(SCRIPT), "--config", str(tmp_path / "config.yaml")]
-        with subprocess.Popen(command, env=os.environ | variables, stdout=log, stderr=log) as script:
+        script = subprocess.Popen(
+            command, env=os.environ | variables, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
             wait_for(tmp_path / "run" / "metrics.jsonl", script)
             script.send_signal(signal.SIGTERM)
             assert script.wait(timeout=100) == 75, (tmp_path / "log").read_text()
+        finally:
+            kill_session(script)
     (checkpoint,) = complete_checkpoints(tmp_path / "run" / "checkpoints")
     told = (tmp_path / "log").read_text()
     for place in ("stopped (rank 0 on ", "rank 1 stopped (on "):
@@ -78,6 +84,15 @@ def test_terminated_training_under_deepspeed_ends_with_a_checkpoint_and_code_75(
         reason = f"a signal asked for it; step {step} is saved; the same command continues"
         assert f"{place}{socket.gethostname()}): {reason}" in told
     assert "Traceback" not in told
+
+
+def kill_session(leader: subprocess.Popen[bytes]) -> None:
+    """What it started and left behind: ranks that would train on when the test has failed."""
+    for process in (int(entry.name) for entry in Path("/proc").glob("[0-9]*")):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(process) == leader.pid:
+                os.kill(process, signal.SIGKILL)
+    leader.wait()
 
 
 def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:

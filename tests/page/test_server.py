@@ -1,12 +1,15 @@
 """The page over HTTP, without a browser and without a model."""
 
+import errno
 import json
 import socket
+import threading
+import urllib.request
 
 import pytest
 from werkzeug.test import Client
 
-from diffmoe_scale.page.server import LOCAL, App, is_local, open_port
+from diffmoe_scale.page.server import LOCAL, App, address_of, is_local, make_page_server, open_port
 from diffmoe_scale.page.worker import Worker
 
 
@@ -25,7 +28,8 @@ def client():
 def test_files_of_the_page_name_no_other_server(client, path):
     answer = client.get(path)
     assert answer.status_code == 200
-    assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+    for rule in ("default-src 'self'", "frame-ancestors 'none'"):
+        assert rule in answer.headers["Content-Security-Policy"]
     assert "http://" not in answer.text.replace("http://www.w3.org", "") and "https://" not in answer.text
 
 
@@ -44,6 +48,11 @@ def test_start_and_a_drawing(client):
         (lambda client: client.post("/draw", data="{}"), 415, "expected application/json"),
         (
             lambda client: client.post("/draw", data="{", content_type="application/json"),
+            400,
+            "what the page sent is no JSON",
+        ),
+        (
+            lambda client: client.post("/draw", data="[" * 100_000, content_type="application/json"),
             400,
             "what the page sent is no JSON",
         ),
@@ -78,9 +87,59 @@ def test_a_port_in_use_and_other_wrong_ones_are_said():
         open_port("127.0.0.1", 70_000)
     with pytest.raises(ValueError, match=r"--host no\.such\.invalid"):
         open_port("no.such.invalid", 0)
+    with pytest.raises(ValueError, match="give this machine's own name or address"):
+        open_port("a." * 200, 0)  # no name that could be asked for
 
 
-def test_a_port_of_all_networks_is_not_local():
-    for host, expected in (("127.0.0.1", True), ("0.0.0.0", False)):
-        with open_port(host, 0) as listener:
-            assert is_local(listener) == expected
+def test_a_port_of_the_system_is_said(monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket, "create_server", refuse)
+    with pytest.raises(ValueError, match="ports below 1024 are for the system"):
+        open_port("127.0.0.1", 80)
+
+
+@pytest.mark.parametrize(
+    "host, expected, begins",
+    [
+        ("127.0.0.1", True, "http://127.0.0.1:"),
+        ("0.0.0.0", False, "http://0.0.0.0:"),
+        ("::1", True, "http://[::1]:"),
+        ("::", False, "http://[::]:"),
+    ],
+)
+def test_a_port_of_all_networks_is_not_local(host, expected, begins):
+    try:
+        listener = open_port(host, 0)
+    except ValueError:
+        pytest.skip(f"{host} is no address of this machine")
+    with listener:
+        assert is_local(listener) == expected and address_of(listener).startswith(begins)
+
+
+def test_the_page_answers_while_a_picture_is_drawn():
+    is_over = threading.Event()
+
+    def wait(form, send):
+        is_over.wait(60)
+
+    worker = Worker(wait)
+    with open_port("127.0.0.1", 0) as listener:
+        server = make_page_server(App(worker, lambda: {"step": 4}, hosts=LOCAL), listener)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            address = address_of(listener)
+            headers = {"Content-Type": "application/json"}
+            asked = urllib.request.Request(f"{address}/draw", data=b"{}", headers=headers)
+            with urllib.request.urlopen(asked, timeout=60):
+                with urllib.request.urlopen(f"{address}/start", timeout=60) as answer:
+                    assert json.load(answer) == {"step": 4}
+                is_over.set()
+        finally:
+            is_over.set()
+            server.shutdown()
+            thread.join()
+            server.server_close()
+            worker.close()

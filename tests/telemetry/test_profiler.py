@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffmoe_scale.telemetry import profiler as module
 from diffmoe_scale.telemetry.phases import Phases
 from diffmoe_scale.telemetry.profiler import ProfileOnDemand
 
@@ -56,3 +57,48 @@ def test_a_trace_that_cannot_be_written_ends_nothing(
     profiler = ProfileOnDemand(tmp_path / "profile", tmp_path / "traces", steps=1, device=CPU)
     steps(profiler, 1, 2)
     assert "no trace: " in caplog.text
+
+
+class Recorded:
+    """In the place of torch's profile: what was asked of it."""
+
+    def __init__(self, failure: Exception | None = None, **_: object) -> None:
+        self.failure, self.told = failure, list[str]()
+
+    def start(self) -> None:
+        self.told.append("start")
+
+    def stop(self) -> None:
+        self.told.append("stop")
+
+    def export_chrome_trace(self, path: str) -> None:
+        self.told.append(Path(path).name)
+        if self.failure:
+            raise self.failure
+
+
+@pytest.mark.parametrize("failure", [OSError("disk full"), RuntimeError("kineto"), None])
+def test_a_trace_ends_once_and_a_request_in_between_waits_for_its_end(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    failure: Exception | None,
+) -> None:
+    made: list[Recorded] = []
+
+    def make(**_: object) -> Recorded:
+        made.append(Recorded(failure))
+        return made[-1]
+
+    monkeypatch.setattr(module, "profile", make)
+    request = tmp_path / "profile"
+    profiler = ProfileOnDemand(request, tmp_path / "traces", steps=2, device=CPU)
+    request.touch()
+    steps(profiler, 1, 1)
+    request.touch()
+    steps(profiler, 2, 3)
+    assert [trace.told for trace in made] == [["start", "stop", "step_00000002.json.gz"], ["start"]]
+    assert ("no trace at " in caplog.text) == (failure is not None)
+    profiler.close()
+    profiler.close()
+    assert made[1].told == ["start", "stop"]

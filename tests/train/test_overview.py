@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffmoe_scale.config.choices import describe_choices
+from diffmoe_scale.config.effect import describe_idle
 from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.data.order.size import Size
 from diffmoe_scale.plan.memory import plan_memory
 from diffmoe_scale.pretrain import main, report_end
 from diffmoe_scale.train.overview import (
     check_ranks,
+    check_token_counts,
     describe_network,
     describe_planned_run,
     describe_run,
@@ -81,6 +85,8 @@ def test_a_dense_network_has_no_experts_and_a_short_one_splits_over_no_sequence_
     # Two groups of two ranks, each with a micro-batch of 4, take the 8 samples at once.
     pairs = ["parallel.sequence_parallel=2", "run.micro_batch=4", "run.global_batch=8"]
     check_ranks(tiny_config(pairs), ranks=4)
+    with pytest.raises(ValueError, match="expected a divisor of the 3 tokens of images of 4 x 12"):
+        check_token_counts(tiny_config(pairs), [Size(16, 16), Size(height=12, width=4)])
     with pytest.raises(ValueError, match="4 data-parallel ranks"):
         check_ranks(tiny_config(pairs), ranks=8)
 
@@ -95,6 +101,17 @@ def test_warmup_that_is_longer_than_the_run_is_said(tmp_path: Path) -> None:
     settings = ["run.steps=30", "optimizer.warmup_steps=31"]
     *_, line = describe_run(tiny_config(settings), RunDirectory(tmp_path), num_samples=100)
     assert line == "optimizer.warmup_steps is 31 but run.steps is 30: the warm-up takes 30 steps"
+    as_long = tiny_config(["run.steps=30", "optimizer.warmup_steps=30"])
+    assert not any(
+        "warm-up" in line for line in describe_run(as_long, RunDirectory(tmp_path), num_samples=100)
+    )
+
+
+def test_settings_that_were_chosen_and_those_without_effect_are_said(tmp_path: Path) -> None:
+    config = tiny_config(["diffusion.kind=ddpm", "moe.num_experts=0", "moe.capacity=0.5"])
+    lines = describe_run(config, RunDirectory(tmp_path), num_samples=100)
+    chosen, idle = describe_choices(config), describe_idle(config)
+    assert chosen and idle and lines[-len(chosen + idle) :] == chosen + idle
 
 
 def test_dry_run_prints_the_same_and_writes_nothing(
@@ -120,6 +137,10 @@ def test_dry_run_finds_what_would_keep_the_run_from_its_start(tmp_path: Path) ->
     (directory.checkpoints / "step_00000006").rmdir()
     with pytest.raises(ValueError, match="holds no checkpoint"):
         describe_planned_run(config, directory, ranks=1)
+    (tmp_path / "damaged.tar").write_bytes(b"no tar")
+    unread = tiny_config([*text_settings(tmp_path), f"data.validation=[{tmp_path}/damaged.tar]"])
+    with pytest.raises((ValueError, RuntimeError), match=r"damaged\.tar"):
+        describe_planned_run(unread, RunDirectory(tmp_path / "other"), ranks=1)
     with pytest.raises(ValueError, match="3 data-parallel ranks"):
         describe_planned_run(config, RunDirectory(tmp_path / "other"), ranks=3)
 

@@ -46,5 +46,18 @@ def test_what_would_keep_a_run_from_its_start_is_named_before(
         check(tmp_path, *settings)
 
 
+def test_a_folder_of_another_format_is_refused_as_a_beginning(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError, match="convert_checkpoint"):
+        check(tmp_path, f"run.initialize_from={tmp_path}")
+
+
+def test_a_file_in_the_place_of_the_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(ValueError, match=r"run\.directory is .*is a file"):
+        check(tmp_path)
+
+
 def test_what_is_not_asked_for_is_not_looked_at(tmp_path: Path) -> None:
     check(tmp_path, "telemetry.prometheus_address=no.such.host.invalid")
