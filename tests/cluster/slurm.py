@@ -39,6 +39,7 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe
 """
 NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=1000"
 START_S, JOB_S = 60, 900
+ASK_TIMES = 5
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,26 @@ class Slurm:
         )
         return answer.stdout.strip()
 
+    def ask(self, *command: str) -> str:
+        """The same of a question, again where the program died: SLURM 22.05 does by SIGPIPE now and then when
+        the controller is slow."""
+        for _ in range(ASK_TIMES - 1):
+            try:
+                return self.run(*command)
+            except subprocess.CalledProcessError as error:
+                if error.returncode >= 0:
+                    raise
+                time.sleep(1)
+        return self.run(*command)
+
     def wait_for_nodes(self, count: int) -> None:
         give_up = time.monotonic() + START_S
-        while self.run("sinfo", "-h", "-t", "idle", "-o", "%D") != str(count):
+        while self.ask("sinfo", "-h", "-t", "idle", "-o", "%D") != str(count):
             assert time.monotonic() < give_up, f"the nodes are not idle in {START_S} s; see {self.folder}"
             time.sleep(0.2)
 
     def state(self, job: str) -> str:
-        words = self.run("scontrol", "--oneliner", "show", "job", job).split()
+        words = self.ask("scontrol", "--oneliner", "show", "job", job).split()
         return next(word.removeprefix("JobState=") for word in words if word.startswith("JobState="))
 
     def wait(self, job: str) -> str:

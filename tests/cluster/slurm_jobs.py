@@ -43,7 +43,7 @@ class Job:
 
     def field(self, name: str) -> str:
         """Of `scontrol show job`."""
-        words = self.cluster.run("scontrol", "--oneliner", "show", "job", self.number).split()
+        words = self.cluster.ask("scontrol", "--oneliner", "show", "job", self.number).split()
         return next(word.split("=", 1)[1] for word in words if word.startswith(f"{name}="))
 
     def wait_until(self, what: str, condition: Callable[[], bool]) -> None:

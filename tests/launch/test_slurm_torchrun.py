@@ -145,6 +145,15 @@ def test_every_job_of_an_array_has_its_part(tmp_path: Path) -> None:
     assert named.stdout.splitlines()[-1] == "/|tools/x.py|--part|2/3|"
 
 
+def test_jobs_of_an_array_do_not_meet_at_a_port_of_the_environment(tmp_path: Path) -> None:
+    variables = job(tmp_path, SLURM_ARRAY_TASK_ID="1", MASTER_PORT="29500")
+    write_program(tmp_path / ".venv" / "bin" / "python", 'echo "port ${MASTER_PORT-none}"')
+    variables |= {f"SLURM_ARRAY_TASK_{name}": value for name, value in (("MIN", "0"), ("MAX", "1"))}
+    variables |= {"SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_STEP": "1"}
+    answer = run(["bash", FOLDER / "array.sbatch", "tools/x.py", "--part", "{part}"], cwd=ROOT, **variables)
+    assert answer.stdout.splitlines()[-1] == "port none", answer.stderr
+
+
 def test_a_job_of_an_array_can_have_a_folder_of_its_own(tmp_path: Path) -> None:
     """And is no part of a whole then."""
     numbers = {"MIN": "4", "MAX": "7"}
