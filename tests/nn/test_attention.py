@@ -18,6 +18,19 @@ def test_attention_is_a_softmax_over_the_keys_that_count(num_tokens: int) -> Non
     torch.testing.assert_close(got, logits.softmax(-1) @ value, rtol=1e-5, atol=1e-5)
 
 
+def test_attention_in_bf16_to_few_keys_is_rounded_only_where_it_enters_and_leaves() -> None:
+    parts = [torch.randn(2, 2, 64, 8).mul(3).bfloat16().requires_grad_() for _ in range(3)]
+    exact = [part.detach().float().requires_grad_() for part in parts]
+    answer, expected = attention(*parts), attention(*exact)
+    gradient = torch.randn(2, 2, 64, 8).bfloat16()
+    answer.backward(gradient)
+    expected.backward(gradient.float())
+    assert torch.equal(answer, expected.bfloat16())
+    for part, full in zip(parts, exact, strict=True):
+        assert part.grad is not None and full.grad is not None
+        assert torch.equal(part.grad, full.grad.bfloat16())
+
+
 def test_cross_attention_of_one_token_is_its_value_for_every_query() -> None:
     layer = CrossAttention(8, 2, 3)
     text_BLT = torch.randn(2, 4, 3)
