@@ -81,7 +81,7 @@ class MoEConfig(Section, name="moe"):
     """Weight of the capacity predictor's loss, averaged over layers (DiffMoE eq. 13)."""
     predictor_tokens: Annotated[float, Range(0, 1, excludes_low=True), FREE] = 1.0
     """Share of each sample's tokens that the capacity predictor learns from in training, evenly spread; 1 is
-    the paper's. It changes the predictor and its cost only, for `optimizer.clip_norm` 0 or never reached."""
+    the paper's. It changes the predictor and its cost only."""
     predictor_width: Annotated[float, Range(0, 8, excludes_low=True)] = 1.0
     """Width of the capacity predictor's hidden layer over `model.width`; 1 is the paper's, 0.25 costs a
     quarter."""

@@ -32,7 +32,8 @@ class OptimizerConfig(Section, name="optimizer", is_free=True):
     decay_fraction: Annotated[float, Range(0, 1)] = 0.0
     """Last part of the run in which the rate falls linearly to 0."""
     clip_norm: Annotated[float, Range(0, 1e9)] = 1.0
-    """Largest global gradient norm, routers and capacity predictors counted in; 0 switches clipping off."""
+    """Largest global gradient norm, routers counted in and capacity predictors not, which thus never change
+    the diffusion model; 0 switches clipping off."""
     ema_decay: Annotated[float, Range(0, 1, excludes_high=True)] = 0.9999
     """Decay of the weight average, per step."""
     ema_warmup: bool = True

@@ -13,6 +13,7 @@ trainer.py       one training step, and what it works on
 engine.py        forward, backward and optimizer step of a rank, with the weight average
 graph.py         forward and backward of the network as CUDA graphs
 zero.py          DeepSpeed's ZeRO optimizer; the only file with its private names
+zero_settings.py DeepSpeed's configuration of a run
 optim.py         the optimizer, its parameter groups and its learning rate
 muon.py          Muon for the matrices of hidden layers, with AdamW for the rest
 muon_shares.py   whole matrices from the slices that ZeRO leaves each rank

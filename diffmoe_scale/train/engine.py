@@ -22,11 +22,13 @@ from diffmoe_scale.train.optim import build_optimizer, parameter_groups
 from diffmoe_scale.train.zero import Zero
 from diffmoe_scale.words import counted
 
+PREDICTOR = GRADIENT_PARTS.index("predictor")
+
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an optimizer step did. `gradient_norm` is global and from before clipping; a skipped step changed
-    nothing."""
+    """What an optimizer step did. `gradient_norm` is global, from before clipping, and of all parameters but
+    the capacity predictors'; a skipped step changed nothing."""
 
     learning_rate: float
     gradient_norm: float
@@ -71,7 +73,15 @@ class Engine:
                 is_offloaded=config.parallel.offload_optimizer,
             )
 
-        self.zero = Zero(denoiser, config, context, accumulation=self.accumulation, build_optimizer=optimizer)
+        # The predictor watches the diffusion model, and through the norm it would change its steps.
+        self.zero = Zero(
+            denoiser,
+            config,
+            context,
+            accumulation=self.accumulation,
+            build_optimizer=optimizer,
+            uncounted=[parameter for parameter, part in self._parts.items() if part == PREDICTOR],
+        )
         if config.run.cuda_graph:
             # An attribute of the object hides the method; recorded later, when weights lie where they stay.
             denoiser.forward = GraphedForward(denoiser, record=record_on_gpu)  # type: ignore[method-assign]

@@ -3,7 +3,7 @@
 Every private name of DeepSpeed that training needs is in this file, as of deepspeed 0.19.8.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any  # DeepSpeed is untyped
 
@@ -14,9 +14,9 @@ from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
 from torch import Tensor, nn
 
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.parallel.bucket import bucket_size
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.train.muon import MOMENTUM
+from diffmoe_scale.train.zero_settings import deepspeed_settings
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -69,8 +69,10 @@ class Zero:
         *,
         accumulation: int,
         build_optimizer: Callable[[], torch.optim.Optimizer],
+        uncounted: Collection[nn.Parameter] = (),
     ) -> None:
-        """Collective over the world. Experts are marked before (register_expert_groups)."""
+        """The gradients of `uncounted` are no part of the norm, and are clipped by the same factor as all
+        others. Collective over the world. Experts are marked before (register_expert_groups)."""
         settings = deepspeed_settings(
             config,
             context,
@@ -86,6 +88,7 @@ class Zero:
             dist_init_required=False,
         )
         self._zero = self._engine.optimizer
+        self._uncounted = frozenset(uncounted)
         for size, group in zip(self._zero.partition_count, self.groups, strict=True):
             assert not group.get("moe") or size == context.expert_dp_group.size(), (
                 "experts must be reduced over the expert-data-parallel group"
@@ -101,7 +104,25 @@ class Zero:
     def step(self) -> None:
         """Count a micro-batch; after the last of a step, clip, update and gather the weights. Collective over
         the world."""
+        if self._engine.is_gradient_accumulation_boundary():
+            self._count_bad_gradients()
         self._engine.step()
+
+    def _count_bad_gradients(self) -> None:
+        """Leave the uncounted gradients out of the norm, but for those that are not finite: by the norm
+        DeepSpeed knows, in fp32, that a step must be skipped."""
+        pairs = [
+            (parameter, gradient)
+            for group, parameters in enumerate(self._zero.params_in_partition)
+            for parameter, gradient in self._gradients(group, parameters)
+            if parameter in self._uncounted
+        ]
+        if not pairs:
+            return
+        norms = torch.stack(torch._foreach_norm([gradient for _, gradient in pairs]))
+        for (parameter, _), is_finite in zip(pairs, norms.isfinite().tolist(), strict=True):
+            # DeepSpeed's mark of parameters that another rank of a pipeline counts.
+            parameter.ds_pipe_replicated = is_finite  # type: ignore[attr-defined]
 
     @property
     def is_skipped(self) -> bool:
@@ -110,12 +131,12 @@ class Zero:
 
     @property
     def gradient_norm(self) -> float:
-        """Of the last step, global and from before clipping."""
+        """Of the last step, global, of the counted gradients and from before clipping."""
         return float(self._engine.get_global_grad_norm())
 
     def gradient_squares(self, part_of: Mapping[nn.Parameter, int], *, num_parts: int) -> Tensor:
         """Before the step that uses them: of the gradients that this rank owns the sum of squares of each
-        part, [num_parts]. Those of all ranks add up to the square of `gradient_norm`."""
+        part, [num_parts]. Those of all ranks and counted parts add up to the square of `gradient_norm`."""
         squares_P = torch.zeros(num_parts, device=self._zero.device)
         for group, parameters in enumerate(self._zero.params_in_partition):
             by_part: dict[int, list[Tensor]] = {}
@@ -205,44 +226,3 @@ class Zero:
 def is_spread_expert(parameter: nn.Parameter) -> bool:
     """True for a parameter that `register_expert_groups` marked."""
     return not getattr(parameter, "allreduce", True)
-
-
-def deepspeed_settings(
-    config: Config, context: ParallelContext, *, accumulation: int, num_parameters: int
-) -> dict[str, Any]:
-    """DeepSpeed's configuration of a run: it shards and steps; schedule, logging and checkpoints are ours."""
-    bucket = bucket_size(num_parameters)
-    settings: dict[str, Any] = {
-        # DeepSpeed counts every rank's micro-batch, those of a sequence group several times.
-        "train_batch_size": config.run.global_batch * context.sequence_parallel,
-        "train_micro_batch_size_per_gpu": config.run.micro_batch,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": config.optimizer.clip_norm,
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**12,
-        "zero_optimization": {
-            "stage": config.parallel.zero_stage,
-            "contiguous_gradients": True,
-            "overlap_comm": context.device.type == "cuda",
-            "reduce_scatter": True,
-            # DeepSpeed allocates the reduce bucket whole, 5e8 elements by default: no more than the model
-            # needs.
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-            # Parameters keep their order, which checkpoints rely on.
-            "round_robin_gradients": False,
-        },
-    }
-    if config.parallel.offload_optimizer:
-        settings["zero_optimization"]["offload_optimizer"] = {
-            "device": "cpu",
-            "pin_memory": context.device.type == "cuda",
-        }
-        # torch's fused AdamW instead of DeepSpeed's, which is compiled for minutes at its first use.
-        settings["zero_force_ds_cpu_optimizer"] = False
-    if config.model.precision == "bf16":
-        settings["bf16"] = {"enabled": True, "check_grad_overflow": True}
-        # Sums over many micro-batches and ranks would lose small gradients in bf16.
-        settings["data_types"] = {"grad_accum_dtype": "fp32"}
-        settings["communication_data_type"] = "fp32"
-    return settings

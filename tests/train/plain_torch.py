@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.moe.thresholds import update_routers
@@ -12,7 +12,8 @@ from tests.train.runs import STEPS, Run, compute_loss, tiny_batch, tiny_config, 
 
 
 def train_alone(settings: list[str], *, steps: int = STEPS) -> Run:
-    """The specification: one process, torch's AdamW or a plain Muon, torch's clipping, no DeepSpeed."""
+    """The specification: one process, torch's AdamW or a plain Muon, torch's clipping, no DeepSpeed.
+    The norm is of all gradients but the capacity predictors'."""
     config = tiny_config(settings)
     pipeline = tiny_pipeline(config, alone())
     parameters = pipeline.denoiser.canonical_parameters()
@@ -29,7 +30,10 @@ def train_alone(settings: list[str], *, steps: int = STEPS) -> Run:
             (loss.total * count / config.run.global_batch).backward()
             losses.append(float(loss.total.detach()))
             statistics.append(torch.stack([routing.statistic_X for routing in loss.routings]))
-        run.norms.append(float(clip_grad_norm_(parameters.values(), config.optimizer.clip_norm)))
+        counted = [parameter.grad for name, parameter in parameters.items() if ".predictor." not in name]
+        norm = get_total_norm([gradient for gradient in counted if gradient is not None])
+        clip_grads_with_norm_(parameters.values(), config.optimizer.clip_norm, norm)
+        run.norms.append(float(norm))
         optimizer.step()
         optimizer.zero_grad()
         run.losses.append(sum(losses) / len(losses))
