@@ -26,7 +26,12 @@ class Rule:
 
 RULES = (
     Rule("moe", (), lambda c: c.moe.num_experts == 0, "moe.num_experts is 0", others=ROUTED),
-    Rule("moe", ("predictor_weight",), lambda c: c.moe.router != "diffmoe", "moe.router is not diffmoe"),
+    Rule(
+        "moe",
+        ("predictor_weight", "predictor_tokens"),
+        lambda c: c.moe.router != "diffmoe",
+        "moe.router is not diffmoe",
+    ),
     Rule(
         "moe",
         ("threshold_decay", "threshold_bias_correction"),

@@ -158,16 +158,12 @@ class MoEConfig(Section, name="moe"):
         )
         if self.num_experts:
             self._check_router()
-        for name, value in (
-            ("predictor_tokens", self.predictor_tokens),
-            ("predictor_width", self.predictor_width),
-        ):
-            require(
-                value == 1 or self.router == "diffmoe",
-                f"moe.{name}",
-                value,
-                f"1 for moe.router {self.router!r}, which has no capacity predictor",
-            )
+        require(
+            self.predictor_width == 1 or self.router == "diffmoe",
+            "moe.predictor_width",
+            self.predictor_width,
+            f"1 for moe.router {self.router!r}, which has no capacity predictor",
+        )
         require(
             self.first_dense == 0 or (self.num_experts > 0 and self.first_dense >= self.every),
             "moe.first_dense",

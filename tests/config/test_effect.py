@@ -36,9 +36,9 @@ def test_no_shipped_config_has_a_setting_without_effect(path: Path) -> None:
         ),
         (["moe.top_k=2"], ["without effect, since experts choose, not tokens: moe.top_k=2"]),
         (
-            ["moe.router=token_choice", "moe.top_k=2", "moe.capacity=2", "moe.predictor_weight=3"],
+            ["moe.router=token_choice", "moe.top_k=2", "moe.capacity=2", "moe.predictor_tokens=0.5"],
             [
-                "without effect, since moe.router is not diffmoe: moe.predictor_weight=3.0",
+                "without effect, since moe.router is not diffmoe: moe.predictor_tokens=0.5",
                 "without effect, since tokens choose moe.top_k experts: moe.capacity=2.0",
             ],
         ),

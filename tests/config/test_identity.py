@@ -20,6 +20,7 @@ IDENTITY = {
         "attention",
         "qk_norm",
         "positions",
+        "position_size",
         "modulation",
         "feed_forward_ratio",
         "text_projection",

@@ -110,7 +110,7 @@ def test_folders_of_other_programs_are_named(tmp_path: Path) -> None:
     for name in ("language", "unet"):
         (tmp_path / name).mkdir()
     save_file({"model.embed_tokens.weight": torch.zeros(2)}, tmp_path / "language" / "model.safetensors")
-    refuse(tmp_path / "language", "no model that is known here: it has tensors such as model.embed_tokens")
+    refuse(tmp_path / "language", "no model that is known here: it has such names as model.embed_tokens")
     (tmp_path / "unet" / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusion"}))
     refuse(tmp_path / "unet", "a pipeline of diffusers without a transformer")
 

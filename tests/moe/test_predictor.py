@@ -115,9 +115,7 @@ def test_a_predictor_without_a_hidden_layer_is_refused():
         make_layer(predictor_width=0.01)
 
 
-def test_a_cheaper_predictor_is_refused_where_there_is_none():
-    with pytest.raises(ValueError, match=r"moe.predictor_tokens is 0.5; expected 1 for moe.router"):
-        make_layer(router="token_choice", predictor_tokens=0.5)
+def test_a_narrow_predictor_is_refused_where_there_is_none():
     with pytest.raises(ValueError, match=r"moe.predictor_width is 0.5; expected 1 for moe.router"):
         make_layer(router="token_choice", predictor_width=0.5)
 
