@@ -91,8 +91,8 @@ def _describe(family: str, state: Mapping[str, LazyTensor]) -> str:
         return f"has names that all begin with {prefix!r}; save its state dict without that"
     where = f"its {family}" if family else "it"
     return (
-        f"is no model that is known here: {where} has such names as {', '.join(list(state)[:SHOWN])}; expected "
-        "those of DiT, SiT or DiffMoE (x_embedder.proj.weight, blocks.0.attn.qkv.weight, ...)"
+        f"is no model that is known here: {where} has such names as {', '.join(list(state)[:SHOWN])}; "
+        "expected those of DiT, SiT or DiffMoE (x_embedder.proj.weight, blocks.0.attn.qkv.weight, ...)"
     )
 
 

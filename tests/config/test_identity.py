@@ -55,6 +55,7 @@ OTHER_VALUES = {
     "model.text_projection": ["model.text_projection=true"],
     "model.qk_norm": ["model.qk_norm=rms"],
     "model.positions": ["model.positions=rope2d"],
+    "model.position_size": ["model.position_size=64"],
     "model.modulation": ["model.modulation=shared"],
     "model.time_frequencies": ["model.time_frequencies=diffusers"],
     "moe.first_dense": ["moe.first_dense=2"],
