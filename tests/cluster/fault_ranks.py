@@ -19,6 +19,7 @@ from diffmoe_scale.telemetry.metrics import read_metrics
 from tests.cluster.hosts import Host
 
 PORT = 29500
+FORBID_ATTEMPTS = 50
 WAIT_S = 600.0
 """For what has to happen: a start, the end of ranks, a step. A start is seconds, but minutes on a machine
 that is busy with other work."""
@@ -157,8 +158,15 @@ class Disk:
     def forbid(self, folder: Path) -> None:
         """A folder of it becomes read-only; what is open there stays so."""
         self._forbidden.append(folder)
-        mount("--bind", str(folder), str(folder))
-        mount("-o", "remount,bind,ro", str(folder))
+        for attempt in range(1, FORBID_ATTEMPTS + 1):
+            mount("--bind", str(folder), str(folder))
+            try:
+                mount("-o", "remount,bind,ro", str(folder))
+                return
+            except OSError:  # a rank has just opened a file there to write
+                unmount(folder)
+                if attempt == FORBID_ATTEMPTS:
+                    raise
 
     def allow(self, folder: Path) -> None:
         """Read-only no longer."""
