@@ -60,7 +60,7 @@ def entry(**changed: object) -> dict[str, object]:
         (struct.pack("<Q", 5) + b"nojson", "no JSON"),
         (with_header([1]), "header is a list"),
         (with_header({"__metadata__": {"a": 1}}), "metadata are no texts"),
-        (with_header({"w": entry(dtype="F7")}, bytes(4)), "entry of 'w'"),
+        (with_header({"w": entry(dtype="F7")}, bytes(4)), "number format F7"),
         (with_header({"w": 3}), "entry of 'w'"),
         (with_header({"w": entry(data_offsets=[0])}, bytes(4)), "entry of 'w'"),
         (with_header({"w": entry(shape=[2])}, bytes(4)), "'w' has shape"),

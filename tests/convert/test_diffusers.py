@@ -42,7 +42,8 @@ def change(folder: Path, **changed: object) -> None:
 @pytest.mark.parametrize("is_pipeline", [False, True])
 def test_a_dit_answers_as_diffusers_does(folder: Path, tmp_path: Path, is_pipeline: bool) -> None:
     if is_pipeline:
-        folder = folder.rename(tmp_path / "transformer").parent
+        (tmp_path / "pipeline").mkdir()
+        folder = folder.rename(tmp_path / "pipeline" / "transformer").parent
     (_, line) = convert(folder, tmp_path / "a.safetensors", Options())
     off = float(line.split("differs by ")[1].split()[0])
     assert off < 1e-4
@@ -76,10 +77,10 @@ def test_the_parts_of_a_pixart_that_do_not_fit_are_named(tmp_path: Path) -> None
         cross_attention_dim=32,
         caption_channels=16,
     )
-    model.save_pretrained(tmp_path / "transformer")
+    model.save_pretrained(tmp_path / "pipeline" / "transformer")
     said = "is a PixArtTransformer2DModel, which ours cannot be: it has "
     with pytest.raises(ValueError, match=said) as error:
-        convert(tmp_path, tmp_path / "a.safetensors", Options())
+        convert(tmp_path / "pipeline", tmp_path / "a.safetensors", Options())
     names = " ".join(model.state_dict())
     for part in ("caption_projection", "attn2", "scale_shift_table"):
         assert part in str(error.value) and part in names

@@ -151,7 +151,8 @@ def test_every_model_comes_back_from_every_format_that_can_hold_it(
             check_megatron(one, folder)
         num_held += check_dit(stored, folder, usual)
         shutil.rmtree(folder)
-    assert 0 < num_held < len(forced)
+    # Few have the names of DiT: in some parts none.
+    assert num_held < len(forced) and (num_held > 0 or part > 0)
 
 
 def test_more_families_than_a_format_holds_are_refused(

@@ -21,7 +21,7 @@ STEPS = 4
 LOSSES: dict[str, Any] = {"rtol": 2e-6}
 WEIGHTS: dict[str, Any] = {"rtol": 0, "atol": 5e-6}
 # Muon's steps have one length whatever the gradient's: rounding shows more.
-MUON_WEIGHTS: dict[str, Any] = {"rtol": 0, "atol": 5e-5}
+MUON_WEIGHTS: dict[str, Any] = {"rtol": 0, "atol": 1e-4}
 CASES = {
     "sample": ["moe.pool=sample"],
     "rank": ["moe.pool=rank"],
