@@ -23,10 +23,11 @@ SLOW_FOLDERS = tuple(f"tests/{name}/" for name in ("cluster", "train", "launch",
 # Tiny models: threads would only wait for each other, and for the ranks and programs that tests start.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# A shell ignores SIGINT for what it starts in the background, and programs that the tests start would inherit
-# that.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell ignores SIGINT for what it starts in the background, nohup SIGHUP, and programs that the tests start
+# would inherit that.
+for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _usual)
 
 
 @pytest.hookimpl(optionalhook=True)
