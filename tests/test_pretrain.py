@@ -10,7 +10,9 @@ import pytest
 from diffmoe_scale import pretrain
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.config.schema import Config
 from diffmoe_scale.pretrain import main
+from diffmoe_scale.train import overview
 from tests.train.runs import tiny_config
 
 
@@ -109,10 +111,11 @@ def test_a_failed_start_is_one_line_and_a_wrong_one_leaves_no_directory(
 
 @pytest.mark.usefixtures("alone")
 def test_a_start_with_a_name_leaves_it_after_training_to_the_end_and_the_next_may_begin(
-    tmp_path: Path,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = start(tmp_path)
     assert main(arguments) == 0 and not (tmp_path / "run" / "ended").exists()
+    assert f"next: python -m diffmoe_scale.sample --checkpoint {tmp_path}/run" in capsys.readouterr().err
     assert main([*arguments, "--start-id", "job 7"]) == 0
     assert (tmp_path / "run" / "ended").read_text() == "job 7"
 
@@ -171,3 +174,52 @@ def test_ranks_are_checked_before_they_meet_and_part_after_training(
     else:
         pretrain.train_to_end(config, RunDirectory(tmp_path))
         assert told == ["end_on_signals", "initialize", "train", "finalize"]
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(("world", "expert_parallel", "ranks"), [(1, 2, 2), (4, 2, 4)])
+def test_a_dry_run_is_of_the_ranks_that_there_are_or_that_share_experts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: int, expert_parallel: int, ranks: int
+) -> None:
+    told: list[int] = []
+
+    def describe(config: Config, directory: RunDirectory, *, ranks: int) -> list[str]:
+        told.append(ranks)
+        return []
+
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.setattr(overview, "describe_planned_run", describe)
+    assert main(start(tmp_path, f"parallel.expert_parallel={expert_parallel}", "--dry-run")) == 0
+    assert told == [ranks]
+
+
+LEAVING = """
+import logging, logging.handlers, multiprocessing, os, signal, sys, time
+from diffmoe_scale.pretrain import leave
+
+
+def stay() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(60)
+
+
+if __name__ == "__main__":
+    worker = multiprocessing.get_context("fork").Process(target=stay)
+    worker.start()
+    to_file = logging.FileHandler(sys.argv[1])
+    logging.getLogger().addHandler(logging.handlers.MemoryHandler(9, target=to_file, flushLevel=99))
+    logging.getLogger().warning("last words")
+    sys.stdout.write(f"worker {worker.pid}")
+    leave(3)
+"""
+
+
+def test_who_leaves_after_a_failure_ends_workers_and_loses_no_words(tmp_path: Path) -> None:
+    (tmp_path / "leaving.py").write_text(LEAVING)
+    words = [sys.executable, str(tmp_path / "leaving.py"), str(tmp_path / "log")]
+    result = subprocess.run(words, capture_output=True, text=True, check=False, timeout=50)
+    assert result.returncode == 3 and result.stderr == ""
+    pid = int(result.stdout.removeprefix("worker "))
+    assert not Path(f"/proc/{pid}").exists()
+    assert (tmp_path / "log").read_text() == "last words\n"

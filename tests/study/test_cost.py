@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from diffmoe_scale.study.cost import duration
+from diffmoe_scale.plan.flops import count_flops
+from diffmoe_scale.study.cost import ASSUMED_FLOPS, ASSUMED_START_S, Cost, duration, estimate_seconds
 from diffmoe_scale.study.record import write_row
 from diffmoe_scale.study.study import Study
 from tests.study.studies import result_of, small_study
@@ -16,6 +17,42 @@ def test_a_variant_that_costs_more_is_refused_with_how_much(tmp_path: Path) -> N
         ValueError, match=r"variant dense has -\d\.\d % operations a picture against diffmoe; "
     ):
         Study(config, tmp_path / "study.yaml", [])
+
+
+def test_the_tolerance_is_the_difference_that_is_allowed(tmp_path: Path) -> None:
+    costs = Study(small_study(tmp_path), tmp_path / "study.yaml", []).costs
+    deviation = abs(costs["dense"].forward / costs["diffmoe"].forward - 1)
+    Study(small_study(tmp_path, [f"study.flops_tolerance={1.01 * deviation}"]), tmp_path / "study.yaml", [])
+    with pytest.raises(ValueError, match="variant dense has"):
+        Study(small_study(tmp_path, [f"study.flops_tolerance={0.99 * deviation}"]), tmp_path, [])
+
+
+def test_a_variant_that_cannot_be_built_is_named(tmp_path: Path) -> None:
+    def fail(_: object) -> None:
+        raise ValueError("no such width")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffmoe_scale.study.cost.count_flops", fail)
+        with pytest.raises(ValueError, match=r"^variant diffmoe: no such width$"):
+            Study(small_study(tmp_path), tmp_path / "study.yaml", [])
+
+
+def test_costs_are_of_a_picture_and_of_a_training_sample(tmp_path: Path) -> None:
+    study = Study(small_study(tmp_path), tmp_path / "study.yaml", [])
+    flops = count_flops(study.variants[0].config)
+    assert study.costs["diffmoe"] == Cost(sum(flops.forward.values()), flops.model)
+    assert study.costs["diffmoe"].training > 2 * study.costs["diffmoe"].forward
+
+
+def test_time_is_taken_from_operations_until_a_row_was_measured(tmp_path: Path) -> None:
+    row = Study(small_study(tmp_path, ["sampling.steps=4", "sampling.guidance=1.0"]), tmp_path, []).rows[0]
+    cost = Cost(forward=1e9, training=3e9)
+    # 20 steps of 64 pictures, then 3 prompts a suite at the last checkpoint and 2 at the one before.
+    work = 20 * 64 * cost.training + 6 * (3 + 2) * 4 * cost.forward
+    assert estimate_seconds(row, cost, []) == pytest.approx(work / ASSUMED_FLOPS + ASSUMED_START_S)
+    # One that trained for 60 s with 3e6 operations a sample, and took 14 s to score.
+    done = result_of(row, loss=0.5, score=0.5)
+    assert estimate_seconds(row, cost, [done]) == pytest.approx(60.0 * 3e9 / 3e6 + 14.0)
 
 
 def test_the_plan_counts_trainings_and_takes_its_time_from_what_is_done(tmp_path: Path) -> None:
