@@ -1,5 +1,6 @@
 """What `pretrain` answers before it loads torch, and that nothing is left behind then."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -218,7 +219,8 @@ if __name__ == "__main__":
 def test_who_leaves_after_a_failure_ends_workers_and_loses_no_words(tmp_path: Path) -> None:
     (tmp_path / "leaving.py").write_text(LEAVING)
     words = [sys.executable, str(tmp_path / "leaving.py"), str(tmp_path / "log")]
-    result = subprocess.run(words, capture_output=True, text=True, check=False, timeout=50)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    result = subprocess.run(words, capture_output=True, text=True, check=False, timeout=50, env=environment)
     assert result.returncode == 3 and result.stderr == ""
     pid = int(result.stdout.removeprefix("worker "))
     assert not Path(f"/proc/{pid}").exists()

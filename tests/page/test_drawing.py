@@ -1,10 +1,12 @@
 """A drawing as events, of models of classes, of dense ones, and where something goes wrong."""
 
+from base64 import b64decode
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.sampling import SamplingConfig
 from diffmoe_scale.page.drawing import Event, Stopped, draw
@@ -58,6 +60,24 @@ def test_a_router_without_predictor_leaves_no_choice():
     pipeline, static = Loaded().pipeline, SamplingConfig(selection="static")
     other = config(moe={"router": "expert_choice"}, sampling=static)
     assert describe(replace(pipeline, config=other))["choices"] == []
+
+
+def test_the_map_of_a_picture_has_its_rows_and_columns():
+    events = events_of(Loaded(), form(height=8, width=4))
+    calls = [event for event in events if event["kind"] == "call"]
+    assert (events[-1]["height"], events[-1]["width"]) == (8, 4)
+    assert calls and all(event["rows"] == 2 * event["columns"] for event in calls)
+    assert all(len(b64decode(call["experts"])) == call["rows"] * call["columns"] for call in calls)
+
+
+@pytest.mark.parametrize("error", [RunError("the run is gone"), OSError("disk"), ValueError("no step 5")])
+def test_a_foreseen_failure_is_its_sentence(caplog, error):
+    class Gone:
+        def get(self, checkpoint, weights):
+            raise error
+
+    assert events_of(Gone(), form())[1:] == [{"kind": "error", "text": str(error)}]
+    assert caplog.text == ""
 
 
 def test_a_fault_is_said_and_does_not_end_the_page(caplog):
