@@ -1,6 +1,7 @@
 """What a run says of itself while it goes on, and where that is kept.
 
 log.py           log lines: the console, and RUN/log.txt
+appended_file.py a file of lines that a full disk takes later
 metrics.py       RUN/metrics.jsonl: one JSON object a logged step
 meter.py         means of values that lie on the device, between two log steps
 phases.py        seconds of the parts of a step

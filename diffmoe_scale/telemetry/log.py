@@ -1,10 +1,15 @@
 """Where log lines go: the console, and RUN/log.txt for the main rank."""
 
+import contextlib
 import logging
 import re
 import sys
 import warnings
 from pathlib import Path
+
+from diffmoe_scale.telemetry.appended_file import AppendedFile
+
+logger = logging.getLogger(__name__)
 
 OWN_LOGGERS = ("diffmoe_scale", "__main__")
 NOISE = (
@@ -60,8 +65,40 @@ class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]  # generi
             from tqdm import tqdm  # here: the doctor runs where packages are missing
 
             tqdm.write(self.format(record), file=sys.stderr)
-        except (ValueError, OSError):  # a closed console
+        except Exception:  # a closed console, or words that do not fit, of whatever package
             self.handleError(record)
+
+
+class LogFileHandler(logging.Handler):
+    """Appends to a file. A failing write (a full disk) is said once, and its lines are written later.
+
+    Raises: OSError where the file cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path, self._has_failed = path, False
+        self._file = AppendedFile(path)
+        self.setFormatter(
+            logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S")
+        )
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._file.append(f"{self.format(record)}\n".encode(errors="backslashreplace"))
+        except OSError as error:
+            if not self._has_failed:
+                self._has_failed = True
+                logger.warning(
+                    "%s cannot be written (%s); its lines are kept until it can", self._path, error
+                )
+        except Exception:  # words that do not fit, of whatever package
+            self.handleError(record)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # it was said
+            self._file.close()
+        super().close()
 
 
 def setup_logging(run_directory: Path, *, rank: int) -> None:
@@ -81,11 +118,7 @@ def setup_logging(run_directory: Path, *, rank: int) -> None:
     root.addHandler(console)
     if is_main:
         run_directory.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(run_directory / "log.txt", encoding="utf-8")
-        file.setFormatter(
-            logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S")
-        )
-        root.addHandler(file)
+        root.addHandler(LogFileHandler(run_directory / "log.txt"))
     root.setLevel(logging.WARNING)
     for name in OWN_LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO if is_main else logging.WARNING)

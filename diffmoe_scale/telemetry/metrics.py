@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self  # Any: JSON objects as they were read
 
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.telemetry.appended_file import AppendedFile
 from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
@@ -18,9 +19,9 @@ MetricValue = float | list[float]
 
 
 class MetricsWriter:
-    """Appends lines to metrics.jsonl, each flushed when written. For the main rank only.
+    """Appends lines to metrics.jsonl, each in the file when `write` returns. For the main rank only.
 
-    A failing write (a full disk) is said once and does not stop the run.
+    A failing write (a full disk) is said once and does not stop the run; its lines are written later.
     """
 
     def __init__(self, path: Path, *, resume_step: int) -> None:
@@ -30,7 +31,7 @@ class MetricsWriter:
         self._has_failed = False
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_later_lines(path, resume_step)
-        self._file = path.open("ab")
+        self._file = AppendedFile(path)
 
     def write(self, step: int, samples: int, metrics: Mapping[str, MetricValue]) -> None:
         """Append `metrics` of this step, and how many samples were seen so far."""
@@ -39,10 +40,7 @@ class MetricsWriter:
             {"step": step, "samples": samples, "time": round(time.time(), 3), **values}, allow_nan=False
         )
         try:
-            # What a failed flush could not write stays in the buffer and comes first next time, so no line is
-            # torn.
-            self._file.write(line.encode() + b"\n")
-            self._file.flush()
+            self._file.append(line.encode() + b"\n")
         except OSError as error:
             self._say_failure(error)
 
@@ -63,7 +61,9 @@ class MetricsWriter:
     def _say_failure(self, error: OSError) -> None:
         if not self._has_failed:
             logger.warning(
-                "%s cannot be written (%s); training goes on, its lines may be lost", self._path, error
+                "%s cannot be written (%s); training goes on, its lines are kept until they can",
+                self._path,
+                error,
             )
         self._has_failed = True
 

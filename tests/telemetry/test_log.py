@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from diffmoe_scale.telemetry.log import setup_logging, silence_packages
+from tests.telemetry.full_disk import disk_limit
 
 OURS, OTHERS = logging.getLogger("diffmoe_scale.train"), logging.getLogger("some.package")
 
@@ -129,3 +130,26 @@ def test_only_what_is_known_of_packages_is_silenced() -> None:
         )
         warnings.warn("something new", UserWarning, stacklevel=1)
     assert [str(warning.message) for warning in told] == ["something new"]
+
+
+def test_a_full_disk_is_said_once_and_its_lines_come_later(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setup_logging(tmp_path, rank=0)
+    with disk_limit(100):
+        for number in range(200):
+            OURS.info("%d %s", number, "x" * 100)
+    OURS.info("200 is the last")
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    numbers = [int(line.split()[4]) for line in lines if " diffmoe_scale.train: " in line]
+    assert numbers == list(range(201))
+    told = capsys.readouterr().err
+    assert told.count("log.txt cannot be written (") == 1 and "Traceback" not in told
+
+
+def test_words_that_do_not_fit_end_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logging(tmp_path, rank=0)
+    OTHERS.warning("%d pictures", "no")
+    OURS.warning("half a pair: %s", "\ud800")
+    assert "Logging error" in capsys.readouterr().err
+    assert (tmp_path / "log.txt").read_text().endswith("half a pair: \\ud800\n")

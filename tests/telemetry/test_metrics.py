@@ -7,6 +7,7 @@ from random import Random
 import pytest
 
 from diffmoe_scale.telemetry.metrics import MetricsWriter, read_metrics
+from tests.telemetry.full_disk import disk_limit
 
 
 def write_steps(path: Path, steps: list[int], *, resume_step: int = 0) -> None:
@@ -118,6 +119,19 @@ def test_no_file_is_no_line(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_is_said_once_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
     write_steps(Path("/dev/full"), [1, 2, 3])
-    assert [record.levelno for record in caplog.records] == [
-        logging.WARNING
-    ] and "No space left" in caplog.text
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "No space left" in caplog.text
+
+
+@pytest.mark.parametrize("room", [0, 1, 100, 5000])
+def test_what_a_full_disk_did_not_take_is_there_when_it_takes_it(tmp_path: Path, room: int) -> None:
+    """Many times what a file's buffer holds."""
+    path, values = tmp_path / "metrics.jsonl", {"moe/load/1": [0.125] * 500}
+    with MetricsWriter(path, resume_step=0) as writer:
+        writer.write(1, 1, values)
+        with disk_limit(path.stat().st_size + room):
+            for step in range(2, 30):
+                writer.write(step, step, values)
+            assert path.stat().st_size == len(path.read_bytes().splitlines()[0]) + 1 + room
+        writer.write(30, 30, values)
+        assert read_steps(path) == list(range(1, 31))
