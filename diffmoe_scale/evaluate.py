@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffmoe_scale.cli.arguments import SETTINGS_HELP
+from diffmoe_scale.cli.arguments import SETTINGS_HELP, WEIGHTS, WEIGHTS_HELP
 from diffmoe_scale.cli.command import command_parser, run_command, user_path
 from diffmoe_scale.cli.output import check_output
 from diffmoe_scale.config.check import RunError
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     what.add_argument("--config", type=user_path, metavar="FILE", help="YAML file of an evaluation")
     one = parser.add_argument_group("with --checkpoint")
-    one.add_argument("--weights", choices=("ema", "master"), help="averaged or last weights (default: ema)")
+    one.add_argument("--weights", choices=WEIGHTS, help=WEIGHTS_HELP)
     one.add_argument("--prompts", type=int, help="prompts a suite (default: 96)")
     one.add_argument("--seed", type=int, help="source of prompts and initial noise (default: 0)")
     one.add_argument("--anyway", action="store_true", help="also a model whose captions are not about shapes")

@@ -9,6 +9,8 @@ SETTINGS_HELP = (
     "sampling.selection (threshold, threshold_count, interval, static), sampling.gamma, sampling.batch, "
     "moe.backend, ..."
 )
+WEIGHTS = ("ema", "ema2", "master")
+WEIGHTS_HELP = "averaged weights, those of optimizer.ema2_decay, or the last (default: ema)"
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,10 +22,5 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="run directory (its newest complete checkpoint), one checkpoints/step_N folder, or a "
         ".safetensors export",
     )
-    parser.add_argument(
-        "--weights",
-        choices=("ema", "ema2", "master"),
-        default="ema",
-        help="averaged weights, those of optimizer.ema2_decay, or the last (default: ema)",
-    )
+    parser.add_argument("--weights", choices=WEIGHTS, default="ema", help=WEIGHTS_HELP)
     parser.add_argument("settings", nargs="*", metavar="key.sub=value", help=SETTINGS_HELP)

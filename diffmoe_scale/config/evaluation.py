@@ -118,8 +118,8 @@ class EvaluationConfig(Section, name="evaluation", is_free=True):
     patterns of these such as runs/*/checkpoints/step_*000."""
     output: Annotated[str, PATH] = ""
     """Folder for pictures, results and report. Running again with it does only what is not there."""
-    weights: tuple[Literal["ema", "master"], ...] = ("ema",)
-    """Averaged weights (ema), and those of the last step (master)."""
+    weights: tuple[Literal["ema", "ema2", "master"], ...] = ("ema",)
+    """Averaged weights (ema), those of optimizer.ema2_decay (ema2), and those of the last step (master)."""
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     """Source of the initial noise, the same for all; of scenes also of the prompts."""
     expert_parallel: Annotated[int, Range(1, 10**6)] = 1

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any  # JSON values
 
+from diffmoe_scale.cli.arguments import WEIGHTS
 from diffmoe_scale.sampling.batch import check_seed
-from diffmoe_scale.sampling.loading import WEIGHTS
 from diffmoe_scale.unicode import clean_text
 
 TEXTS = ("checkpoint", "weights", "prompt", "negative_prompt", "experts", "sampler")

@@ -12,6 +12,7 @@ from diffmoe_scale.checkpoint.convertible import refuse_convertible
 from diffmoe_scale.checkpoint.manifest import complete_checkpoints, find_damage, read_manifest
 from diffmoe_scale.checkpoint.stored import StoredWeights, different_settings, is_export, open_export
 from diffmoe_scale.checkpoint.weights import fill_tensors
+from diffmoe_scale.cli.arguments import WEIGHTS
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.identity import model_settings
 from diffmoe_scale.config.load import load_run_config
@@ -29,8 +30,6 @@ from diffmoe_scale.sampling.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = ("ema", "ema2", "master")
-"""Averaged weights, those of optimizer.ema2_decay, and those of the last step."""
 EXPERT = re.compile(r"(.*\bexperts\.)\d+(\..*)")
 MAX_ATTEMPTS = 50
 """Checkpoints that may be removed one after another while they are read."""
