@@ -18,7 +18,8 @@ from diffmoe_scale.cli.command import command_parser, output_file, run_command
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_parser("bench_layer", __doc__)
     add = parser.add_argument
-    text = "WIDTHxEXPERTSxTOKENS; may be repeated (384x16x8192 and 1024x8x4096)"
+    text = "WIDTHxEXPERTSxTOKENS, or xRATIO after it, an expert's width over WIDTH (4); may be repeated "
+    text += "(384x16x8192 and 1024x8x4096)"
     add("--shape", type=LayerShape.parse, action="append", help=text)
     text = "counted rounds; each times every contender once (10)"
     add("--rounds", type=int, default=10, help=text)

@@ -27,7 +27,7 @@ def gpu_parts() -> list[Part]:
         Part("tests", 80, (PYTHON, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests")),
         layer_part("1024x16x16384"),
         layer_part("2048x16x16384"),
-        layer_part("1024x64x16384"),
+        layer_part("1024x64x8192x0.5"),
         step_part("step_large", 60, LARGE, "--variants", "eager", "graph"),
         step_part("step_large_compiled", 80, LARGE, "--variants", "eager", "compiled"),
         step_part("step_text", 50, TEXT),

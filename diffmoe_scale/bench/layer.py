@@ -25,21 +25,23 @@ Network = Callable[..., object]
 
 
 class ExpertGemms:
-    """The expert matrix products alone, each into memory that is ready: what no layer can undercut."""
+    """The expert matrix products alone, each into memory that is ready: with the capacity predictor what no
+    layer can undercut."""
 
-    def __init__(self, layer: MoELayer, x_SD: Tensor) -> None:
-        self.x_SD = x_SD
+    def __init__(self, layer: MoELayer, x_SD: Tensor, *, num_rows: int) -> None:
+        """`num_rows` of all experts together, a multiple of the tokens."""
         p = {name: parameter.detach() for name, parameter in layer.expert_parameters()}
         self.weights = [(p[f"experts.{i}.w_in"], p[f"experts.{i}.w_out"]) for i in layer.local_expert_indices]
         # Twice the fair share of an expert bounds the loads of `set_thresholds`.
-        rows, (hidden, width) = 2 * len(x_SD) // len(self.weights), self.weights[0][0].shape
+        rows, (hidden, width) = 2 * num_rows // len(self.weights), self.weights[0][0].shape
+        self.x_RD = x_SD.repeat(num_rows // len(x_SD), 1)
         self.hidden_RF, self.y_RD = x_SD.new_empty(rows, hidden), x_SD.new_empty(rows, width)
         self.grads = [(torch.empty_like(w_in), torch.empty_like(w_out)) for w_in, w_out in self.weights]
 
     @torch.no_grad()
     def __call__(self, rows_per_expert: list[int], *, has_backward: bool) -> None:
         for rows, x_KD, (w_in_FD, w_out_DF), (grad_in_FD, grad_out_DF) in zip(
-            rows_per_expert, self.x_SD.split(rows_per_expert), self.weights, self.grads, strict=True
+            rows_per_expert, self.x_RD.split(rows_per_expert), self.weights, self.grads, strict=True
         ):
             hidden_KF, y_KD = self.hidden_RF[:rows], self.y_RD[:rows]
             torch.mm(x_KD, w_in_FD.t(), out=hidden_KF)
@@ -52,16 +54,17 @@ class ExpertGemms:
 
 
 @torch.no_grad()
-def set_thresholds(layer: MoELayer, x_SD: Tensor) -> list[int]:
-    """Let the predictor give the experts from half to one and a half of a fair share of these tokens, one a
-    token on average.
+def set_thresholds(layer: MoELayer, x_SD: Tensor, *, experts_per_token: int = 1) -> list[int]:
+    """Let the predictor give the experts from half to one and a half of a fair share of these tokens, so many
+    a token on average.
 
     Returns the rows of every expert.
     """
     probability_SE = layer.router.predictor(x_SD).sigmoid()
     num_tokens, num_experts = probability_SE.shape
-    rows = [round(num_tokens / num_experts * (0.5 + i / max(1, num_experts - 1))) for i in range(num_experts)]
-    rows[-1] += num_tokens - sum(rows)
+    num_rows = experts_per_token * num_tokens
+    rows = [round(num_rows / num_experts * (0.5 + i / max(1, num_experts - 1))) for i in range(num_experts)]
+    rows[-1] += num_rows - sum(rows)
     ordered_SE = probability_SE.sort(dim=0, descending=True).values
     layer.router.predictor.update_threshold(ordered_SE[rows, torch.arange(num_experts)])
     taken_E: list[int] = (probability_SE > layer.router.predictor.threshold()).sum(dim=0).tolist()
@@ -101,7 +104,11 @@ class ShapeBench:
         dense = FeedForward(shape.width, 4 * shape.width, is_gated=False)
         dense.initialize(generator)
         self.layers: dict[str, MoELayer] = {}
-        base = MoEConfig(num_experts=shape.num_experts)
+        base = MoEConfig(
+            num_experts=shape.num_experts,
+            expert_width_ratio=shape.width_ratio,
+            capacity=float(shape.experts_per_token),
+        )
         cheap = replace(base, predictor_tokens=CHEAP, predictor_width=CHEAP)
         for name, config in (layer_configs(base, device) | {"cheap_predictor": cheap}).items():
             layer = MoELayer(config, width=shape.width, layer_index=0, groups=single_rank_groups())
@@ -114,8 +121,13 @@ class ShapeBench:
             "scatter_loop": partial(scatter_loop, self.layers["loop"]),
             **self.layers,
         }
-        self.uneven_rows = {name: set_thresholds(layer, self.x_SD) for name, layer in self.layers.items()}
-        self.gemms = ExpertGemms(self.layers["loop"], self.x_SD.detach())
+        a_token = shape.experts_per_token
+        self.uneven_rows = {
+            name: set_thresholds(layer, self.x_SD, experts_per_token=a_token)
+            for name, layer in self.layers.items()
+        }
+        self.num_rows = a_token * shape.num_tokens
+        self.gemms = ExpertGemms(self.layers["loop"], self.x_SD.detach(), num_rows=self.num_rows)
 
     def calls(self, phase: str) -> dict[str, Callable[[], None]]:
         """What is timed, by contender."""
@@ -128,10 +140,24 @@ class ShapeBench:
                 tensor.grad = None
 
         calls: dict[str, Callable[[], None]] = {name: partial(call, name) for name in self.networks}
-        even_rows = [self.shape.num_tokens // self.shape.num_experts] * self.shape.num_experts
+        even_rows = [self.num_rows // self.shape.num_experts] * self.shape.num_experts
         rows = self.uneven_rows["loop"] if phase == "inference" else even_rows
-        calls["expert_gemms"] = partial(self.gemms, rows, has_backward=phase == "forward+backward")
-        return calls
+        gemms = partial(self.gemms, rows, has_backward=phase == "forward+backward")
+
+        def limit() -> None:
+            gemms()
+            self.predict(phase)
+
+        return calls | {"expert_gemms": gemms, "gemms_and_predictor": limit}
+
+    def predict(self, phase: str) -> None:
+        """The paper's capacity predictor alone, with the phase's backward pass."""
+        predictor = self.layers["loop"].router.predictor
+        with torch.set_grad_enabled(phase != "inference"):
+            logits_SE = predictor(self.x_SD.detach())
+        if phase == "forward+backward":
+            logits_SE.backward(torch.ones_like(logits_SE))
+            predictor.zero_grad()
 
     def rows(self, phase: str, *, rounds: int) -> list[dict[str, object]]:
         """A row for every contender."""
@@ -148,6 +174,7 @@ class ShapeBench:
                 "tokens_per_s": 1e3 * self.shape.num_tokens / ms["median"],
                 "over_dense": ratios(times, seconds["dense"]),
                 "over_gemms": ratios(times, seconds["expert_gemms"]),
+                "over_limit": ratios(times, seconds["gemms_and_predictor"]),
             }
             table.append(row | measure_memory(calls[name], self.device))
         return table

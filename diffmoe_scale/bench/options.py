@@ -10,6 +10,7 @@ from diffmoe_scale.config.check import require
 
 SAMPLE_TOKENS = 256
 """Tokens of a picture in the layer's benchmark."""
+WIDTH_RATIOS = (4.0, 2.0, 1.0, 0.5, 0.25)
 DataType = Literal["fp32", "bf16"]
 Device = Literal["", "cpu", "cuda"]
 """The empty word: cuda if there is one."""
@@ -23,15 +24,27 @@ class LayerShape:
     num_experts: int
     num_tokens: int
     """Of one rank."""
+    width_ratio: float = 4.0
+    """Hidden width of an expert over `width`. The experts of a token are together as wide as the dense
+    network, 4 times `width`."""
+
+    @property
+    def experts_per_token(self) -> int:
+        """On average."""
+        return round(4 / self.width_ratio)
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """`WIDTHxEXPERTSxTOKENS`. Raises: argparse.ArgumentTypeError if this cannot be measured."""
+        """`WIDTHxEXPERTSxTOKENS` or `WIDTHxEXPERTSxTOKENSxRATIO`. Raises: argparse.ArgumentTypeError if this
+        cannot be measured."""
+        sizes, ratio = text.split("x")[:3], text.split("x")[3:]
         try:
-            width, num_experts, num_tokens = (int(part) for part in text.split("x"))
+            width, num_experts, num_tokens = map(int, sizes)
+            (width_ratio,) = map(float, ratio or ["4"])
         except ValueError as error:
             raise argparse.ArgumentTypeError(
-                f"{text}: expected WIDTHxEXPERTSxTOKENS, such as 384x16x8192"
+                f"{text}: expected WIDTHxEXPERTSxTOKENS, such as 384x16x8192, or xRATIO behind it, such as "
+                "1024x64x8192x0.5"
             ) from error
         if (
             min(width, num_experts, num_tokens) < 1
@@ -44,10 +57,16 @@ class LayerShape:
                 f"{text}: expected a width that 8 divides, and tokens in multiples of the experts, at least "
                 f"two an expert, and of {SAMPLE_TOKENS} (a sample) where there are more"
             )
-        return cls(width, num_experts, num_tokens)
+        if width_ratio not in WIDTH_RATIOS or round(4 / width_ratio) > num_experts:
+            raise argparse.ArgumentTypeError(
+                f"{text}: expected an expert's width over WIDTH that is one of {WIDTH_RATIOS}, and as many "
+                "experts as are 4 times WIDTH wide together"
+            )
+        return cls(width, num_experts, num_tokens, width_ratio)
 
     def __str__(self) -> str:
-        return f"{self.width}x{self.num_experts}x{self.num_tokens}"
+        ratio = "" if self.width_ratio == 4 else f"x{self.width_ratio:g}"
+        return f"{self.width}x{self.num_experts}x{self.num_tokens}{ratio}"
 
 
 USUAL_SHAPES = (LayerShape(384, 16, 8192), LayerShape(1024, 8, 4096))

@@ -75,7 +75,7 @@ def bench_layer(
     x_SD, grad_SD = (
         torch.randn(options.tokens, options.width, generator=generator).to(device) for _ in range(2)
     )
-    gemms = ExpertGemms(ours, x_SD)
+    gemms = ExpertGemms(ours, x_SD, num_rows=options.tokens)
     even = [options.tokens // num_experts] * num_experts
     copy_layer(ours, theirs)
     table: list[dict[str, object]] = []

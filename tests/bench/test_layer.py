@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from diffmoe_scale.bench.contenders import scatter_loop
-from diffmoe_scale.bench.layer import PHASES, bench_layers, describe_buffers, set_thresholds
+from diffmoe_scale.bench.layer import (
+    PHASES,
+    ShapeBench,
+    bench_layers,
+    context_of,
+    describe_buffers,
+    set_thresholds,
+)
 from diffmoe_scale.bench.options import LayerOptions, LayerShape
 from diffmoe_scale.moe.routing import RoutingContext, Rule, Selection
 from tests.moe.layers import make_layer
@@ -34,9 +41,21 @@ def test_inference_is_measured_at_capacity_one_with_uneven_loads():
     assert layer(x_SD, _context(x_SD, "threshold"))[1].mask_SE.sum(dim=0).tolist() == rows
 
 
+def test_narrow_experts_have_the_rows_and_the_width_of_the_dense_network():
+    bench = ShapeBench(LayerShape(WIDTH, EXPERTS, TOKENS, 2.0), dtype="fp32", device=torch.device("cpu"))
+    layer, context = bench.layers["grouped"], context_of(bench.x_SD, "forward")
+    assert dict(layer.expert_parameters())["experts.0.w_in"].shape == (2 * WIDTH, WIDTH)
+    assert layer(bench.x_SD, context)[1].mask_SE.sum() == 2 * TOKENS == bench.num_rows
+    assert sum(bench.uneven_rows["grouped"]) == 2 * TOKENS == len(bench.gemms.x_RD)
+    for phase in PHASES:
+        for call in bench.calls(phase).values():
+            call()
+
+
 def test_every_contender_of_every_phase_has_a_row():
     table, device = bench_layers(TINY)
-    contenders = ["dense", "scatter_loop", "loop", "grouped", "cheap_predictor", "expert_gemms"]
+    contenders = ["dense", "scatter_loop", "loop", "grouped", "cheap_predictor"]
+    contenders += ["expert_gemms", "gemms_and_predictor"]
     assert device == torch.device("cpu")
     assert [(row["phase"], row["contender"]) for row in table] == [
         (phase, name) for phase in PHASES for name in contenders

@@ -38,6 +38,15 @@ def test_a_model_has_a_finite_size(value):
 def test_a_shape_is_read_as_it_is_written():
     assert LayerShape.parse("384x16x8192") == LayerShape(384, 16, 8192)
     assert str(LayerShape(384, 16, 8192)) == "384x16x8192"
+    narrow = LayerShape.parse("1024x64x8192x0.5")
+    assert narrow == LayerShape(1024, 64, 8192, 0.5) and narrow.experts_per_token == 8
+    assert str(narrow) == "1024x64x8192x0.5"
+
+
+@pytest.mark.parametrize("text", ["16x4x64x3", "16x4x64x0", "16x4x64xnan", "16x4x64x0.5"])
+def test_experts_that_together_are_not_as_wide_as_the_dense_network_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match=f"{text}: expected an expert's width over WIDTH"):
+        LayerShape.parse(text)
 
 
 @pytest.mark.parametrize("text", ["16x4x6", "12x4x64", "16x4x4", "16x4x260", "16x0x64", "0x4x64", "16x-4x64"])
@@ -46,7 +55,7 @@ def test_shapes_that_cannot_be_measured_are_refused(text):
         LayerShape.parse(text)
 
 
-@pytest.mark.parametrize("text", ["", "16x4", "16x4x64x2", "axbxc"])
+@pytest.mark.parametrize("text", ["", "16x4", "16x4x64x2x1", "16x4x64xwide", "axbxc"])
 def test_words_that_are_no_shape_are_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="expected WIDTHxEXPERTSxTOKENS"):
         LayerShape.parse(text)
