@@ -12,7 +12,15 @@ def test_every_contender_of_every_phase_is_in_table_and_file(tmp_path, capsys):
     output = tmp_path / "results" / "layer.json"
     assert bench_layer.main([*TINY, "--output", str(output)]) == 0
     result = json.loads(output.read_text(encoding="utf-8"))
-    contenders = ["dense", "scatter_loop", "loop", "grouped", "cheap_predictor", "expert_gemms"]
+    contenders = [
+        "dense",
+        "scatter_loop",
+        "loop",
+        "grouped",
+        "cheap_predictor",
+        "expert_gemms",
+        "gemms_and_predictor",
+    ]
     assert [(row["phase"], row["contender"]) for row in result["table"]] == [
         (phase, name) for phase in ("forward", "forward+backward", "inference") for name in contenders
     ]
