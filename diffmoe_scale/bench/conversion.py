@@ -61,6 +61,8 @@ def bench_conversion(options: ConversionOptions) -> Conversions:
     """Random averaged weights as a run directory; a copy of its files; the conversion to bf16, without and
     with the comparison of outputs, a process each. All are removed again."""
     config = load_config(options.config, options.settings)
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="conversion.", dir=options.folder) as name:
         folder = Path(name)
         make_run(folder / "run", config)
