@@ -200,6 +200,14 @@ def _check_families(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
         raise ValueError(f"{path} {found}; expected names that begin with one of {', '.join(FAMILIES)}")
 
 
+def check_formats(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
+    """Raises: ValueError for weights that are no floating-point numbers."""
+    for name, tensor in tensors.items():
+        if not (tensor.dtype.is_floating_point or name.startswith("buffer/")):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ValueError(f"{path}: {name} is {kind}; expected floating-point numbers")
+
+
 def stored_of_metadata(
     path: Path,
     metadata: Mapping[str, str],
@@ -212,6 +220,7 @@ def stored_of_metadata(
     if missing := [key for key in ("config", "settings", "step") if key not in metadata]:
         raise ValueError(f"{path} is damaged: its metadata have no {', '.join(missing)}")
     _check_families(path, tensors)
+    check_formats(path, tensors)
     try:
         tree = parse_yaml(metadata["config"])
         if is_foreign:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffmoe_scale.checkpoint.manifest import MOST_SHOWN, different_shapes
-from diffmoe_scale.checkpoint.stored import StoredWeights
+from diffmoe_scale.checkpoint.stored import StoredWeights, check_formats
 from diffmoe_scale.checkpoint.tensor_file import LazyTensor
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.schema import Config
@@ -76,6 +76,7 @@ def build_meta(config: Config, tensors: Mapping[str, LazyTensor]) -> Denoiser:
 
 def check_tensors(config: Config, stored: StoredWeights) -> None:
     """Raises: ValueError naming the tensors of a family that are not those of the config's model."""
+    check_formats(stored.path, stored.tensors)
     families = [name for name in stored.families if name != "buffer"]
     for number, family in enumerate(families):
         tensors = stored.family(family)
@@ -87,13 +88,9 @@ def check_tensors(config: Config, stored: StoredWeights) -> None:
             held |= {name: tensor.shape for name, tensor in stored.family("buffer").items()}
         if wrong := different_shapes(held, expected, by="by the settings"):
             raise ValueError(
-                f"{stored.path}: {counted(len(wrong), 'tensor')} of other numbers, such as "
-                f"{'; '.join(wrong[:MOST_SHOWN])}"
+                f"{stored.path} does not hold the tensors that its settings ask for: "
+                f"{counted(len(wrong), 'tensor')}, such as {'; '.join(wrong[:MOST_SHOWN])}"
             )
-        for name, tensor in tensors.items():
-            if not tensor.dtype.is_floating_point:
-                kind = str(tensor.dtype).removeprefix("torch.")
-                raise ValueError(f"{stored.path}: {family}/{name} is {kind}; expected floating-point numbers")
 
 
 def not_finite(stored: StoredWeights) -> list[str]:

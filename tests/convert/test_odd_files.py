@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffmoe_scale.checkpoint.stored import export_metadata, open_weights
+from diffmoe_scale.checkpoint.stored import export_metadata, open_export, open_weights
 from diffmoe_scale.checkpoint.tensor_file import INDEX
 from diffmoe_scale.convert.convert import Options, convert
 from diffmoe_scale.convert.export import select_weights, write_export
@@ -141,6 +141,8 @@ def test_a_changed_export_is_refused_with_what_is_wrong(name: str, run: Path, tm
     change(tensors, texts)
     save_file(tensors, tmp_path / "a.safetensors", texts)
     refuse(tmp_path / "a.safetensors", said)
+    with pytest.raises(ValueError, match=r"a\.safetensors"):
+        open_export(tmp_path / "a.safetensors")
 
 
 def test_words_of_the_command_line_are_not_the_file_s_fault(run: Path, tmp_path: Path) -> None:
