@@ -174,3 +174,74 @@ def test_experts_are_kept_in_a_file_of_their_own(tmp_path: Path) -> None:
 def test_a_dense_model_has_no_health() -> None:
     context = join_ranks(1)
     assert ExpertHealth([], context.device).take(context.dp_group) is None
+
+
+def of_random_decisions(context: ParallelContext, gate: str) -> tuple[Health, dict[str, list[list[float]]]]:
+    """Of decisions, scores, thresholds and router weights that no two experts share, 24 tokens of a rank."""
+    settings = [f"moe.gate={gate}", "moe.num_experts=4"]
+    (layer,) = tiny_pipeline(tiny_config(settings), context.megatron_groups).denoiser.moe_layers()
+    generator = torch.Generator().manual_seed(context.rank)
+    share_E = torch.tensor([0.2, 0.3, 0.5, 0.9]) * (1 + context.rank) / 2
+    mask_SE = torch.rand(24, EXPERTS, generator=generator) < share_E
+    scores_SE = torch.rand(24, EXPERTS, generator=generator) * torch.tensor([1.0, 2.0, 3.0, 9.0])
+    prediction_SE = 4 * torch.randn(24, EXPERTS, generator=generator)
+    threshold_E = torch.tensor([0.2, 0.4, 0.6, 0.95])
+    weight_ED = torch.randn(layer.router.weight.shape, generator=torch.Generator().manual_seed(9))
+    layer.router.predictor.expert_threshold_E.copy_(threshold_E)
+    layer.router.predictor.threshold_steps.fill_(10**6)
+    layer.router.weight.data.copy_(weight_ED)
+    health = ExpertHealth([layer], context.device)
+    health.add(
+        [routing(mask_SE, scores_SE, prediction_SE, None)], torch.tensor([0, 9]), torch.zeros(2).bool()
+    )
+    found = health.take(context.dp_group)
+    assert found is not None
+    over_SE = prediction_SE.sigmoid() > threshold_E
+    made = {"mask": mask_SE, "scores": scores_SE, "over": over_SE, "weight": weight_ED}
+    return found, {name: tensor.tolist() for name, tensor in made.items()}
+
+
+@pytest.mark.parametrize("gate", ["identity", "sigmoid"])
+def test_figures_are_those_of_a_plain_loop_over_the_tokens_of_two_ranks(gate: str) -> None:
+    answers = run_on_ranks(of_random_decisions, 2, gate)
+    health = answers[0][0]
+    mask_SE, scores_SE, over_SE = (
+        torch.tensor([row for _, of in answers for row in of[name]]) for name in ("mask", "scores", "over")
+    )
+    figure = lambda name: of_first_layer(health, name)  # noqa: E731
+    load = [int(mask_SE[:, expert].sum()) for expert in range(EXPERTS)]
+    shares = [count / sum(load) for count in load]
+    entropy = -sum(share * math.log(share) for share in shares)
+    assert figure("entropy") == pytest.approx(entropy / math.log(EXPERTS), rel=1e-5)
+    assert figure("effective_experts") == pytest.approx(math.exp(entropy), rel=1e-5)
+    counts = [int(row.sum()) for row in mask_SE]
+    assert figure("uncovered") == pytest.approx(counts.count(0) / len(counts))
+    assert figure("experts_a_token_max") == max(counts)
+    pairs = [(one, other) for one in range(EXPERTS) for other in range(EXPERTS) if one != other]
+    together = {pair: sum(bool(row[pair[0]] and row[pair[1]]) for row in mask_SE) for pair in pairs}
+    overlap = [together[one, other] / load[one] for one, other in pairs]
+    assert figure("overlap") == pytest.approx(sum(overlap) / len(overlap), rel=1e-5)
+    weight_ED = torch.tensor(answers[0][1]["weight"])
+    cosines = [
+        float(torch.cosine_similarity(weight_ED[one], weight_ED[other], dim=0)) for one, other in pairs
+    ]
+    assert figure("similarity") == pytest.approx(max(cosines), rel=1e-5)
+    norms = [float(row.norm()) for row in weight_ED]
+    assert figure("router_norm_ratio") == pytest.approx(max(norms) / min(norms), rel=1e-5)
+    rows = [row.softmax(0) if gate == "identity" else row / row.sum() for row in scores_SE]
+    soft = [float(share) for share in torch.stack(rows).mean(dim=0)]
+    expected = math.exp(-sum(share * math.log(share) for share in soft))
+    assert figure("effective_experts_soft") == pytest.approx(expected, rel=1e-4)
+    both = int((over_SE & mask_SE).sum())
+    assert figure("predictor_accuracy") == pytest.approx(float((over_SE == mask_SE).float().mean()))
+    assert figure("predictor_precision") == pytest.approx(both / int(over_SE.sum()), rel=1e-5)
+    assert figure("predictor_recall") == pytest.approx(both / int(mask_SE.sum()), rel=1e-5)
+    assert figure("deployed_capacity") == pytest.approx(int(over_SE.sum()) / len(over_SE), rel=1e-5)
+
+
+def test_experts_of_a_last_step_that_cannot_be_written_end_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "experts.json").mkdir()
+    write_experts(tmp_path / "experts.json", 7, {})
+    assert "experts.json cannot be written (" in caplog.text and "training goes on" in caplog.text
