@@ -129,9 +129,10 @@ def _check_places(path: Path, metadata: Metadata) -> None:
             file = path.with_name(name)
             sizes[name] = file.stat().st_size if file.is_file() and not file.is_symlink() else -1
         if not _is_within(place.offset, place.length, sizes[name]):
+            held = f"has {sizes[name]} bytes" if sizes[name] >= 0 else "is not there, or no file"
             raise ValueError(
                 f"{path} is damaged: {index} is at bytes {place.offset} + {place.length} of {name}, "
-                f"which has {sizes[name]} bytes"
+                f"which {held}"
             )
 
 

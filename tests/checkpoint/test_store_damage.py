@@ -8,12 +8,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from diffmoe_scale.checkpoint.store import CheckpointStore
+from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.run import CheckpointConfig
 from diffmoe_scale.parallel.context import ParallelContext
 from tests.checkpoint.states import (
+    SETTINGS,
     even_cuts,
     expected_state,
     flip_bit,
@@ -111,6 +114,43 @@ def test_damaged_checkpoints_neither_count_as_kept_nor_leave(copy: Path) -> None
     flip_bit(copy / "step_00000020" / "__0_0.distcp")
     kept, *_ = run_on_ranks(go_on_with_two_kept, 2, copy)  # the main rank removes
     assert kept == ["10 12 20", "12 14 20", "14 16 20"]
+
+
+def reach_the_damaged_step_again(context: ParallelContext, folder: Path) -> tuple[str, int]:
+    """Step 20 is made anew, and counts as kept like any other."""
+    store = CheckpointStore(folder, CheckpointConfig(keep_last=2), group=context.checkpoint_group)
+    store.newest()
+    for step in (20, 30):
+        assert write(store, make_state(context.rank, even_cuts(context.world_size), step=step), step)
+    kept = " ".join(sorted(path.name[-2:] for path in folder.glob("step_*")))
+    return kept, json.loads((folder.parent / "saved.json").read_text())["step"]
+
+
+def test_a_damaged_checkpoint_that_is_made_anew_is_kept(copy: Path) -> None:
+    flip_bit(copy / "step_00000020" / "__0_0.distcp")
+    assert run_on_ranks(reach_the_damaged_step_again, 2, copy)[0] == ("20 30", 30)
+
+
+def load_what_is_lost(context: ParallelContext, folder: Path) -> list[str]:
+    """Files that were there when the checkpoint was chosen, and not when it was read."""
+    store = CheckpointStore(folder, CheckpointConfig(), group=context.checkpoint_group)
+    state, answers = make_state(context.rank, even_cuts(context.world_size), step=1), []
+    for step, name in ((20, "__0_0.distcp"), (10, ".metadata")):
+        dist.barrier(group=context.checkpoint_group)
+        if context.rank == 0:
+            (folder / f"step_{step:08d}" / name).unlink()
+        dist.barrier(group=context.checkpoint_group)
+        with pytest.raises(RunError) as refusal:
+            store.load(folder / f"step_{step:08d}", state, settings=SETTINGS)
+        answers.append(str(refusal.value))
+    return answers
+
+
+def test_files_that_are_lost_before_they_are_read_are_a_sentence(copy: Path) -> None:
+    for data, metadata in run_on_ranks(load_what_is_lost, 2, copy):
+        assert data.endswith(" of __0_0.distcp, which is not there, or no file")
+        assert f"{copy}/step_00000010/.metadata" in metadata
+        assert "Traceback" not in data + metadata
 
 
 def test_run_whose_checkpoints_are_all_damaged_stops(copy: Path) -> None:

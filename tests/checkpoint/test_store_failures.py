@@ -1,5 +1,6 @@
 import errno
 import json
+import logging
 import os
 import subprocess
 import threading
@@ -112,9 +113,14 @@ def test_failed_save_stops_the_next_one_or_the_end_of_the_run_and_hides_no_other
     assert list(tmp_path.iterdir()) == []
 
 
-def fail_once(context: ParallelContext, folder: Path) -> tuple[bool, bool, int]:
+def fail_once(context: ParallelContext, folder: Path) -> tuple[bool, bool, int, float, list[str]]:
     """A disk that is full while the first attempt is written, and has room at the second."""
     store_module.RETRY_S = 0.2
+    words: list[str] = []
+    handler = logging.Handler()
+    # The shortest handler.
+    handler.emit = lambda record: words.append(record.getMessage())  # type: ignore[method-assign]
+    store_module.logger.addHandler(handler)
     rename, calls = os.rename, []
 
     def fail_first(*arguments: Any, **others: Any) -> None:
@@ -128,12 +134,15 @@ def fail_once(context: ParallelContext, folder: Path) -> tuple[bool, bool, int]:
             patch.setattr(os, "rename", fail_first)
         store = CheckpointStore(folder, CheckpointConfig(), group=context.checkpoint_group)
         store.save(make_state(context.rank, even_cuts(context.world_size), step=10), manifest(10))
-        return store.finish(), store.has_failed, len(calls)
+        return store.finish(), store.has_failed, len(calls), store.last_save_s, words
 
 
 def test_a_save_that_failed_is_tried_once_more_by_all_ranks(tmp_path: Path) -> None:
     main, other = run_on_ranks(fail_once, 2, tmp_path)
     assert main[:2] == other[:2] == (True, False) and main[2] >= 2
+    for *_, seconds, words in (main, other):
+        assert seconds > 0.2 and len(words) == 1
+        assert words[0].endswith("; it is tried once more in 0.2 s, while training goes on")
     assert run_on_ranks(newest_name, 1, tmp_path) == ["step_00000010"]
 
 
