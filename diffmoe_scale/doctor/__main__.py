@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from diffmoe_scale.doctor.bandwidth import (
 )
 from diffmoe_scale.doctor.facts import Facts, find_facts, required_packages
 from diffmoe_scale.doctor.judge import Finding, judge
-from diffmoe_scale.doctor.reach import ANSWER, OF_STEP, Nodes, listening, read_hosts, slurm_nodes
+from diffmoe_scale.doctor.reach import ANSWER, OF_STEP, Nodes, is_own, listening, read_hosts, slurm_nodes
 from diffmoe_scale.words import counted
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,6 +71,8 @@ def work(parsed: argparse.Namespace) -> int:
         number = number_of_node() if node == OF_STEP else int(node)
         measure(head, port=parsed.port, nodes=int(nodes), node=number)
         return OK
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that the folder of `ask_facts` is removed
+        signal.signal(number, signal.default_int_handler)
     hosts = read_hosts(parsed.hostfile) if parsed.hostfile else []
     nodes = Nodes(hosts, len(hosts) or slurm_nodes() or 1, ROOT)
     if not 1 <= parsed.port <= 65535:
@@ -138,8 +141,10 @@ def doctor(port: int) -> list[str]:
 
 
 def head_of(nodes: Nodes) -> str:
-    """What the other nodes call this one."""
-    return socket.gethostname() if nodes.count > 1 else "127.0.0.1"
+    """What the other nodes call this one: its name in the host file, if it is there."""
+    if nodes.count == 1:
+        return "127.0.0.1"
+    return next(filter(is_own, nodes.hosts), socket.gethostname())
 
 
 if __name__ == "__main__":

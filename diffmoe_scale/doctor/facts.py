@@ -14,6 +14,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from diffmoe_scale.doctor.reach import NODE_NAME
+
 DISK_BYTES = 64 * 2**20
 PATIENCE_S = 20.0
 """For the marks of the other nodes to be seen in the shared folder."""
@@ -66,8 +68,9 @@ def find_facts(folder: Path, *, nodes: int, head: str, port: int, root: Path) ->
 
 
 def node_name() -> str:
-    """What the scheduler calls this node, where it says so; else the host's name."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    """What the host file or the scheduler calls this node, where they say so; else the host's name."""
+    named = os.environ.get(NODE_NAME) or os.environ.get("SLURMD_NODENAME")
+    return named or socket.gethostname()
 
 
 def required_packages(root: Path) -> list[str]:

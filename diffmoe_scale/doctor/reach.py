@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import socketserver
 import subprocess
 import threading
@@ -18,6 +19,8 @@ from diffmoe_scale.config.check import RunError
 
 ANSWER = "DOCTOR "
 ANSWER_S = 120
+NODE_NAME = "DIFFMOE_NODE_NAME"
+"""The variable in which a host has its name of the host file."""
 OF_STEP = "step"
 """A node's number that its SLURM step knows."""
 SSH = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
@@ -79,10 +82,11 @@ class Nodes:
         """Run the command on every node at the same time, with the node's number behind it if `is_numbered`
         (of SLURM's nodes `step`). What nodes answered, and why nodes gave no answer."""
         if self.hosts:
+            own = [[str(number)] if is_numbered else [] for number in range(len(self.hosts))]
             return _answers(
                 {
-                    host: _start([*SSH, host, self._words(command, [str(number)] if is_numbered else [])])
-                    for number, host in enumerate(self.hosts)
+                    host: _start([*SSH, host, self._words(host, [*command, *number])])
+                    for host, number in zip(self.hosts, own, strict=True)
                 }
             )
         number = [OF_STEP if self.count > 1 else "0"] if is_numbered else []
@@ -91,8 +95,9 @@ class Nodes:
         srun = ["srun", "--ntasks-per-node=1", f"--nodes={self.count}", "--kill-on-bad-exit=0"]
         return _answers({"srun": _start([*srun, *command, *number])})
 
-    def _words(self, command: Sequence[str], number: Sequence[str]) -> str:
-        return f"cd {shlex.quote(str(self.root))} && {shlex.join([*command, *number])}"
+    def _words(self, host: str, command: Sequence[str]) -> str:
+        """The operator knows the nodes by the names of the host file, and not by their own."""
+        return f"cd {shlex.quote(str(self.root))} && {NODE_NAME}={shlex.quote(host)} {shlex.join(command)}"
 
 
 def _start(command: Sequence[str]) -> subprocess.Popen[str]:
@@ -115,6 +120,17 @@ def _answers(started: dict[str, subprocess.Popen[str]]) -> tuple[list[Any], list
             last = (error.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
             silent.append(f"{name}: gave no answer ({last})")
     return answers, silent
+
+
+def is_own(host: str) -> bool:
+    """Whether this machine has the address of a name: a socket can be bound to it."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as end:
+            end.bind(address)
+    except OSError:
+        return False
+    return True
 
 
 def slurm_nodes() -> int:

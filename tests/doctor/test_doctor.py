@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from diffmoe_scale.doctor.__main__ import main
-from diffmoe_scale.doctor.reach import listening, read_hosts
+from diffmoe_scale.doctor.reach import Nodes, listening, read_hosts
 from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +49,26 @@ def test_this_machine_is_asked_and_nothing_is_left(tmp_path: Path) -> None:
     assert facts["packages"]["torch"] and facts["write_mb_s"] > 0
     assert abs(facts["clock_offset_s"]) < 1 and "1 of 1 node answered" in answer.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_leaves_nothing_in_the_shared_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    before = [(one, signal.getsignal(one)) for one in (signal.SIGTERM, signal.SIGHUP)]
+    seen: list[Path] = []
+
+    def ask(*_: object) -> None:
+        seen.extend(tmp_path.iterdir())
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Nodes, "ask", ask)
+    try:
+        assert main(["--shared", str(tmp_path), "--port", str(free_port())]) == 130
+    finally:
+        for one, handler in before:
+            signal.signal(one, handler)
+    assert len(seen) == 1 and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["none", "file"])

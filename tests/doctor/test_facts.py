@@ -16,6 +16,7 @@ from typing import Any  # what nodes answer
 import pytest
 
 from diffmoe_scale.doctor import facts, reach
+from diffmoe_scale.doctor.__main__ import head_of
 from diffmoe_scale.doctor.facts import Facts, find_facts, required_packages
 from diffmoe_scale.doctor.reach import listening
 from tests.ports import free_port
@@ -193,6 +194,24 @@ def test_hosts_run_the_command_in_the_folder_whatever_its_name(
     reach.Nodes(["host"], 1, root).ask(["pwd"])
     reach.Nodes(["host", "other"], 2, root).ask(["echo", "a b"], is_numbered=True)
     assert [process.communicate()[0] for process in seen] == [f"{root}\n", "a b 0\n", "a b 1\n"]
+
+
+def test_nodes_have_the_names_of_the_host_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reach, "SSH", ["sh", "-c", 'exec sh -c "$1"'])
+    code = "import json; from diffmoe_scale.doctor import facts, reach\n"
+    code += "print(reach.ANSWER + json.dumps(facts.node_name()))"
+    hosts = reach.Nodes(["a", "b c"], 2, tmp_path)
+    assert hosts.ask([sys.executable, "-c", code]) == (["a", "b c"], [])
+    monkeypatch.delenv("SLURMD_NODENAME", raising=False)
+    assert facts.node_name() == socket.gethostname()
+
+
+def test_this_machine_is_called_as_the_host_file_does(tmp_path: Path) -> None:
+    assert reach.is_own("localhost") and reach.is_own("127.0.0.2")
+    assert not reach.is_own("198.51.100.1") and not reach.is_own("no.such.host.invalid")
+    assert head_of(reach.Nodes(["198.51.100.1", "127.0.0.2"], 2, tmp_path)) == "127.0.0.2"
+    assert head_of(reach.Nodes(["198.51.100.1", "198.51.100.2"], 2, tmp_path)) == socket.gethostname()
+    assert head_of(reach.Nodes(["127.0.0.2"], 1, tmp_path)) == "127.0.0.1"
 
 
 def test_a_job_of_slurm_is_asked_with_one_task_a_node(
