@@ -1,6 +1,5 @@
 """Where log lines go: the console, and RUN/log.txt for the main rank."""
 
-import contextlib
 import logging
 import re
 import sys
@@ -8,8 +7,6 @@ import warnings
 from pathlib import Path
 
 from diffmoe_scale.telemetry.appended_file import AppendedFile
-
-logger = logging.getLogger(__name__)
 
 OWN_LOGGERS = ("diffmoe_scale", "__main__")
 NOISE = (
@@ -69,38 +66,6 @@ class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]  # generi
             self.handleError(record)
 
 
-class LogFileHandler(logging.Handler):
-    """Appends to a file. A failing write (a full disk) is said once, and its lines are written later.
-
-    Raises: OSError where the file cannot be opened.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._path, self._has_failed = path, False
-        self._file = AppendedFile(path)
-        self.setFormatter(
-            logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S")
-        )
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._file.append(f"{self.format(record)}\n".encode(errors="backslashreplace"))
-        except OSError as error:
-            if not self._has_failed:
-                self._has_failed = True
-                logger.warning(
-                    "%s cannot be written (%s); its lines are kept until it can", self._path, error
-                )
-        except Exception:  # words that do not fit, of whatever package
-            self.handleError(record)
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):  # it was said
-            self._file.close()
-        super().close()
-
-
 def setup_logging(run_directory: Path, *, rank: int) -> None:
     """Send our INFO and others' WARNING lines of rank 0 to console and RUN/log.txt, and of other ranks
     WARNING with their rank to the console.
@@ -118,7 +83,12 @@ def setup_logging(run_directory: Path, *, rank: int) -> None:
     root.addHandler(console)
     if is_main:
         run_directory.mkdir(parents=True, exist_ok=True)
-        root.addHandler(LogFileHandler(run_directory / "log.txt"))
+        # Left open: lines of the interpreter's last moments belong into it, too.
+        file = logging.StreamHandler(AppendedFile(run_directory / "log.txt"))
+        file.setFormatter(
+            logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S")
+        )
+        root.addHandler(file)
     root.setLevel(logging.WARNING)
     for name in OWN_LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO if is_main else logging.WARNING)

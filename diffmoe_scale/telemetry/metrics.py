@@ -27,8 +27,6 @@ class MetricsWriter:
     def __init__(self, path: Path, *, resume_step: int) -> None:
         """Continue the file after `resume_step` (0: from the start): later lines are dropped, so that each
         step is there once."""
-        self._path = path
-        self._has_failed = False
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_later_lines(path, resume_step)
         self._file = AppendedFile(path)
@@ -39,16 +37,11 @@ class MetricsWriter:
         line = json.dumps(
             {"step": step, "samples": samples, "time": round(time.time(), 3), **values}, allow_nan=False
         )
-        try:
-            self._file.append(line.encode() + b"\n")
-        except OSError as error:
-            self._say_failure(error)
+        self._file.write(f"{line}\n")
+        self._file.flush()
 
     def close(self) -> None:
-        try:
-            self._file.close()
-        except OSError as error:
-            self._say_failure(error)
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -57,15 +50,6 @@ class MetricsWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    def _say_failure(self, error: OSError) -> None:
-        if not self._has_failed:
-            logger.warning(
-                "%s cannot be written (%s); training goes on, its lines are kept until they can",
-                self._path,
-                error,
-            )
-        self._has_failed = True
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

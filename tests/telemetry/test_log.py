@@ -153,3 +153,14 @@ def test_words_that_do_not_fit_end_nothing(tmp_path: Path, capsys: pytest.Captur
     OURS.warning("half a pair: %s", "\ud800")
     assert "Logging error" in capsys.readouterr().err
     assert (tmp_path / "log.txt").read_text().endswith("half a pair: \\ud800\n")
+
+
+def test_a_line_after_the_end_of_logging_is_in_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setup_logging(tmp_path, rank=0)
+    for handler in logging.getLogger().handlers:  # as logging.shutdown does with all
+        handler.close()
+    OURS.warning("last words")
+    assert "last words" in (tmp_path / "log.txt").read_text()
+    assert "Logging error" not in capsys.readouterr().err
