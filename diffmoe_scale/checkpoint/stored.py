@@ -33,6 +33,8 @@ FORMAT, SCHEMA = "diffmoe_scale weights", "1"
 FAMILIES = ("master", "ema", "ema2", "buffer")
 """What a model is: weights of the last step, averaged weights of one or two decays, thresholds. An export may
 also hold `source`: what its foreign origin had and this model has not."""
+KEPT = ("buffer/", "source/")
+"""What an export holds beside weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +205,7 @@ def _check_families(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
 def check_formats(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
     """Raises: ValueError for weights that are no floating-point numbers."""
     for name, tensor in tensors.items():
-        if not (tensor.dtype.is_floating_point or name.startswith("buffer/")):
+        if not (tensor.dtype.is_floating_point or name.startswith(KEPT)):
             kind = str(tensor.dtype).removeprefix("torch.")
             raise ValueError(f"{path}: {name} is {kind}; expected floating-point numbers")
 

@@ -8,13 +8,10 @@ from pathlib import Path
 import torch
 
 from diffmoe_scale.checkpoint.manifest import complete_checkpoints
-from diffmoe_scale.checkpoint.stored import StoredWeights, export_metadata, open_checkpoint
+from diffmoe_scale.checkpoint.stored import KEPT, StoredWeights, export_metadata, open_checkpoint
 from diffmoe_scale.checkpoint.tensor_file import INDEX, SINGLE, LazyTensor, mean_tensor, write_tensors
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.convert.place import new_target
-
-KEPT = ("buffer/", "source/")
-"""Thresholds stay fp32: they decide. So does what the model has no use for but its origin had."""
 
 
 def select_weights(stored: StoredWeights, weights: str) -> StoredWeights:
@@ -30,7 +27,8 @@ def select_weights(stored: StoredWeights, weights: str) -> StoredWeights:
 
 
 def cast_weights(stored: StoredWeights, dtype: torch.dtype) -> StoredWeights:
-    """Weights in another number format; thresholds as they are."""
+    """Weights in another number format. Thresholds stay fp32: they decide. So does what the model has no use
+    for but its origin had."""
     tensors = {
         name: tensor if name.startswith(KEPT) else tensor.to(dtype) for name, tensor in stored.tensors.items()
     }

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from diffmoe_scale.checkpoint.files import Writer, first_reason
-from diffmoe_scale.checkpoint.stored import StoredWeights, export_metadata, stored_of_metadata
+from diffmoe_scale.checkpoint.stored import KEPT, StoredWeights, export_metadata, stored_of_metadata
 from diffmoe_scale.checkpoint.tensor_file import LazyTensor
 from diffmoe_scale.convert.megatron_reader import MegatronReader
 from diffmoe_scale.convert.torch_file import load_plain
@@ -117,7 +117,7 @@ def open_megatron(path: Path, settings: Sequence[str] = ()) -> StoredWeights:
     tensors: dict[str, LazyTensor] = {}
     for name in reader.names:
         ours = from_megatron(name)
-        start = "" if name.startswith(("buffer/", "source/")) else f"{family}/"
+        start = "" if name.startswith(KEPT) else f"{family}/"
         if STACKED.fullmatch(name):
             for expert in range(reader.shape(name)[0]):
                 tensors[start + ours.format(expert)] = reader.piece(name, expert)

@@ -145,6 +145,14 @@ def test_a_changed_export_is_refused_with_what_is_wrong(name: str, run: Path, tm
         open_export(tmp_path / "a.safetensors")
 
 
+def test_whole_numbers_that_a_foreign_origin_had_are_kept(run: Path, tmp_path: Path) -> None:
+    stored = select_weights(open_weights(run), "ema")
+    tensors = {key: tensor.read() for key, tensor in stored.tensors.items()}
+    tensors["source/ema/count"] = torch.tensor([3])
+    save_file(tensors, tmp_path / "a.safetensors", export_metadata(stored))
+    assert open_export(tmp_path / "a.safetensors").tensors["source/ema/count"].read().tolist() == [3]
+
+
 def test_words_of_the_command_line_are_not_the_file_s_fault(run: Path, tmp_path: Path) -> None:
     write_export(open_weights(run), tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=r"^moe.foo is no setting"):
