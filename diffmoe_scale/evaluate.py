@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffmoe_scale.cli.arguments import SETTINGS_HELP, WEIGHTS, WEIGHTS_HELP
+from diffmoe_scale.cli.arguments import CHECKPOINT_HELP, SETTINGS_HELP, WEIGHTS, WEIGHTS_HELP
 from diffmoe_scale.cli.command import command_parser, run_command, user_path
 from diffmoe_scale.cli.output import check_output
 from diffmoe_scale.config.check import RunError
@@ -35,12 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=EXAMPLES,
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--checkpoint",
-        type=user_path,
-        help="run directory (its newest complete checkpoint), one checkpoints/step_N folder, or a "
-        ".safetensors export",
-    )
+    what.add_argument("--checkpoint", type=user_path, help=CHECKPOINT_HELP)
     what.add_argument("--config", type=user_path, metavar="FILE", help="YAML file of an evaluation")
     one = parser.add_argument_group("with --checkpoint")
     one.add_argument("--weights", choices=WEIGHTS, help=WEIGHTS_HELP)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from diffmoe_scale.cli.arguments import WEIGHTS
 from diffmoe_scale.cli.command import command_parser, run_command, user_path
 from diffmoe_scale.config.check import require
 
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("source", metavar="FROM", type=user_path, help=text)
     add("target", metavar="TO", type=user_path, help=TO_HELP)
     text = "averaged weights, those of the last step, or all (default: ema of a run, else all there are)"
-    add("--weights", choices=("ema", "ema2", "master", "all"), default="", help=text)
+    add("--weights", choices=(*WEIGHTS, "all"), default="", help=text)
     text = "number format of the weights; thresholds are kept as they are (default: fp32)"
     add("--dtype", choices=("fp32", "bf16"), default="fp32", help=text)
     text = "largest size of a file of the folder, in GiB (default: one file)"

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from diffmoe_scale.cli.arguments import WEIGHTS
 from diffmoe_scale.cli.command import command_parser, run_command, user_path
 from diffmoe_scale.config.check import require
 
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = "what to write: NAME.safetensors, or a folder of such files; it must not exist"
     add("target", metavar="TO", type=user_path, help=text)
     text = "averaged weights, those of the last step, or all (default: ema of a run, else all there are)"
-    add("--weights", choices=("ema", "ema2", "master", "all"), default="", help=text)
+    add("--weights", choices=(*WEIGHTS, "all"), default="", help=text)
     text = "add so many standard deviations of each matrix to experts that are copies (default: 0)"
     add("--noise", type=float, default=0.0, metavar="SHARE", help=text)
     text = "compare the first output with the source's on a fixed input (default: yes)"

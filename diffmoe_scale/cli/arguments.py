@@ -9,18 +9,16 @@ SETTINGS_HELP = (
     "sampling.selection (threshold, threshold_count, interval, static), sampling.gamma, sampling.batch, "
     "moe.backend, ..."
 )
+CHECKPOINT_HELP = (
+    "run directory (its newest complete checkpoint), one checkpoints/step_N folder, or a .safetensors export"
+)
 WEIGHTS = ("ema", "ema2", "master")
+"""Averaged weights, those of optimizer.ema2_decay, and those of the last step."""
 WEIGHTS_HELP = "averaged weights, those of optimizer.ema2_decay, or the last (default: ema)"
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds `checkpoint`, `weights` and `settings`."""
-    parser.add_argument(
-        "--checkpoint",
-        type=user_path,
-        required=True,
-        help="run directory (its newest complete checkpoint), one checkpoints/step_N folder, or a "
-        ".safetensors export",
-    )
+    parser.add_argument("--checkpoint", type=user_path, required=True, help=CHECKPOINT_HELP)
     parser.add_argument("--weights", choices=WEIGHTS, default="ema", help=WEIGHTS_HELP)
     parser.add_argument("settings", nargs="*", metavar="key.sub=value", help=SETTINGS_HELP)

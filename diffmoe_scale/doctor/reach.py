@@ -82,13 +82,11 @@ class Nodes:
         """Run the command on every node at the same time, with the node's number behind it if `is_numbered`
         (of SLURM's nodes `step`). What nodes answered, and why nodes gave no answer."""
         if self.hosts:
-            own = [[str(number)] if is_numbered else [] for number in range(len(self.hosts))]
-            return _answers(
-                {
-                    host: _start([*SSH, host, self._words(host, [*command, *number])])
-                    for host, number in zip(self.hosts, own, strict=True)
-                }
-            )
+            started = {}
+            for i, host in enumerate(self.hosts):
+                own = [*command, *([str(i)] if is_numbered else [])]
+                started[host] = _start([*SSH, host, self._words(host, own)])
+            return _answers(started)
         number = [OF_STEP if self.count > 1 else "0"] if is_numbered else []
         if self.count == 1:
             return _answers({"this machine": _start([*command, *number])})

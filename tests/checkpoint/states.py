@@ -1,7 +1,8 @@
 """A state that is cut among ranks, and what saves it and reads it back."""
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any  # answers of ranks
@@ -64,21 +65,28 @@ def manifest(step: int) -> Manifest:
     )
 
 
-def load_newest(
-    context: ParallelContext, folder: Path, cuts: Cuts | None = None
-) -> tuple[dict[str, list[float]], list[str], int]:
-    """What the newest checkpoint holds for this rank, what was logged, and its number of samples."""
+@contextlib.contextmanager
+def messages_of_the_store() -> Iterator[list[str]]:
+    """What this rank logs meanwhile."""
     messages: list[str] = []
     handler = logging.Handler()
     # The shortest handler.
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     module.logger.addHandler(handler)
-    store = CheckpointStore(folder, CheckpointConfig(), group=context.checkpoint_group)
-    found = store.newest()
-    assert found is not None
-    state = empty_state(context.rank, cuts or even_cuts(context.world_size))
-    loaded = store.load(found[0], state, settings=SETTINGS)
+    yield messages
     module.logger.removeHandler(handler)
+
+
+def load_newest(
+    context: ParallelContext, folder: Path, cuts: Cuts | None = None
+) -> tuple[dict[str, list[float]], list[str], int]:
+    """What the newest checkpoint holds for this rank, what was logged, and its number of samples."""
+    store = CheckpointStore(folder, CheckpointConfig(), group=context.checkpoint_group)
+    with messages_of_the_store() as messages:
+        found = store.newest()
+        assert found is not None
+        state = empty_state(context.rank, cuts or even_cuts(context.world_size))
+        loaded = store.load(found[0], state, settings=SETTINGS)
     assert loaded == found[1]
     return {name: piece.values.tolist() for name, piece in state.items()}, messages, loaded.samples
 

@@ -1,6 +1,5 @@
 import errno
 import json
-import logging
 import os
 import subprocess
 import threading
@@ -20,7 +19,15 @@ from diffmoe_scale.checkpoint.store import CheckpointStore
 from diffmoe_scale.config.run import CheckpointConfig
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.parallel.slice import Slice
-from tests.checkpoint.states import even_cuts, make_state, manifest, newest_name, save, write
+from tests.checkpoint.states import (
+    even_cuts,
+    make_state,
+    manifest,
+    messages_of_the_store,
+    newest_name,
+    save,
+    write,
+)
 from tests.ranks import run_on_ranks
 
 
@@ -116,11 +123,6 @@ def test_failed_save_stops_the_next_one_or_the_end_of_the_run_and_hides_no_other
 def fail_once(context: ParallelContext, folder: Path) -> tuple[bool, bool, int, float, list[str]]:
     """A disk that is full while the first attempt is written, and has room at the second."""
     store_module.RETRY_S = 0.2
-    words: list[str] = []
-    handler = logging.Handler()
-    # The shortest handler.
-    handler.emit = lambda record: words.append(record.getMessage())  # type: ignore[method-assign]
-    store_module.logger.addHandler(handler)
     rename, calls = os.rename, []
 
     def fail_first(*arguments: Any, **others: Any) -> None:
@@ -129,7 +131,7 @@ def fail_once(context: ParallelContext, folder: Path) -> tuple[bool, bool, int, 
             raise OSError(errno.ENOSPC, "No space left on device")
         rename(*arguments, **others)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, messages_of_the_store() as words:
         if context.rank == 0:
             patch.setattr(os, "rename", fail_first)
         store = CheckpointStore(folder, CheckpointConfig(), group=context.checkpoint_group)
