@@ -1,7 +1,7 @@
 """Settings of how work is split over ranks."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from diffmoe_scale.config.check import require
 from diffmoe_scale.config.section import Range, Section
@@ -18,6 +18,9 @@ class ParallelConfig(Section, name="parallel", is_free=True):
     size, model.heads and the tokens of an image. run.micro_batch counts the samples of such a group."""
     zero_stage: Annotated[int, Range(0, 3)] = 1
     """DeepSpeed ZeRO stage: 1 shards optimizer state, 2 also gradients."""
+    gradient_format: Literal["fp32", "bf16"] = "fp32"
+    """Of gradients on their way between ranks, where they are added up. `bf16` sends half the bytes and
+    rounds them to 8 bits; micro-batches of a rank are added up in fp32 all the same."""
     offload_optimizer: bool = False
     """Keep optimizer state in host memory."""
     timeout_s: Annotated[int, Range(5, 86_400)] = 300

@@ -48,6 +48,7 @@ def plan_memory(config: Config, *, ranks: int, is_gpu: bool, trace: Trace | None
     settings = ZeroSettings(
         stage=config.parallel.zero_stage,
         weight_bytes=NUMBER_FORMATS[config.model.precision].itemsize,
+        gradient_bytes=NUMBER_FORMATS[config.parallel.gradient_format].itemsize,
         ranks=ranks,
         expert_parallel=config.parallel.expert_parallel,
         accumulation=config.run.global_batch * sequence_parallel // (config.run.micro_batch * ranks),

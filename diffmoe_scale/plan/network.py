@@ -41,6 +41,7 @@ def plan_transfers(
     expert_parallel = config.parallel.expert_parallel
     accumulation = config.run.global_batch // (config.run.micro_batch * ranks)
     weight_bytes = 2 if config.model.precision == "bf16" else FP32
+    gradient_bytes = 2 if config.parallel.gradient_format == "bf16" else FP32
     reductions = accumulation if config.parallel.zero_stage == 2 else 1
     replicas = ranks // expert_parallel
     owned = experts / expert_parallel
@@ -48,11 +49,13 @@ def plan_transfers(
     expert_ranks = _group_rate(gpu, replicas, stride=expert_parallel)
     # DeepSpeed 0.19.8 reduces a bucket by an all-reduce, which sends twice what a reduce-scatter would.
     found = [
-        _ring("all-reduce of gradients", "all ranks", 2 * FP32 * dense * reductions, ranks, all_ranks),
+        _ring(
+            "all-reduce of gradients", "all ranks", 2 * gradient_bytes * dense * reductions, ranks, all_ranks
+        ),
         _ring("all-gather of weights", "all ranks", weight_bytes * dense, ranks, all_ranks),
     ]
     if experts:
-        name, size = f"replicas of an expert ({replicas})", 2 * FP32 * owned * reductions
+        name, size = f"replicas of an expert ({replicas})", 2 * gradient_bytes * owned * reductions
         rows = tokens * moe_layers * accumulation * 2 * (forward_passes + 1)
         found += [
             _ring("all-reduce of expert gradients", name, size, replicas, expert_ranks),

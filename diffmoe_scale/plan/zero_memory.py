@@ -25,6 +25,8 @@ class ZeroSettings:
 
     stage: int
     weight_bytes: int
+    gradient_bytes: int
+    """Of a number on its way between ranks."""
     ranks: int
     expert_parallel: int
     accumulation: int
@@ -196,7 +198,8 @@ class ZeroMemory:
             if self._is_compact and name in group.inside:
                 self._partition(group)
         for count in counts.values():
-            casts = FP32 if self._bucket_bytes != FP32 else 0
+            wire = self.settings.gradient_bytes
+            casts = wire if wire != self._bucket_bytes else 0
             self.temporary = (self._bucket_bytes + casts) * count
             self.note(self._activations)
         self.temporary = 0

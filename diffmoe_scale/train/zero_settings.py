@@ -20,6 +20,8 @@ def deepspeed_settings(
         "gradient_clipping": config.optimizer.clip_norm,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**12,
+        # DeepSpeed's default is the weights' format.
+        "communication_data_type": config.parallel.gradient_format,
         "zero_optimization": {
             "stage": config.parallel.zero_stage,
             "contiguous_gradients": True,
@@ -42,7 +44,6 @@ def deepspeed_settings(
         settings["zero_force_ds_cpu_optimizer"] = False
     if config.model.precision == "bf16":
         settings["bf16"] = {"enabled": True, "check_grad_overflow": True}
-        # Sums over many micro-batches and ranks would lose small gradients in bf16.
+        # Sums over many micro-batches would lose small gradients in bf16.
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
-        settings["communication_data_type"] = "fp32"
     return settings

@@ -20,11 +20,18 @@ LAYOUTS = [
     ["parallel.zero_stage=1"],
     ["parallel.zero_stage=2", "model.activation_checkpointing=blocks"],
     ["parallel.zero_stage=1", "model.precision=bf16", "model.activation_checkpointing=experts"],
+    ["parallel.zero_stage=1", "model.precision=bf16", "parallel.gradient_format=bf16"],
     ["parallel.zero_stage=2", "model.precision=bf16", "run.global_batch=8"],
     ["parallel.zero_stage=2", "model.conditioning=text", "model.num_classes=0", "text.width=64"],
     ["parallel.zero_stage=1", "moe.capacity=2", "moe.shared_experts=1", "moe.activation=swiglu"],
     ["parallel.zero_stage=2", "moe.every=1", "moe.backend=loop", "moe.expert_width_ratio=1"],
-    ["parallel.zero_stage=2", "model.precision=bf16", "optimizer.kind=muon", "optimizer.ema2_decay=0.9"],
+    [
+        "parallel.zero_stage=2",
+        "model.precision=bf16",
+        "parallel.gradient_format=bf16",
+        "optimizer.kind=muon",
+        "optimizer.ema2_decay=0.9",
+    ],
     ["parallel.zero_stage=1", "moe.router=token_choice", "sampling.selection=static"],
     [
         "parallel.zero_stage=2",
@@ -83,7 +90,8 @@ def test_every_gradient_is_taken_once_in_the_part_of_its_block(attention: str) -
 
 
 def settings(*, has_muon: bool = False, **others: int) -> ZeroSettings:
-    numbers = {"stage": 1, "weight_bytes": 4, "ranks": 2, "expert_parallel": 1, "accumulation": 2, **others}
+    numbers = {"stage": 1, "weight_bytes": 4, "gradient_bytes": 4, "ranks": 2, "expert_parallel": 1}
+    numbers = {**numbers, "accumulation": 2, **others}
     return ZeroSettings(overlaps=False, has_muon=has_muon, **numbers)
 
 

@@ -26,6 +26,11 @@ def test_gradients_are_all_reduced_in_fp32_and_weights_gathered() -> None:
     # Each expert is on 2 of the 8 ranks; a rank holds a quarter of them.
     assert found["all-reduce of expert gradients"].bytes == 2 * 4 * EXPERTS / 4 / 2
     assert found["all-gather of expert weights"].bytes == 2 * EXPERTS / 4 / 2
+    half = transfers(
+        "parallel.expert_parallel=4", "parallel.zero_stage=1", "parallel.gradient_format=bf16", ranks=8
+    )
+    for name in ("all-reduce of gradients", "all-reduce of expert gradients"):
+        assert half[name].bytes == found[name].bytes / 2
 
 
 def test_zero_2_reduces_in_every_micro_batch() -> None:
