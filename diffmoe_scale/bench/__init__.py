@@ -10,6 +10,7 @@ gpu_report.py       parts with a time limit each, and a report of what they did
 gpu_parts.py        what is measured on a GPU, and the same small on a CPU
 gpu_smoke.py        whether what a GPU run stands on works
 step.py             a training step of a whole model
+settings.py         steps of one run under several settings
 reference.py        a layer and a step against a checkout of the DiffMoE reference
 reference_modules.py  that checkout's modules, with our weights
 sampling.py         whole pictures at several capacities, by thresholds and by the top K

@@ -14,7 +14,6 @@ from torch.profiler import ProfilerActivity, profile
 from diffmoe_scale.bench.timing import quartiles, ratios, time_interleaved
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.model.compilation import compile_blocks
-from diffmoe_scale.model.condition import Condition
 from diffmoe_scale.model.denoiser import Denoiser
 from diffmoe_scale.moe.layer import single_rank_groups
 from diffmoe_scale.moe.routing import Selection
@@ -34,14 +33,8 @@ class MicroStep:
         self.network = build_network(config, device)
         if is_compiled:
             compile_blocks(self.network.transformer)
-        latents_BCHW, condition = real_inputs(config, config.run.micro_batch)
-        self.x_BCHW = latents_BCHW.to(device)
-        self.condition = Condition(
-            labels_B=_to(condition.labels_B, device),
-            sizes_BZ=_to(condition.sizes_BZ, device),
-            text=None if condition.text is None else condition.text.to(device),
-            tokens_BL=_to(condition.tokens_BL, device),
-        )
+        with device:
+            self.x_BCHW, self.condition = real_inputs(config, config.run.micro_batch)
         self.time_B = torch.linspace(0.01, 0.99, len(self.x_BCHW), device=device)
 
     def loss(self) -> Tensor:
@@ -143,7 +136,3 @@ def write_trace(config: Config, device: torch.device, path: Path) -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     profiler.export_chrome_trace(str(path))
-
-
-def _to(tensor: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if tensor is None else tensor.to(device)

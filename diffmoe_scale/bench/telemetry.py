@@ -117,6 +117,15 @@ def bench_telemetry(
     return rows, about, context.device
 
 
+def take_step(run: Training, reporter: Reporter) -> None:
+    """A step with its line, where one is due."""
+    run.step += 1
+    train_step(run, reporter)
+    run.position = run.plan.advance(run.position)
+    reporter.add(run.reader.dataset_counts(run.position))
+    reporter.end_step(run.step, run.position.samples)
+
+
 def time_steps(run: Training, context: ParallelContext, clock: PartClock, *, steps: int) -> list[float]:
     """Seconds of each of `steps` steps with their lines, after those up to the first line."""
     layers, warm_up = run.networks.denoiser.moe_layers(), run.config.telemetry.log_every
@@ -133,11 +142,7 @@ def time_steps(run: Training, context: ParallelContext, clock: PartClock, *, ste
         clock.watch(LINES, reporter, "end_step")
         for _ in range(warm_up + steps):
             begun = time.perf_counter()
-            run.step += 1
-            train_step(run, reporter)
-            run.position = run.plan.advance(run.position)
-            reporter.add(run.reader.dataset_counts(run.position))
-            reporter.end_step(run.step, run.position.samples)
+            take_step(run, reporter)
             seconds.append(time.perf_counter() - begun)
             if run.step == warm_up:
                 seconds = []
