@@ -13,6 +13,8 @@ from scipy import stats
 
 NORMAL_95 = 1.959963984540054
 RESAMPLES = 9999
+ALIKE = 1e-12
+"""Scores that differ by less are equal but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def estimate_mean(values: Sequence[float]) -> Estimate:
     """Wilson's interval with the number of observations corrected for their variance: of values 0 and 1 it is
     Wilson's own, and it has a length also for values that are all alike."""
     mean = float(np.mean(values))
-    spread = float(np.var(values))
+    spread = _variance(np.asarray(values), correction=0)
     count = len(values)
     # Of values that are all alike (one prompt, say) the variance is not known: that of shares is the largest.
     effective = count * mean * (1 - mean) / spread if spread > 0 else float(count)
@@ -96,14 +98,20 @@ def _weights(groups: Sequence[str]) -> np.ndarray:
 
 
 def _standard_error(differences: np.ndarray, weights: np.ndarray, groups: Sequence[str]) -> float:
-    """Of the weighted mean, with the variance within each group."""
+    """Of the weighted mean, with the variance within each group; of a group of one prompt, that of all."""
     variance = 0.0
     names = np.asarray(groups)
     for name in set(groups):
         mine = names == name
-        if mine.sum() > 1:
-            variance += float((weights[mine] ** 2).sum() * differences[mine].var(ddof=1))
+        members = differences[mine] if mine.sum() > 1 else differences
+        variance += float((weights[mine] ** 2).sum()) * _variance(members, correction=1)
     return math.sqrt(variance)
+
+
+def _variance(values: np.ndarray, *, correction: int) -> float:
+    """0 of values that are all alike, also of a single one."""
+    is_alike = values.max() - values.min() <= ALIKE
+    return 0.0 if is_alike else float(values.var(ddof=correction))
 
 
 def _sign_flip(terms: np.ndarray) -> float:

@@ -80,7 +80,7 @@ class EndpointJudge:
             if not question.answers:
                 return Answer(text)
             return Answer(text, first_token_probability(choice["logprobs"]["content"], question.answers))
-        except (LookupError, TypeError) as error:
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
             raise RunError(
                 f"the judge at {self.config.url} answered without "
                 f"{'the probabilities of tokens (logprobs)' if question.answers else 'text'}: "
@@ -128,7 +128,7 @@ class EndpointJudge:
 def first_token_probability(tokens: Any, answers: Sequence[str]) -> float:
     """The probability that the first token is that of a right answer: its whole text, or the beginning of it.
 
-    Raises: LookupError or TypeError for a reply without probabilities.
+    Raises: LookupError, TypeError, ValueError or OverflowError for a reply without probabilities.
     """
     total = 0.0
     seen = set()
@@ -136,5 +136,8 @@ def first_token_probability(tokens: Any, answers: Sequence[str]) -> float:
         token = str(entry["token"])
         if token in answers and token not in seen:
             seen.add(token)
-            total += math.exp(min(0.0, float(entry["logprob"])))
+            logprob = float(entry["logprob"])
+            if not logprob < math.inf:  # min() would make 0 of NaN, a right answer
+                raise ValueError(f"the logprob {logprob}")
+            total += math.exp(min(0.0, logprob))
     return min(1.0, total)

@@ -11,6 +11,7 @@ from typing import Any  # transformers' networks carry few types
 import torch
 from PIL import Image
 
+from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.evaluation import JudgeConfig
 from diffmoe_scale.encoders.fingerprint import WeightFiles
 from diffmoe_scale.evaluation.suites.suite import Answer, Question
@@ -34,7 +35,7 @@ class LocalJudge:
                 f"judge.folder {folder} {what}; expected an image-text-to-text model of transformers"
             )
         dtype = torch.float32 if device.type == "cpu" or config.precision == "fp32" else torch.bfloat16
-        self.device = device
+        self.folder, self.device = folder, device
         self._processor, self._model = _load(folder, dtype, device)
         others = sorted(
             path for path in folder.iterdir() if path.suffix in (".json", ".jinja", ".txt", ".model")
@@ -68,8 +69,14 @@ class LocalJudge:
             return_dict=True,
             return_tensors="pt",
         ).to(self.device)
+        logits_V = self._model(**inputs).logits[0, -1].float()
+        if not logits_V.isfinite().all():
+            raise RunError(
+                f"judge.folder {self.folder}: numbers that the model computes are not finite; restore its "
+                "files from a copy, or set judge.precision=fp32"
+            )
         if question.answers:
-            probabilities_V = self._model(**inputs).logits[0, -1].float().softmax(-1)
+            probabilities_V = logits_V.softmax(-1)
             text = self._decode([int(probabilities_V.argmax())])
             ids = self._first_ids(question.answers)
             return Answer(text, min(1.0, float(probabilities_V[ids].sum())))

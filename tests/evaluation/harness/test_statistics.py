@@ -34,6 +34,16 @@ def test_values_that_differ_less_than_shares_have_a_shorter_interval() -> None:
     assert (alike.low, alike.high) == pytest.approx((wilson.low, wilson.high))
 
 
+@pytest.mark.parametrize(("value", "count"), [(0.1, 3), (0.7, 3), (0.7, 6), (0.9, 7), (1 / 3, 5)])
+def test_values_that_are_all_alike_have_an_interval_whatever_rounding_says(value: float, count: int) -> None:
+    """By Wilson's formula: three times 0.1 have a variance of 2e-34 in floating point, not 0."""
+    found = estimate_mean([value] * count)
+    z2 = NORMAL_95**2
+    centre = (value + z2 / (2 * count)) / (1 + z2 / count)
+    half = math.sqrt(z2 * value * (1 - value) / count + z2**2 / (4 * count**2)) / (1 + z2 / count)
+    assert (found.low, found.high) == pytest.approx((centre - half, centre + half))
+
+
 def test_interval_covers_the_truth_as_often_as_it_says() -> None:
     generator = np.random.default_rng(0)
     truths = (0.9, 0.3)
@@ -65,6 +75,21 @@ def test_difference_of_means_of_groups_weighs_groups_alike() -> None:
     assert (
         found.value == pytest.approx(0.5) and compare(before, before, [""] * 8, means_of_groups=False).p == 1
     )
+
+
+def test_groups_of_one_prompt_have_the_spread_of_all() -> None:
+    """With a prompt in each group the mean over groups is that over prompts, and so is its interval."""
+    before, after, groups = [0.0] * 3, [0.2, 0.4, 0.6], ["a", "b", "c"]
+    apart = compare(before, after, groups, means_of_groups=True)
+    together = compare(before, after, groups, means_of_groups=False)
+    assert (apart.low, apart.high) == pytest.approx((together.low, together.high))
+    assert apart.high - apart.low > 0.3
+
+
+def test_differences_that_are_all_alike_have_an_interval_of_one_point() -> None:
+    """0.6 - 0.5 and 0.1 - 0 differ in the last digit; the report says of such that nothing is known."""
+    found = compare([0.5, 0.5, 0.0], [0.6, 0.6, 0.1], [""] * 3, means_of_groups=False)
+    assert found.low == found.high == pytest.approx(0.1)
 
 
 def test_chance_alone_is_rarely_called_a_difference() -> None:

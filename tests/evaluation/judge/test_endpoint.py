@@ -116,6 +116,17 @@ def test_a_reply_without_probabilities_is_a_sentence(server: Server, answer: Any
         judge_of(server).answer(PICTURE, [YES])
 
 
+@pytest.mark.parametrize("number", [math.nan, math.inf, "high", None, pytest.param(10**400, id="huge")])
+def test_a_probability_that_is_no_number_is_a_sentence_and_no_right_answer(
+    server: Server, number: Any
+) -> None:
+    top = [{"token": "Yes", "logprob": number}]
+    choice = {"message": {"content": "Yes"}, "logprobs": {"content": [{"top_logprobs": top}]}}
+    server.replies = [(200, {"choices": [choice]})]
+    with pytest.raises(RunError, match=r"without the probabilities of tokens \(logprobs\)"):
+        judge_of(server).answer(PICTURE, [YES])
+
+
 @pytest.mark.parametrize(
     "url", ["10.0.0.5:8000", "ftp://a/v1", "http://", "http://a:99999/v1", "http://a/v1?x=1"]
 )

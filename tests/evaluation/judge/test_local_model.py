@@ -9,9 +9,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.evaluation import JudgeConfig
 from diffmoe_scale.evaluation.judge.build import build_judge
 from diffmoe_scale.evaluation.judge.judge import Judge
+from diffmoe_scale.evaluation.judge.local_model import LocalJudge
 from diffmoe_scale.evaluation.suites.suite import Question
 from tests.evaluation.judge.models import write_judge
 
@@ -66,6 +68,17 @@ def test_probability_is_that_of_the_first_token_and_sees_the_picture(folder: Pat
 def test_without_answers_the_judge_writes(folder: Path) -> None:
     (answer,) = judge_of(folder).answer(picture(0), [Question("text", "Read.")])
     assert answer.probability is None and "<|im_end|>" not in answer.text
+
+
+@pytest.mark.parametrize("question", [YES, Question("text", "Read.")])
+def test_a_model_that_computes_no_numbers_gives_no_answer(folder: Path, question: Question) -> None:
+    """Not a probability of 1, which Python's min() makes of NaN."""
+    judge = judge_of(folder)
+    assert isinstance(judge, LocalJudge)
+    with torch.no_grad():
+        next(judge._model.parameters()).fill_(torch.nan)
+    with pytest.raises(RunError, match=r"judge.folder .* are not finite; .*judge.precision"):
+        judge.answer(picture(0), [question])
 
 
 def test_fingerprint_is_of_the_weights_and_not_of_the_place(folder: Path, tmp_path: Path) -> None:
