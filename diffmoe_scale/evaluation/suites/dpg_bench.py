@@ -121,6 +121,8 @@ def _questions(path: Path) -> dict[str, list[tuple[str, str, list[str], str]]]:
         if not row["proposition_id"].strip().isdigit() or not all(parent.isdigit() for parent in parents):
             raise ValueError(f"{where} has no number as proposition_id or dependency")
         kind = row["tuple"].split("(")[0].split("-")[0].strip()
-        question = row["question_natural_language"]
-        found.setdefault(row["item_id"], []).append((row["proposition_id"].strip(), question, parents, kind))
+        number, asked = row["proposition_id"].strip(), found.setdefault(row["item_id"], [])
+        if any(number == other for other, _, _, _ in asked):
+            raise ValueError(f"{where} asks question {number} of {row['item_id']!r:.60} twice")
+        asked.append((number, row["question_natural_language"], parents, kind))
     return found

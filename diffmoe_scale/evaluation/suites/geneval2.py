@@ -112,9 +112,10 @@ def geneval2_suite(file: Path, *, name: str, copies: int) -> GenEval2:
     for number, entry in enumerate(read_json_lines(file, FIELDS, NAME), start=1):
         pairs, skills = entry["vqa_list"], entry["skills"]
         is_right = all(
-            isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)
+            isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) and part for part in pair)
             for pair in pairs
         )
+        is_right = is_right and all(isinstance(skill, str) for skill in skills)
         if not pairs or not is_right or len(skills) != len(pairs):
             raise ValueError(
                 f"{file} entry {number}: vqa_list is no list of [question, answer] with as many skills"

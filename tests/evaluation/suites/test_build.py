@@ -1,5 +1,6 @@
 """Each kind of suite from a made copy, and refusing the copies of others."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,40 @@ def test_fewer_prompts_are_of_all_groups(tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("".join(f"{line}\n" for line in range(10)), encoding="utf-8")
     found = build_suite(SuiteConfig(kind="prompts", file=str(tmp_path / "long.txt"), prompts=4), seed=0)
     assert [prompt.text for prompt in found.prompts] == ["0", "2", "5", "7"]
+
+
+@pytest.mark.parametrize("number", ["../../../../escaped", "/000", "000", "x" * 300])
+def test_names_of_pictures_that_leave_the_folder_or_are_taken_are_refused(
+    number: str, tmp_path: Path
+) -> None:
+    """A table of someone else's says what pictures are called."""
+    settings = write_copy("oneig", tmp_path)
+    with Path(settings["file"]).open("a", encoding="utf-8") as file:
+        file.write(f'Anime_Stylization,{number},"1girl","T, P",long,\n')
+    with pytest.raises(ValueError, match=r"OneIG-Bench.csv: a picture"):
+        build_suite(SuiteConfig(kind="oneig", file=settings["file"]), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("skills", "pairs"),
+    [
+        (["count"], [["How many toys?", ""]]),
+        ([["count"]], [["How many toys?", "two"]]),
+    ],
+)
+def test_questions_of_geneval2_that_nobody_can_answer_are_refused(
+    skills: list[object], pairs: list[object], tmp_path: Path
+) -> None:
+    """Before pictures are drawn, and not when they are judged."""
+    entry = {"prompt": "toys", "atom_count": 1, "skills": skills, "vqa_list": pairs}
+    (tmp_path / "data.jsonl").write_text(json.dumps(entry), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"data.jsonl entry 1: vqa_list"):
+        build_suite(SuiteConfig(kind="geneval2", file=str(tmp_path / "data.jsonl")), seed=0)
+
+
+def test_a_question_of_dpg_bench_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    settings = write_copy("dpg_bench", tmp_path)
+    with Path(settings["questions"]).open("a", encoding="utf-8") as file:
+        file.write("0,a red bus,,2,0,entity,whole,entity - whole (road),Is there a road?\n")
+    with pytest.raises(ValueError, match=r"dpg_bench.csv line 6 .*2.* twice"):
+        build_suite(SuiteConfig(**settings), seed=0)
