@@ -2,14 +2,17 @@
 
 import json
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any  # JSON values
 
 import safetensors
 from torch import Tensor
 
 from diffmoe_scale.data.features.source import (
+    PRECISIONS,
     SET_FILE,
     TEACHER,
     CaptionFeatures,
@@ -21,6 +24,10 @@ from diffmoe_scale.data.features.source import (
 from diffmoe_scale.data.shards.remote import RemoteShards, is_url
 
 logger = logging.getLogger(__name__)
+
+LEAST = {"channels": 1, "factor": 1, "image_size": 1, "step": 0, "teacher_width": 0, "teacher_patch": 0}
+"""Of the whole numbers in a FeatureSource."""
+TEXTS = ("autoencoder", "text", "teacher")
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,11 @@ def load_feature_set(file: SetFile) -> FeatureSet:
             f"{file.name} has {', '.join(stated)}; expected {', '.join(expected)}: the features were made "
             "by another version of tools/cache_features.py; make them anew"
         )
+    if wrong := _wrong_values(stated):
+        raise ValueError(
+            f"{file.name} is damaged: {wrong[0]} is {stated[wrong[0]]!r:.80}, which no set has; restore it "
+            "from a copy, or make the features anew"
+        )
     source = FeatureSource(**stated | {"aspects": tuple(stated["aspects"])})
     if empty and source.num_streams != len(empty):
         raise ValueError(
@@ -88,6 +100,26 @@ def _split_streams(tensors: dict[str, Tensor]) -> tuple[CaptionFeatures, ...]:
     if tensors:
         raise KeyError(f"it holds {', '.join(tensors)}")
     return found
+
+
+def _wrong_values(stated: Mapping[str, Any]) -> list[str]:
+    """The fields of a FeatureSource with values that nothing could be made of."""
+    wrong = [name for name in TEXTS if not isinstance(stated.get(name, ""), str)]
+    for name, least in LEAST.items():
+        value = stated.get(name, least)
+        wrong += [name] * (type(value) is not int or value < least)
+    if stated.get("teacher") and stated.get("teacher_patch") == 0:
+        wrong.append("teacher_patch")
+    if stated["num_views"] not in (1, 2):
+        wrong.append("num_views")
+    if stated["precision"] not in list(PRECISIONS):
+        wrong.append("precision")
+    aspects = stated["aspects"]
+    if not isinstance(aspects, list) or not all(
+        isinstance(aspect, float | int) and 0 < aspect < math.inf for aspect in aspects
+    ):
+        wrong.append("aspects")
+    return wrong
 
 
 def _is_safetensors(path: Path) -> bool:

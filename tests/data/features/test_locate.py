@@ -30,6 +30,36 @@ def test_a_file_with_more_than_is_known_is_of_another_version(tmp_path: Path) ->
         load_feature_set(write(tmp_path, {}, new_field=1))
 
 
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"aspects": None},
+        {"aspects": 5},
+        {"aspects": [1.0, "wide"]},
+        {"aspects": [0.5, -1.0]},
+        {"aspects": [float("nan")]},
+        {"text": 5},
+        {"autoencoder": None},
+        {"precision": "fp16"},
+        {"precision": ["bf16"]},
+        {"channels": "3"},
+        {"channels": True},
+        {"channels": 0},
+        {"factor": 0},
+        {"image_size": 1.5},
+        {"num_views": 3},
+        {"step": -8},
+        {"teacher": "0123456789abcdef", "teacher_width": 8, "teacher_patch": 0},
+    ],
+    ids=str,
+)
+def test_values_of_another_kind_are_damage(tmp_path: Path, stated: dict[str, object]) -> None:
+    """Not a traceback, and not an error of the first batch."""
+    (name, *_) = stated
+    with pytest.raises(ValueError, match=f"damaged: {'teacher_patch' if 'teacher' in stated else name} is"):
+        load_feature_set(write(tmp_path, {}, **stated))
+
+
 def test_tensors_that_belong_to_no_encoder_are_damage(tmp_path: Path) -> None:
     for tensors in ({"weights": torch.zeros(1)}, {"pooled_P": torch.zeros(1)}):
         with pytest.raises(ValueError, match=f"damaged .*it holds {next(iter(tensors))}"):
