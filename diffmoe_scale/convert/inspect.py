@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any  # JSON trees
 
-import torch
 from torch import Tensor
 
 from diffmoe_scale.checkpoint.stored import FORMAT, StoredWeights, open_weights
@@ -95,7 +94,7 @@ def inspect(checkpoint: Checkpoint) -> dict[str, Any]:
     modules: dict[str, int] = {}
     squares: dict[str, float] = {}
     families: dict[str, int] = {}
-    thresholds: dict[str, list[float]] = {}
+    thresholds: dict[str, list[float | None]] = {}
     bad: dict[str, int] = {}
     for name, lazy in checkpoint.tensors.items():
         tensor = lazy.read()
@@ -103,7 +102,7 @@ def inspect(checkpoint: Checkpoint) -> dict[str, Any]:
         family, _, own = name.rpartition("/")
         families[family] = families.get(family, 0) + count
         if own.rpartition(".")[2] in THRESHOLDS:
-            thresholds[name] = [float(value) for value in tensor.flatten()]
+            thresholds[name] = [_finite(float(value)) for value in tensor.flatten()]
         if tensor.is_floating_point():
             if num_bad := int((~tensor.isfinite()).sum()):
                 bad[name] = num_bad
@@ -119,10 +118,7 @@ def inspect(checkpoint: Checkpoint) -> dict[str, Any]:
         "dtypes": sorted({str(lazy.dtype).removeprefix("torch.") for lazy in checkpoint.tensors.values()}),
         "parameters_by_family": families,
         "parameters_by_module": modules,
-        # JSON has no NaN.
-        "norms_by_layer": {
-            layer: math.sqrt(square) if math.isfinite(square) else None for layer, square in squares.items()
-        },
+        "norms_by_layer": {layer: _finite(math.sqrt(square)) for layer, square in squares.items()},
         "thresholds": thresholds,
         "not_finite": bad,
     }
@@ -145,7 +141,8 @@ def module_of(name: str) -> str:
 
 
 def compare(one: Checkpoint, other: Checkpoint) -> dict[str, Any]:
-    """What is in one alone, and how far the common tensors are apart, relative to the first's norm."""
+    """What is in one alone, and how far the common tensors are apart, relative to the first's norm; None
+    where numbers that are not finite differ. A NaN is equal to another."""
     left, right = set(one.tensors), set(other.tensors)
     shapes, apart, equal = {}, {}, 0
     for name in sorted(left & right):
@@ -154,7 +151,7 @@ def compare(one: Checkpoint, other: Checkpoint) -> dict[str, Any]:
             shapes[name] = [list(mine.shape), list(theirs.shape)]
             continue
         a, b = mine.read(), theirs.read()
-        if torch.equal(a, b):
+        if bool(((a == b) | ((a != a) & (b != b))).all()):  # NaN alone is not equal to itself
             equal += 1
         else:
             apart[name] = _distance(a, b)
@@ -167,9 +164,14 @@ def compare(one: Checkpoint, other: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _distance(a: Tensor, b: Tensor) -> float:
+def _distance(a: Tensor, b: Tensor) -> float | None:
     norm = float(a.double().norm())
-    return float((a.double() - b.double()).norm()) / max(norm, 1e-30)
+    return _finite(float((a.double() - b.double()).norm()) / max(norm, 1e-30))
+
+
+def _finite(value: float) -> float | None:
+    """None for others: JSON has no NaN."""
+    return value if math.isfinite(value) else None
 
 
 def describe(found: Mapping[str, Any]) -> list[str]:
@@ -179,9 +181,10 @@ def describe(found: Mapping[str, Any]) -> list[str]:
     lines += [f"  {key}: {_short(value)}" for key, value in found["facts"].items()]
     lines += _table("numbers by family", found["parameters_by_family"], "{:,}".format)
     lines += _table("numbers by module", found["parameters_by_module"], "{:,}".format)
-    lines += _table("norms by layer", found["norms_by_layer"], _norm)
+    lines += _table("norms by layer", found["norms_by_layer"], lambda norm: _shown(norm, "5g"))
     thresholds = {
-        name: ", ".join(f"{value:.4f}" for value in values) for name, values in found["thresholds"].items()
+        name: ", ".join(_shown(value, "4f") for value in values)
+        for name, values in found["thresholds"].items()
     }
     lines += _table("thresholds", thresholds, str)
     bad = found["not_finite"]
@@ -197,8 +200,13 @@ def describe_difference(found: Mapping[str, Any]) -> list[str]:
             more = f", ... ({len(names)} in all)" if len(names) > SHOWN else ""
             lines.append(f"{title}: {', '.join(names[:SHOWN])}{more}")
     lines += _table("of another shape", found["other_shape"], str)
-    apart = dict(sorted(found["relative_difference"].items(), key=lambda pair: -pair[1]))
-    return lines + _table("relative difference", apart, "{:.3g}".format)
+    apart = found["relative_difference"]
+    largest_first = sorted(apart, key=lambda name: -math.inf if apart[name] is None else -apart[name])
+    return lines + _table(
+        "relative difference",
+        {name: apart[name] for name in largest_first},
+        lambda value: _shown(value, "3g"),
+    )
 
 
 def _table(title: str, values: Mapping[str, Any], form: Callable[[Any], str]) -> list[str]:
@@ -211,8 +219,8 @@ def _table(title: str, values: Mapping[str, Any], form: Callable[[Any], str]) ->
     ]
 
 
-def _norm(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.5g}"
+def _shown(value: float | None, digits: str) -> str:
+    return "not finite" if value is None else f"{value:.{digits}}"
 
 
 def _short(value: object) -> str:

@@ -67,6 +67,29 @@ def test_numbers_that_are_none_are_counted(tmp_path: Path, capsys: pytest.Captur
     assert "NaN or infinite numbers:\n  blocks.0.w  2" in capsys.readouterr().out
 
 
+def test_thresholds_and_differences_without_a_number_are_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """JSON has neither NaN nor Infinity; a NaN at the same place is no difference."""
+    one = {"same": torch.tensor([1.0, torch.nan]), "w": torch.tensor([1.0, torch.nan])}
+    one["a.expert_threshold"] = torch.tensor([torch.nan, -torch.inf, 0.25])
+    for name, change in (("one", {}), ("other", {"w": torch.ones(2), "n": 3 * torch.ones(1)})):
+        torch.save(one | {"n": torch.ones(1)} | change, tmp_path / f"{name}.pt")
+    paths = [str(tmp_path / "one.pt"), str(tmp_path / "other.pt")]
+
+    def refuse(number: str) -> None:
+        raise AssertionError(number)
+
+    assert main([paths[0], "--json"]) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert found["thresholds"] == {"ema/a.expert_threshold": [None, None, 0.25]}
+    assert main([*paths, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert (found["equal"], found["relative_difference"]) == (2, {"ema/n": 2.0, "ema/w": None})
+    assert main([paths[0]]) == main(paths) == 0
+    assert "relative difference:\n  ema/w  not finite\n  ema/n  2\n" in capsys.readouterr().out
+
+
 def test_two_checkpoints_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = {"a": torch.tensor([3.0, 4.0]), "b": torch.ones(2), "c": torch.ones(1), "d": torch.ones(2)}
     other = {"a": torch.tensor([3.0, 4.5]), "b": torch.ones(2), "d": torch.ones(3), "e": torch.ones(1)}
