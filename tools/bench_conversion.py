@@ -11,16 +11,15 @@ target or what is copied. Files are taken out of the system's cache before they 
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from diffmoe_scale.bench.options import ConversionOptions
-from diffmoe_scale.cli.command import command_parser, output_file, output_folder, run_command
+from diffmoe_scale.cli.command import command_parser, output_file, output_folder, run_command, user_path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_parser("bench_conversion", __doc__)
     add = parser.add_argument
-    add("--config", type=Path, required=True, help="YAML file of the model")
+    add("--config", type=user_path, required=True, help="YAML file of the model")
     text = "where weights are written and removed again; the machine's temporary folder if none"
     add("--folder", type=output_folder, help=text)
     add("--shard-gib", type=float, default=5.0, metavar="SIZE", help="largest file of the target (5)")

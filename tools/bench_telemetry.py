@@ -9,16 +9,15 @@ The run's own data are read; its folder is a temporary one. `--steps` is a multi
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from diffmoe_scale.cli.command import command_parser, output_file, run_command
+from diffmoe_scale.cli.command import command_parser, output_file, run_command, user_path
 from diffmoe_scale.config.check import require
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_parser("bench_telemetry", __doc__)
     add = parser.add_argument
-    add("--config", type=Path, help="YAML file of a run")
+    add("--config", type=user_path, help="YAML file of a run")
     add("--steps", type=int, default=100, help="steps that count (default: 100)")
     add("--output", type=output_file, help="JSON file")
     add("settings", nargs="*", metavar="key.sub=value", help="settings over those of the file")

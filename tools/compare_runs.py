@@ -49,14 +49,15 @@ def distance(a: Any, b: Any) -> tuple[float, float]:
         )
     if a == b:
         return 0.0, 0.0
-    if (
-        not isinstance(a, int | float)
-        or not isinstance(b, int | float)
-        or not (math.isfinite(a) and math.isfinite(b))
-    ):
+    if not (_is_finite(a) and _is_finite(b)):
         is_same = isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b)
         return (0.0, 0.0) if is_same else (MISSING, MISSING)
     return abs(a - b), abs(a - b) / max(abs(a), abs(b))
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether it is a number that a float can hold."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def read_lines(run: Path) -> Lines:

@@ -126,6 +126,14 @@ def test_two_runs_without_a_number_at_one_place_are_equal(
     assert compare(monkeypatch, write_run(tmp_path / "a", lines), write_run(tmp_path / "b", lines)) == 0
 
 
+def test_a_whole_number_beyond_what_floats_hold_is_a_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = changed(3, **{"loss/diffusion": 10**400})
+    assert compare(monkeypatch, write_run(tmp_path / "a", LINES), write_run(tmp_path / "b", lines)) == 1
+    assert "loss/diffusion: inf absolute, inf relative, from step 3" in capsys.readouterr().out
+
+
 def test_missing_run_and_empty_file_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
