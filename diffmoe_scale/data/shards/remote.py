@@ -74,7 +74,7 @@ class RemoteShards:
 
     def folder_of(self, url: str) -> Path:
         """The folder of all that is kept of a URL."""
-        return self.folder / blake2b(url.encode(), digest_size=8).hexdigest()
+        return self.folder / blake2b(url.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
     def beside(self, path: Path, name: str) -> str:
         """URL of the file `name` in the folder of a shard's URL; "" for a command, which names none."""

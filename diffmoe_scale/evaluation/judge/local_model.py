@@ -2,6 +2,7 @@
 others)."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from hashlib import file_digest, sha256
 from io import BytesIO
@@ -124,5 +125,5 @@ def _digest(files: Sequence[Path]) -> str:
     digest = sha256()
     for path in files:
         with path.open("rb") as file:
-            digest.update(path.name.encode() + file_digest(file, "sha256").digest())
+            digest.update(os.fsencode(path.name) + file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]

@@ -172,7 +172,8 @@ class FolderPictures:
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for file in self.files:
-            digest.update(f"{len(file.name)} {file.name} {file.stat().st_size}\n".encode())
+            line = f"{len(file.name)} {file.name} {file.stat().st_size}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))  # a file's name need not be text
             with file.open("rb") as content:
                 while data := content.read(READ_AT_ONCE):
                     digest.update(data)

@@ -141,6 +141,17 @@ def test_the_fingerprint_is_of_content_and_order(tmp_path):
     assert open_pictures(tmp_path / "second").fingerprint() != first
 
 
+def test_names_that_are_no_text_have_a_fingerprint_too(tmp_path):
+    fingerprints = set()
+    for name in (b"a.png", b"\xff.png", b"\xfe.png"):
+        folder = tmp_path / name.hex()
+        folder.mkdir()
+        with open(os.path.join(os.fsencode(folder), name), "wb") as file:
+            Image.fromarray(PICTURES[0]).save(file, "PNG")
+        fingerprints.add(open_pictures(folder).fingerprint())
+    assert len(fingerprints) == 3
+
+
 def test_wrong_files_of_a_folder_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"holds no pictures \(\.bmp, \.gif"):
         open_pictures(tmp_path)
