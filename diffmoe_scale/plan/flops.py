@@ -8,7 +8,7 @@ usual for MFU. Backward counts the gradients that are taken: of weights, and of 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any  # arguments of torch's functions
 
 import torch
@@ -80,9 +80,7 @@ def count_flops(config: Config, *, num_samples: int | None = None) -> Flops:
     length, images `model.image_size`. Raises: as `build.build_denoiser`.
     """
     count = num_samples or config.run.micro_batch
-    plain = even_routing(plain_experts(config))
-    plain = replace(plain, model=replace(plain.model, activation_checkpointing="none"))
-    network = build_denoiser(plain)
+    network = build_denoiser(even_routing(plain_experts(config)))
     numbers = Counter(keep_distinct_blocks(network))
     network.to(NUMBER_FORMATS[config.model.precision])
     with FlopCounter(numbers) as counter, counter.parts_of(network):
@@ -192,9 +190,6 @@ def product_cost(
     elif func in PRODUCTS:
         left, right = args[:2]
         forward = 2 * answer.numel() * left.shape[-1]
-    elif func is F.conv2d:
-        left, right = args[:2]
-        forward = 2 * answer.numel() * right[0].numel()
     elif func is torch.einsum:
         left, right = args[1:3]
         sizes = {

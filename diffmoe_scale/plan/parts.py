@@ -1,6 +1,7 @@
 """The parts of a network, each of which is counted by itself."""
 
 PARTS = {
+    "text encoder": ".text_encoder.",
     "experts": ".experts.linear_",
     "shared experts": ".shared_experts.",
     "capacity predictors": ".predictor.",
@@ -13,7 +14,6 @@ PARTS = {
     "modulation": ".modulation.",
     "text modulation": ".text_modulation.",
     "shared modulation": ".shared_modulation.",
-    "text encoder": ".text_encoder.",
 }
 """Names of parts, and what the names of their modules hold; the first that fits counts."""
 REST = "embeddings and output"
@@ -24,8 +24,6 @@ GRADIENT_PARTS = ("router", "predictor", "experts", "dense", "text")
 
 def part_of(name: str) -> str:
     """The part that a module or parameter of `Denoiser` belongs to, by its dotted name."""
-    if name.startswith("text_encoder"):
-        return "text encoder"
     return next((part for part, pattern in PARTS.items() if pattern in f".{name}."), REST)
 
 

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffmoe_scale.config.load import load_config
+from diffmoe_scale.plan import alignment
 from diffmoe_scale.plan.alignment import alignment_bytes, alignment_flops, describe_alignment
 from diffmoe_scale.plan.frozen import frozen_bytes
 from diffmoe_scale.train.alignment import Projector
@@ -36,3 +38,16 @@ def test_without_a_folder_it_is_said(tmp_path: Path) -> None:
     config = load_config(None, [f"alignment.encoder={tmp_path / 'none'}"])
     assert frozen_bytes(config) is None and "is not there" in describe_alignment(config)[0]
     assert describe_alignment(load_config(None, [])) == [] and alignment_bytes(load_config(None, [])) == 0
+
+
+@pytest.mark.parametrize(
+    ("mlp", "hidden"), [({"intermediate_size": 20, "mlp_ratio": 9}, 20), ({"mlp_ratio": 3}, 24), ({}, 32)]
+)
+def test_the_encoders_mlp_is_as_wide_as_its_settings_say(
+    mlp: dict[str, int], hidden: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"hidden_size": 8, "num_hidden_layers": 2, **mlp}
+    monkeypatch.setattr(alignment, "_settings", lambda config: settings)
+    config = load_config(None, ["alignment.encoder=teacher"])
+    products = 2 * 64 * (4 * 8 * 8 + 2 * 8 * hidden) + 2 * (2 * 64 * 64 * 8)
+    assert alignment_flops(config)[0] == 2 * products

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -12,7 +13,7 @@ from diffmoe_scale.encoders.text.tokenizer import train_tokenizer
 from diffmoe_scale.model.condition import NUM_SIZE_CONDITIONS
 from diffmoe_scale.model.networks import build_networks
 from diffmoe_scale.moe.routing import Selection
-from diffmoe_scale.plan.flops import count_flops
+from diffmoe_scale.plan.flops import FEED_FORWARD, count_flops, product_cost
 from tests.moe.layers import alone
 
 CLASS = ["model.conditioning=class", "model.num_classes=5", "model.image_size=16", "model.width=64"]
@@ -90,6 +91,40 @@ def test_checkpointing_computes_blocks_or_their_experts_twice() -> None:
     assert recomputed("experts") == feed_forward
     blocks = feed_forward + flops.forward["attention"] + flops.forward["modulation"]
     assert recomputed("blocks") == blocks
+
+
+def test_checkpointing_of_experts_computes_the_captions_feed_forward_twice_too() -> None:
+    settings = [*TEXT, "model.attention=joint", "model.heads=2", "model.activation_checkpointing=experts"]
+    flops = count_flops(load_config(None, settings))
+    assert flops.forward["text feed-forward"] > 0
+    assert flops.recomputed == sum(flops.forward.get(part, 0) for part in FEED_FORWARD)
+
+
+@pytest.mark.parametrize("what", ["none", "blocks", "experts"])
+def test_a_products_sides_give_its_operations_and_samples_add_up(what: str) -> None:
+    settings = [*CLASS, "model.heads=2", "run.micro_batch=4", f"model.activation_checkpointing={what}"]
+    config = load_config(None, settings)
+    once, twice = count_flops(config), count_flops(config, num_samples=8)
+    assert twice.forward == once.forward and twice.backward == once.backward
+    sums = [sum(ahead for ahead, _ in flops.products.values()) for flops in (once, twice)]
+    assert sums == [4 * sum(once.forward.values()), 8 * sum(once.forward.values())]
+    for product, (ahead, _) in once.products.items():
+        if not product.is_attention:
+            times, rest = divmod(ahead, 2 * product.rows * product.inner * product.outer)
+            assert times >= 1 and rest == 0, product
+
+
+def test_a_sum_over_letters_and_attention_of_other_widths_are_counted() -> None:
+    left, right = torch.zeros(2, 3, 5, requires_grad=True), torch.zeros(2, 5, 7)
+    answer = torch.einsum("bij,bjk->bik", left, right)
+    forward = 2 * 2 * 3 * 5 * 7
+    assert product_cost(torch.einsum, ("bij,bjk->bik", left, right), {}, answer) == (forward, forward)
+    query = torch.zeros(2, 4, 6, 8, requires_grad=True)
+    key, value = torch.zeros(2, 4, 9, 8), torch.zeros(2, 4, 9, 16)
+    attended = F.scaled_dot_product_attention(query, key, value)
+    forward = 2 * 2 * 4 * 6 * 9 * (8 + 16)
+    cost = product_cost(F.scaled_dot_product_attention, (query, key, value), {}, attended)
+    assert cost == (forward, 2 * forward)
 
 
 def test_token_choice_counts_as_many_rows_as_experts_a_token_takes() -> None:

@@ -6,7 +6,7 @@ import torch
 
 from diffmoe_scale.plan import trace as trace_module
 from diffmoe_scale.plan.build import build_denoiser
-from diffmoe_scale.plan.memory import plan_memory, walk_step
+from diffmoe_scale.plan.memory import Memory, plan_memory, walk_step
 from diffmoe_scale.plan.parameter_list import list_parameters
 from diffmoe_scale.plan.parameters import count_parameters
 from diffmoe_scale.plan.trace import trace_step
@@ -140,6 +140,47 @@ def test_experts_are_split_over_the_ranks_that_share_them() -> None:
     )
     assert weights[1] - weights[2] == pytest.approx(4 * experts / 2, rel=1e-2)
     assert weights[2] - weights[4] == pytest.approx(4 * experts / 4, rel=1e-2)
+
+
+def test_the_total_is_of_all_parts_on_the_device() -> None:
+    memory = Memory(
+        weights=1, masters=2, moments=4, average=8, gradients=16, activations=32, moment="update", frozen=64
+    )
+    assert memory.total == 127
+
+
+@pytest.mark.parametrize(("pool", "sharing"), [("expert_parallel", 2), ("data_parallel", 4)])
+def test_scores_of_a_pool_that_ranks_share_are_gathered(pool: str, sharing: int) -> None:
+    """34 bytes for each of 4 experts and 4 x 16 tokens of each rank that shares the pool."""
+    alone, shared = (
+        plan_memory(config_of("parallel.expert_parallel=2", f"moe.pool={pool}"), ranks=4, is_gpu=True)
+        for pool in ("rank", pool)
+    )
+    assert shared.activations - alone.activations == 34 * 4 * sharing * 4 * 16
+
+
+def test_ranks_that_share_samples_divide_activations_and_gather_scores() -> None:
+    whole = plan_memory(config_of("run.global_batch=32"), ranks=2, is_gpu=True)
+    shared = plan_memory(config_of("parallel.sequence_parallel=2"), ranks=2, is_gpu=True)
+    assert shared.activations == whole.activations // 2 + 34 * 4 * 4 * 16
+
+
+@pytest.mark.parametrize(("precision", "bytes_each"), [("fp32", 4), ("bf16", 2)])
+def test_offloaded_states_have_gradients_and_a_copy_of_the_weights_beside_them(
+    precision: str, bytes_each: int
+) -> None:
+    """Masters, moments and average, 4 bytes each, the gradients, and the weights in the model's format."""
+    config = config_of("parallel.offload_optimizer=true", f"model.precision={precision}")
+    share = sum(parameter.numel() for parameter in build_denoiser(config).parameters()) / 2
+    memory = plan_memory(config, ranks=2, is_gpu=True)
+    assert memory.host == pytest.approx((4 * 4 + 4 + bytes_each) * share, rel=1e-3)
+    assert memory.masters == memory.moments == memory.average == 0
+
+
+def test_a_gpu_fills_a_second_bucket_while_the_first_is_sent() -> None:
+    config = config_of("parallel.zero_stage=2", "model.precision=bf16", "moe.num_experts=0")
+    one, two = (plan_memory(config, ranks=2, is_gpu=is_gpu) for is_gpu in (False, True))
+    assert two.gradients > one.gradients
 
 
 def test_planning_needs_no_memory_of_tensors() -> None:

@@ -1,10 +1,11 @@
 """Bytes and times of transfers against formulas."""
 
+from dataclasses import replace
 from typing import Any  # arguments of plan_transfers
 
 import pytest
 
-from diffmoe_scale.plan.network import Transfer, plan_transfers
+from diffmoe_scale.plan.network import Transfer, group_rates, plan_transfers
 from diffmoe_scale.telemetry.hardware import gpu_of_user
 from tests.plan.layouts import config_of
 
@@ -34,11 +35,9 @@ def test_gradients_are_all_reduced_in_fp32_and_weights_gathered() -> None:
 
 
 def test_zero_2_reduces_in_every_micro_batch() -> None:
-    one, two = (
-        transfers(f"parallel.zero_stage={stage}", ranks=8)["all-reduce of gradients"].bytes
-        for stage in (1, 2)
-    )
-    assert two == 8 * one  # 256 samples: 8 micro-batches of 4 on each of 8 ranks
+    one, two = (transfers(f"parallel.zero_stage={stage}", ranks=8) for stage in (1, 2))
+    for name in ("all-reduce of gradients", "all-reduce of expert gradients"):
+        assert two[name].bytes == 8 * one[name].bytes  # 256 samples: 8 micro-batches of 4 on each of 8 ranks
 
 
 def test_rows_go_to_experts_and_back_forward_and_backward() -> None:
@@ -75,3 +74,12 @@ def test_experts_on_other_machines_cost_the_network() -> None:
         for size in (8, 16)
     )
     assert outside.bytes > inside.bytes and outside.seconds > 4 * inside.seconds
+
+
+def test_rates_of_a_group_over_two_machines() -> None:
+    """Of 16 ranks 7 of a rank's rows stay in its machine, 8 go over its own network card, 1 stays."""
+    fast = replace(H100, link=450e9, nic=1e12)
+    assert group_rates(fast, 16)[0] == pytest.approx(0.82 * 450e9)  # never more than the link
+    slow = replace(H100, link=450e9, nic=50e9)
+    assert group_rates(slow, 16)[1] == pytest.approx((7 + 8) / 16 / (8 / 16 / (0.92 * 50e9)))
+    assert group_rates(slow, 8)[1] == pytest.approx(0.82 * 450e9)

@@ -1,7 +1,10 @@
 """Parameters by part of the variants of a block."""
 
+import pytest
+
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.plan.parameters import count_parameters
+from diffmoe_scale.plan.parts import part_of
 
 D, DEPTH, T = 64, 4, 128
 SETTINGS = [f"model.width={D}", f"model.depth={DEPTH}", "moe.num_experts=0", f"text.width={T}"]
@@ -9,6 +12,21 @@ SETTINGS = [f"model.width={D}", f"model.depth={DEPTH}", "moe.num_experts=0", f"t
 
 def linear(inputs: int, outputs: int) -> int:
     return inputs * outputs + outputs
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("text_encoder.blocks.0.attention.projection.weight", "text encoder"),
+        ("text_encoder", "text encoder"),
+        ("transformer.blocks.1.feed_forward.router.target.weight", "target heads"),
+        ("transformer.blocks.1.feed_forward.router.predictor.output.bias", "capacity predictors"),
+        ("transformer.blocks.1.feed_forward.router.weight", "routers"),
+        ("transformer.patch_embedding.weight", "embeddings and output"),
+    ],
+)
+def test_the_innermost_part_counts_and_all_of_a_text_encoder_is_one(name: str, part: str) -> None:
+    assert part_of(name) == part
 
 
 def test_joint_attention_has_two_streams_and_the_last_block_ends_the_texts() -> None:

@@ -12,7 +12,7 @@ from diffmoe_scale.encoders.text.tokenizer import train_tokenizer
 from diffmoe_scale.model.condition import NUM_SIZE_CONDITIONS
 from diffmoe_scale.model.networks import build_networks
 from diffmoe_scale.moe.routing import Selection, average_capacity
-from diffmoe_scale.plan.picture import count_call_flops, format_flops
+from diffmoe_scale.plan.picture import CallFlops, count_call_flops, format_flops
 from tests.moe.layers import alone
 from tests.plan.test_flops import CLASS, TEXT
 
@@ -24,6 +24,7 @@ CASES = {
     "static": ["sampling.selection=static"],
     "expert choice": ["moe.router=expert_choice", "sampling.selection=static"],
     "token choice": ["moe.router=token_choice", "moe.top_k=2", "sampling.selection=static"],
+    "expert race": ["moe.router=expert_race", "sampling.selection=static"],
     "text": [],
 }
 
@@ -53,6 +54,11 @@ def test_operations_of_a_call_are_those_that_torch_counts(
     call = count_call_flops(config, latent_shape=(3, *size), has_predictor=not is_static)
     found = call.of_picture(calls=1, capacity_of_calls=capacity) - call.caption
     assert 2 * found == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_a_picture_costs_its_calls_their_experts_and_two_captions() -> None:
+    call = CallFlops(network=3.0, experts=5.0, caption=7.0)
+    assert call.of_picture(calls=4, capacity_of_calls=2.5) == 2 * 7 + 4 * 3 + 2.5 * 5
 
 
 def test_operations_are_written_in_the_unit_that_fits() -> None:
