@@ -14,16 +14,14 @@ from pathlib import Path
 import yaml
 
 from diffmoe_scale.config.load import dump_config
+from tests.cluster.page import chain, fill_in
 from tests.cluster.slurm import Slurm, slurm
-from tests.cluster.slurm_jobs import OPTIONS, OWN
+from tests.cluster.slurm_jobs import OWN
 from tests.encoders.autoencoder.models import tiny_model
 from tests.launch.scripts import SBATCH
 from tests.ports import free_port
 from tests.prepare.folders import add_picture
 from tests.train.runs import text_settings, tiny_config
-
-ARRAY = SBATCH.with_name("array.sbatch")
-ARRAY_OPTIONS = ("--gpus-per-node=0", "--cpus-per-task=1", "--array=0-1")
 
 
 def write_inputs(folder: Path) -> None:
@@ -42,8 +40,7 @@ def write_inputs(folder: Path) -> None:
         "run.steps=4",
         "parallel.expert_parallel=2",
         "sampling.steps=2",
-        f"data.train=[{folder}/features/*/*.tar]",
-        f"run.directory={folder / 'run'}",
+        f"data.train=[{folder}/shards/*/*.tar]",
     ]
     (folder / "train.yaml").write_text(dump_config(tiny_config(settings)))
     evaluation = {
@@ -54,26 +51,23 @@ def write_inputs(folder: Path) -> None:
 
 
 def submit_chain(cluster: Slurm, folder: Path) -> dict[str, str]:
-    """The numbers of the jobs."""
-    jobs: dict[str, str] = {}
-
-    def submit(name: str, *words: str) -> None:
-        after = [f"--dependency=afterok:{list(jobs.values())[-1]}"] if jobs else []
-        output = f"--output={folder}/{name}_%a.log"
-        variables = OWN | {"MASTER_PORT": str(free_port())}
-        jobs[name] = cluster.run("sbatch", "--parsable", *after, output, *words, **variables)
-
-    array = (*ARRAY_OPTIONS, str(ARRAY))
-    train = str(folder / "train.yaml")
-    raw, shards = f"{folder}/raw/{{task}}", f"{folder}/shards/{{task}}"
-    submit("shards", *array, "tools/prepare_shards.py", "--input", raw, "--output", shards)
-    features = f"{folder}/features/{{task}}"
-    given: tuple[str, ...] = ("--config", train, "--input", f"{shards}/*.tar", "--output", features)
-    submit("features", *array, "tools/cache_features.py", *given)
-    submit("training", *OPTIONS, str(SBATCH), "--config", train)
-    given = ("--config", str(folder / "evaluate.yaml"), "--part", "{part}")
-    submit("scores", *array, "tools/evaluate.py", *given)
-    return jobs
+    """The numbers of the jobs, by what each does. The commands are those of the page."""
+    names = {
+        "/shared/runs/one": f"{folder}/run",
+        "/shared/": f"{folder}/",
+        "FILE": f"{folder}/train.yaml",
+        "EVALUATION": f"{folder}/evaluate.yaml",
+        "0-7": "0-1",
+        "--nodes 4": "--nodes 2",
+        "launch/slurm/": f"{SBATCH.parent}/",
+    }
+    # What nodes without GPUs and with few cores need, as the page says.
+    options = f"--gpus-per-node=0 --ntasks-per-node=1 --cpus-per-task=1 --output={folder}/%j.log"
+    submit = f'sbatch() {{ command sbatch --parsable {options} "$@" | tee -a {folder}/jobs; }}'
+    variables = OWN | {"MASTER_PORT": str(free_port())}
+    cluster.run("bash", "-euc", f"{submit}\n{fill_in(chain(), names)}", **variables)
+    numbers = (folder / "jobs").read_text(encoding="utf-8").split()
+    return dict(zip(("shards", "features", "training", "scores"), numbers, strict=True))
 
 
 def main() -> int:
@@ -83,7 +77,7 @@ def main() -> int:
         for name, job in submit_chain(cluster, folder).items():
             states = [cluster.wait(f"{job}_{task}" if name != "training" else job) for task in (0, 1)]
             print(f"{name}: {', '.join(states)}", flush=True)
-            logs = "".join(path.read_text() for path in sorted(folder.glob(f"{name}_*.log")))
+            logs = "".join(path.read_text() for path in sorted(folder.glob("*.log")))
             assert set(states) == {"COMPLETED"}, logs
     assert list((folder / "scores").rglob("results.jsonl")), f"no scores in {folder}"
     print(f"in the folder of scores: {sorted(path.name for path in (folder / 'scores').iterdir())}")

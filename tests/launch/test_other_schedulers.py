@@ -16,6 +16,12 @@ SKYPILOT = {
     "SKYPILOT_NUM_GPUS_PER_NODE": "8",
     "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
 }
+# The fields of TrainJob in Kubeflow Trainer 2.3.0, trainer.kubeflow.org_trainjobs.yaml.
+TRAINER = {"image", "command", "args", "env", "numNodes", "resourcesPerNode", "numProcPerNode"}
+POD = {
+    *("serviceAccountName", "volumes", "initContainers", "containers", "imagePullSecrets", "securityContext"),
+    *("nodeSelector", "affinity", "tolerations", "schedulingGates", "terminationGracePeriodSeconds"),
+}
 
 
 def test_skypilot_meets_at_the_first_node(tmp_path: Path) -> None:
@@ -31,7 +37,11 @@ def test_skypilot_meets_at_the_first_node(tmp_path: Path) -> None:
     ]
     assert words[10:12] == ["-m", "diffmoe_scale.pretrain"]
     parsed = build_parser().parse_args(words[12:])
-    assert (ROOT / parsed.config).is_file() and parsed.settings == ["run.directory=/shared/runs/one"]
+    assert str(parsed.config) == "/shared/config.yaml" and parsed.settings == [
+        "run.directory=/shared/runs/one"
+    ]
+    # A mounted bucket (`file_mounts`) does not append to files, as a run does.
+    assert list(task["volumes"]) == ["/shared"] and "file_mounts" not in task
 
 
 def test_kubernetes_runs_torchrun_with_arguments_that_pretrain_takes() -> None:
@@ -40,10 +50,23 @@ def test_kubernetes_runs_torchrun_with_arguments_that_pretrain_takes() -> None:
     assert job["kind"] == "TrainJob" and trainer["command"] == ["torchrun", "-m", "diffmoe_scale.pretrain"]
     assert build_parser().parse_args(trainer["args"]).settings == ["run.directory=/shared/runs/one"]
     assert trainer["numProcPerNode"] == trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"]
-    (override,) = job["spec"]["podTemplateOverrides"]
-    named = {volume["name"] for volume in override["spec"]["volumes"]}
-    (container,) = override["spec"]["containers"]
-    assert {mount["name"] for mount in container["volumeMounts"]} == named
+
+
+def test_kubernetes_sets_only_what_kubeflow_trainer_lets_a_job_set() -> None:
+    spec = yaml.safe_load((ROOT / "launch" / "kubernetes" / "trainjob.yaml").read_text(encoding="utf-8"))[
+        "spec"
+    ]
+    assert set(spec) == {"runtimeRef", "trainer", "runtimePatches"}
+    assert set(spec["trainer"]) <= TRAINER
+    (patch,) = spec["runtimePatches"]
+    (job,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    assert set(pod) <= POD
+    (container,) = pod["containers"]
+    assert set(container) <= {"name", "env", "volumeMounts", "securityContext"}
+    assert {mount["name"] for mount in container["volumeMounts"]} == {
+        volume["name"] for volume in pod["volumes"]
+    }
 
 
 @pytest.mark.parametrize(

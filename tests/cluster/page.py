@@ -1,0 +1,22 @@
+"""The commands of docs/cluster.md, with the paths and names of a place of one's own."""
+
+import re
+
+from tests.launch.scripts import ROOT
+
+PAGE = ROOT / "docs" / "cluster.md"
+CHAIN = re.compile(r"```\n(shards=.*?)```", flags=re.DOTALL)
+
+
+def chain() -> str:
+    """The lines of the dependency chain, as they stand on the page."""
+    (block,) = CHAIN.findall(PAGE.read_text(encoding="utf-8"))
+    return str(block)
+
+
+def fill_in(text: str, names: dict[str, str]) -> str:
+    """Each name of `names` in `text` becomes its value. Raises: AssertionError if the text lacks one."""
+    for name, value in names.items():
+        assert name in text, f"{name} is not in:\n{text}"
+        text = text.replace(name, value)
+    return text
