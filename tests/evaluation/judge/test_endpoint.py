@@ -1,6 +1,7 @@
 """A judge behind a server of this machine that speaks OpenAI's protocol."""
 
 import base64
+import http.client
 import json
 import math
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.evaluation import JudgeConfig
 from diffmoe_scale.evaluation.judge import endpoint
-from diffmoe_scale.evaluation.judge.endpoint import EndpointJudge
+from diffmoe_scale.evaluation.judge.endpoint import EndpointJudge, first_token_probability
 from diffmoe_scale.evaluation.suites.suite import Answer, Question
 
 PICTURE = b"\x89PNG not looked at"
@@ -83,6 +84,7 @@ def test_question_picture_and_key_are_sent_and_probabilities_added(server: Serve
     image, text = body["messages"][0]["content"]
     assert image["image_url"]["url"] == f"data:image/png;base64,{base64.b64encode(PICTURE).decode()}"
     assert text["text"] == "Is there a cat?" and body["model"] == "judge-8b" and body["logprobs"] is True
+    assert body["temperature"] == 0 and body["top_logprobs"] == 20
     assert body["max_tokens"] == 1 and "logprobs" not in free and free["max_tokens"] > 1
     assert "secret" not in json.dumps(judge.description)
 
@@ -91,6 +93,24 @@ def test_a_busy_server_is_asked_again(server: Server) -> None:
     server.replies = [(503, b"busy"), (200, b"<html>"), (429, b""), reply("No", {"No": 0.9})]
     assert judge_of(server).answer(PICTURE, [YES]) == [Answer("No", 0.0)]
     assert len(server.asked) == 4
+
+
+def test_pauses_double_up_to_half_a_minute(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(endpoint.time, "sleep", pauses.append)
+    server.replies = [(503, b"busy")]
+    with pytest.raises(RunError, match="HTTP 503"):
+        judge_of(server, attempts=8).answer(PICTURE, [YES])
+    assert pauses == [1, 2, 4, 8, 16, 30, 30]
+
+
+def test_a_reply_that_is_no_http_is_asked_for_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: EndpointJudge, body: bytes) -> tuple[int, bytes]:
+        raise http.client.BadStatusLine("SSH-2.0")
+
+    monkeypatch.setattr(EndpointJudge, "_request", fail)
+    with pytest.raises(RunError, match=r"cannot be asked \(BadStatusLine: SSH-2\.0\)"):
+        judge_of(server, attempts=2).answer(PICTURE, [YES])
 
 
 def test_a_server_that_stays_away_or_refuses_is_a_sentence(server: Server) -> None:
@@ -138,3 +158,34 @@ def test_addresses_that_are_none_are_named(url: str) -> None:
 def test_a_key_file_that_is_not_there_is_named(server: Server) -> None:
     with pytest.raises(ValueError, match=r"judge\.key_file cannot be used: .*none"):
         judge_of(server, key_file="/none")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        ([("Yes", -1.0), ("yes", -2.0), ("No", -0.1)], math.exp(-1) + math.exp(-2)),
+        ([("Yes", -1.0), ("Yes", -1.0)], math.exp(-1)),  # a server that names a token twice
+        ([("Yes", 0.1)], 1.0),  # rounded above 1
+        ([("Yes", -0.1), (" yes", -0.1)], 1.0),
+    ],
+)
+def test_probabilities_add_up_to_at_most_1(tokens: list[tuple[str, float]], expected: float) -> None:
+    top = [{"token": token, "logprob": number} for token, number in tokens]
+    assert first_token_probability([{"top_logprobs": top}], YES.answers) == pytest.approx(expected)
+
+
+def test_an_empty_answer_and_an_address_with_a_slash_are_taken(server: Server) -> None:
+    server.replies = [(200, {"choices": [{"message": {"content": None}}]})]
+    config = JudgeConfig(kind="endpoint", url=f"{server.url}/", model="x")
+    assert EndpointJudge(config).answer(PICTURE, [Question("text", "Read.")]) == [Answer("")]
+    assert server.asked[0][0] == "/v1/chat/completions"
+
+
+def test_https_is_spoken_where_the_address_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(host: str, port: int | None, *, timeout: float) -> None:
+        raise ConnectionError(f"{host} {port} by https")
+
+    monkeypatch.setattr(http.client, "HTTPSConnection", refuse)
+    config = JudgeConfig(kind="endpoint", url="https://localhost:9/v1", model="x", attempts=1)
+    with pytest.raises(RunError, match="localhost 9 by https"):
+        EndpointJudge(config).answer(PICTURE, [YES])
