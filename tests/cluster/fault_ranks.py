@@ -16,7 +16,7 @@ from pathlib import Path
 from diffmoe_scale.checkpoint.manifest import complete_checkpoints, step_of
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.telemetry.metrics import read_metrics
-from tests.cluster.hosts import Host
+from tests.cluster.hosts import Host, kill_host
 
 PORT = 29500
 FORBID_ATTEMPTS = 50
@@ -115,13 +115,6 @@ class Ranks:
             kill_host(host)
         for process in self.processes:
             process.join()
-
-
-def kill_host(host: Host) -> None:
-    """Every process there at once, those that they started too."""
-    for pid in host.processes():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 class Progress:

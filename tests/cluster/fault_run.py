@@ -22,9 +22,9 @@ from pathlib import Path
 
 from diffmoe_scale.config.load import dump_config, load_config
 from diffmoe_scale.config.run_directory import RunDirectory
-from tests.cluster.fault_ranks import Progress, Ranks, disk, kill_host
+from tests.cluster.fault_ranks import Progress, Ranks, disk
 from tests.cluster.faults import Fault, World, choose_faults
-from tests.cluster.hosts import Host, hosts
+from tests.cluster.hosts import Host, hosts, kill_host
 from tests.kill_run import outcome
 from tests.train.runs import TINY, text_settings
 

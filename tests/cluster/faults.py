@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffmoe_scale.checkpoint.manifest import complete_checkpoints
-from tests.cluster.fault_ranks import WAIT_S, Disk, Progress, Ranks, damage, kill_host
+from tests.cluster.fault_ranks import WAIT_S, Disk, Progress, Ranks, damage
+from tests.cluster.hosts import kill_host
 
 DAMAGES = ("a byte", "half a file", "a file less", "an empty manifest")
 START_S = 20.0

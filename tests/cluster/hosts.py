@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.cluster.processes import kill_all, term_unwinds
+
 NETWORK = "10.77.0"
 CLONE_NEWUTS, CLONE_NEWNET = 0x04000000, 0x40000000
 SSH_CONFIG = """\
@@ -76,26 +78,44 @@ class Host:
 
 @contextlib.contextmanager
 def hosts(count: int) -> Iterator[list[Host]]:
-    """So many hosts, host1, host2, ...: removed at the end. Needs root and iproute2."""
+    """So many hosts, host1, host2, ...: removed at the end, with all that still runs there. Needs root and
+    iproute2."""
     tag = os.getpid() % 10**7
     bridge = f"dm{tag}b"
     made = [Host(f"host{n}", f"dm{tag}h{n}", f"{NETWORK}.{n}", f"dm{tag}v{n}") for n in range(1, count + 1)]
-    try:
-        ip("link", "add", bridge, "type", "bridge")
-        ip("link", "set", bridge, "up")
-        for host in made:
-            ip("netns", "add", host.namespace)
-            ip("link", "add", host.link, "type", "veth", "peer", "name", "eth0", "netns", host.namespace)
-            ip("link", "set", host.link, "master", bridge, "up")
-            ip("-n", host.namespace, "addr", "add", f"{host.address}/24", "dev", "eth0")
-            for device in ("eth0", "lo"):
-                ip("-n", host.namespace, "link", "set", device, "up")
-        yield made
-    finally:
-        # The cables first: a namespace that is gone may hold its end a little longer.
-        links = [("link", "del", name) for name in (*(host.link for host in made), bridge)]
-        for words in [*links, *(("netns", "del", host.namespace) for host in made)]:
-            subprocess.run(["ip", *words], capture_output=True, check=False)
+    with term_unwinds():
+        try:
+            ip("link", "add", bridge, "type", "bridge")
+            ip("link", "set", bridge, "up")
+            for host in made:
+                _join(host, bridge)
+            yield made
+        finally:
+            _remove(made, bridge)
+
+
+def _join(host: Host, bridge: str) -> None:
+    ip("netns", "add", host.namespace)
+    ip("link", "add", host.link, "type", "veth", "peer", "name", "eth0", "netns", host.namespace)
+    ip("link", "set", host.link, "master", bridge, "up")
+    ip("-n", host.namespace, "addr", "add", f"{host.address}/24", "dev", "eth0")
+    for device in ("eth0", "lo"):
+        ip("-n", host.namespace, "link", "set", device, "up")
+
+
+def _remove(made: list[Host], bridge: str) -> None:
+    for host in made:
+        with contextlib.suppress(subprocess.CalledProcessError):  # it was never made
+            kill_host(host)
+    # The cables first: a namespace that is gone may hold its end a little longer.
+    links = [("link", "del", name) for name in (*(host.link for host in made), bridge)]
+    for words in [*links, *(("netns", "del", host.namespace) for host in made)]:
+        subprocess.run(["ip", *words], capture_output=True, check=False)
+
+
+def kill_host(host: Host) -> None:
+    """Every process there at once, those that they started too."""
+    kill_all(host.processes)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.cluster.processes import kill_all, term_unwinds, with_variable
 from tests.ports import free_port
 
 CONFIG = """\
@@ -87,8 +88,8 @@ class Slurm:
 
 @contextlib.contextmanager
 def slurm(folder: Path, *, nodes: int = 2, settings: str = "") -> Iterator[Slurm]:
-    """Nodes n1, n2, ... and a controller, with a munge of their own; `settings` are lines for slurm.conf.
-    Needs root, slurm-wlm and munge."""
+    """Nodes n1, n2, ... and a controller, with a munge of their own; `settings` are lines for slurm.conf. At
+    the end they are gone, with all jobs. Needs root, slurm-wlm and munge."""
     folder.mkdir(parents=True)
     names, host = [f"n{number}" for number in range(1, nodes + 1)], socket.gethostname()
     for path in ("state", *(f"spool/{name}" for name in names)):
@@ -103,17 +104,20 @@ def slurm(folder: Path, *, nodes: int = 2, settings: str = "") -> Iterator[Slurm
     (folder / "munge.key").write_bytes(os.urandom(1024))
     (folder / "munge.key").chmod(0o400)
     made = Slurm(folder, os.environ | {"SLURM_CONF": str(config)})
-    try:
-        files = [f"--{name}-file={folder}/munge.{name}" for name in ("key", "pid", "log", "seed")]
-        made.run("munged", "--force", f"--socket={folder}/munge.socket", *files)
-        made.run("slurmctld")
-        for name in names:
-            made.run("slurmd", "-N", name)
-        made.wait_for_nodes(nodes)
-        yield made
-    finally:
-        for name in (*names, "slurmctld", "munge"):
-            stop_daemon(folder / f"{name}.pid")
+    with term_unwinds():
+        try:
+            files = [f"--{name}-file={folder}/munge.{name}" for name in ("key", "pid", "log", "seed")]
+            made.run("munged", "--force", f"--socket={folder}/munge.socket", *files)
+            made.run("slurmctld")
+            for name in names:
+                made.run("slurmd", "-N", name)
+            made.wait_for_nodes(nodes)
+            yield made
+        finally:
+            for name in (*names, "slurmctld", "munge"):
+                stop_daemon(folder / f"{name}.pid")
+            # A job lives on without its slurmd; a daemon that died early wrote no number.
+            kill_all(lambda: with_variable("SLURM_CONF", str(config)))
 
 
 def stop_daemon(pid_file: Path) -> None:
