@@ -1,12 +1,15 @@
 """What alignment costs, against the modules themselves."""
 
+import json
 from pathlib import Path
+from typing import Any  # JSON values
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffmoe_scale.config.load import load_config
+from diffmoe_scale.encoders.text.folder import ModelFolder
 from diffmoe_scale.plan import alignment
 from diffmoe_scale.plan.alignment import alignment_bytes, alignment_flops, describe_alignment
 from diffmoe_scale.plan.frozen import frozen_bytes
@@ -47,7 +50,31 @@ def test_the_encoders_mlp_is_as_wide_as_its_settings_say(
     mlp: dict[str, int], hidden: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"hidden_size": 8, "num_hidden_layers": 2, **mlp}
-    monkeypatch.setattr(alignment, "_settings", lambda config: settings)
+    monkeypatch.setattr(
+        alignment, "open_folder", lambda path, name: ModelFolder(Path(path), name, settings, ())
+    )
     config = load_config(None, ["alignment.encoder=teacher"])
     products = 2 * 64 * (4 * 8 * 8 + 2 * 8 * hidden) + 2 * (2 * 64 * 64 * 8)
     assert alignment_flops(config)[0] == 2 * products
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"hidden_size": None}, "hidden_size"),
+        ({"hidden_size": "wide"}, "hidden_size"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"mlp_ratio": [4]}, "mlp_ratio"),
+        ({"intermediate_size": 1.5}, "intermediate_size"),
+    ],
+)
+def test_sizes_that_are_none_are_named(tmp_path: Path, change: dict[str, Any], name: str) -> None:
+    write_teacher(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | change), encoding="utf-8")
+    config = load_config(None, [f"alignment.encoder={tmp_path}"])
+    for count in (alignment_bytes, describe_alignment):
+        with pytest.raises(
+            ValueError, match=rf"alignment\.encoder is .*{tmp_path.name}.* for {name}; expected"
+        ):
+            count(config)
