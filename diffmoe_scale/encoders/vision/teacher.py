@@ -41,7 +41,8 @@ class Teacher:
     def fingerprint(self) -> str:
         """Of weights and of how pictures are prepared."""
         settings = self.folder.model_type, self.patch, self.mean, self.std
-        files = WeightFiles(self.folder.weights, record=self.folder.path / "fingerprint.json")
+        sources = [self.folder.path / CONFIG_FILE, *self.folder.weights]
+        files = WeightFiles(sources, record=self.folder.path / "fingerprint.json")
         return files.remember(lambda: fingerprint(_load(self.folder, torch.float32), *settings), *settings)
 
     def load(self, device: torch.device) -> None:
@@ -100,7 +101,7 @@ def _read_config(folder: ModelFolder) -> Any:
 
 def _load(folder: ModelFolder, dtype: torch.dtype) -> nn.Module:
     """By transformers itself, which knows the names that earlier versions gave to tensors. Raises: ValueError
-    for tensors that are missing, of another shape or left over."""
+    for tensors that are missing or of another shape, and layers that are left over."""
     import transformers
 
     kind: Any
@@ -121,6 +122,13 @@ def _load(folder: ModelFolder, dtype: torch.dtype) -> nn.Module:
         raise folder.error(
             f"its weights lack {counted(len(missing), 'tensor')} of a {folder.model_type} model, such as "
             f"{missing[0]}; expected all: they are incomplete, or of another architecture"
+        )
+    # Heads of other uses may be left over, layers not: features of the first few would pass for those of all.
+    if left := sorted(name for name in found["unexpected_keys"] if "layer." in name):
+        layers = counted(int(network.config.num_hidden_layers), "layer")
+        raise folder.error(
+            f"its weights hold {counted(len(left), 'tensor')} without a place in a {folder.model_type} model "
+            f"of {layers}, such as {left[0]}; restore {CONFIG_FILE} from a copy"
         )
     loaded: nn.Module = network
     return loaded

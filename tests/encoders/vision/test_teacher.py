@@ -1,11 +1,13 @@
 """Features of a frozen encoder of pictures against transformers' own networks."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from diffmoe_scale.encoders.fingerprint import FINE_CLOCK_S
 from diffmoe_scale.encoders.vision.teacher import Teacher
 from tests.encoders.vision.models import KINDS, write_preprocessor, write_teacher
 
@@ -57,6 +59,23 @@ def test_fingerprints_tell_weights_and_normalization_apart(tmp_path: Path) -> No
     assert first == same != other
     write_preprocessor(tmp_path / "b", image_mean=[0.5, 0.5, 0.5])
     assert Teacher(str(tmp_path / "b"), precision="fp32").fingerprint() != first
+
+
+def test_fewer_layers_than_the_weights_have_are_refused_whatever_was_recorded(tmp_path: Path) -> None:
+    """Features of the first layer alone would pass for those of the whole network."""
+    write_teacher(tmp_path)
+    time.sleep(2 * FINE_CLOCK_S)  # a file that was just written is not trusted
+    Teacher(str(tmp_path), precision="fp32").fingerprint()
+    assert (tmp_path / "fingerprint.json").is_file()
+    config = tmp_path / "config.json"
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    settings = {name: value for name, value in settings.items() if not name.startswith(("out_", "stage_"))}
+    config.write_text(json.dumps(settings | {"num_hidden_layers": 1}), encoding="utf-8")
+    for use in (Teacher.fingerprint, lambda teacher: teacher.load(CPU)):
+        with pytest.raises(
+            ValueError, match=r"hold \d+ tensors without a place in a dinov2 model of 1 layer,"
+        ):
+            use(Teacher(str(tmp_path), precision="fp32"))
 
 
 def test_wrong_folders_are_sentences(tmp_path: Path) -> None:
