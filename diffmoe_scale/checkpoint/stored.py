@@ -126,9 +126,11 @@ def open_checkpoint(
     if changed := different_settings(manifest.settings, identity):
         raise ValueError(f"{directory.config} is of another model than {checkpoint}: {'; '.join(changed)}")
     reader = TensorReader(checkpoint, manifest if check_files == "when read" else None)
+    tensors = {name: reader.tensor(name, shape) for name, shape in manifest.shapes.items()}
+    check_formats(checkpoint, tensors)
     return StoredWeights(
         path=checkpoint,
-        tensors={name: reader.tensor(name, shape) for name, shape in manifest.shapes.items()},
+        tensors=tensors,
         config=config,
         settings=manifest.settings or identity,
         step=manifest.step,

@@ -8,7 +8,7 @@ from typing import Any  # JSON
 
 import torch
 
-from diffmoe_scale.checkpoint.stored import StoredWeights
+from diffmoe_scale.checkpoint.stored import StoredWeights, check_formats
 from diffmoe_scale.checkpoint.tensor_file import LazyTensor, read_row, read_shards, read_tensors
 from diffmoe_scale.config.load import make_config
 from diffmoe_scale.config.schema import Config
@@ -65,6 +65,7 @@ def open_folder(path: Path, settings: Sequence[str] = ()) -> StoredWeights:
         )
     except READ_ERRORS as error:
         raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    check_formats(path, stored.tensors)
     _check_transformer(path, tree, stored)
     return stored
 

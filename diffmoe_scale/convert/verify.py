@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffmoe_scale.checkpoint.manifest import MOST_SHOWN, different_shapes
-from diffmoe_scale.checkpoint.stored import StoredWeights, check_formats
+from diffmoe_scale.checkpoint.stored import StoredWeights
 from diffmoe_scale.checkpoint.tensor_file import LazyTensor
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.schema import Config
@@ -76,7 +76,6 @@ def build_meta(config: Config, tensors: Mapping[str, LazyTensor]) -> Denoiser:
 
 def check_tensors(config: Config, stored: StoredWeights) -> None:
     """Raises: ValueError naming the tensors of a family that are not those of the config's model."""
-    check_formats(stored.path, stored.tensors)
     families = [name for name in stored.families if name != "buffer"]
     for number, family in enumerate(families):
         tensors = stored.family(family)

@@ -78,9 +78,9 @@ def _read(read: Callable[[Path], Found], path: Path) -> Found | None:
 
 
 def _section(title: str, build: Callable[[], Markup]) -> Markup:
-    """Anything may have happened to a run's files: what one section cannot show must not cost the others."""
+    """A section, or a line that says that it could not be made."""
     try:
         return build()
-    except Exception as error:
+    except Exception as error:  # anything may have happened to a run's files: the others are shown
         logger.warning("the report has no section %r: %r", title, error, exc_info=True)
         return element("p", f"The section {title} could not be made: {error!r}", kind="missing")

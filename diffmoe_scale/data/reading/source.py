@@ -94,7 +94,7 @@ class SampleSource:
             sample = self._with_condition(sample, decoded, captions, label, draws)
         except BadPicture as error:
             return self._failed(index, key, error.kind, error)
-        except Exception as error:
+        except Exception as error:  # of a dozen types (PictureDecoder); named by its own, counted and limited
             return self._failed(index, key, self.decoder.failure, error)
         return replace(sample, notes=tuple(Note(kind, key) for kind in sorted(oddities)) + sample.notes)
 

@@ -155,7 +155,7 @@ def build_network(folder: ModelFolder, architecture: Architecture, *, layer: int
         config.is_encoder_decoder = False
         with _parameters_on_meta():
             network: nn.Module = _network_class(architecture.model_type)(config)
-    except Exception as error:
+    except Exception as error:  # of any type: each class of transformers checks its settings in its own way
         raise folder.error(
             f"its {CONFIG_FILE} makes no {architecture.model_type} model ({_one_line(error)})"
         ) from error

@@ -171,10 +171,10 @@ def _without_warnings() -> Iterator[None]:
 
 @contextmanager
 def _named_errors(config: TextEncoderConfig, names: SettingNames) -> Iterator[None]:
-    """torch, safetensors and open_clip each raise their own: all become a ValueError that names the files."""
+    """What goes wrong becomes a ValueError that names the files."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # torch, safetensors and open_clip each raise their own
         architecture = f" as {names.architecture} {config.architecture!r}" if config.architecture else ""
         reason = f"{type(error).__name__}: {short_reason(error)}"
         raise ValueError(f"{names.path} {config.path!r} does not load{architecture}: {reason}") from error
