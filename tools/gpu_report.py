@@ -9,6 +9,7 @@ there is so far is in report.json after each part. Run it in the root of the rep
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 
@@ -28,13 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(parsed: argparse.Namespace) -> None:
     from diffmoe_scale.bench.gpu_parts import dry_parts, gpu_parts
     from diffmoe_scale.bench.gpu_report import run_parts
-    from diffmoe_scale.config.check import RunError
+    from diffmoe_scale.config.check import RunError, require
 
     parts = dry_parts() if parsed.dry else gpu_parts()
     names = [part.name for part in parts]
     for name in parsed.only:
         if name not in names:
             raise ValueError(f"--only has {name!r}; expected of {', '.join(names)}")
+    require(0 < parsed.limit < math.inf, "--limit", parsed.limit, "seconds above 0")
     chosen = [part for part in parts if not parsed.only or part.name in parsed.only]
     results = run_parts(chosen, parsed.output, limit_s=parsed.limit)
     bad = [result.name for result in results if result.outcome != "ok"]

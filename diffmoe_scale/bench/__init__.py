@@ -19,6 +19,7 @@ data.py             samples a second and CPU time a sample of reading
 data_contenders.py  readers of the same files: this one, webdataset, torchvision
 data_files.py       shards of pictures and of features, made to be read
 checkpoint.py       how long a checkpoint stops training
+work_folder.py      a folder that is removed again
 conversion.py       time and memory of a conversion, and what the disk can do
 metrics.py          time and memory of FID and other metrics from features
 telemetry.py        what telemetry costs within a run's steps

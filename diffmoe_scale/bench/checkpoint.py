@@ -1,7 +1,5 @@
 """How long a checkpoint stops training: written in the background, as a run does it, and waited for."""
 
-import shutil
-import tempfile
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +9,7 @@ from statistics import median
 import torch
 
 from diffmoe_scale.bench.options import CheckpointOptions
+from diffmoe_scale.bench.work_folder import work_folder
 from diffmoe_scale.checkpoint.manifest import Manifest
 from diffmoe_scale.checkpoint.store import CheckpointStore
 from diffmoe_scale.config.load import load_config
@@ -103,10 +102,7 @@ class Training:
 def bench_checkpoint(options: CheckpointOptions) -> Saves:
     """Train, save, and remove the checkpoints again. Once a process."""
     torch.set_num_threads(options.threads)
-    if options.folder is not None:
-        options.folder.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=options.folder, prefix="bench_checkpoint_"))
-    try:
+    with work_folder(options.folder, "bench_checkpoint_") as folder:
         config = choose_config(options.parameters, options.width, folder)
         context = initialize(expert_parallel=1, timeout_s=600)
         training = Training(config, context)
@@ -116,8 +112,6 @@ def bench_checkpoint(options: CheckpointOptions) -> Saves:
             training.engine.before_change = partial(training.wait_for_copy, store)
             seconds = time_saves(training, store, saves=options.saves, warm_steps=options.steps)
         finalize()
-    finally:
-        shutil.rmtree(folder)
     return Saves(seconds, training.num_parameters, training.images_BCHW.device)
 
 

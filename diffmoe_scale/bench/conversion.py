@@ -4,7 +4,6 @@ files."""
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -16,6 +15,7 @@ from typing import BinaryIO, TypeVar
 import torch
 
 from diffmoe_scale.bench.options import ConversionOptions
+from diffmoe_scale.bench.work_folder import work_folder
 from diffmoe_scale.checkpoint.manifest import (
     Manifest,
     describe_file,
@@ -61,10 +61,7 @@ def bench_conversion(options: ConversionOptions) -> Conversions:
     """Random averaged weights as a run directory; a copy of its files; the conversion to bf16, without and
     with the comparison of outputs, a process each. All are removed again."""
     config = load_config(options.config, options.settings)
-    if options.folder is not None:
-        options.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="conversion.", dir=options.folder) as name:
-        folder = Path(name)
+    with work_folder(options.folder, "bench_conversion_") as folder:
         make_run(folder / "run", config)
         files = [path for path in sorted((folder / "run").rglob("*")) if path.is_file()]
         forget(files)

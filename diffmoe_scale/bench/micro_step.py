@@ -107,7 +107,7 @@ def bench_micro_step(
             "variant": name,
             "ms": ms,
             "tokens_per_s": 1e3 * count * tokens_per_picture(config) / ms["median"],
-            "over_eager": ratios(times, seconds[variants[0]]),
+            f"over_{variants[0]}": ratios(times, seconds[variants[0]]),
             "loss": losses[name],
         }
         if gpu is not None:

@@ -121,6 +121,11 @@ class MoEConfig(Section, name="moe"):
         """Of an average token, in training."""
         return float(self.top_k) if self.router in BY_TOKEN else self.capacity
 
+    def blocks(self, depth: int) -> list[int]:
+        """Those with experts, of a network of so many: every `every`-th behind the first `first_dense`."""
+        turns = range(self.every - 1, depth, self.every) if self.num_experts else ()
+        return [block for block in turns if block >= self.first_dense]
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(

@@ -41,6 +41,11 @@ class Config:
     alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
 
+    @property
+    def expert_blocks(self) -> list[int]:
+        """The numbers of the blocks with experts, from 0."""
+        return self.moe.blocks(self.model.depth)
+
     def __post_init__(self) -> None:
         self._check_text()
         experts, expert_parallel = self.moe.num_experts, self.parallel.expert_parallel

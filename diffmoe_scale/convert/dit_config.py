@@ -149,11 +149,7 @@ def shapes_of_config(config: Config, *, outputs: int = 0) -> Shapes:
     _refuse_other_models(config)
     model, moe = config.model, config.moe
     _, factor = latents_of(config.autoencoder, channels=model.channels)
-    blocks = tuple(
-        block
-        for block in range(model.depth)
-        if moe.num_experts and block >= moe.first_dense and block % moe.every == moe.every - 1
-    )
+    blocks = tuple(config.expert_blocks)
     expert_width = round(moe.expert_width_ratio * model.width) if blocks else 0
     return Shapes(
         width=model.width,

@@ -49,7 +49,7 @@ class Layers:
         if self.plan.kind == "same":
             return tensors
         grown = dict(tensors)
-        for block in expert_blocks(self.after if self.after.moe.num_experts else self.before):
+        for block in (self.after if self.after.moe.num_experts else self.before).expert_blocks:
             start = f"transformer.blocks.{block}.feed_forward."
             held = {name: grown.pop(name) for name in list(grown) if name.startswith(start)}
             match self.plan.kind:
@@ -73,7 +73,7 @@ class Layers:
         if kind == "dense" or self.after.moe.router != "diffmoe":
             return {}
         grown: State = {}
-        for block in expert_blocks(self.after):
+        for block in self.after.expert_blocks:
             start = f"transformer.blocks.{block}.feed_forward.router.predictor."
             grown[f"{start}expert_threshold_E"] = LazyTensor.of(torch.zeros(experts))
             grown[f"{start}threshold_steps"] = LazyTensor.of(torch.zeros((), dtype=torch.int64))
@@ -146,9 +146,3 @@ class Layers:
         experts = [expert_network(held, start, e, is_gated=self.is_gated) for e in range(moe.num_experts)]
         means = [mean_network(experts[piece::pieces]) for piece in range(pieces)]
         return join_pieces(means).scaled(self.plan.scale)
-
-
-def expert_blocks(config: Config) -> list[int]:
-    """The blocks that have experts."""
-    every, first = config.moe.every, config.moe.first_dense
-    return [block for block in range(config.model.depth) if block >= first and block % every == every - 1]

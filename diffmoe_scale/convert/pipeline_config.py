@@ -36,18 +36,6 @@ HELD = {
 Tree = dict[str, Any]
 
 
-def moe_blocks(config: Config) -> list[int]:
-    """The blocks with experts."""
-    moe = config.moe
-    if not moe.num_experts:
-        return []
-    return [
-        block
-        for block in range(config.model.depth)
-        if block >= moe.first_dense and block % moe.every == moe.every - 1
-    ]
-
-
 def has_trained_encoder(config: Config) -> bool:
     """Whether a text encoder was trained along."""
     return config.model.conditioning == "text" and config.text.trained is not None
@@ -125,7 +113,7 @@ def threshold_names(router: str) -> tuple[str, str]:
 
 
 def _experts(stored: StoredWeights, *, layout: str) -> Tree:
-    model, moe, blocks = stored.config.model, stored.config.moe, moe_blocks(stored.config)
+    model, moe, blocks = stored.config.model, stored.config.moe, stored.config.expert_blocks
     expert_width = round(moe.expert_width_ratio * model.width)
     predictor_width = predictor_hidden_width(model.width, moe.predictor_width) if moe.has_predictor else 0
     buffers = stored.family("buffer")

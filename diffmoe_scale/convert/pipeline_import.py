@@ -20,7 +20,6 @@ from diffmoe_scale.convert.pipeline_code import digest
 from diffmoe_scale.convert.pipeline_config import (
     BIASES,
     has_trained_encoder,
-    moe_blocks,
     threshold_names,
     transformer_tree,
 )
@@ -153,7 +152,7 @@ def _tensors(path: Path, family: str, config: Config) -> dict[str, LazyTensor]:
 
 def _router_state(path: Path, tree: Mapping[str, Any], config: Config) -> dict[str, LazyTensor]:
     """Buffers from config.json: what moves a router's decisions in a model that is used is no tensor."""
-    moe, experts, blocks = config.moe, tree["experts"], moe_blocks(config)
+    moe, experts, blocks = config.moe, tree["experts"], config.expert_blocks
     lists: dict[str, list[Any]] = {}
     if moe.has_thresholds:
         averages, updates = threshold_names(moe.router)

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 from diffmoe_scale.checkpoint.convertible import DIFFUSERS, TORCH_SUFFIXES
@@ -87,7 +88,7 @@ def _refuse_existing(target: Path) -> None:
 
 def _remove_leftovers(target: Path) -> None:
     """Folders that no living process holds."""
-    for folder in target.parent.glob(f"{_escaped(target.name)}.*{SUFFIX}"):
+    for folder in target.parent.glob(f"{escape(target.name)}.*{SUFFIX}"):
         with suppress(OSError):
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
@@ -95,7 +96,3 @@ def _remove_leftovers(target: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(descriptor)
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in name)

@@ -44,8 +44,7 @@ def build_feed_forward(
 ) -> nn.Module:
     """The MoE layer of every `moe.every`-th block after the first `moe.first_dense`, the dense network of the
     others."""
-    is_turn = block_index >= moe.first_dense and block_index % moe.every == moe.every - 1
-    if moe.num_experts > 0 and is_turn:
+    if block_index in moe.blocks(config.depth):
         return MoELayer(
             moe,
             width=config.width,

@@ -13,6 +13,7 @@ from diffmoe_scale.evaluation.harness.statistics import (
     compare,
     correct_for_number,
 )
+from diffmoe_scale.plan.picture import format_flops
 from diffmoe_scale.words import counted
 
 MAX_GROUPS = 12
@@ -62,7 +63,7 @@ def score_tables(results: Sequence[JobResult]) -> list[Table]:
                     *(estimate_text(_part(result, scorer, column)) for column in columns),
                     f"{result.capacity:.3f}",
                     f"{result.calls:.4g}",
-                    _flops(result.flops),
+                    format_flops(result.flops),
                     f"{result.seconds:.3g}",
                 ]
                 for name, result in scored
@@ -95,7 +96,7 @@ def metric_tables(results: Sequence[JobResult]) -> list[Table]:
         for name, result in measured:
             found = {value["name"]: value for value in result.metrics}
             cells = [_metric(found[column]) if column in found else "" for column in columns]
-            rows.append([name, *cells, f"{result.capacity:.3f}", _flops(result.flops)])
+            rows.append([name, *cells, f"{result.capacity:.3f}", format_flops(result.flops)])
         note = _conditions(measured[0][1].metrics)
         header = ["weights", *columns, "capacity", "operations"]
         tables.append(Table(suite, note, header, rows, range(1, len(header))))
@@ -212,13 +213,6 @@ def _p(p: float) -> str:
 def _metric(value: Mapping[str, Any]) -> str:
     error = "" if value["error"] is None else f" \N{PLUS-MINUS SIGN} {value['error']:.3g}"
     return f"{value['value']:.4g}{error}"
-
-
-def _flops(count: float) -> str:
-    for limit, name in ((1e15, "P"), (1e12, "T"), (1e9, "G")):
-        if count >= limit:
-            return f"{count / limit:.3g} {name}FLOP"
-    return f"{count / 1e6:.3g} MFLOP"
 
 
 def _word(name: str, value: Any) -> str:

@@ -29,7 +29,7 @@ def status_section(
     target = config.run.steps if config else last["step"]
     speeds = [value for record in records[-RECENT_RECORDS:] if (value := finite(record, SPEED))]
     seconds, waited = _training_seconds(records)
-    checkpoints = [path.name for path in complete_checkpoints(directory.checkpoints)]
+    checkpoints = ["none", *(path.name for path in complete_checkpoints(directory.checkpoints))]
     share = f"{100 * waited / seconds:.0f} % waiting for data" if seconds else ""
     speed = f"{statistics.median(speeds):,.1f}" if speeds else "not logged"
     entries = [
@@ -40,7 +40,11 @@ def status_section(
         *_last_value(records, "loss/diffusion", "Training loss"),
         *_last_value(records, "loss/validation", "Validation loss"),
         *_last_value(records, "memory/peak_gib", "Peak memory, GiB"),
-        ("Last line", _date(finite(last, "time")), f"newest checkpoint: {(checkpoints or ['none'])[-1]}"),
+        (
+            "Last line",
+            _date(finite(last, "time", math.nan)),
+            f"newest checkpoint: {checkpoints[-1]}",
+        ),
     ]
     return facts(entries)
 

@@ -4,6 +4,7 @@ import pytest
 
 from diffmoe_scale.config.choices import describe_choices
 from diffmoe_scale.config.load import load_config
+from diffmoe_scale.config.moe import MoEConfig
 
 
 @pytest.mark.parametrize(
@@ -60,3 +61,13 @@ def test_joint_attention_chooses_the_projection_that_it_needs() -> None:
     config = load_config(None, ["model.attention=joint"])
     assert config.model.text_projection
     assert describe_choices(config) == ["model.text_projection=true: model.attention is joint"]
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize("first_dense", [0, 3, 4])
+def test_blocks_with_experts_are_those_that_have_their_turn(every: int, first_dense: int) -> None:
+    """By a plain count: a turn comes after every `every` blocks."""
+    moe = MoEConfig(num_experts=4, every=every, first_dense=first_dense)
+    expected = [block for block in range(11) if (block + 1) % every == 0 and block >= first_dense]
+    assert moe.blocks(11) == expected
+    assert MoEConfig(num_experts=0).blocks(11) == [] == MoEConfig(num_experts=4, every=2).blocks(1)

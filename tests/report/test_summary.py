@@ -5,7 +5,7 @@ import pytest
 
 from diffmoe_scale.config.load import dump_config, load_config
 from diffmoe_scale.config.run_directory import RunDirectory
-from diffmoe_scale.report.summary import settings_section
+from diffmoe_scale.report.summary import settings_section, status_section
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,9 @@ def test_the_kinds_of_blocks_are_named(
     directory.config.write_text(dump_config(config), encoding="utf-8")
     page = str(settings_section(config, directory, "train"))
     assert model in page and experts in page
+
+
+def test_a_line_without_its_time_has_no_date(tmp_path: Path) -> None:
+    """Not that of 1970."""
+    page = str(status_section([{"step": 3}], None, RunDirectory(tmp_path), "train"))
+    assert "no date" in page and "newest checkpoint: none" in page and "1970" not in page

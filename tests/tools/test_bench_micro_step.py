@@ -16,7 +16,7 @@ def test_time_memory_and_a_trace_of_a_micro_step_are_written(tmp_path: Path) -> 
     assert bench_micro_step.main([*CPU, *files, *SMALL]) == 0
     result = json.loads((tmp_path / "step.json").read_text(encoding="utf-8"))
     (row,) = result["table"]
-    assert row["variant"] == "eager" and row["loss"] > 0
+    assert row["variant"] == "eager" and row["loss"] > 0 and row["over_eager"]["median"] == 1
     # 2 pictures of 8 x 8 tokens.
     assert row["tokens_per_s"] == pytest.approx(1e3 * 128 / row["ms"]["median"])
     assert result["memory"]["planned_gib"] > 0
