@@ -50,9 +50,8 @@ def test_the_encoders_mlp_is_as_wide_as_its_settings_say(
     mlp: dict[str, int], hidden: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"hidden_size": 8, "num_hidden_layers": 2, **mlp}
-    monkeypatch.setattr(
-        alignment, "open_folder", lambda path, name: ModelFolder(Path(path), name, settings, ())
-    )
+    folder = ModelFolder(Path("teacher"), "alignment.encoder", settings, ())
+    monkeypatch.setattr(alignment, "open_folder", lambda path, setting: folder)
     config = load_config(None, ["alignment.encoder=teacher"])
     products = 2 * 64 * (4 * 8 * 8 + 2 * 8 * hidden) + 2 * (2 * 64 * 64 * 8)
     assert alignment_flops(config)[0] == 2 * products
