@@ -48,7 +48,7 @@ def plan_blocks(config: Config, depth: int) -> list[tuple[int, bool]]:
         raise ValueError(f"model.depth was {before}, is {depth}: there is no block to copy")
     copies = dict.fromkeys(groups, 0)
     for number in range(added // size):
-        copies[groups[number * len(groups) // max(added // size, len(groups)) % len(groups)]] += 1
+        copies[groups[number * len(groups) // (added // size)]] += 1
     plan: list[tuple[int, bool]] = []
     for start in range(0, before, size):
         group = list(range(start, min(start + size, before)))

@@ -3,7 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.evaluation.sweep_results import KindCapacity, Point, Profile, Sweep, write_sweep
@@ -14,7 +18,14 @@ from diffmoe_scale.report.capacity import (
     newest_sweep,
     rows_of,
 )
-from diffmoe_scale.report.capacity_plots import mean_over_halves, plot_kinds, plot_sweep, shown_point
+from diffmoe_scale.report.capacity_plots import (
+    _draw_line,
+    calibrations,
+    mean_over_halves,
+    plot_kinds,
+    plot_sweep,
+    shown_point,
+)
 from diffmoe_scale.report.html import Markup
 from diffmoe_scale.report.report import write_report
 from diffmoe_scale.sampling.call_capacity import TimeCurve
@@ -132,3 +143,32 @@ def test_the_newest_sweep_that_can_be_read_is_in_the_report(
     assert found is not None and len(found.points) == 3
     assert "c.json is left out of the report" in caplog.text
     assert ">Capacity<" in write_report(run).read_text(encoding="utf-8")
+
+
+def bounds(axes: Axes, number: int) -> list[float]:
+    """Of the error bar of a point."""
+    (bars,) = axes.collections
+    assert isinstance(bars, LineCollection)
+    return [float(y) for _, y in np.asarray(bars.get_segments()[number])]
+
+
+@pytest.mark.parametrize(
+    ("panel", "y", "middle"),
+    [
+        ("time", [40.0, 50.0, 60.0], [49.0, 52.0]),  # its quartiles
+        ("operations", [2.45, 4.85, 7.6], [4.85, 4.85]),
+        ("score", [0.5, 0.5, 0.5], [0.46, 0.54]),
+    ],
+)
+def test_points_lie_at_their_capacity_between_their_bounds(
+    panel: str, y: list[float], middle: list[float]
+) -> None:
+    axes = Figure().add_subplot()
+    _draw_line(axes, panel, POINTS[::-1], label="a", color="black", marker="o")
+    (line,) = axes.lines
+    assert np.allclose(np.asarray(line.get_xdata()), [0.49, 0.97, 1.52])
+    assert np.allclose(np.asarray(line.get_ydata()), y) and bounds(axes, 1) == pytest.approx(middle)
+
+
+def test_the_dynamic_threshold_is_of_no_calibration() -> None:
+    assert calibrations([point(0.0, 1.0), replace(point(0.5, 0.5), calibration="quantile")]) == ["quantile"]

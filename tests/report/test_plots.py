@@ -2,13 +2,22 @@ import re
 from xml.etree import ElementTree
 
 import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from diffmoe_scale.report.plots import (
+    COLORS,
     Curve,
+    _draw_panel,
+    _limit_spikes,
+    _running_mean,
     plot_capacity,
     plot_curves,
+    plot_histograms,
     plot_load_by_layer,
     plot_load_by_time,
+    spread_places,
 )
 
 
@@ -49,3 +58,67 @@ def test_value_that_does_not_move_is_not_drawn_by_its_last_digits() -> None:
     shown = words(plot_curves({"Cosine": [Curve("", np.arange(3), values, is_noisy=False)]}))
     assert not any(text.startswith("1e") for text in shown)
     assert any(text in shown for text in ("1.05", "1.050", "1.10", "1.1")), "ticks around the value"
+
+
+def axes_of() -> Axes:
+    return Figure().add_subplot()
+
+
+def test_places_are_spread_evenly_with_both_ends() -> None:
+    assert spread_places(5, 9).tolist() == [0, 1, 2, 3, 4]
+    assert spread_places(9, 5).tolist() == [0, 2, 4, 6, 8]
+    assert spread_places(1, 5).tolist() == [0]
+
+
+@pytest.mark.parametrize("count", [7, 1000])
+def test_the_running_mean_is_that_of_the_neighbours_that_are_known(count: int) -> None:
+    values = np.random.default_rng(0).normal(size=count)
+    values[2:4] = np.nan
+    if count > 100:
+        values[500:540] = np.nan
+    reach = max(2, count // 100)
+    for place, found in enumerate(_running_mean(values)):
+        near = values[max(0, place - reach) : place + reach + 1]
+        known = near[np.isfinite(near)]
+        assert found == pytest.approx(known.mean()) if len(known) else np.isnan(found)
+
+
+def test_single_spikes_leave_the_frame_of_a_long_curve_alone() -> None:
+    values = np.append(np.linspace(1.0, 2.0, 999), 500.0)
+    axes = axes_of()
+    _limit_spikes(axes, values)
+    low, high = axes.get_ylim()
+    assert 0.9 < low < 1.0 and 2.0 < high < 2.3
+    axes = axes_of()
+    _limit_spikes(axes, np.array([1.0, 2.0, 500.0]))
+    assert axes.get_ylim() == (0.0, 1.0)  # as it was
+
+
+def test_a_panel_draws_noise_faintly_and_bands_between_their_bounds() -> None:
+    steps = np.arange(100)
+    noisy = Curve("loss", steps, np.where(steps % 2, 1.0, 3.0))
+    axes = axes_of()
+    _draw_panel(axes, "loss", [noisy])
+    faint, mean = axes.lines
+    assert np.array_equal(faint.get_ydata(), noisy.values) and faint.get_alpha() == 0.25
+    assert np.allclose(np.asarray(mean.get_ydata())[10:-10], [2.2, 1.8] * 40)
+    flat = np.full(100, 2.0)
+    band = Curve("b", steps, flat, color=9, is_noisy=False, low=flat - 1, high=flat + 1)
+    axes = axes_of()
+    _draw_panel(axes, "b", [band])
+    (drawn,) = axes.collections
+    heights = np.concatenate([np.asarray(path.vertices)[:, 1] for path in drawn.get_paths()])
+    assert (heights.min(), heights.max()) == (1.0, 3.0) and band.paint == COLORS[1]
+    assert axes.get_legend() is not None
+    axes = axes_of()
+    _draw_panel(axes, "many", [Curve(f"{number}", steps, flat) for number in range(11)])
+    assert axes.get_legend() is None
+
+
+def test_panels_without_curves_are_left_out_and_a_figure_is_the_same_again() -> None:
+    curve = Curve("a", np.arange(3), np.arange(3.0))
+    figure = plot_curves({"empty": [], "full": [curve]})
+    assert "full" in words(figure) and "empty" not in words(figure)
+    assert "<dc:date>" not in figure
+    numbers = plot_histograms({"none": [], "width": [1, 2, 2]})
+    assert "width" in words(numbers) and "none" not in words(numbers)
