@@ -93,13 +93,34 @@ def touch_stop(job: Job) -> None:
 
 
 def reach_time_limit(job: Job) -> None:
-    """The limit becomes two to three minutes from now, two before which SLURM sends its signal; it is the old
-    one again when the job is back in the queue."""
+    """The limit becomes one to two minutes from now, so that SLURM sends its signal at its next look;
+    it is the old one again when the job is back in the queue. The ranks stand still until the signal: they
+    would be done before it."""
+    ranks = [pid for node in ("n1", "n2") for pid in _processes(node) if _is_rank(pid)]
+    for pid in ranks:
+        os.kill(pid, signal.SIGSTOP)
     hours, minutes, _ = job.field("RunTime").split(":")
-    soon = 60 * int(hours) + int(minutes) + 3
+    soon = 60 * int(hours) + int(minutes) + 2
     job.cluster.run("scontrol", "update", f"JobId={job.number}", f"TimeLimit={soon}")
+    stop = job.run / "stop"
+    job.wait_until("SLURM's signal", lambda: stop.exists() or all(map(_is_signalled, ranks)))
+    for pid in ranks:
+        os.kill(pid, signal.SIGCONT)
     job.wait_until("the way back into the queue", lambda: job.field("Restarts") == "1")
     job.cluster.run("scontrol", "update", f"JobId={job.number}", f"TimeLimit={LIMIT}")
+
+
+def _is_rank(pid: int) -> bool:
+    words = (Path("/proc") / str(pid) / "cmdline").read_bytes().split(b"\0")
+    name = (Path("/proc") / str(pid) / "comm").read_text(encoding="utf-8").strip()
+    return b"diffmoe_scale.pretrain" in words and b"--nnodes" not in words and name.startswith("python")
+
+
+def _is_signalled(pid: int) -> bool:
+    """Whether USR1 waits for the process."""
+    status = (Path("/proc") / str(pid) / "status").read_text(encoding="utf-8")
+    pending = next(line.split()[1] for line in status.splitlines() if line.startswith("ShdPnd:"))
+    return bool(int(pending, 16) >> (signal.SIGUSR1 - 1) & 1)
 
 
 def lose_first_node(job: Job) -> None:
