@@ -97,6 +97,7 @@ def reach_time_limit(job: Job) -> None:
     it is the old one again when the job is back in the queue. The ranks stand still until the signal: they
     would be done before it."""
     ranks = [pid for node in ("n1", "n2") for pid in _processes(node) if _is_rank(pid)]
+    assert ranks, "no rank runs"
     for pid in ranks:
         os.kill(pid, signal.SIGSTOP)
     hours, minutes, _ = job.field("RunTime").split(":")
