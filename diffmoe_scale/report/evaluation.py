@@ -14,6 +14,8 @@ from diffmoe_scale.report.evaluation_tables import (
     by_suite,
     difference_tables,
     labels,
+    markdown_cell,
+    markdown_rows,
     metric_tables,
     score_tables,
     waiting_rows,
@@ -119,27 +121,25 @@ def _without_step(results: Sequence[JobResult]) -> list[str]:
 
 def _markdown(output: Path, results: Sequence[JobResult], sections: dict[str, list[Table]]) -> str:
     count = counted(len(results), "result")
-    lines = [f"# Evaluation {_cell(output.resolve().name)}", "", f"{count}; the same noise for all.", ""]
+    lines = [
+        f"# Evaluation {markdown_cell(output.resolve().name)}",
+        "",
+        f"{count}; the same noise for all.",
+        "",
+    ]
     for folder, what in waiting_rows(results):
-        lines += [f"- without a score so far: `{folder}`: {_cell(what)}"]
+        lines += [f"- without a score so far: `{folder}`: {markdown_cell(what)}"]
     for title, tables in sections.items():
         for found in tables:
-            rules = ["---:" if column in found.numbers else "---" for column in range(len(found.header))]
-            rows = [found.header, rules, *found.rows]
-            lines += ["", f"## {title}: {_cell(found.title)}", "", _cell(found.note), ""]
-            lines += [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in rows]
+            lines += ["", f"## {title}: {markdown_cell(found.title)}", "", markdown_cell(found.note), ""]
+            lines += markdown_rows(found)
     for suite, members in by_suite(results):
         prompts, shown = chosen(members)
         rows = [["prompt", *(name for name, _ in shown)], ["---"] * (len(shown) + 1)]
-        lines += ["", f"## Side by side: {_cell(suite)}", ""]
-        lines += [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in rows]
+        lines += ["", f"## Side by side: {markdown_cell(suite)}", ""]
+        lines += [f"| {' | '.join(markdown_cell(cell) for cell in row)} |" for row in rows]
         for prompt in prompts:
             files = [picture_file(result, prompt) for _, result in shown]
             pictures = " | ".join(f"![]({file.replace(' ', '%20')})" for file in files)
-            lines.append(f"| {_cell(members[0].prompts[prompt])} | {pictures} |")
+            lines.append(f"| {markdown_cell(members[0].prompts[prompt])} | {pictures} |")
     return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    """Text that a table of Markdown can hold."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

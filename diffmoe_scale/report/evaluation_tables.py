@@ -32,6 +32,18 @@ class Table:
     numbers: Sequence[int] = ()
 
 
+def markdown_rows(found: Table) -> list[str]:
+    """The lines of a table of Markdown."""
+    rules = ["---:" if column in found.numbers else "---" for column in range(len(found.header))]
+    rows = [found.header, rules, *found.rows]
+    return [f"| {' | '.join(map(markdown_cell, row))} |" for row in rows]
+
+
+def markdown_cell(text: str) -> str:
+    """Text that a table of Markdown can hold."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
 def labels(results: Sequence[JobResult]) -> list[str]:
     """What tells each result from the others: run, step, weights, settings that differ."""
     axes = [axes_of(result) for result in results]

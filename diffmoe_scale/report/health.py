@@ -38,10 +38,10 @@ def health_section(records: Sequence[Record], together: Mapping[int, np.ndarray]
     """`together` is `read_together`'s, if there is any. Nothing for a run that did not log it: a
     dense model, or one of an older version."""
     observed = [record for record in records if isinstance(record.get("moe/health/overlap"), list)]
-    if not observed:
+    blocks = sorted(by_block(observed[-1], "load")) if observed else []
+    if not blocks:
         return Markup("")
     last = observed[-1]
-    blocks = sorted(by_block(last, "load"))
     curves = {title: _curves(observed, figure, blocks) for figure, title in PANELS.items()}
     parts = [
         element("h2", "Expert health"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from diffmoe_scale.config.study import StudyConfig
 from diffmoe_scale.files import replace_file
-from diffmoe_scale.report.evaluation_tables import Table
+from diffmoe_scale.report.evaluation_tables import Table, markdown_rows
 from diffmoe_scale.report.html import Markup, element, facts, figure, join, page, table
 from diffmoe_scale.study.cost import Cost, duration
 from diffmoe_scale.study.plots import Band, plot_bands
@@ -134,7 +134,6 @@ def _variants(variants: Sequence[Variant]) -> Markup:
 def _markdown(title: str, tables: Sequence[Table]) -> str:
     lines = [f"# {title}"]
     for found in tables:
-        rules = ["---:" if column in found.numbers else "---" for column in range(len(found.header))]
         lines += ["", f"## {found.title}", "", found.note, ""]
-        lines += [f"| {' | '.join(row)} |" for row in [found.header, rules, *found.rows]]
+        lines += markdown_rows(found)
     return "\n".join(lines) + "\n"

@@ -30,6 +30,7 @@ def test_runs_that_did_not_log_it_have_no_section(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     bare = [{name: value for name, value in line.items() if "health" not in name} for line in lines]
     assert health_section(bare, read_together(run / "experts.json")) == ""
+    assert health_section([{"step": 1, "moe/health/overlap": [0.5]}], {}) == ""  # no block with a load
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in bare))
     assert "Expert health" not in write_report(run).read_text()
 

@@ -40,3 +40,11 @@ def test_the_page_shows_what_seeds_show_and_no_more(tmp_path: Path) -> None:
 def test_a_page_without_a_row_is_a_page(tmp_path: Path) -> None:
     study = Study(small_study(tmp_path), tmp_path / "study.yaml", [])
     assert "No row is done yet." in study.write_report().read_text(encoding="utf-8")
+
+
+def test_a_bar_in_a_file_s_name_ends_no_cell_of_the_markdown(tmp_path: Path) -> None:
+    page = Study(small_study(tmp_path), tmp_path / "a|b.yaml", []).write_report()
+    lines = page.with_suffix(".md").read_text(encoding="utf-8").split("## Rows")[1].splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert "a\\|b.yaml" in rows[-1]
+    assert len({line.replace("\\|", "").count("|") for line in rows}) == 1
