@@ -46,6 +46,11 @@ class EndpointJudge:
             key = Path(config.key_file).read_text(encoding="utf-8").strip() if config.key_file else ""
         except (ValueError, OSError) as error:
             raise ValueError(f"judge.url or judge.key_file cannot be used: {error}") from error
+        if key and not (key.isascii() and key.isprintable() and " " not in key):
+            raise ValueError(
+                f"judge.key_file {config.key_file} holds spaces, several lines or letters beyond ASCII; "
+                "expected the key alone"
+            )
         self.config = config
         self._host, self._is_secure = parts.hostname, parts.scheme == "https"
         self._path = f"{parts.path.rstrip('/')}/chat/completions"

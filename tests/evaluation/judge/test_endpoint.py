@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any  # JSON values
 
@@ -153,6 +154,17 @@ def test_a_probability_that_is_no_number_is_a_sentence_and_no_right_answer(
 def test_addresses_that_are_none_are_named(url: str) -> None:
     with pytest.raises(ValueError, match=r"judge\.url"):
         EndpointJudge(JudgeConfig(kind="endpoint", url=url, model="x"))
+
+
+@pytest.mark.parametrize("key", ["secret\nsecond line", "secr\u00e9t\u20ac", "two secrets"])
+def test_a_key_that_no_header_holds_is_refused_and_not_shown(
+    server: Server, key: str, tmp_path: Path
+) -> None:
+    """http.client's error would print it, once pictures are drawn."""
+    (tmp_path / "key").write_text(key, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"judge\.key_file .*key holds .*; expected") as error:
+        judge_of(server, key_file=str(tmp_path / "key"))
+    assert "secr" not in str(error.value)
 
 
 def test_a_key_file_that_is_not_there_is_named(server: Server) -> None:
