@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
+from diffmoe_scale.report import health_plots
 from diffmoe_scale.report.health import health_section, read_together
-from diffmoe_scale.report.health_plots import plot_together
+from diffmoe_scale.report.health_plots import plot_bars, plot_calibration, plot_together
 from diffmoe_scale.report.report import write_report
 from diffmoe_scale.report.training import read_records
 from tests.report.runs import LAYERS, check_page, make_run
@@ -57,3 +60,26 @@ def test_heat_maps_are_shares_of_the_tokens_of_the_row(
     monkeypatch.setattr("diffmoe_scale.report.health.plot_together", plot)
     health_section(read_records(run / "metrics.jsonl"), read_together(run / "experts.json"))
     assert seen[0][1].tolist() == [[1.0, 1.0], [0.5, 1.0]]
+
+
+def test_bars_points_and_cells_stand_where_their_numbers_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten tenths of an axis of length 1: the middle of the first is 0.05, of a bar beside another less."""
+    kept: list[Figure] = []
+
+    def keep(figure: Figure) -> str:
+        kept.append(figure)
+        return ""
+
+    monkeypatch.setattr(health_plots, "svg_text", keep)
+    plot_bars({"a": [1.0] * 10, "b": [2.0] * 10})
+    bars = [patch for patch in kept[0].axes[0].patches if isinstance(patch, Rectangle)]
+    middles = [bar.get_x() + bar.get_width() / 2 for bar in bars]
+    assert np.allclose((np.array(middles[:10]) + middles[10:]) / 2, np.arange(0.05, 1, 0.1))
+    assert middles[0] < 0.05 < middles[10] and [bar.get_height() for bar in bars] == [1.0] * 10 + [2.0] * 10
+    plot_calibration([0.1, 0.4, 0.5, 0.9])
+    drawn = kept[1].axes[0].lines[1]
+    assert np.allclose(np.asarray(drawn.get_xdata()), [0.125, 0.375, 0.625, 0.875])
+    together_EE = np.array([[1.0, 0.25], [0.5, 1.0]])
+    plot_together({3: together_EE})
+    (image,) = kept[2].axes[0].images
+    assert np.allclose(np.asarray(image.get_array()), together_EE) and image.get_clim() == (0.0, 1.0)

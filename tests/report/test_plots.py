@@ -1,4 +1,5 @@
 import re
+from typing import Any  # a figure in the place of its SVG
 from xml.etree import ElementTree
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from diffmoe_scale.report import plots
 from diffmoe_scale.report.plots import (
     COLORS,
     Curve,
@@ -122,3 +124,38 @@ def test_panels_without_curves_are_left_out_and_a_figure_is_the_same_again() -> 
     assert "<dc:date>" not in figure
     numbers = plot_histograms({"none": [], "width": [1, 2, 2]})
     assert "width" in words(numbers) and "none" not in words(numbers)
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are written meanwhile."""
+    figures: list[Figure] = []
+
+    def keep(figure: Figure) -> str:
+        figures.append(figure)
+        return ""
+
+    monkeypatch.setattr(plots, "svg_text", keep)
+    return figures
+
+
+def test_cells_of_a_heat_map_are_experts_by_calls_and_hot_ones_are_cut(kept: list[Figure]) -> None:
+    load_TLE = np.random.default_rng(0).uniform(0, 9, (5, 2, 4))
+    plot_load_by_time(load_TLE, [1, 3], [1.0, 0.8, 0.6, 0.4, 0.2])
+    images: list[Any] = [axes.images[0] for axes in kept[0].axes[:2]]
+    for layer, image in enumerate(images):
+        assert np.allclose(image.get_array(), load_TLE[:, layer].T) and image.norm.vmax == 4.0
+    assert images[-1].colorbar.extend == "max"
+    plot_load_by_layer(np.array([[0.1, 1.0, 3.0]]), [1])
+    assert [text.get_color() for text in kept[1].axes[0].texts] == ["white", "#1f2933", "white"]
+    mild: Any = kept[1].axes[0].images[0]
+    assert mild.colorbar.extend == "neither" and mild.norm.vmax == 3.0
+
+
+def test_capacity_is_the_mean_over_experts_and_the_thick_line_that_over_layers(kept: list[Figure]) -> None:
+    load_TLE, times = np.random.default_rng(0).uniform(0, 2, (3, 2, 4)), [1.0, 0.6, 0.2]
+    plot_capacity(load_TLE, [1, 3], times)
+    (axes,) = kept[0].axes
+    drawn = np.array([line.get_ydata() for line in axes.lines[:3]])
+    assert np.allclose(drawn, [*load_TLE.mean(2).T, load_TLE.mean((1, 2))])
+    assert axes.xaxis_inverted() and axes.get_ylim()[0] == 0
