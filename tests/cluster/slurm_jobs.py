@@ -104,9 +104,10 @@ def reach_time_limit(job: Job) -> None:
     soon = 60 * int(hours) + int(minutes) + 2
     job.cluster.run("scontrol", "update", f"JobId={job.number}", f"TimeLimit={soon}")
     stop = job.run / "stop"
-    job.wait_until("SLURM's signal", lambda: stop.exists() or all(map(_is_signalled, ranks)))
+    job.wait_until("SLURM's signal", lambda: stop.exists() or not any(map(_stands_still, ranks)))
     for pid in ranks:
-        os.kill(pid, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
     job.wait_until("the way back into the queue", lambda: job.field("Restarts") == "1")
     job.cluster.run("scontrol", "update", f"JobId={job.number}", f"TimeLimit={LIMIT}")
 
@@ -117,11 +118,15 @@ def _is_rank(pid: int) -> bool:
     return b"diffmoe_scale.pretrain" in words and b"--nnodes" not in words and name.startswith("python")
 
 
-def _is_signalled(pid: int) -> bool:
-    """Whether USR1 waits for the process."""
-    status = (Path("/proc") / str(pid) / "status").read_text(encoding="utf-8")
-    pending = next(line.split()[1] for line in status.splitlines() if line.startswith("ShdPnd:"))
-    return bool(int(pending, 16) >> (signal.SIGUSR1 - 1) & 1)
+def _stands_still(pid: int) -> bool:
+    """Whether the process is stopped and no USR1 waits for it; with the signal SLURM may let it go on."""
+    try:
+        status = (Path("/proc") / str(pid) / "status").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return False
+    values = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    is_signalled = int(values["ShdPnd"], 16) >> (signal.SIGUSR1 - 1) & 1
+    return values["State"].startswith("T") and not is_signalled
 
 
 def lose_first_node(job: Job) -> None:
