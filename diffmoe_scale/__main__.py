@@ -34,6 +34,7 @@ TOOLS = {
     "gpu_smoke": "show whether a GPU and its packages work",
     "bench_layer": "time the MoE layer",
     "bench_step": "time a training step",
+    "bench_settings": "time steps of a run under several settings",
     "bench_reference": "time layer and step against a checkout of the DiffMoE reference",
     "bench_micro_step": "time forward and backward of a config",
     "bench_sampling": "time whole pictures by capacity",
@@ -63,7 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.argv = [name, *rest]
             runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
             return OK
-    known = [*COMMANDS, *TOOLS]
+    if words[0] in TOOLS:
+        print(
+            f"error: {words[0]!r} is tools/{words[0]}.py of the repository, which is not here; clone it, and "
+            "install with pip install -e .",
+            file=sys.stderr,
+        )
+        return WRONG_USE
+    known = [*COMMANDS, *(TOOLS if FOLDER.is_dir() else [])]
     near = difflib.get_close_matches(words[0], known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
     print(f"error: {words[0]!r} is no command here; {hint}", file=sys.stderr)

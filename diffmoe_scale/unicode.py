@@ -36,7 +36,7 @@ def decode_text(data: bytes) -> tuple[str, tuple[str, ...]]:
     """The text of some bytes, and kinds of TEXT_NOTES. Never raises.
 
     UTF-8, or UTF-16 and UTF-32 with their mark, or UTF-16 without one where most of every second byte is NUL
-    (Latin text); anything else is read as Windows-1252, in which every byte is a character.
+    (Latin text); anything else is read as Windows-1252, in which all but five bytes are characters.
     """
     found = []
     encoding = next((name for mark, name in MARKS.items() if data.startswith(mark)), "")
@@ -50,7 +50,7 @@ def decode_text(data: bytes) -> tuple[str, tuple[str, ...]]:
             text = data.decode(encoding, "replace")
             found.append(CUT)
         else:
-            text = data.decode("cp1252", "replace")
+            text = data.removeprefix(codecs.BOM_UTF8).decode("cp1252", "replace")
             found.append(NOT_UTF8)
     text, notes = clean_text(text)
     return text, (*found, *notes)

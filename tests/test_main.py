@@ -34,3 +34,10 @@ def test_unknown_command_is_a_wrong_use(capsys):
     assert capsys.readouterr().err == "error: 'smaple' is no command here; did you mean sample?\n"
     assert main(["frobnicate"]) == 2
     assert "'frobnicate' is no command here; expected one of pretrain, " in capsys.readouterr().err
+
+
+def test_a_tool_is_not_proposed_where_the_repository_is_not(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("diffmoe_scale.__main__.FOLDER", tmp_path)
+    assert main(["find_gamma"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: 'find_gamma' is tools/find_gamma.py of the repository, which is not here")

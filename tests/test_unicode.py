@@ -26,6 +26,7 @@ from diffmoe_scale.unicode import (
         ("hello there".encode("utf-16"), "hello there", (BYTE_ORDER_MARK,)),
         ("café noir".encode("cp1252"), "café noir", (NOT_UTF8,)),
         (b"a\0b", "ab", (NULS,)),
+        (b"\xef\xbb\xbfcaf\xe9", "café", (BYTE_ORDER_MARK, NOT_UTF8)),
         (b"\xff\xfe\xff", "\ufffd", (BYTE_ORDER_MARK, CUT)),
         (b"", "", ()),
     ],

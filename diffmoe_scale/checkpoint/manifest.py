@@ -23,11 +23,11 @@ METADATA = ".metadata"
 STEP_FOLDER = re.compile(r"step_(\d{8,18})", re.ASCII)
 MOST_SHOWN = 5
 SECOND_AVERAGE = "ema2/"
+"""What the names of a second weight average begin with."""
 ALIGNMENT = "alignment"
 """Family of the projector of representation alignment, which is no part of the model."""
 OPTIONAL = (SECOND_AVERAGE, f"{ALIGNMENT}/")
 """Beginnings of names that a checkpoint may hold though nobody asks for them."""
-"""What the names of a second weight average begin with."""
 RECORDED_PACKAGES = ("torch", "deepspeed", "megatron-core")
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]
 """No folder: a manifest cannot point outside of its checkpoint."""

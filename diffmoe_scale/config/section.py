@@ -23,7 +23,9 @@ class Range:
     def __contains__(self, number: float) -> bool:
         is_low = number <= self.low if self.excludes_low else number < self.low
         is_high = number >= self.high if self.excludes_high else number > self.high
-        return math.isfinite(number) and not is_low and not is_high
+        # An integer may be too large for `isfinite`, and is finite.
+        is_finite = isinstance(number, int) or math.isfinite(number)
+        return is_finite and not is_low and not is_high
 
     def __str__(self) -> str:
         if not self.excludes_low and not self.excludes_high:

@@ -57,8 +57,14 @@ def _find_silent_ranks() -> str:
     while waiting and time.monotonic() < give_up:
         waiting = {other for other in waiting if not store.check([_key("lives", other)])}
         time.sleep(LOOK_EVERY_S if waiting else 0)
-    named = [f"rank {rank} on {store.get(_key('host', rank)).decode()}" for rank in sorted(waiting)[:NAMED]]
+    named = [f"rank {rank} on {_host(store, rank)}" for rank in sorted(waiting)[:NAMED]]
     return ", ".join(named) + (f" and {len(waiting) - NAMED} more" if len(waiting) > NAMED else "")
+
+
+def _host(store: dist.Store, rank: int) -> str:
+    """Of a rank that may have been lost before it wrote its host, for which `get` would wait."""
+    key = _key("host", rank)
+    return store.get(key).decode() if store.check([key]) else "a host that it did not name"
 
 
 def _key(kind: str, rank: int) -> str:

@@ -28,6 +28,8 @@ TOLERANCE = 0.005
 """Other prompts add more to it: some hundredths."""
 MAX_TRIALS = 24
 LOGIT_PER_LOG, SHORTEST_STEP = 2.0, 0.05
+LARGEST_LOGIT = 30.0
+"""Of a gamma of 1 - 1e-13: no predictor is as sure."""
 """Steps of the logit while all trials are on one side of the capacity: as long as the logarithm of their
 ratio asks for with the first number, at least the second, and each twice as far as that."""
 
@@ -161,9 +163,9 @@ def search(
 def _next_logit(over: Trial | None, under: Trial | None, capacity: float, *, step: float) -> float:
     if under is None:
         assert over is not None
-        return _logit(over.gamma) + step
+        return min(_logit(over.gamma) + step, LARGEST_LOGIT)
     if over is None:
-        return _logit(under.gamma) - step
+        return max(_logit(under.gamma) - step, -LARGEST_LOGIT)
     most, least = (math.log(max(trial.capacity, 1e-3)) for trial in (over, under))
     share = (most - math.log(capacity)) / (most - least)
     # Not at an end of the interval: each trial must shorten it.

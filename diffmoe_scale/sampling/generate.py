@@ -74,7 +74,7 @@ def override_sampling(sampling: SamplingConfig, settings: Mapping[str, Any]) -> 
 
 
 def _is_finite(value: float | str) -> bool:
-    return isinstance(value, str) or math.isfinite(value)
+    return isinstance(value, (str, int)) or math.isfinite(value)
 
 
 def check_requests(requests: Sequence[Request], config: Config, sampling: SamplingConfig) -> None:

@@ -24,6 +24,8 @@ class NetworkCall:
     experts_LBN: Tensor
 
 
+ROUNDING = 1e-6
+"""More than the error of a time in fp32, less than any step."""
 Watch = Callable[[NetworkCall], None]
 """Is shown each call of the network as it ends; an error that it raises ends the drawing."""
 
@@ -42,6 +44,12 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float, *, rescale: 
     factor_B = torch.where(found_B > 0, wanted_B / found_B, 1.0)
     factor_B = rescale * factor_B + (1 - rescale)
     return (guided * factor_B.view(-1, *[1] * (guided.dim() - 1))).to(guided.dtype)
+
+
+def is_within(time: float, *, start: float, end: float) -> bool:
+    """Whether guidance is on at a time of an fp32 schedule, which may lie beside the number that it stands
+    for."""
+    return end - ROUNDING <= time <= start + ROUNDING
 
 
 class GuidedNetwork:
@@ -77,7 +85,7 @@ class GuidedNetwork:
         times = t_B.tolist()
         value = self._call(x_BCHW, t_B, times, self.condition)
         start, end = self.sampling.guidance_start, self.sampling.guidance_end
-        is_on = [self.sampling.guidance != 1.0 and end <= time <= start for time in times]
+        is_on = [self.sampling.guidance != 1.0 and is_within(time, start=start, end=end) for time in times]
         if self.sampling.guidance == 1.0 or not self.is_any(any(is_on)):
             return value
         # A call of its own: rules that count over a batch must not mix the two halves.

@@ -50,7 +50,7 @@ class LogitCounts:
 
     def add(self, place: int, logits_SE: Tensor) -> None:
         share_SE = (logits_SE - LOWEST) / (HIGHEST - LOWEST)
-        bins_ES = (share_SE * NUM_BINS).long().clamp(0, NUM_BINS - 1).t()
+        bins_ES = (share_SE * NUM_BINS).clamp(0, NUM_BINS - 1).long().t()  # an integer has no infinity
         ones_ES = torch.ones_like(bins_ES, dtype=self.counts_LEX.dtype)
         self.counts_LEX[place].scatter_add_(1, bins_ES, ones_ES)
 

@@ -13,7 +13,20 @@ from diffmoe_scale.config.load import dump_config, load_config
 from diffmoe_scale.config.section import Range, marks_of
 
 KINDS = {**sections(), "data.train.0": DatasetConfig}
-ABSURD = ["nan", ".nan", "inf", ".inf", "-.inf", "-1e308", "1e400", str(2**70), "-1", "1e30", "true"]
+ABSURD = [
+    "nan",
+    ".nan",
+    "inf",
+    ".inf",
+    "-.inf",
+    "-1e308",
+    "1e400",
+    str(2**70),
+    str(10**400),
+    "-1",
+    "1e30",
+    "true",
+]
 
 
 def holds_numbers(kind: Any) -> bool:

@@ -62,6 +62,12 @@ def test_capacity_that_no_gamma_gives_is_an_error_with_the_nearest() -> None:
     assert len(tried) == MAX_TRIALS and 0.29 < tried[-1] < 0.31
 
 
+@pytest.mark.parametrize("always", [0.1, 3.0])
+def test_capacity_on_one_side_of_every_gamma_s_is_an_error(always: float) -> None:
+    with pytest.raises(RunError, match=f"for capacity 1.0; the nearest was {always:.3f} at gamma"):
+        search(lambda gamma: always, 1.0)
+
+
 def train_briefly(context: ParallelContext, settings: list[str]) -> None:
     config = tiny_config(
         [*settings, "run.steps=4", "optimizer.learning_rate=1.0e-2", "optimizer.ema_decay=0.5"]

@@ -80,6 +80,8 @@ def test_one_prompt_is_one_picture_and_none_is_none(pipeline: Pipeline) -> None:
         (0, {"seed": 1.5}, "the seed is 1.5"),
         (0, {"negative_prompt": "blue"}, "a class-conditional model reads no captions"),
         (0, {"step": 4}, "sampling has no setting 'step'; expected one of batch, "),
+        (0, {"steps": 10**400}, "sampling.steps is 1000"),
+        (0, {"guidance": 10**400}, "sampling.guidance is 1000"),
         (0, {"steps": "4"}, "sampling.steps is '4'; expected a number"),
         (0, {"steps": 0}, "sampling.steps"),
         (0, {"guidance": float("nan")}, "sampling.guidance is nan"),

@@ -104,6 +104,12 @@ def test_guidance_is_on_in_its_interval_of_times(start: float, end: float, guide
     assert drawn.calls == STEPS + len(guided)
 
 
+@pytest.mark.parametrize(("start", "end"), [(0.8, 0.6), (0.9, 0.7), (0.7, 0.2)])
+def test_ends_of_the_interval_are_inside_whatever_fp32_makes_of_them(start: float, end: float) -> None:
+    sampling = SamplingConfig(steps=10, guidance=2.0, guidance_start=start, guidance_end=end)
+    assert generate(build(config()), [0], sampling, seed=0).calls == 10 + round((start - end) * 10) + 1
+
+
 def test_a_learned_variance_is_not_guided() -> None:
     networks = build(config(diffusion=DiffusionConfig(kind="ddpm")))
     x_BCHW, t_B = torch.randn(2, 3, SIZE, SIZE), torch.full((2,), 0.5)

@@ -1,5 +1,7 @@
 """Quantiles of the predictors' logits from their counts."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -36,7 +38,7 @@ def test_quantiles_are_those_of_the_logits_themselves(seed: int) -> None:
 
 def test_logits_beyond_the_bins_are_counted_at_the_ends() -> None:
     counts = LogitCounts([make_layer()], device=CPU)
-    counts.add(0, torch.tensor([[-1e9, 1e9, 0.0, -30.0]] * 2))
+    counts.add(0, torch.tensor([[-1e9, 1e9, 0.0, -30.0], [-math.inf, math.inf, 0.0, -30.0]]))
     assert counts.counts_LEX.sum() == 2 * EXPERTS
     assert counts.counts_LEX[0, 0, 0] == 2 and counts.counts_LEX[0, 1, -1] == 2
 

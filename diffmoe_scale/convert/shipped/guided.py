@@ -9,7 +9,7 @@ from typing import Any  # pipelines of diffusers, which carry no types
 import torch
 from torch import Tensor
 
-from diffmoe_scale.sampling.guidance import guide
+from diffmoe_scale.sampling.guidance import guide, is_within
 
 
 class Guided:
@@ -53,7 +53,8 @@ class Guided:
         value_BCHW = self._call(x_BCHW, t, self.condition)
         chosen = self.chosen
         channels = chosen["guidance_channels"] or x_BCHW.shape[1]
-        if chosen["guidance"] == 1 or not chosen["guidance_end"] <= t <= chosen["guidance_start"]:
+        start, end = chosen["guidance_start"], chosen["guidance_end"]
+        if chosen["guidance"] == 1 or not is_within(t, start=start, end=end):
             return value_BCHW
         # A call of its own: rules that count over a batch must not mix the two halves.
         baseline_BCHW = self._call(x_BCHW, t, self.unconditional)
