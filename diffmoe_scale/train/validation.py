@@ -20,7 +20,7 @@ from diffmoe_scale.model.networks import Networks
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.parallel.waiting import wait_for_ranks
-from diffmoe_scale.sampling.batch import generate_batch, number_requests
+from diffmoe_scale.sampling.batch import generate_batches, number_requests
 from diffmoe_scale.telemetry.picture_grid import GRID_COLUMNS, save_image_grid
 from diffmoe_scale.train.fixed_times import FixedTimes, rules_of
 from diffmoe_scale.train.loss import condition_of, denoising_loss, latents_of
@@ -162,10 +162,11 @@ class Validation:
         first = share * self.context.dp_group.rank()
         mine = padded[first : first + share]
         requests = number_requests(mine, seed=self.config.run.seed, first_index=first)
-        generated = generate_batch(self.networks, requests, self.sampling)
+        batches = generate_batches(self.networks, requests, self.sampling, has_progress=False)
+        images_BCHW = torch.cat([batch.images_BCHW.cpu() for batch in batches])
         wait_for_ranks(self.context.waiting_group)
         parts: list[Any] = [None] * ranks
-        dist.all_gather_object(parts, generated.images_BCHW.cpu(), group=self.context.control_group)
+        dist.all_gather_object(parts, images_BCHW, group=self.context.control_group)
         path = self.directory.samples / f"step_{step:08d}.png"
         if self.context.is_main:
             try:
