@@ -20,6 +20,7 @@ LEVELS = {
     "files": 1,
     "recent": 1,
     "unicode": 1,
+    "json_text": 0,
     "nn": 1,
     "encoders": 2,
     "diffusion": 2,

@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from diffmoe_scale.json_text import parse_json
+
 ENVIRONMENT = (
     "OMP_",
     "MKL_",
@@ -69,7 +71,7 @@ def measure_memory(call: Callable[[], object], device: torch.device) -> dict[str
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "trace.json")
         profiler.export_chrome_trace(str(path))
-        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+        events = parse_json(path.read_text(encoding="utf-8"))["traceEvents"]
     events = sorted(
         (event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"]
     )

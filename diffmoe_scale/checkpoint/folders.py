@@ -10,6 +10,7 @@ from pathlib import Path
 from diffmoe_scale.checkpoint.manifest import complete_checkpoints, step_of
 from diffmoe_scale.config.run import CheckpointConfig
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.json_text import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +25,10 @@ def read_saved(path: Path) -> int | None:
     except FileNotFoundError:
         return None
     try:
-        step = json.loads(data)["step"]
+        step = parse_json(data)["step"]
         if type(step) is not int or step < 0:
             raise ValueError(f"step is {step!r}")
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f'{path} is damaged ({error}); expected {{"step": N}}, N the step of the newest checkpoint; '
             "remove the file if the checkpoints are as they should be"

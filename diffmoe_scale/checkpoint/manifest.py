@@ -14,6 +14,7 @@ from typing import Annotated, Any  # Any: JSON trees
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from diffmoe_scale.config.load import config_tree, load_config
+from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.words import counted
 
 MANIFEST_SCHEMA = 1
@@ -104,8 +105,8 @@ def read_manifest(checkpoint: Path) -> Manifest:
         raise ValueError(f"{checkpoint} is no complete checkpoint: it has no file {MANIFEST}")
     try:
         text = path.read_text(encoding="utf-8")
-        tree = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
+        tree = parse_json(text)
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"{checkpoint} is no complete checkpoint: {MANIFEST} cannot be read ({error})"
         ) from error

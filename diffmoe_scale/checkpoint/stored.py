@@ -28,6 +28,7 @@ from diffmoe_scale.config.origin import mark_foreign
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.config.yaml_file import parse_yaml, read_yaml
+from diffmoe_scale.json_text import parse_json
 
 FORMAT, SCHEMA = "diffmoe_scale weights", "1"
 FAMILIES = ("master", "ema", "ema2", "buffer")
@@ -233,13 +234,13 @@ def stored_of_metadata(
             path=path,
             tensors=tensors,
             config=make_config(tree, settings),
-            settings=json.loads(metadata["settings"]),
+            settings=parse_json(metadata["settings"]),
             step=int(metadata["step"]),
             tokenizer=base64.b64decode(metadata.get("tokenizer", ""), validate=True),
-            origin=json.loads(metadata.get("origin", "{}")),
-            layout=json.loads(metadata.get("layout", "{}")),
+            origin=parse_json(metadata.get("origin", "{}")),
+            layout=parse_json(metadata.get("layout", "{}")),
         )
-    except (KeyError, TypeError, AttributeError, RecursionError, binascii.Error) as error:
+    except (KeyError, TypeError, AttributeError, binascii.Error) as error:
         raise ValueError(f"{path} is damaged: its metadata: {type(error).__name__}: {error}") from error
     except ValueError as error:
         is_of_words = settings and _is_valid(metadata["config"])

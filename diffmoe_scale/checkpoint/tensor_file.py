@@ -15,6 +15,8 @@ from typing import Any, Self  # Any: JSON trees
 import torch
 from torch import Tensor
 
+from diffmoe_scale.json_text import parse_json
+
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MOST_SHOWN = 5
@@ -151,8 +153,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
             raise ValueError(f"{path} is no safetensors file, or is truncated: it has {size} bytes")
         text = file.read(length)
     try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        header = parse_json(text)
+    except ValueError as error:
         raise ValueError(f"{path} is no safetensors file: its header is no JSON ({error})") from error
     if not isinstance(header, dict):
         raise ValueError(f"{path} is no safetensors file: its header is a {type(header).__name__}")
@@ -206,10 +208,10 @@ def read_files(path: Path) -> tuple[dict[str, str], dict[str, LazyTensor]]:
 def read_shards(index: Path) -> tuple[dict[str, str], dict[str, LazyTensor]]:
     """The same of the files that an index names. Raises: ValueError."""
     try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        places = parse_json(index.read_text(encoding="utf-8"))["weight_map"]
         files = sorted(set(places.values()))
         are_plain = all("/" not in name and name.endswith(".safetensors") for name in files)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is damaged: {type(error).__name__}: {error}") from error
     if not are_plain or not files:
         raise ValueError(f"{index} is damaged: expected names of safetensors files in its own folder")

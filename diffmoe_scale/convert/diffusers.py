@@ -4,7 +4,6 @@ others do not fit.
 diffusers gives every block of a DiT a copy of the timestep's and the class's embedding.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from diffmoe_scale.convert.rules import Rule, joined, same
 from diffmoe_scale.convert.torch_file import TorchFile
 from diffmoe_scale.convert.verify import Question
 from diffmoe_scale.diffusion.objective import build_objective
+from diffmoe_scale.json_text import parse_json
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 DIT, PIXART = "DiTTransformer2DModel", "PixArtTransformer2DModel"
@@ -72,8 +72,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        tree = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     return tree if isinstance(tree, dict) else {}
 

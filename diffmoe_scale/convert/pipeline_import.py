@@ -24,11 +24,12 @@ from diffmoe_scale.convert.pipeline_config import (
     transformer_tree,
 )
 from diffmoe_scale.convert.pipeline_tensors import from_folder
+from diffmoe_scale.json_text import parse_json
 
 logger = logging.getLogger(__name__)
 
 LAYERS = "transformer.blocks."
-READ_ERRORS = (KeyError, TypeError, AttributeError, IndexError, RecursionError)
+READ_ERRORS = (KeyError, TypeError, AttributeError, IndexError)
 
 
 def is_folder(path: Path) -> bool:
@@ -51,16 +52,18 @@ def open_folder(path: Path, settings: Sequence[str] = ()) -> StoredWeights:
     _note_changed_code(path)
     try:
         metadata = origin["metadata"]
+        trees = {key: parse_json(metadata.get(key, "{}")) for key in ("settings", "origin", "layout")}
+    except (ValueError, *READ_ERRORS) as error:
+        raise ValueError(f"{path} is damaged: its metadata: {error}") from error
+    try:
         config = make_config(_with_places(parse_yaml(metadata["config"]), path), settings)
         stored = StoredWeights(
             path=path,
             tensors=_tensors(path, origin["family"], config) | _router_state(path, tree, config),
             config=config,
-            settings=json.loads(metadata["settings"]),
             step=int(metadata["step"]),
             tokenizer=_tokenizer(path, config),
-            origin=json.loads(metadata.get("origin", "{}")),
-            layout=json.loads(metadata.get("layout", "{}")),
+            **trees,
         )
     except READ_ERRORS as error:
         raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
@@ -102,7 +105,7 @@ def _check_transformer(path: Path, tree: Mapping[str, Any], stored: StoredWeight
     another model."""
     layout = (tree.get("experts") or {}).get("layout", "stacked")
     try:
-        expected = json.loads(json.dumps(transformer_tree(stored, layout=layout)))
+        expected = parse_json(json.dumps(transformer_tree(stored, layout=layout)))
     except KeyError as error:
         raise ValueError(f"{path} is damaged: it has no {error}") from error
     for key, value in expected.items():
@@ -118,8 +121,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path.parent} is not complete: {path.name} is missing")
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        tree = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path} holds a {type(tree).__name__}; expected an object")

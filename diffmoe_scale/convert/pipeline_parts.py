@@ -22,6 +22,7 @@ from diffmoe_scale.encoders.text.architecture import build_network
 from diffmoe_scale.encoders.text.clip import SettingNames, build_open_clip
 from diffmoe_scale.encoders.text.folder import CONFIG_FILE, INDEX_FILE
 from diffmoe_scale.encoders.text.pretrained import PretrainedEncoder, build_pretrained
+from diffmoe_scale.json_text import parse_json
 
 CHUNK = 1 << 24
 SETTINGS, CLIP_CONFIG = "diffmoe_tokenizer.json", "open_clip_config.json"
@@ -104,7 +105,7 @@ def encoder_parts(encoder: TextEncoderConfig, *, setting: str) -> tuple[Part, Pa
         return _open_clip_parts(encoder, setting=setting)
     built = build_pretrained(encoder, setting=setting)
     folder = built.plan.folder
-    tree = json.loads((folder.path / CONFIG_FILE).read_text(encoding="utf-8"))
+    tree = parse_json((folder.path / CONFIG_FILE).read_text(encoding="utf-8"))
     if tree.get("model_type") != folder.model_type:
         raise ValueError(
             f"{setting}.path is a {tree.get('model_type')!r} model of text and pictures; a diffusers folder "

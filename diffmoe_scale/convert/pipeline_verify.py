@@ -2,7 +2,6 @@
 own weights, and no model in memory whole."""
 
 import importlib.util
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from diffmoe_scale.convert.pipeline import INDEX, SLOTS
 from diffmoe_scale.convert.pipeline_config import has_trained_encoder
 from diffmoe_scale.convert.pipeline_import import read_model
 from diffmoe_scale.convert.verify import Question, build_meta, make_condition
+from diffmoe_scale.json_text import parse_json
 
 EXPERTS = ("StackedLinear", "FeedForward")
 
@@ -24,7 +24,7 @@ EXPERTS = ("StackedLinear", "FeedForward")
 @torch.no_grad()
 def ask_folder(folder: Path, config: Config, question: Question) -> Tensor:
     """The transformer's output [B, C, H, W], its text encoder's features before."""
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    index = parse_json((folder / INDEX).read_text(encoding="utf-8"))
     tensors, _ = read_model(folder / "transformer")
     model = _build(folder / "transformer", index["transformer"])
     weights = _Weights(model, tensors)
@@ -75,7 +75,7 @@ def _build(folder: Path, kind: list[str]) -> Any:
     sys.modules[module] = code  # dataclasses look their module up
     try:
         spec.loader.exec_module(code)
-        tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        tree = parse_json((folder / "config.json").read_text(encoding="utf-8"))
         given = {key: value for key, value in tree.items() if not key.startswith("_")}
         with torch.device("meta"):
             return getattr(code, name)(**given).eval()

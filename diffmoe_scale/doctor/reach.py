@@ -1,7 +1,6 @@
 """The same command on all nodes of a job, and the answers."""
 
 import contextlib
-import json
 import os
 import re
 import shlex
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any  # what nodes answer
 
 from diffmoe_scale.config.check import RunError
+from diffmoe_scale.json_text import parse_json
 
 ANSWER = "DOCTOR "
 ANSWER_S = 120
@@ -112,7 +112,7 @@ def _answers(started: dict[str, subprocess.Popen[str]]) -> tuple[list[Any], list
             process.kill()
             out, error = process.communicate()
             error = f"no answer in {ANSWER_S} s"
-        found = [json.loads(line[len(ANSWER) :]) for line in out.splitlines() if line.startswith(ANSWER)]
+        found = [parse_json(line[len(ANSWER) :]) for line in out.splitlines() if line.startswith(ANSWER)]
         answers += found
         if not found or process.returncode != 0:
             last = (error.strip().splitlines() or [f"exit code {process.returncode}"])[-1]

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.json_text import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +65,10 @@ class WeightFiles:
     def _recorded(self) -> dict[str, str]:
         """Fingerprints by settings; none if anything is wrong with the record."""
         try:
-            record = json.loads(self.record.read_text(encoding="utf-8"))
+            record = parse_json(self.record.read_text(encoding="utf-8"))
             fingerprints: dict[str, str] = record["fingerprints"]
             is_good = record == self._record_of(fingerprints)
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        except (OSError, ValueError, LookupError, TypeError):
             return {}
         return fingerprints if is_good else {}
 

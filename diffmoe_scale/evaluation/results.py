@@ -11,6 +11,7 @@ from typing import Any  # JSON trees
 import numpy as np
 
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.json_text import parse_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +95,7 @@ def read_evaluation(path: Path) -> Evaluation | None:
     if not path.is_file():
         return None
     try:
-        return _from_tree(json.loads(path.read_text(encoding="utf-8")))
-    except RecursionError as error:
-        raise ValueError(f"{path} is nested too deep to be an evaluation") from error
+        return _from_tree(parse_json(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, KeyError, OverflowError, OSError) as error:
         raise ValueError(f"{path} is no evaluation ({error!r}); run evaluate again") from error
 

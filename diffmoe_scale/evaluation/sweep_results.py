@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any  # JSON trees
 
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.sampling.calibration import Kind
 from diffmoe_scale.sampling.call_capacity import CapacityProfile, TimeCurve
 
@@ -117,12 +118,12 @@ def write_sweep(path: Path, sweep: Sweep) -> None:
 def read_sweep(path: Path) -> Sweep:
     """Raises: ValueError if the file holds no sweep."""
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = parse_json(path.read_text(encoding="utf-8"))
         if tree.pop("kind") != "capacity sweep":
             raise ValueError("of another kind")
         points = [_point(entry) for entry in tree.pop("points")]
         return Sweep(points=points, **tree)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise ValueError(f"{path} holds no sweep of capacities ({error!r:.200}); remove it") from error
 
 

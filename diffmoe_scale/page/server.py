@@ -13,6 +13,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
 
+from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.page.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -68,8 +69,8 @@ class App:
                 if request.mimetype != "application/json":
                     return _say(415, "expected application/json")
                 try:
-                    form = json.loads(request.get_data())
-                except (ValueError, RecursionError) as error:
+                    form = parse_json(request.get_data())
+                except ValueError as error:
                     return _say(400, f"what the page sent is no JSON ({error})")
                 return Response(_lines(self.worker, form), content_type="application/x-ndjson")
         return _say(404, f"{request.method} {request.path[:200]} is not of this page")

@@ -1,12 +1,12 @@
 """Bytes of frozen networks: text encoders, the autoencoder, and the encoder of alignment with its projector;
 by the headers of their weight files."""
 
-import json
 import math
 from pathlib import Path
 
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.config.text import LOCAL_FOLDER
+from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.plan.alignment import alignment_bytes
 
 BYTES = {"bf16": 2, "fp32": 4}
@@ -45,7 +45,7 @@ def _count(file: Path) -> int:
         if length > HEADER_LIMIT:
             raise ValueError(f"{file} is no safetensors file: its header would have {length} bytes")
         try:
-            header = json.loads(stream.read(length))
+            header = parse_json(stream.read(length))
             tensors = (entry for name, entry in header.items() if name != "__metadata__")
             return sum(math.prod(entry["shape"]) for entry in tensors)
         except (ValueError, AttributeError, KeyError, TypeError) as error:

@@ -1,6 +1,5 @@
 """Shards of features from shards of pictures: what tools/cache_features.py makes."""
 
-import json
 import math
 import shutil
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from diffmoe_scale.encoders.text.build import build_frozen_encoders
 from diffmoe_scale.encoders.text.streams import TextEncoders
 from diffmoe_scale.encoders.vision.teacher import Teacher
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.prepare.encoders import Encoders
 from diffmoe_scale.prepare.encoding import LEFT_OUT, FeatureWriter
 from diffmoe_scale.prepare.losses import Losses
@@ -153,7 +153,7 @@ def _finish(folder: Path, reader: Reader, options: FeatureOptions, *, tell: Tell
             left_out.add("shard without a sample", path.name)
     try:
         for file in sorted((folder / LEFT_OUT).glob("*.json")):
-            left_out.extend(Losses.from_json(json.loads(file.read_text(encoding="utf-8"))))
+            left_out.extend(Losses.from_json(parse_json(file.read_text(encoding="utf-8"))))
         begun = read_set_manifest(folder, FEATURES_FILE) or {}
         replace_file(folder / FEATURES_FILE, to_json(begun | {"left_out": left_out.to_json()}))
         shutil.rmtree(folder / LEFT_OUT, ignore_errors=True)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from diffmoe_scale.data.reading.pictures import flatten, open_image
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.prepare.duplicates import find_duplicates, look_of
 from diffmoe_scale.prepare.images import suffix_by_format, unseen_parts
 from diffmoe_scale.prepare.options import ShardOptions
@@ -58,7 +59,7 @@ def look_at_images(
                 replace_file(file, json.dumps(found).encode())
             else:
                 progress.update(len(part))
-            looks += [_restore(one) for one in json.loads(file.read_text(encoding="utf-8"))]
+            looks += [_restore(one) for one in parse_json(file.read_text(encoding="utf-8"))]
     _mark_duplicates(looks, entries, max_distance=options.duplicates)
     return looks
 

@@ -12,6 +12,7 @@ import webdataset
 
 from diffmoe_scale.data.shards.catalog import ShardCatalog
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.prepare.sources import Sources
 
 WORKING = ".tmp"
@@ -25,7 +26,7 @@ def unfinished_folder(output: Path) -> Path:
 def read_set_manifest(folder: Path, name: str) -> dict[str, Any] | None:
     """What the complete set in a folder was made with; None if there is none."""
     try:
-        found = json.loads((folder / name).read_text(encoding="utf-8"))
+        found = parse_json((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

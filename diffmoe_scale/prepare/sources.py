@@ -9,6 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.unicode import clean_name
 
 FILE = "sources.json.gz"
@@ -40,7 +41,7 @@ class Sources:
     def load(cls, folder: Path) -> "Sources | None":
         """Those that were saved in a folder; None where there are none that can be read."""
         try:
-            found = json.loads(gzip.decompress((folder / FILE).read_bytes()))
+            found = parse_json(gzip.decompress((folder / FILE).read_bytes()))
         except (OSError, EOFError, ValueError):
             return None
         return cls(found) if isinstance(found, dict) else None

@@ -1,10 +1,10 @@
 """What is known about a picture: its captions by the one rule for several, and the record that KEY.json
 keeps."""
 
-import json
 from dataclasses import dataclass, field
 
 from diffmoe_scale.data.reading.captions import caption_texts
+from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.prepare.place import Entry, Record, Text
 from diffmoe_scale.unicode import TEXT_NOTES, clean_text, decode_text
 
@@ -83,10 +83,7 @@ def _with_captions(record: Record, captions: list[str]) -> Record:
 
 def parse_record(text: str) -> Record:
     """The object of a JSON text. Raises: ValueError for anything else."""
-    try:
-        found = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("nested too deep") from error
+    found = parse_json(text)
     if not isinstance(found, dict):
         raise ValueError(f"expected an object, found {type(found).__name__}")
     if _is_deeper(found, DEEPEST):

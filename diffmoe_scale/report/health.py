@@ -3,13 +3,13 @@
 L MoE layers, E experts.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.report.health_plots import plot_bars, plot_calibration, plot_together
 from diffmoe_scale.report.html import Markup, element, figure, join, table
 from diffmoe_scale.report.plots import Curve, plot_curves
@@ -134,7 +134,7 @@ def read_together(path: Path) -> Mapping[int, np.ndarray]:
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, expected at most {MAX_BYTES}")
     shares: dict[int, np.ndarray] = {}
-    for block, entry in json.loads(path.read_bytes())["blocks"].items():
+    for block, entry in parse_json(path.read_bytes())["blocks"].items():
         flat = np.array(entry["together"], dtype=float)
         size = math.isqrt(flat.size)
         together_EE = flat.reshape(size, size)

@@ -7,6 +7,7 @@ from typing import Any  # JSON values
 
 from diffmoe_scale import __version__
 from diffmoe_scale.config.sampling import SamplingConfig
+from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.sampling.batch import Request
 from diffmoe_scale.sampling.loading import Pipeline
@@ -59,7 +60,7 @@ def find_difference(found: Metadata, wanted: Metadata, *, is_same_place: bool = 
 def _settings(text: str | int) -> Mapping[str, Any]:
     """With the defaults of settings that an older version did not have."""
     try:
-        found = json.loads(str(text))
-    except (ValueError, RecursionError):
+        found = parse_json(str(text))
+    except ValueError:
         found = None
     return asdict(SamplingConfig()) | (found if isinstance(found, dict) else {"sampler": None})

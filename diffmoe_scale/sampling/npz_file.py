@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.sampling.metadata import COMPARED, find_difference
 from diffmoe_scale.sampling.picture_files import Metadata
 from diffmoe_scale.sampling.stores import CHOOSE
@@ -100,7 +101,7 @@ class NpzFile:
     def _check(self, path: Path, made_of: bytes) -> None:
         """Raises: ValueError if the file holds other pictures than these."""
         try:
-            common, *pictures = [json.loads(line) for line in made_of.splitlines()]
+            common, *pictures = [dict(parse_json(line)) for line in made_of.splitlines()]
             counts = [common[name] for name in ("count", "height", "width")]
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} says nothing of how it was drawn; choose another --output") from error

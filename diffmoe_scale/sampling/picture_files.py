@@ -14,6 +14,8 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from diffmoe_scale.json_text import parse_json
+
 PictureFormat = Literal["png", "jpeg", "webp"]
 FORMATS: tuple[PictureFormat, ...] = ("png", "jpeg", "webp")
 SUFFIXES: dict[str, PictureFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
@@ -70,8 +72,8 @@ def read_picture_metadata(path: Path) -> dict[str, str | int]:
     if not isinstance(comment, bytes) or not comment.startswith(ASCII):
         return {}
     try:
-        entries = json.loads(comment[len(ASCII) :])
-    except (ValueError, RecursionError):
+        entries = parse_json(comment[len(ASCII) :])
+    except ValueError:
         return {}
     return entries if isinstance(entries, dict) else {}
 

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import logging
 import os
 import sys
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any  # JSON values
 
+from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.sampling.batch import MAX_SEED, Request
 from diffmoe_scale.unicode import TEXT_NOTES, clean_text, decode_text
 
@@ -81,8 +81,8 @@ def _json_rows(path: Path, text: str) -> Iterator[PromptRow]:
             continue
         where = f"{path} line {number}"
         try:
-            entry = json.loads(line, object_pairs_hook=_object)
-        except (ValueError, RecursionError) as error:
+            entry = parse_json(line, object_pairs_hook=_object)
+        except ValueError as error:
             raise ValueError(f"{where} is no JSON ({str(error) or 'nested too deep'})") from error
         if not isinstance(entry, dict):
             raise ValueError(

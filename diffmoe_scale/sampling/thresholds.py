@@ -14,6 +14,7 @@ from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.sampling import SamplingConfig, check_capacity
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.sampling.batch import plain_selection
 from diffmoe_scale.sampling.calibration import Found, calibrate, collect_prompts
@@ -150,10 +151,10 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, str]:
     if not path.is_file():
         return None, ""
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = parse_json(path.read_text(encoding="utf-8"))
         is_right = isinstance(tree["made_of"], dict) and isinstance(tree["gamma"], float)
         numbers = [float(value) for values in tree["thresholds"].values() for value in values]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return None, f"cannot be read ({error!r:.120})"
     if not is_right or not all(0 <= number <= 1 for number in [*numbers, tree["gamma"]]):
         return None, "holds no thresholds"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from diffmoe_scale.encoders.text.folder import CONFIG_FILE
 from diffmoe_scale.encoders.vision.teacher import PREPROCESSOR_FILE, new_dinov2
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.nn.generator import seeded
 from diffmoe_scale.scenes.scenes import draw_scene
 from diffmoe_scale.scenes.shapes import COLORS, SHAPES, SceneObject, render
@@ -54,7 +55,7 @@ def make_teacher(folder: Path, *, steps: int) -> None:
 
 def _check(folder: Path, made_with: dict[str, int]) -> None:
     try:
-        found = json.loads((folder / MADE_WITH).read_text(encoding="utf-8"))
+        found = parse_json((folder / MADE_WITH).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"study.teacher is {folder}, which is no encoder that a study made ({error}); choose another "

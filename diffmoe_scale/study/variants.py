@@ -13,6 +13,7 @@ from diffmoe_scale.config.load import config_tree, make_config
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.config.study import StudyConfig, StudySection, VariantConfig
 from diffmoe_scale.config.yaml_file import read_yaml
+from diffmoe_scale.json_text import parse_json
 
 HEX = 10
 TEACHER = "{teacher}"
@@ -145,7 +146,7 @@ def _variant(tree: dict[str, Any], config: StudyConfig, variant: VariantConfig) 
         for key in ("run.directory", "run.seed"):
             require(key not in settings, key, settings.get(key), "nothing: the study sets it")
         words = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-        made = make_config(json.loads(json.dumps(tree)), words)
+        made = make_config(parse_json(json.dumps(tree)), words)
     except ValueError as error:
         raise ValueError(f"variant {variant.name}: {error}") from error
     return Variant(variant.name, variant.note, settings, made)

@@ -17,6 +17,7 @@ from typing import IO
 from diffmoe_scale import __version__
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.study.commands import CURVE, LAST, TRAINING, write_settings
 from diffmoe_scale.study.cost import Cost, duration
 from diffmoe_scale.study.process import start_process
@@ -183,7 +184,7 @@ def read_seconds(row: Row) -> dict[str, float]:
     found = {}
     for stage in STAGES:
         try:
-            found[stage] = float(json.loads(seconds_file(row, stage).read_text(encoding="utf-8")))
+            found[stage] = float(parse_json(seconds_file(row, stage).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             found[stage] = 0.0
     return found

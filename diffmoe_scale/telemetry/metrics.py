@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self  # Any: JSON objects as they were read
 
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.telemetry.appended_file import AppendedFile
 from diffmoe_scale.words import counted
 
@@ -97,8 +98,8 @@ def _parse(text: bytes) -> dict[str, Any] | None:
     """None for a line that is damaged: half of it is missing, or zeros stand in its place after a power
     failure."""
     try:
-        record = json.loads(text)
-    except (ValueError, RecursionError):  # no JSON, no UTF-8, or nested too deep
+        record = parse_json(text)
+    except ValueError:  # no JSON, no UTF-8, or nested too deep
         return None
     return record if isinstance(record, dict) and type(record.get("step")) is int else None
 

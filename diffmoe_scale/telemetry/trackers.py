@@ -13,6 +13,7 @@ from PIL import Image
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.telemetry import TelemetryConfig
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.telemetry.code_version import code_version
 from diffmoe_scale.telemetry.metrics import MetricValue
 from diffmoe_scale.telemetry.prometheus import PrometheusTracker
@@ -218,10 +219,10 @@ def _read_steps(path: Path) -> dict[str, int]:
     if not path.exists():
         return {}
     try:
-        steps = json.loads(path.read_bytes())
+        steps = parse_json(path.read_bytes())
         if not isinstance(steps, dict) or any(type(step) is not int for step in steps.values()):
             raise ValueError("expected steps by kind")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(
             f"{path} is damaged ({error}); remove it and wandb_id.txt beside it to begin a new run there"
         ) from error

@@ -1,6 +1,5 @@
 """Where the file that says what made a set's features lies, and what it says."""
 
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from diffmoe_scale.data.features.source import (
     stream_name,
 )
 from diffmoe_scale.data.shards.remote import RemoteShards, is_url
+from diffmoe_scale.json_text import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def load_feature_set(file: SetFile) -> FeatureSet:
         )
     try:
         with safetensors.safe_open(file.place, "pt") as archive:
-            stated = dict(json.loads(archive.metadata()["source"]))
+            stated = dict(parse_json(archive.metadata()["source"]))
             names = archive.keys()  # a method: an archive is no dictionary
             tensors = {name: archive.get_tensor(name) for name in names}
         empty = _split_streams(tensors)

@@ -1,7 +1,6 @@
 """Where the arrays of a sample's member lie, by its header in safetensors' format."""
 
 import functools
-import json
 import math
 from dataclasses import dataclass
 from typing import Any  # JSON
@@ -9,6 +8,7 @@ from typing import Any  # JSON
 import numpy as np
 
 from diffmoe_scale.data.features.source import BITS
+from diffmoe_scale.json_text import parse_json
 
 NUMPY_TYPES = {
     "BF16": BITS["bf16"],
@@ -37,7 +37,7 @@ def header_of(data: bytes) -> bytes:
 @functools.lru_cache(maxsize=4096)
 def places_of(header: bytes) -> dict[str, Place]:
     """Cached: most samples have the same. Raises: KeyError, TypeError or ValueError for other bytes."""
-    return {name: _place(entry, len(header)) for name, entry in json.loads(header[8:]).items()}
+    return {name: _place(entry, len(header)) for name, entry in parse_json(header[8:]).items()}
 
 
 def _place(entry: dict[str, Any], start: int) -> Place:

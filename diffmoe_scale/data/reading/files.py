@@ -1,6 +1,5 @@
 """Bytes and captions of shards by offset, with the files used last kept open."""
 
-import json
 import os
 from collections.abc import Mapping
 
@@ -8,6 +7,7 @@ from diffmoe_scale.data.reading.batch import UNREADABLE_JSON
 from diffmoe_scale.data.reading.captions import clean_captions
 from diffmoe_scale.data.shards.catalog import ShardCatalog
 from diffmoe_scale.data.shards.index import Span
+from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.recent import RecentlyUsed
 from diffmoe_scale.unicode import decode_text
 
@@ -68,8 +68,8 @@ class ShardFiles:
             try:
                 text, odd = decode_text(self.read(shard, members["json"]))
                 kinds |= set(odd)
-                record = json.loads(text)
-            except (ValueError, RecursionError):
+                record = parse_json(text)
+            except ValueError:
                 record = None
             if not isinstance(record, dict):
                 kinds.add(UNREADABLE_JSON)

@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from diffmoe_scale.data.shards.catalog import ShardCatalog
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.unicode import clean_name
 from diffmoe_scale.words import counted
 
@@ -141,7 +142,7 @@ def _read(path: Path) -> dict[str, list[ShardRecord]]:
     if not path.exists():
         return {}
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(tree, dict) or tree.get("schema") != RECORD_SCHEMA:
             raise ValueError(f"it is no record of schema {RECORD_SCHEMA}")
         # An older version has no entry for validation.
@@ -150,7 +151,7 @@ def _read(path: Path) -> dict[str, list[ShardRecord]]:
             for name in EFFECTS
             if name == "shards" or name in tree
         }
-    except (OSError, ValueError, RecursionError, ValidationError) as error:
+    except (OSError, ValueError, ValidationError) as error:
         reason = " ".join(str(error).split())[:200]
         logger.info(
             "%s cannot be read (%s): whether shards changed since the last start is not known", path, reason

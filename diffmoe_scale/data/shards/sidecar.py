@@ -21,6 +21,7 @@ from diffmoe_scale.data.shards.archive import Problem
 from diffmoe_scale.data.shards.index import ShardIndex
 from diffmoe_scale.data.shards.patterns import INDEX_SUFFIX
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.json_text import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ def read_arrays(
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        header = json.loads(arrays.pop("header").tobytes())
+        header = parse_json(arrays.pop("header").tobytes())
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     return (header, arrays) if isinstance(header, dict) and stamp.items() <= header.items() else None

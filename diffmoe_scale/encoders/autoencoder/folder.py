@@ -1,12 +1,12 @@
 """The config.json of a folder that holds one of diffusers' autoencoders."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any  # JSON
 
 from diffmoe_scale.config.check import require
 from diffmoe_scale.config.section import show
+from diffmoe_scale.json_text import parse_json
 
 EXPECTED = "a folder with the config.json of an autoencoder of diffusers and its safetensors weights"
 MOST_BLOCKS = 16
@@ -25,10 +25,10 @@ def read_folder(folder: Path) -> dict[str, Any]:
     hint = f"; {folder / inner} has one: is it meant?" if inner else ""
     require(file.is_file(), "autoencoder.path", str(folder), f"{EXPECTED}; it has no config.json{hint}")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = parse_json(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise misfit(folder, f"its config.json cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise misfit(folder, f"its config.json does not parse: {error}") from error
     if not isinstance(config, dict):
         raise misfit(folder, f"its config.json holds {show(config)}, no object")

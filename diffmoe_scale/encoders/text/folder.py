@@ -1,13 +1,13 @@
 """A local folder of a language model in the format of transformers: what it must hold, checked before any
 weights are read from it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any  # JSON
 
 from diffmoe_scale.config.section import show
+from diffmoe_scale.json_text import parse_json
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -60,10 +60,10 @@ def _read_json(folder: ModelFolder, name: str) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST_JSON:
             raise ValueError(f"it has more than {LARGEST_JSON} bytes")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError(f"it holds a {type(found).__name__}")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise folder.error(f"its {name} cannot be read ({error}); expected a JSON object") from error
     return found
 

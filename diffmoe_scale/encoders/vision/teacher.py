@@ -4,7 +4,6 @@ alignment.
 B pictures, N patches, Z feature width.
 """
 
-import json
 from pathlib import Path
 from typing import Any  # transformers' configs and networks, whose attributes differ
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from diffmoe_scale.encoders.fingerprint import WeightFiles, fingerprint
 from diffmoe_scale.encoders.text.folder import CONFIG_FILE, ModelFolder, open_folder
+from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.nn.number_formats import NUMBER_FORMATS
 from diffmoe_scale.words import counted, short_reason
 
@@ -144,14 +144,14 @@ def _read_normalization(folder: ModelFolder) -> tuple[tuple[float, ...], tuple[f
     if not path.is_file():
         return IMAGENET
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
         mean, std = (
             tuple(float(value) for value in found.get(name, usual))
             for name, usual in zip(("image_mean", "image_std"), IMAGENET, strict=True)
         )
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"mean {mean} and standard deviation {std} of three channels")
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise folder.error(f"its {PREPROCESSOR_FILE} cannot be read ({error})") from error
     return mean, std
 

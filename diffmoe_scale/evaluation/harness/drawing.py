@@ -12,6 +12,7 @@ import numpy as np
 from diffmoe_scale.evaluation.harness.job import Job
 from diffmoe_scale.evaluation.harness.records import RecordWriter, read_records
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.moe.routing import Selection
 from diffmoe_scale.sampling.batch import Generated, generate_batches
 from diffmoe_scale.sampling.cost import measure_cost
@@ -106,8 +107,8 @@ def check_pictures(job: Job, folder: Path, drawn: Mapping[int, DrawnPicture]) ->
     not what was drawn, OSError."""
     path = folder / CHECKED
     try:
-        known = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        known = parse_json(path.read_bytes())
+    except (OSError, ValueError):
         known = {}
     known = known if isinstance(known, dict) else {}
     found = {}

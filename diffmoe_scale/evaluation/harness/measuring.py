@@ -18,6 +18,7 @@ from diffmoe_scale.evaluation.harness.job import Job
 from diffmoe_scale.evaluation.metrics.backbones import load_backbones
 from diffmoe_scale.evaluation.metrics.scorer import Metrics, check_metrics, check_size, load_metrics
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.sampling.picture_files import FORMATS
 
 METRICS = "metrics.json"
@@ -72,11 +73,11 @@ class MetricsKeeper:
         key = self._key(job, folder)
         path = folder / METRICS
         try:
-            kept = json.loads(path.read_bytes())
+            kept = parse_json(path.read_bytes())
             if kept["key"] == key:
                 values: list[dict[str, Any]] = kept["values"]
                 return values
-        except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        except (OSError, ValueError, TypeError, LookupError):
             pass
         found = self._compute(job, folder)
         replace_file(path, json.dumps({"key": key, "values": found}).encode())

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Self  # Any: JSON values
 
+from diffmoe_scale.json_text import parse_json
+
 
 class RecordWriter:
     """Appends lines that are on the disk when `write` returns. The file is made at the first line."""
@@ -39,8 +41,8 @@ def read_records(folder: Path, kind: str) -> Iterator[dict[str, Any]]:
     for path in sorted(folder.glob(f"{kind}-*.jsonl")):
         for line in path.read_bytes().split(b"\n"):
             try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError):
+                entry = parse_json(line)
+            except ValueError:
                 continue
             if isinstance(entry, dict):
                 yield entry

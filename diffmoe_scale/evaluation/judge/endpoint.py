@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.evaluation import JudgeConfig
 from diffmoe_scale.evaluation.suites.suite import Answer, Question
+from diffmoe_scale.json_text import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +108,8 @@ class EndpointJudge:
                 continue
             if status == 200:
                 try:
-                    return json.loads(data)
-                except (ValueError, RecursionError):
+                    return parse_json(data)
+                except ValueError:
                     problem = f"no JSON: {data[:100]!r}"
                     continue
             problem = f"HTTP {status}: {data[:200].decode('utf-8', 'replace')}"

@@ -1,7 +1,6 @@
 """Features of an open_clip network from local files: of pictures, and of their captions."""
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any  # open_clip's networks and JSON carry no types
@@ -13,6 +12,7 @@ from torch import Tensor
 from diffmoe_scale.evaluation.metrics.backbone import Backbone
 from diffmoe_scale.evaluation.metrics.resize import normalize, resize_bicubic, resize_rule
 from diffmoe_scale.evaluation.metrics.weights import check_weights
+from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.words import short_reason
 
 LOCAL = "local-dir"
@@ -83,7 +83,7 @@ def _describe(path: Path, architecture: str) -> Any:
     import open_clip
 
     if architecture == LOCAL:
-        description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))["model_cfg"]
+        description = parse_json((path / DESCRIPTION).read_text(encoding="utf-8"))["model_cfg"]
     else:
         description = open_clip.get_model_config(architecture)
     elsewhere = [name for name in ELSEWHERE if description["text_cfg"].get(name)]

@@ -4,7 +4,6 @@ B pictures of a batch; H W C height, width and colours.
 """
 
 import hashlib
-import json
 import math
 import zipfile
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import numpy as np
 from diffmoe_scale.data.reading.pictures import flatten, open_image
 from diffmoe_scale.evaluation.metrics.archive import open_archive
 from diffmoe_scale.evaluation.metrics.weights import READ_AT_ONCE, sha256_of
+from diffmoe_scale.json_text import parse_json
 
 PICTURES = "arr_0"
 MADE_OF = "metadata.jsonl"
@@ -104,8 +104,8 @@ class NpzPictures:
                 return None
             lines = archive.read(MADE_OF).splitlines()[1:]
             try:
-                found = [json.loads(line)["prompt"] for line in lines]
-            except (ValueError, LookupError, TypeError, RecursionError) as error:
+                found = [parse_json(line)["prompt"] for line in lines]
+            except (ValueError, LookupError, TypeError) as error:
                 raise ValueError(f"{self.path}: {MADE_OF} is damaged ({type(error).__name__})") from error
         is_whole = len(found) == self.count and all(isinstance(caption, str) for caption in found)
         return found if is_whole else None

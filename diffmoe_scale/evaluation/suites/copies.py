@@ -2,12 +2,12 @@
 
 import csv
 import io
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any  # JSON values
 
+from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.unicode import decode_text
 
 
@@ -30,8 +30,8 @@ def read_json_lines(path: Path, fields: Mapping[str, type], benchmark: str) -> l
             continue
         where = f"{path} line {number}"
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            entry = parse_json(line)
+        except ValueError as error:
             raise ValueError(f"{where} is no JSON; expected a line of {benchmark}") from error
         check_fields(entry, fields, where, benchmark)
         entries.append(entry)

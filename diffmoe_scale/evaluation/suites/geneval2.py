@@ -15,6 +15,7 @@ from pathlib import Path
 from diffmoe_scale.evaluation.suites.copies import read_json_lines, read_text, share
 from diffmoe_scale.evaluation.suites.suite import Answer, PictureScore, Question, Suite, SuitePrompt
 from diffmoe_scale.files import replace_file
+from diffmoe_scale.json_text import parse_json
 
 FIELDS = {"prompt": str, "atom_count": int, "vqa_list": list, "skills": list}
 RESULTS = "score_lists.json"
@@ -63,8 +64,8 @@ class GenEval2(Suite):
         if not path.is_file():
             return None
         try:
-            lists = json.loads(read_text(path, "GenEval 2's results"))
-        except (ValueError, RecursionError) as error:
+            lists = parse_json(read_text(path, "GenEval 2's results"))
+        except ValueError as error:
             raise ValueError(f"{path} is no JSON; expected GenEval 2's lists of scores") from error
         if not isinstance(lists, list) or len(lists) != len(self.prompts):
             found = f"{len(lists)} lists" if isinstance(lists, list) else type(lists).__name__

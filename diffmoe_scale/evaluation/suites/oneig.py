@@ -6,7 +6,6 @@ judge, or the table alignment_prompt_score_*.csv of its own code. Its other scor
 diversity) are left to its own code.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from diffmoe_scale.evaluation.suites.copies import read_table, read_text, share
 from diffmoe_scale.evaluation.suites.dpg_bench import YES, is_yes
 from diffmoe_scale.evaluation.suites.suite import Answer, PictureScore, Question, Suite, SuitePrompt
 from diffmoe_scale.evaluation.suites.tiles import TILES, write_tiles
+from diffmoe_scale.json_text import parse_json
 
 CLASSES = {
     "Anime_Stylization": "anime",
@@ -132,8 +132,9 @@ def oneig_suite(file: Path, questions: Path | None, *, name: str, copies: int) -
 
 def _read_questions(path: Path) -> dict[str, dict[str, tuple[str, list[str]]]]:
     """By the id of the prompt: (question, numbers of its parents) by number. Raises: ValueError."""
+    text = read_text(path, NAME)
     try:
-        tree = json.loads(read_text(path, NAME))
+        tree = parse_json(text)
         found = {}
         for key, entry in tree.items():
             texts, parents = (_object(entry[name]) for name in ("question", "dependency"))
@@ -141,9 +142,9 @@ def _read_questions(path: Path) -> dict[str, dict[str, tuple[str, list[str]]]]:
                 name: (str(text), [str(one) for one in parents[name]]) for name, text in texts.items()
             }
         return found
-    except (TypeError, LookupError, AttributeError, RecursionError, json.JSONDecodeError) as error:
+    except (TypeError, LookupError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} holds no questions of {NAME} ({error!r:.100})") from error
 
 
 def _object(value: Any) -> Any:
-    return json.loads(value) if isinstance(value, str) else value
+    return parse_json(value) if isinstance(value, str) else value

@@ -5,13 +5,13 @@ In: a file of examples/dataset such as color_val.txt. Out: PICTURES/samples/PROM
 number, ten pictures a prompt. Back: the vqa_result.json that its own code writes below PICTURES.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any  # JSON values
 
 from diffmoe_scale.evaluation.suites.copies import all_places, read_text, share
 from diffmoe_scale.evaluation.suites.suite import PictureScore, Suite, SuitePrompt
+from diffmoe_scale.json_text import parse_json
 
 PICTURES = 10
 SKILLS = ("color", "shape", "texture", "spatial", "3d_spatial", "numeracy", "non_spatial", "complex")
@@ -48,8 +48,8 @@ class CompBench(Suite):
             return None
         path = there[-1]
         try:
-            entries = json.loads(read_text(path, "T2I-CompBench's results"))
-        except (ValueError, RecursionError) as error:
+            entries = parse_json(read_text(path, "T2I-CompBench's results"))
+        except ValueError as error:
             raise ValueError(f"{path} is no JSON; expected T2I-CompBench's results") from error
         found: dict[int, PictureScore] = {}
         for number, entry in enumerate(entries if isinstance(entries, list) else [entries]):
