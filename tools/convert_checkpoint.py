@@ -94,16 +94,16 @@ def _convert(parsed: argparse.Namespace) -> None:
         links=parsed.link,
     )
     require(0 <= parsed.calibrate <= 100_000, "--calibrate", parsed.calibrate, "0 (as stored) to 100000")
-    prepare = _recalibration(parsed.calibrate) if parsed.calibrate else None
+    prepare = _recalibration(parsed.calibrate, parsed.settings) if parsed.calibrate else None
     print("\n".join(convert(parsed.source, parsed.target, options, prepare=prepare)))
 
 
-def _recalibration(num_batches: int) -> "Preparation":
+def _recalibration(num_batches: int, settings: "Sequence[str]") -> "Preparation":
     from diffmoe_scale.train.recalibrate import recalibrate
 
     def prepare(stored: "StoredWeights", weights: str) -> "tuple[StoredWeights, list[str]]":
         require(weights != "all", "--weights", weights, "one kind of weights, which --calibrate is for")
-        return recalibrate(stored, family=weights, num_batches=num_batches)
+        return recalibrate(stored, family=weights, num_batches=num_batches, settings=settings)
 
     return prepare
 

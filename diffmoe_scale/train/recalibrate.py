@@ -10,6 +10,8 @@ import torch
 
 from diffmoe_scale.checkpoint.stored import StoredWeights
 from diffmoe_scale.checkpoint.tensor_file import LazyTensor
+from diffmoe_scale.config.load import config_tree, make_config
+from diffmoe_scale.config.origin import mark_foreign
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.reading.batch import Batch
 from diffmoe_scale.data.reading.build import open_reader
@@ -21,15 +23,21 @@ from diffmoe_scale.train.loss import condition_of, denoising_loss, latents_of
 from diffmoe_scale.words import counted
 
 
-def recalibrate(stored: StoredWeights, *, family: str, num_batches: int) -> tuple[StoredWeights, list[str]]:
+def recalibrate(
+    stored: StoredWeights, *, family: str, num_batches: int, settings: Sequence[str] = ()
+) -> tuple[StoredWeights, list[str]]:
     """The weights with the thresholds that training's rule has for one family of them, and a line about it.
 
     Each expert's threshold becomes the one over which it takes as many of the tokens as training's rule gives
     it, counted over the first `num_batches` micro-batches of the training data by this process alone.
+    `settings` are the caller's own, which the config has already: no command among other shards is run.
 
     Raises: ValueError without thresholds, or if the training data cannot be read.
     """
-    config = replace(stored.config, parallel=replace(stored.config.parallel, expert_parallel=1))
+    tree = config_tree(stored.config)
+    mark_foreign(tree)
+    own = [word for word in settings if word.startswith("data.")]
+    config = make_config(tree, [*own, "parallel.expert_parallel=1"])
     if not config.moe.has_thresholds:
         raise ValueError(f"{stored.path} has no thresholds to calibrate; leave out --calibrate")
     networks = _load(stored, config, family=family)

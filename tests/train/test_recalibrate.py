@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from diffmoe_scale.checkpoint.stored import StoredWeights, open_weights
 from diffmoe_scale.config.run_directory import RunDirectory
@@ -74,3 +75,14 @@ def test_command_writes_calibrated_thresholds_and_says_so(
     assert "calibrated anew by 2 micro-batches" in capsys.readouterr().out
     expected, _ = recalibrate(average_checkpoints(run, 2), family="master", num_batches=2)
     torch.testing.assert_close(thresholds(open_weights(target)), thresholds(expected))
+
+
+def test_a_command_among_the_shards_of_a_run_is_not_run(run: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    planted = tmp_path / "planted"
+    settings["data"]["train"] = [f"pipe:touch {planted}; cat {settings['data']['train'][0]}"]
+    settings["data"]["cache_folder"] = str(tmp_path / "cache")
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(ValueError, match="which is not run"):
+        recalibrate(open_weights(run), family="ema", num_batches=1)
+    assert not planted.exists()
