@@ -25,7 +25,7 @@ from diffmoe_scale.checkpoint.tensor_reader import TensorReader
 from diffmoe_scale.config.identity import model_settings
 from diffmoe_scale.config.load import dump_config, make_config
 from diffmoe_scale.config.origin import mark_foreign
-from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.config.run_directory import RunDirectory, run_of_checkpoint
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.config.yaml_file import parse_yaml, read_yaml
 from diffmoe_scale.json_text import parse_json
@@ -82,11 +82,11 @@ def open_weights(path: Path, settings: Sequence[str] = (), *, check_files: When 
     refuse_convertible(path)
     if is_export(path):
         return open_export(path, settings)
-    is_checkpoint = path.absolute().parent.name == "checkpoints"
-    directory = RunDirectory(path.absolute().parent.parent if is_checkpoint else path)
+    run = run_of_checkpoint(path)
+    directory = run or RunDirectory(path)
     if not directory.config.is_file():
         raise ValueError(_why_no_weights(path, directory))
-    checkpoints = [path] if is_checkpoint else complete_checkpoints(directory.checkpoints)
+    checkpoints = [path] if run else complete_checkpoints(directory.checkpoints)
     if not checkpoints:
         raise ValueError(f"{directory.checkpoints} holds no complete checkpoint; train first")
     return open_checkpoint(checkpoints[-1], directory, settings, check_files=check_files)

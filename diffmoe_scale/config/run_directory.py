@@ -123,6 +123,15 @@ def run_of_config(file: Path) -> RunDirectory | None:
     return directory if file.name == directory.config.name and is_run else None
 
 
+def run_of_checkpoint(path: Path) -> RunDirectory | None:
+    """The run that has `path` among its checkpoints; None for another path, such as that of a run which
+    itself lies in a folder named `checkpoints`. Weights that were exported are to be ruled out before."""
+    folder = path.absolute().parent
+    is_run = RunDirectory(path).config.is_file()
+    directory = RunDirectory(folder.parent)
+    return directory if folder == directory.checkpoints and not is_run else None
+
+
 def hold_lock(directory: RunDirectory) -> IO[str] | None:
     """Keep other starts out of a run directory for as long as the returned file is open. For the main rank.
 

@@ -12,7 +12,7 @@ from diffmoe_scale.checkpoint.convertible import DIFFUSERS, TORCH_SUFFIXES
 from diffmoe_scale.checkpoint.stored import FORMAT, StoredWeights, is_export, open_weights
 from diffmoe_scale.checkpoint.tensor_file import read_files
 from diffmoe_scale.config.check import RunError
-from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.config.run_directory import RunDirectory, run_of_checkpoint
 from diffmoe_scale.convert.diffusers import DIT, diffusers_class, open_diffusers
 from diffmoe_scale.convert.dit import read_shapes
 from diffmoe_scale.convert.export import (
@@ -160,7 +160,7 @@ def open_source(path: Path, options: Options) -> Source:
             model = model.only(options.weights)
         return Source(import_foreign(model), model.answer, ROUND_OFF)
     own = open_weights(path, options.settings, check_files="when read")
-    is_run = (path.is_dir() and own.path != path) or path.absolute().parent.name == "checkpoints"
+    is_run = (path.is_dir() and own.path != path) or run_of_checkpoint(path) is not None
     return Source(own, lambda family, question: ask(own, family, question), SAME, is_run=is_run)
 
 

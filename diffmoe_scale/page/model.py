@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any  # JSON values
 
 from diffmoe_scale.checkpoint.manifest import complete_checkpoints
+from diffmoe_scale.checkpoint.stored import is_export
+from diffmoe_scale.config.run_directory import run_of_checkpoint
 from diffmoe_scale.config.sampling import SAMPLERS
 from diffmoe_scale.config.section import expand_home
 from diffmoe_scale.page.form import EXPERTS
@@ -50,9 +52,13 @@ class Model:
 
 
 def _lies_in(path: Path, folder: Path) -> bool:
-    folder = folder.resolve()
-    folder = folder.parent.parent if folder.parent.name == "checkpoints" else folder
-    return path.resolve().is_relative_to(folder)
+    return path.resolve().is_relative_to(_run_of(folder.resolve()))
+
+
+def _run_of(path: Path) -> Path:
+    """The run of a checkpoint; of another path, itself."""
+    run = None if is_export(path) else run_of_checkpoint(path)
+    return path if run is None else run.path
 
 
 def describe(pipeline: Pipeline) -> dict[str, Any]:
@@ -82,6 +88,6 @@ def describe(pipeline: Pipeline) -> dict[str, Any]:
 
 def checkpoints_of(path: Path) -> list[str]:
     """The run of the path and its complete checkpoints, the newest first, to choose from."""
-    run = path.parent.parent if path.absolute().parent.name == "checkpoints" else path
+    run = _run_of(path)
     complete = complete_checkpoints(run / "checkpoints") if (run / "checkpoints").is_dir() else []
     return [str(run), *map(str, reversed(complete))]

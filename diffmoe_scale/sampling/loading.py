@@ -17,7 +17,7 @@ from diffmoe_scale.config.check import RunError
 from diffmoe_scale.config.identity import model_settings
 from diffmoe_scale.config.load import load_run_config
 from diffmoe_scale.config.parallel import ParallelConfig
-from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.config.run_directory import RunDirectory, run_of_checkpoint
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.config.section import expand_home
 from diffmoe_scale.files import replace_file
@@ -72,7 +72,6 @@ def load_pipeline(
     refuse_convertible(path)
     if is_export(path):
         return _load_export(path, weights=weights, settings=settings, context=context)
-    is_checkpoint = path.absolute().parent.name == "checkpoints"
     directory = directory_of(path)
     if not directory.config.is_file():
         raise ValueError(
@@ -82,7 +81,7 @@ def load_pipeline(
     if not directory.config.read_bytes().strip():
         raise ValueError(f"{directory.config} is empty; restore it: it says what the weights are of")
     config = load_run_config(directory.config, ["parallel.expert_parallel=1", *settings])
-    named = path if is_checkpoint else None
+    named = path if run_of_checkpoint(path) else None
     if named is None:
         _newest(directory)  # before the networks are built: without one the answer comes at once
     context = context or join_ranks(config.parallel.expert_parallel)
@@ -101,8 +100,7 @@ def directory_of(path: Path) -> RunDirectory:
         beside = RunDirectory(path if path.is_dir() else path.with_suffix(""))
         # demo.safetensors beside the run demo: the run keeps its own scores and tokenizer.
         return RunDirectory(path.with_name(f"{path.stem}-export")) if beside.config.is_file() else beside
-    is_checkpoint = path.absolute().parent.name == "checkpoints"
-    return RunDirectory(path.absolute().parent.parent if is_checkpoint else path)
+    return run_of_checkpoint(path) or RunDirectory(path)
 
 
 def _load_export(

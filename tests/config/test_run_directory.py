@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffmoe_scale.config.run_directory import RunDirectory, hold_lock, run_of_config
+from diffmoe_scale.config.run_directory import RunDirectory, hold_lock, run_of_checkpoint, run_of_config
 from diffmoe_scale.pretrain import read_config
 
 HOLD = (
@@ -61,3 +61,12 @@ def test_config_of_a_run_starts_that_run_from_whatever_folder(
     monkeypatch.chdir(tmp_path / "a")
     assert read_config(Path("my # run/config.yaml"), []).run.directory == "my # run"
     assert run_of_config(tmp_path / "a" / "config.yaml") is None
+
+
+def test_a_run_that_lies_in_a_folder_named_checkpoints_is_no_checkpoint(tmp_path: Path) -> None:
+    run = tmp_path / "checkpoints" / "demo"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").touch()
+    assert run_of_checkpoint(run) is None and run_of_checkpoint(run / "checkpoints") is None
+    # One that was removed is still of the run.
+    assert run_of_checkpoint(run / "checkpoints" / "step_00000010") == RunDirectory(run)

@@ -112,3 +112,13 @@ def test_a_stop_ends_the_drawing_at_the_next_call():
 def test_a_page_for_others_draws_of_its_own_run_alone(tmp_path, path, is_inside):
     assert _lies_in(tmp_path / path, tmp_path / "run") is is_inside
     assert _lies_in(tmp_path / path, tmp_path / "run" / "checkpoints" / "step_9") is is_inside
+
+
+@pytest.mark.parametrize("name, file", [("demo", "config.yaml"), ("export", "model.safetensors")])
+def test_a_page_of_what_lies_in_a_folder_named_checkpoints_does_not_draw_of_what_lies_beside_it(
+    tmp_path, name, file
+):
+    own = tmp_path / "checkpoints" / name
+    own.mkdir(parents=True)
+    (own / file).touch()
+    assert _lies_in(own, own) and not _lies_in(tmp_path / "checkpoints" / "other", own)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from diffmoe_scale.checkpoint.stored import open_weights
+from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.convert.export import select_weights, write_export
-from diffmoe_scale.sampling.loading import load_pipeline
+from diffmoe_scale.sampling.loading import directory_of, load_pipeline
 from tests.convert.runs import make_run
 
 
@@ -48,3 +49,11 @@ def test_a_command_in_an_export_is_not_run(tmp_path: Path) -> None:
     (pattern,) = load_pipeline(tmp_path / "a").config.data.train
     assert isinstance(pattern, str) and pattern != "pipe:touch x"
     assert open_weights(tmp_path / "a").config.data.train == ("pipe:touch x",)
+
+
+def test_a_run_may_lie_in_a_folder_named_checkpoints(tmp_path: Path) -> None:
+    run = tmp_path / "checkpoints" / "demo"
+    make_run(run, steps=[10])
+    newest = run / "checkpoints" / "step_00000010"
+    assert open_weights(run).path == open_weights(newest).path == newest
+    assert directory_of(run) == directory_of(newest) == RunDirectory(run)

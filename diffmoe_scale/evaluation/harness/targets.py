@@ -10,7 +10,7 @@ from diffmoe_scale.checkpoint.convertible import refuse_convertible
 from diffmoe_scale.checkpoint.manifest import MANIFEST, complete_checkpoints, read_manifest, step_of
 from diffmoe_scale.checkpoint.stored import is_export, open_export
 from diffmoe_scale.config.load import load_run_config
-from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.config.run_directory import RunDirectory, run_of_checkpoint
 from diffmoe_scale.config.schema import Config
 
 GIVE = "give run directories, their checkpoints/step_N folders, .safetensors exports, or patterns of these"
@@ -56,8 +56,7 @@ def unfinished_runs(patterns: Sequence[str]) -> list[Path]:
     runs: dict[Path, None] = {}
     for pattern in patterns:
         for path in _paths(pattern):
-            is_checkpoint = path.absolute().parent.name == "checkpoints"
-            run = path.absolute().parent.parent if is_checkpoint else path
+            run = (run_of_checkpoint(path) or RunDirectory(path)).path
             if (run / "config.yaml").is_file() and not is_export(path):
                 runs[run] = None
     return [run for run in runs if not _is_finished(RunDirectory(run))]
