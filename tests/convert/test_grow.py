@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from diffmoe_scale.checkpoint.tensor_file import LazyTensor
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.schema import Config
-from diffmoe_scale.convert.grow_depth import plan_blocks
+from diffmoe_scale.convert.grow_depth import grow_depth, plan_blocks
 from diffmoe_scale.convert.upcycle import grow
 from tests.convert.test_upcycle import EXPERTS, drawn_weights
 
@@ -79,3 +80,10 @@ def test_a_copy_of_a_block_with_shared_experts_or_cross_attention_adds_nothing()
     expected += [f"{start}feed_forward.shared_experts.w_out.{part}" for part in ("weight", "bias")]
     expected += [f"{start}feed_forward.experts.{expert}.{part}_out" for expert in range(4) for part in "wb"]
     assert outputs == set(expected)
+
+
+def test_cross_attention_of_a_copy_answers_0_though_its_block_has_gates() -> None:
+    name = "cross_attention.projection.weight"
+    tensors = {f"transformer.blocks.0.{name}": LazyTensor.of(torch.ones(4, 4))}
+    grown = grow_depth(tensors, config_of("model.depth=1").model, [(0, False), (0, True)])
+    assert [float(grown[f"transformer.blocks.{block}.{name}"].read().sum()) for block in (0, 1)] == [16, 0]
