@@ -85,5 +85,5 @@ def test_a_copy_of_a_block_with_shared_experts_or_cross_attention_adds_nothing()
 def test_cross_attention_of_a_copy_answers_0_though_its_block_has_gates() -> None:
     name = "cross_attention.projection.weight"
     tensors = {f"transformer.blocks.0.{name}": LazyTensor.of(torch.ones(4, 4))}
-    grown = grow_depth(tensors, config_of("model.depth=1").model, [(0, False), (0, True)])
+    grown = grow_depth(tensors, config_of().model, [(0, False), (0, True)])
     assert [float(grown[f"transformer.blocks.{block}.{name}"].read().sum()) for block in (0, 1)] == [16, 0]
