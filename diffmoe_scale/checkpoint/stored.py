@@ -14,12 +14,7 @@ from pathlib import Path
 from typing import Any, Literal  # Any: JSON trees
 
 from diffmoe_scale.checkpoint.convertible import refuse_convertible
-from diffmoe_scale.checkpoint.manifest import (
-    MOST_SHOWN,
-    complete_checkpoints,
-    find_damage,
-    read_manifest,
-)
+from diffmoe_scale.checkpoint.manifest import MOST_SHOWN, complete_checkpoints, find_damage, read_manifest
 from diffmoe_scale.checkpoint.tensor_file import INDEX, SINGLE, LazyTensor, read_files
 from diffmoe_scale.checkpoint.tensor_reader import TensorReader
 from diffmoe_scale.config.identity import model_settings
@@ -240,11 +235,12 @@ def stored_of_metadata(
             origin=parse_json(metadata.get("origin", "{}")),
             layout=parse_json(metadata.get("layout", "{}")),
         )
+        sections = [stored.origin, stored.layout, *stored.settings.values()]
     except (KeyError, TypeError, AttributeError, binascii.Error) as error:
         raise ValueError(f"{path} is damaged: its metadata: {type(error).__name__}: {error}") from error
     except ValueError as error:
         is_of_words = settings and _is_valid(metadata["config"])
         raise ValueError(str(error) if is_of_words else f"{path}: its metadata: {error}") from error
-    if not isinstance(stored.settings, dict) or not isinstance(stored.origin, dict):
+    if not all(isinstance(section, dict) for section in sections):
         raise ValueError(f"{path} is damaged: its metadata hold no settings")
     return stored

@@ -5,6 +5,7 @@ all tensors, one behind the other.
 """
 
 import json
+import math
 import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -125,7 +126,7 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, LazyTensor]]:
             dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
             start, stop = entry["data_offsets"]
             are_counts = all(type(number) is int and number >= 0 for number in (*shape, start, stop))
-            is_whole = are_counts and stop - start == torch.Size(shape).numel() * dtype.itemsize
+            is_whole = are_counts and stop - start == math.prod(shape) * dtype.itemsize
         except (TypeError, KeyError, ValueError) as error:
             raise ValueError(f"{path} is damaged: the entry of {name!r} is {str(entry)[:120]}") from error
         if not is_whole:

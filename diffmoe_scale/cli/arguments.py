@@ -1,8 +1,10 @@
 """The arguments that name a trained model; `sampling.loading.load_pipeline` takes them."""
 
 import argparse
+from typing import get_args
 
 from diffmoe_scale.cli.command import user_path
+from diffmoe_scale.config.sampling import Weights
 
 SETTINGS_HELP = (
     "settings that override the run's: sampling.steps, sampling.guidance, sampling.capacity, "
@@ -12,8 +14,7 @@ SETTINGS_HELP = (
 CHECKPOINT_HELP = (
     "run directory (its newest complete checkpoint), one checkpoints/step_N folder, or a .safetensors export"
 )
-WEIGHTS = ("ema", "ema2", "master")
-"""Averaged weights, those of optimizer.ema2_decay, and those of the last step."""
+WEIGHTS = get_args(Weights)
 WEIGHTS_HELP = "averaged weights, those of optimizer.ema2_decay, or the last (default: ema)"
 
 

@@ -9,6 +9,7 @@ from diffmoe_scale.config.check import require
 from diffmoe_scale.config.keys import check_keys
 from diffmoe_scale.config.load import parse_override, validate
 from diffmoe_scale.config.metrics import MetricsConfig
+from diffmoe_scale.config.sampling import Weights
 from diffmoe_scale.config.section import PATH, Range, Section
 from diffmoe_scale.config.yaml_file import read_yaml
 
@@ -118,7 +119,7 @@ class EvaluationConfig(Section, name="evaluation", is_free=True):
     patterns of these such as runs/*/checkpoints/step_*000."""
     output: Annotated[str, PATH] = ""
     """Folder for pictures, results and report. Running again with it does only what is not there."""
-    weights: tuple[Literal["ema", "ema2", "master"], ...] = ("ema",)
+    weights: tuple[Weights, ...] = ("ema",)
     """Averaged weights (ema), those of optimizer.ema2_decay (ema2), and those of the last step (master)."""
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     """Source of the initial noise, the same for all; of scenes also of the prompts."""

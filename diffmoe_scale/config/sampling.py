@@ -7,6 +7,8 @@ from diffmoe_scale.config.check import require
 from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.config.section import PATH, Range, Section
 
+Weights = Literal["ema", "ema2", "master"]
+"""Averaged weights, those of optimizer.ema2_decay, and those of the last step."""
 SamplerName = Literal["euler", "heun", "adams_bashforth", "dpm_solver", "dopri5", "ddim", "ancestral"]
 SAMPLERS: dict[str, tuple[SamplerName, ...]] = {
     "flow": ("euler", "heun", "adams_bashforth", "dpm_solver", "dopri5"),

@@ -69,9 +69,9 @@ class DiffusionTransformer(nn.Module):
                 f"choose a divisor of {latent_size}"
             )
         self.patch = patch
-        num_tokens = latent_size // patch
-        self.base = config.position_grid(num_tokens)
-        self.token_pixels = (config.image_size // num_tokens) ** 2
+        edge_tokens = latent_size // patch
+        self.base = config.position_grid(edge_tokens)
+        self.token_pixels = (config.image_size // edge_tokens) ** 2
         self.rotated_width = width // config.heads if config.positions == "rope2d" else 0
         self.aligned_block = 0
         """The block (1 is the first) whose tokens `forward` answers, for alignment in training; 0 is none."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffmoe_scale.moe.grouped_linear import expert_of_rows
 from diffmoe_scale.nn.feed_forward import activate
 
 ROWS, COLUMNS = 32, 64
@@ -63,7 +64,7 @@ def bias_activation_backward(
         grad_RI = torch.ops.aten.gelu_backward(grad_RF, biased_RI, approximate="tanh")
     if bias_eI is None:
         return grad_RI.to(pre_RI.dtype), pre_RI.new_empty(0)
-    sums_eI = grad_RI.new_zeros(bias_eI.shape).index_add_(0, _expert_of_rows(len(pre_RI), ends_e), grad_RI)
+    sums_eI = grad_RI.new_zeros(bias_eI.shape).index_add_(0, expert_of_rows(len(pre_RI), ends_e), grad_RI)
     return grad_RI.to(pre_RI.dtype), sums_eI.to(bias_eI.dtype)
 
 
@@ -102,9 +103,4 @@ def _(
 def _biased(pre_RI: Tensor, bias_eI: Tensor | None, ends_e: Tensor) -> Tensor:
     if bias_eI is None:
         return pre_RI.float()
-    return pre_RI.float() + bias_eI[_expert_of_rows(len(pre_RI), ends_e)].float()
-
-
-def _expert_of_rows(num_rows: int, ends_e: Tensor) -> Tensor:
-    row_R = torch.arange(num_rows, dtype=torch.int32, device=ends_e.device)
-    return torch.bucketize(row_R, ends_e, right=True, out_int32=True)
+    return pre_RI.float() + bias_eI[expert_of_rows(len(pre_RI), ends_e)].float()

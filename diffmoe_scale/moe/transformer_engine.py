@@ -58,7 +58,7 @@ def precision_context(precision: str) -> Callable[[], AbstractContextManager[obj
 
 
 class TransformerEngineLinear(nn.Module):
-    """te.GroupedLinear behind the contract of experts.LoopLinear."""
+    """te.GroupedLinear behind the contract of grouped_linear.LoopLinear."""
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -20,6 +21,9 @@ from diffmoe_scale.parallel.waiting import LONGEST_WORK
 from diffmoe_scale.words import counted
 
 logger = logging.getLogger(__name__)
+
+GLOO_SOURCE = re.compile(r"/gloo/[^\s\]]*\.(?:cc|h):\d+")
+"""Not a run's directory of such a name."""
 
 
 @dataclass(frozen=True)
@@ -205,5 +209,5 @@ def is_peer_failure(error: Exception) -> bool:
     with lines of its own, and few errors come here.
     """
     return isinstance(error, dist.DistBackendError) or (
-        isinstance(error, RuntimeError) and "/gloo/" in str(error)
+        isinstance(error, RuntimeError) and GLOO_SOURCE.search(str(error)) is not None
     )

@@ -44,7 +44,7 @@ def name_lost_ranks() -> str:
 def _ask_store(answer: Future[str]) -> None:
     try:
         answer.set_result(_find_silent_ranks())
-    except Exception as error:
+    except Exception as error:  # of any type: whoever waits for the answer raises it
         answer.set_exception(error)
 
 

@@ -7,7 +7,7 @@ from typing import Any, get_args, get_type_hints  # Any: settings as a caller ga
 
 from PIL import Image
 
-from diffmoe_scale.config.sampling import SamplingConfig, check_capacity, check_sampler
+from diffmoe_scale.config.sampling import SamplingConfig, check_capacity, check_guidance, check_sampler
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.sampling.batch import (
     Request,
@@ -81,6 +81,7 @@ def check_requests(requests: Sequence[Request], config: Config, sampling: Sampli
     """Raises: ValueError for what the model cannot draw."""
     check_sampler(sampling, config.diffusion.kind)
     check_capacity(sampling, config.moe)
+    check_guidance(sampling, config.model.channels)
     is_class = config.model.conditioning == "class"
     for request in requests:
         if isinstance(request.prompt, bool) or not isinstance(request.prompt, int if is_class else str):

@@ -64,11 +64,16 @@ def read_picture_metadata(path: Path) -> dict[str, str | int]:
 
     Raises: OSError if the file is no picture.
     """
-    with Image.open(path, formats=[kind.upper() for kind in FORMATS]) as picture:
-        if picture.format == "PNG":
-            picture.load()
-            return {str(name): value for name, value in picture.info.items() if isinstance(value, str)}
-        comment = picture.getexif().get_ifd(EXIF_FOLDER).get(EXIF_COMMENT, b"")
+    try:
+        with Image.open(path, formats=[kind.upper() for kind in FORMATS]) as picture:
+            if picture.format == "PNG":
+                picture.load()
+                return {str(name): value for name, value in picture.info.items() if isinstance(value, str)}
+            comment = picture.getexif().get_ifd(EXIF_FOLDER).get(EXIF_COMMENT, b"")
+    except OSError:
+        raise
+    except Exception as error:  # Pillow raises nearly anything for broken data
+        raise OSError(f"{type(error).__name__}: {error}") from error
     if not isinstance(comment, bytes) or not comment.startswith(ASCII):
         return {}
     try:

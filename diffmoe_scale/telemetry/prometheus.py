@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Gauge, start_http_server
 from diffmoe_scale.telemetry.metrics import MetricValue
 
 NO_NAME = re.compile("[^a-zA-Z0-9_]+")
-BLOCK = re.compile(r"(moe/(?:load|threshold|deployed))/(\d+)")
+BLOCK = re.compile(r"(moe/(?:load|threshold|bias|deployed))/(\d+)")
 
 
 def split_block(name: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ class Tracker(Protocol):
     """A place that shows a run while it goes on."""
 
     def log(self, step: int, metrics: Mapping[str, MetricValue]) -> None:
-        """Show scalars; a vector by its extremes as `<name>/min` and `<name>/max`."""
+        """Show scalars; a vector by its extremes, NaN left out, as `<name>/min` and `<name>/max`."""
 
     def images(self, step: int, name: str, path: Path) -> None:
         """Show a PNG file."""
@@ -234,6 +235,6 @@ def _scalars(metrics: Mapping[str, MetricValue]) -> dict[str, float]:
     for name, value in metrics.items():
         if not isinstance(value, list):
             scalars[name] = value
-        elif value:
-            scalars |= {f"{name}/min": min(value), f"{name}/max": max(value)}
+        elif known := [number for number in value if not math.isnan(number)]:
+            scalars |= {f"{name}/min": min(known), f"{name}/max": max(known)}
     return scalars

@@ -65,6 +65,8 @@ def entry(**changed: object) -> dict[str, object]:
         (with_header({"w": entry(data_offsets=[0])}, bytes(4)), "entry of 'w'"),
         (with_header({"w": entry(shape=[2])}, bytes(4)), "'w' has shape"),
         (with_header({"w": entry(shape=[-1])}, bytes(4)), "'w' has shape"),
+        (with_header({"w": entry(shape=[2**62, 4], data_offsets=[0, 0])}), "'w' has shape"),
+        (with_header({"w": entry(shape=[2**70], data_offsets=[0, 0])}), "'w' has shape"),
         (with_header({"w": entry(), "x": entry()}, bytes(4)), "'x' begins at byte 0; expected 4"),
         (with_header({"w": entry()}, bytes(3)), "its header speaks of"),
         (with_header({"w": entry()}, bytes(5)), "its header speaks of"),

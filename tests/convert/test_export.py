@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from diffmoe_scale.checkpoint import manifest
-from diffmoe_scale.checkpoint.stored import open_weights
+from diffmoe_scale.checkpoint.stored import export_metadata, open_weights, stored_of_metadata
 from diffmoe_scale.checkpoint.tensor_file import INDEX, SINGLE
 from diffmoe_scale.convert.convert import Options, convert
 from diffmoe_scale.convert.export import (
@@ -133,6 +133,15 @@ def test_a_damaged_checkpoint_is_refused(run: Path, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="is damaged"):
         open_weights(copy)
+
+
+@pytest.mark.parametrize(
+    "damage", [{"settings": '{"moe": 3}'}, {"settings": "[]"}, {"layout": "3"}, {"origin": "[1]"}]
+)
+def test_metadata_of_other_kinds_are_a_sentence(run: Path, damage: dict[str, str]) -> None:
+    stored = open_weights(run)
+    with pytest.raises(ValueError, match="is damaged: its metadata"):
+        stored_of_metadata(run, export_metadata(stored) | damage, stored.tensors)
 
 
 def test_a_changed_byte_ends_the_conversion(run: Path, tmp_path: Path) -> None:

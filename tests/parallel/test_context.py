@@ -227,3 +227,4 @@ def test_errors_of_gloo_are_told_from_our_own() -> None:
     )
     assert is_peer_failure(closed)
     assert not is_peer_failure(RuntimeError("shape mismatch"))
+    assert not is_peer_failure(RuntimeError("checkpoint /data/gloo/run/checkpoints/step_1 cannot be read"))

@@ -89,6 +89,7 @@ def test_one_prompt_is_one_picture_and_none_is_none(pipeline: Pipeline) -> None:
         (0, {"sampler": "best"}, "sampling.sampler is 'best'; expected one of euler, heun, "),
         (0, {"sampler": "ancestral"}, "sampling.sampler is 'ancestral'; expected one of euler, heun, "),
         (0, {"batch_invariant": 1}, "sampling.batch_invariant is 1"),
+        (0, {"guidance_channels": 4}, "sampling.guidance_channels is 4; expected at most model.channels"),
         (0, {"width": 7}, "sampling.width is 7; expected a multiple of 2"),
     ],
 )

@@ -1,5 +1,7 @@
 """Files of single pictures: pixels, metadata, names."""
 
+import contextlib
+import random
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -54,6 +56,19 @@ def test_any_prompt_can_be_written_and_read(tmp_path: Path, kind: PictureFormat,
     found = str(read_picture_metadata(path)["prompt"])
     assert len(found) <= 10_000 and found[:1] == prompt[:1]
     assert len(prompt) <= 10_000 or found.endswith("\N{HORIZONTAL ELLIPSIS}")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_damaged_picture_is_one_that_cannot_be_read(tmp_path: Path, kind: PictureFormat) -> None:
+    path, chance = tmp_path / "picture", random.Random(0)
+    data = encode_picture(PIXELS, kind, {"prompt": "a red circle", "seed": 1})
+    for _ in range(1000):
+        damaged = bytearray(data)
+        for _ in range(chance.randint(1, 3)):
+            damaged[chance.randrange(len(data))] = chance.randrange(256)
+        path.write_bytes(damaged)
+        with contextlib.suppress(OSError):
+            read_picture_metadata(path)
 
 
 def test_pictures_of_others_have_no_metadata(tmp_path: Path) -> None:

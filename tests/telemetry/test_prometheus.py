@@ -22,7 +22,7 @@ def test_the_last_line_is_answered_with_its_blocks_and_experts() -> None:
     tracker = PrometheusTracker("demo", address="127.0.0.1", port=0)
     try:
         tracker.log(10, {"loss/diffusion": 0.5, "moe/load/3": [0.75, 1.25], "moe/health/overlap": [0.125]})
-        tracker.log(15, {"moe/deployed/5": [0.5]})
+        tracker.log(15, {"moe/deployed/5": [0.5], "moe/bias/5": [0.001]})
         tracker.log(20, {"loss/diffusion": 0.25, "optimizer/gradient_norm": math.inf})
         lines = scrape(tracker.port)
     finally:
@@ -30,6 +30,7 @@ def test_the_last_line_is_answered_with_its_blocks_and_experts() -> None:
     assert 'diffmoe_step{block="",index="",run="demo"} 20.0' in lines
     assert 'diffmoe_loss_diffusion{block="",index="",run="demo"} 0.25' in lines
     assert 'diffmoe_moe_deployed{block="5",index="0",run="demo"} 0.5' in lines
+    assert 'diffmoe_moe_bias{block="5",index="0",run="demo"} 0.001' in lines
     assert 'diffmoe_moe_load{block="3",index="1",run="demo"} 1.25' in lines
     assert 'diffmoe_moe_health_overlap{block="",index="0",run="demo"} 0.125' in lines
     assert 'diffmoe_optimizer_gradient_norm{block="",index="",run="demo"} +Inf' in lines

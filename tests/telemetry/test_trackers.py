@@ -1,5 +1,6 @@
 import json
 import logging
+import math
 import sys
 from pathlib import Path
 from typing import Any  # what the two packages read back is untyped
@@ -49,6 +50,15 @@ def test_tensorboard_shows_scalars_extremes_of_vectors_and_pictures(tmp_path: Pa
     }
     (image,) = events.Images("samples")
     assert (image.step, image.width, image.height) == (20, 6, 4)
+
+
+def test_elements_without_a_mean_are_no_extremes(tmp_path: Path) -> None:
+    (tracker,) = build_trackers(TENSORBOARD, tmp_path, {})
+    tracker.log(20, {"a": [math.nan, 1.0, 3.0], "b": [math.nan]})
+    tracker.close()
+    events = read_tensorboard(tmp_path)
+    found = {name: events.Scalars(name)[0].value for name in events.Tags()["scalars"]}
+    assert found == {"a/min": 1.0, "a/max": 3.0}
 
 
 def test_tensorboard_shows_a_step_once_after_a_resume(tmp_path: Path) -> None:
