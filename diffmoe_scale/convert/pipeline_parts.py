@@ -19,7 +19,8 @@ from diffmoe_scale.convert.pipeline_config import TOKENIZER
 from diffmoe_scale.encoders.autoencoder.diffusers import load_autoencoder
 from diffmoe_scale.encoders.autoencoder.folder import read_folder
 from diffmoe_scale.encoders.text.architecture import build_network
-from diffmoe_scale.encoders.text.clip import SettingNames, build_open_clip
+from diffmoe_scale.encoders.text.clip import build_open_clip
+from diffmoe_scale.encoders.text.clip_files import SettingNames
 from diffmoe_scale.encoders.text.folder import CONFIG_FILE, INDEX_FILE
 from diffmoe_scale.encoders.text.pretrained import PretrainedEncoder, build_pretrained
 from diffmoe_scale.json_text import parse_json

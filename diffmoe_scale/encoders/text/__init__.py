@@ -3,6 +3,7 @@
 architecture: networks of transformers as encoders, up to a chosen layer.
 build: the encoders that a config names.
 clip: a frozen open_clip text tower.
+clip_files: its weight files, and what its description says.
 encoder: what every text encoder is.
 folder: what a local folder of transformers must hold.
 frozen: an encoder whose weights are read when they are needed.

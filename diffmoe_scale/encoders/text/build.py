@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from diffmoe_scale.config.text import TextConfig
-from diffmoe_scale.encoders.text.clip import SettingNames, build_open_clip, open_clip_widths
+from diffmoe_scale.encoders.text.clip import build_open_clip, open_clip_widths
+from diffmoe_scale.encoders.text.clip_files import SettingNames
 from diffmoe_scale.encoders.text.encoder import TextEncoder
 from diffmoe_scale.encoders.text.features import StreamWidths
 from diffmoe_scale.encoders.text.pretrained import build_pretrained, pretrained_widths

@@ -3,13 +3,10 @@
 B captions, L tokens, T token width, V pooled width.
 """
 
-import difflib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any  # open_clip's towers, tokenizers and JSON carry no types
 
 import torch
@@ -17,8 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffmoe_scale.config.check import require
-from diffmoe_scale.config.text import LOCAL_FOLDER, TextEncoderConfig
+from diffmoe_scale.config.text import TextEncoderConfig
 from diffmoe_scale.encoders.fingerprint import WeightFiles, fingerprint
+from diffmoe_scale.encoders.text.clip_files import (
+    SettingNames,
+    local_open_clip,
+    unusual_settings,
+    weight_files,
+    widths_of,
+)
 from diffmoe_scale.encoders.text.features import TextStream
 from diffmoe_scale.encoders.text.frozen import FrozenTextEncoder
 from diffmoe_scale.encoders.text.tokenizer import PAD, Tokenizer
@@ -27,15 +31,6 @@ from diffmoe_scale.words import short_reason
 
 DEFAULT_CONTEXT = 77
 """Of a description that has none: open_clip's."""
-
-
-@dataclass(frozen=True)
-class SettingNames:
-    """What errors call the settings by."""
-
-    path: str
-    architecture: str
-    max_tokens: str
 
 
 class OpenClipEncoder(FrozenTextEncoder):
@@ -53,7 +48,9 @@ class OpenClipEncoder(FrozenTextEncoder):
         files: WeightFiles,
         name: str,
         read_tower: Callable[[torch.device], nn.Module],
+        unusual: tuple[tuple[str, object], ...] = (),
     ) -> None:
+        """`unusual`: settings of the architecture that its weights do not show."""
         super().__init__(
             Tokenizer(
                 lambda captions: [tokenizer.encode(caption) for caption in captions],
@@ -67,11 +64,11 @@ class OpenClipEncoder(FrozenTextEncoder):
             read_tower=read_tower,
         )
         self.files = files
-        self.context_length = context
+        self.context_length, self.unusual = context, unusual
 
     def fingerprint(self) -> str:
         """Of the weights as they are stored, whatever they compute in."""
-        settings = type(self).__name__, self.tokenizer.max_tokens
+        settings = type(self).__name__, self.tokenizer.max_tokens, *self.unusual
         return self.files.remember(partial(self._digest, *settings), *settings)
 
     def _digest(self, *settings: object) -> str:
@@ -102,11 +99,11 @@ def build_open_clip(config: TextEncoderConfig, names: SettingNames) -> OpenClipE
     """
     import open_clip  # seconds, and needed by few
 
-    name, weights = _local_open_clip(config, names, open_clip.list_models())
-    files = _weight_files(name if weights is None else weights)
+    name, weights = local_open_clip(config, names, open_clip.list_models())
+    files = weight_files(name if weights is None else weights)
     with _named_errors(config, names):
         architecture = open_clip.get_model_config(name)
-        widths = _widths(architecture)
+        widths, unusual = widths_of(architecture), unusual_settings(architecture)
         context = int(architecture["text_cfg"].get("context_length", DEFAULT_CONTEXT))
         tokenizer = open_clip.get_tokenizer(name)
     fits = f"at most {context}, the context of {name}"
@@ -119,6 +116,7 @@ def build_open_clip(config: TextEncoderConfig, names: SettingNames) -> OpenClipE
         files=files,
         name=f"open_clip of {config.path}",
         read_tower=partial(_read_tower, config, names, name, weights),
+        unusual=unusual,
     )
     # A description that makes no network is found before the run begins.
     with _named_errors(config, names), _without_warnings(), torch.device("meta"):
@@ -144,14 +142,9 @@ def open_clip_widths(config: TextEncoderConfig, names: SettingNames) -> tuple[in
     """
     import open_clip  # seconds, and needed by few
 
-    name, _ = _local_open_clip(config, names, open_clip.list_models())
+    name, _ = local_open_clip(config, names, open_clip.list_models())
     with _named_errors(config, names):
-        return _widths(open_clip.get_model_config(name))
-
-
-def _widths(architecture: dict[str, Any]) -> tuple[int, int]:  # open_clip's JSON
-    _check_architecture(architecture)
-    return int(architecture["text_cfg"]["width"]), int(architecture["embed_dim"])
+        return widths_of(open_clip.get_model_config(name))
 
 
 @contextmanager
@@ -178,59 +171,3 @@ def _named_errors(config: TextEncoderConfig, names: SettingNames) -> Iterator[No
         architecture = f" as {names.architecture} {config.architecture!r}" if config.architecture else ""
         reason = f"{type(error).__name__}: {short_reason(error)}"
         raise ValueError(f"{names.path} {config.path!r} does not load{architecture}: {reason}") from error
-
-
-def _local_open_clip(
-    config: TextEncoderConfig, names: SettingNames, known: list[str]
-) -> tuple[str, str | None]:
-    """Name and weight file for open_clip, checked to be on this machine: it would look for anything else on
-    the network, half a minute long."""
-    name, weights = config.architecture, config.path
-    if weights.startswith(LOCAL_FOLDER):
-        folder = Path(weights.removeprefix(LOCAL_FOLDER))
-        is_complete = (folder / "open_clip_config.json").is_file() and any(_weights_in(folder))
-        require(
-            is_complete,
-            names.path,
-            weights,
-            "local-dir: and a folder with open_clip_config.json and a weight file",
-        )
-        return weights, None
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:3]
-    require(name in known, names.architecture, name, f"a name known to open_clip, such as {', '.join(near)}")
-    require(
-        Path(weights).is_file(),
-        names.path,
-        weights,
-        "an existing local weight file, or local-dir: and a folder",
-    )
-    # Absolute, so that a file called like one of open_clip's pretrained tags is not taken for the tag.
-    return name, str(Path(weights).resolve())
-
-
-def _weights_in(folder: Path) -> list[Path]:
-    return [file for ending in ("safetensors", "bin", "pth") for file in folder.glob(f"*.{ending}")]
-
-
-def _weight_files(weights: str) -> WeightFiles:
-    """Of `local-dir:` and a folder, or of one weight file."""
-    if weights.startswith(LOCAL_FOLDER):
-        folder = Path(weights.removeprefix(LOCAL_FOLDER))
-        files = [folder / "open_clip_config.json", *_weights_in(folder)]
-        return WeightFiles(files, record=folder / "fingerprint.json")
-    return WeightFiles([Path(weights)], record=Path(f"{weights}.fingerprint.json"))
-
-
-def _check_architecture(architecture: dict[str, Any]) -> None:  # open_clip's JSON
-    """Raise ValueError for towers whose tokenizer open_clip does not bundle, or whose features depend on the
-    padding."""
-    unfit = [
-        key
-        for key in ("hf_model_name", "hf_tokenizer_name", "no_causal_mask", "embed_cls")
-        if architecture.get("text_cfg", {}).get(key)
-    ]
-    unfit += [key for key in ("multimodal_cfg",) if key in architecture]
-    if unfit:
-        raise ValueError(
-            f"its text tower has {', '.join(unfit)}; expected a causal tower with open_clip's own tokenizer"
-        )

@@ -21,6 +21,8 @@ KNOWN = ("dinov2", "dinov2_with_registers", "dinov3_vit")
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and standard deviation of channels, unless the folder's preprocessor says others."""
 PREPROCESSOR_FILE = "preprocessor_config.json"
+NOT_SHOWN = ("hidden_act", "layer_norm_eps", "rope_theta")
+HEAD_WIDTH = 64
 SETTING = "alignment.encoder"
 
 
@@ -36,11 +38,12 @@ class Teacher:
         self.patch = int(config.patch_size)
         self.num_extra = 1 + int(getattr(config, "num_register_tokens", 0) or 0)
         self.mean, self.std = _read_normalization(self.folder)
+        self.unusual = _unusual_settings(config)
         self._network: nn.Module | None = None
 
     def fingerprint(self) -> str:
         """Of weights and of how pictures are prepared."""
-        settings = self.folder.model_type, self.patch, self.mean, self.std
+        settings = self.folder.model_type, self.patch, self.mean, self.std, *self.unusual
         sources = [self.folder.path / CONFIG_FILE, *self.folder.weights]
         files = WeightFiles(sources, record=self.folder.path / "fingerprint.json")
         return files.remember(lambda: fingerprint(_load(self.folder, torch.float32), *settings), *settings)
@@ -97,6 +100,16 @@ def _read_config(folder: ModelFolder) -> Any:
                 return transformers.DINOv3ViTConfig.from_dict(settings)
     except Exception as error:  # transformers checks in many ways
         raise _no_model(folder, error) from error
+
+
+def _unusual_settings(config: Any) -> tuple[tuple[str, object], ...]:
+    """What the weights do not show, where it is not what published models have."""
+    usual = type(config)()
+    found = [(key, getattr(config, key)) for key in NOT_SHOWN if hasattr(usual, key)]
+    found = [(key, value) for key, value in found if value != getattr(usual, key)]
+    if config.num_attention_heads * HEAD_WIDTH != config.hidden_size:
+        found.append(("num_attention_heads", config.num_attention_heads))
+    return tuple(found)
 
 
 def _load(folder: ModelFolder, dtype: torch.dtype) -> nn.Module:

@@ -10,6 +10,7 @@ import torch
 from diffmoe_scale.config.text import TextConfig, TextEncoderConfig
 from diffmoe_scale.encoders.fingerprint import fingerprint
 from diffmoe_scale.encoders.text.build import build_text_encoder, stream_widths
+from diffmoe_scale.encoders.text.clip_files import unusual_settings
 from tests.encoders.text.texts import CLOSE, LONG, SHORT, TOWER, encode, load_encoder
 
 
@@ -138,7 +139,8 @@ def test_a_weight_file_that_would_run_code_is_refused(tmp_path, name):
 
 def test_the_fingerprint_is_kept_beside_the_weights(tower_folder, open_clip_encoder):
     assert open_clip_encoder.tower is not None
-    expected = fingerprint(open_clip_encoder, "OpenClipEncoder", 12)
+    heads = ("heads", TOWER["text_cfg"]["heads"])  # not width / 64
+    expected = fingerprint(open_clip_encoder, "OpenClipEncoder", 12, heads)
     assert open_clip_encoder.fingerprint() == expected
     assert expected in (tower_folder / "fingerprint.json").read_text(encoding="utf-8")
     weights = f"{tower_folder}/open_clip_model.safetensors"
@@ -148,6 +150,26 @@ def test_the_fingerprint_is_kept_beside_the_weights(tower_folder, open_clip_enco
     from_file = build_text_encoder(config, tokenizer_path=tower_folder)
     assert from_file.fingerprint() == expected
     assert expected in (tower_folder / f"{weights}.fingerprint.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "unusual"),
+    [
+        ("ViT-B-32", ()),
+        ("ViT-bigG-14", ()),
+        ("ViT-B-32-quickgelu", (("quick_gelu", True),)),
+    ],
+)
+def test_architectures_that_share_their_weights_are_told_apart(name, unusual):
+    assert unusual_settings(open_clip.get_model_config(name)) == unusual
+
+
+def test_another_activation_is_another_fingerprint(tower_folder, tmp_path, open_clip_encoder):
+    shutil.copy(tower_folder / "open_clip_model.safetensors", tmp_path)
+    text = json.dumps({"model_cfg": TOWER | {"quick_gelu": True}})
+    (tmp_path / "open_clip_config.json").write_text(text, encoding="utf-8")
+    config = TextConfig(kind="open_clip", open_clip_weights=f"local-dir:{tmp_path}", max_tokens=12)
+    assert load_encoder(config).fingerprint() != open_clip_encoder.fingerprint()
 
 
 @pytest.mark.parametrize(

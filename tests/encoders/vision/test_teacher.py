@@ -61,6 +61,18 @@ def test_fingerprints_tell_weights_and_normalization_apart(tmp_path: Path) -> No
     assert Teacher(str(tmp_path / "b"), precision="fp32").fingerprint() != first
 
 
+@pytest.mark.parametrize("setting", [{"hidden_act": "relu"}, {"layer_norm_eps": 1e-3}])
+def test_settings_that_weights_do_not_show_are_another_fingerprint(
+    setting: dict[str, object], tmp_path: Path
+) -> None:
+    write_teacher(tmp_path)
+    first = Teacher(str(tmp_path), precision="fp32").fingerprint()
+    config = tmp_path / "config.json"
+    tree = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps(tree | setting), encoding="utf-8")
+    assert Teacher(str(tmp_path), precision="fp32").fingerprint() != first
+
+
 def test_fewer_layers_than_the_weights_have_are_refused_whatever_was_recorded(tmp_path: Path) -> None:
     """Features of the first layer alone would pass for those of the whole network."""
     write_teacher(tmp_path)
