@@ -57,7 +57,6 @@ class CheckpointStore:
     def __init__(self, folder: Path, config: CheckpointConfig, *, group: dist.ProcessGroup) -> None:
         self.folder, self.config, self.group = folder, config, group
         self.is_main = group.rank() == 0
-        self.last_save_s = 0.0
         self._copies = HostCopies()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._copied: Future[dict[str, Slice]] | None = None
@@ -117,14 +116,13 @@ class CheckpointStore:
 
     def _write(self, copied: Future[dict[str, Slice]], manifest: Manifest) -> bool:
         """A save that failed is tried once more after RETRY_S: a disk may be full or away for a moment."""
-        begun, state = time.monotonic(), copied.result()
+        state = copied.result()
         is_written = self._try_to_write(state, manifest, is_last=False)
         if not is_written:
             self.is_waiting = True
             time.sleep(RETRY_S)
             self.is_waiting = False
             is_written = self._try_to_write(state, manifest, is_last=True)
-        self.last_save_s = time.monotonic() - begun
         return is_written
 
     def _try_to_write(self, state: Mapping[str, Slice], manifest: Manifest, *, is_last: bool) -> bool:

@@ -140,7 +140,8 @@ def _reader_left() -> int:
 def _discard_output() -> None:
     """Leave out what stdout cannot take (a full disk): the interpreter would fail on it again at its end."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError:
         _reader_left()
 

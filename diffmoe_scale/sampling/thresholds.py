@@ -153,7 +153,8 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, str]:
     try:
         tree = parse_json(path.read_text(encoding="utf-8"))
         is_right = isinstance(tree["made_of"], dict) and isinstance(tree["gamma"], float)
-        numbers = [float(value) for values in tree["thresholds"].values() for value in values]
+        blocks = {int(block): values for block, values in tree["thresholds"].items()}
+        numbers = [float(value) for values in blocks.values() for value in values]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return None, f"cannot be read ({error!r:.120})"
     if not is_right or not all(0 <= number <= 1 for number in [*numbers, tree["gamma"]]):

@@ -38,13 +38,13 @@ class ProfileOnDemand:
         try:
             self._request.unlink()
             self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+            tracing = profile(activities=self._activities, acc_events=True)
+            tracing.start()
+        except (OSError, RuntimeError) as error:
             logger.warning("no trace: %s", error)
             return
         logger.info("tracing %s from step %d on", counted(self._steps, "step"), step)
-        self._last_step = step + self._steps - 1
-        self._profile = profile(activities=self._activities, acc_events=True)
-        self._profile.start()
+        self._profile, self._last_step = tracing, step + self._steps - 1
 
     def end_step(self, step: int) -> None:
         if self._profile is None or step < self._last_step:

@@ -140,7 +140,7 @@ def build_alignment(config: Config, context: ParallelContext, denoiser: Denoiser
         return None
     teacher = Teacher(config.alignment.encoder, precision=config.alignment.precision)
     found = [teacher.fingerprint() if context.is_main else ""]
-    if context.waiting_group is not None and context.waiting_group.size() > 1:
+    if context.waiting_group.size() > 1:
         dist.broadcast_object_list(found, group=context.waiting_group, group_src=0)
     denoiser.transformer.aligned_block = config.alignment.block
     return Alignment(config, context, teacher, fingerprint=found[0])

@@ -1,5 +1,4 @@
-"""What costs quality, or a run, without an error: looked for at the start, and after a save. A line for each,
-with what to do."""
+"""What costs quality, or a run, without an error: looked for at the start. A line each, with what to do."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,8 +10,6 @@ from diffmoe_scale.config.schema import Config
 from diffmoe_scale.words import counted
 
 FEW_WORDS = 5
-SAFE_SHARE = 0.5
-"""Of parallel.timeout_s, that a save may take."""
 
 
 def caution_of_guidance(config: Config) -> list[str]:
@@ -59,16 +56,4 @@ def caution_of_rounded_weights(name: str, dtypes: Iterable[torch.dtype]) -> list
     return [
         f"run.initialize_from {name} holds weights of 16 bits: training begins with rounded ones; take the "
         "run they are of, or an export with --dtype fp32, where there is one"
-    ]
-
-
-def caution_of_slow_save(seconds: float, timeout_s: int) -> list[str]:
-    """`seconds` is what the slowest save of this run took."""
-    if seconds <= SAFE_SHARE * timeout_s:
-        return []
-    advised = math.ceil(4 * seconds / 60) * 60
-    return [
-        f"a checkpoint took {seconds:.0f} s to be written, and parallel.timeout_s is {timeout_s}: a rank "
-        "that waits as long for another's disk ends the run; set "
-        f"parallel.timeout_s={advised} or use a faster disk"
     ]

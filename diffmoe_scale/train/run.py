@@ -10,7 +10,6 @@ from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.parallel.waiting import wait_for_ranks
-from diffmoe_scale.train.cautions import caution_of_slow_save
 from diffmoe_scale.train.reporter import Reporter
 from diffmoe_scale.train.resume import resume
 from diffmoe_scale.train.setup import set_up
@@ -210,6 +209,3 @@ def save(run: Training) -> None:
     )
     aligned = {} if run.alignment is None else run.alignment.state()
     run.store.save(run.engine.state() | aligned, manifest)
-    # Of the save before: this one is still being written.
-    for line in caution_of_slow_save(run.store.last_save_s, config.parallel.timeout_s):
-        logger.warning("%s", line)

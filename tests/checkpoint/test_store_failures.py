@@ -136,14 +136,14 @@ def fail_once(context: ParallelContext, folder: Path) -> tuple[bool, bool, int, 
             patch.setattr(os, "rename", fail_first)
         store = CheckpointStore(folder, CheckpointConfig(), group=context.checkpoint_group)
         store.save(make_state(context.rank, even_cuts(context.world_size), step=10), manifest(10))
-        return store.finish(), store.has_failed, len(calls), store.last_save_s, words
+        return store.finish(), store.has_failed, len(calls), words
 
 
 def test_a_save_that_failed_is_tried_once_more_by_all_ranks(tmp_path: Path) -> None:
     main, other = run_on_ranks(fail_once, 2, tmp_path)
     assert main[:2] == other[:2] == (True, False) and main[2] >= 2
-    for *_, seconds, words in (main, other):
-        assert seconds > 0.2 and len(words) == 1
+    for *_, words in (main, other):
+        assert len(words) == 1
         assert words[0].endswith("; it is tried once more in 0.2 s, while training goes on")
     assert run_on_ranks(newest_name, 1, tmp_path) == ["step_00000010"]
 

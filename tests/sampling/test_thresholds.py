@@ -138,16 +138,19 @@ def test_other_settings_and_weights_have_calibrations_of_their_own(
         '{"made_of": {}}',
         '{"made_of": {}, "gamma": 2.0, "thresholds": {}}',
         '{"made_of": {}, "gamma": 0.5, "thresholds": {"1": ["x"]}}',
-        "out of range",
+        {"gamma": 1.5},
+        {"thresholds": {"x": [0.5]}},
         '{"made_of": 1, "gamma": 0.5, "thresholds": []}',
     ],
 )
-def test_a_damaged_calibration_is_made_anew(pipeline: Pipeline, searches: list[str], content: str) -> None:
+def test_a_damaged_calibration_is_made_anew(
+    pipeline: Pipeline, searches: list[str], content: str | dict[str, object]
+) -> None:
     sampling = replace(ASKED, calibration_images=4)
     find_selection(pipeline, sampling)
     (path,) = pipeline.directory.calibrations.iterdir()
     kept = json.loads(path.read_text())
-    path.write_text(json.dumps(kept | {"gamma": 1.5}) if content == "out of range" else content)
+    path.write_text(content if isinstance(content, str) else json.dumps(kept | content))
     find_selection(pipeline, sampling)
     assert len(searches) == 2 and json.loads(path.read_text())["images"] == 4
 

@@ -6,7 +6,6 @@ from diffmoe_scale.train.cautions import (
     caution_of_guidance,
     caution_of_masters,
     caution_of_rounded_weights,
-    caution_of_slow_save,
 )
 from tests.train.runs import tiny_config
 
@@ -47,18 +46,3 @@ def test_run_that_begins_with_weights_of_16_bits_is_said() -> None:
 def test_median_of_four_words_is_said() -> None:
     (line,) = caution_of_captions(["a red cat sits"] * 3)
     assert "50% have at most 4" in line
-
-
-@pytest.mark.parametrize(("seconds", "advised"), [(151, 660), (165, 660), (166, 720), (1000, 4020)])
-def test_advised_time_out_is_four_saves_in_whole_minutes(seconds: float, advised: int) -> None:
-    (line,) = caution_of_slow_save(seconds, 300)
-    assert f"parallel.timeout_s={advised} or" in line
-
-
-@pytest.mark.parametrize(("seconds", "is_said"), [(0, False), (150, False), (151, True), (1000, True)])
-def test_save_longer_than_half_the_time_out_is_said_with_a_longer_one(seconds: float, is_said: bool) -> None:
-    lines = caution_of_slow_save(seconds, 300)
-    assert bool(lines) == is_said
-    for line in lines:
-        advised = int(line.partition("parallel.timeout_s=")[2].split()[0])
-        assert caution_of_slow_save(seconds, advised) == []
