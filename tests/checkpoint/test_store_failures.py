@@ -120,7 +120,7 @@ def test_failed_save_stops_the_next_one_or_the_end_of_the_run_and_hides_no_other
     assert list(tmp_path.iterdir()) == []
 
 
-def fail_once(context: ParallelContext, folder: Path) -> tuple[bool, bool, int, float, list[str]]:
+def fail_once(context: ParallelContext, folder: Path) -> tuple[bool, bool, int, list[str]]:
     """A disk that is full while the first attempt is written, and has room at the second."""
     store_module.RETRY_S = 0.2
     rename, calls = os.rename, []
