@@ -54,7 +54,7 @@ def open_folder(path: Path, settings: Sequence[str] = ()) -> StoredWeights:
         metadata = origin["metadata"]
         trees = {key: parse_json(metadata.get(key, "{}")) for key in ("settings", "origin", "layout")}
     except (ValueError, *READ_ERRORS) as error:
-        raise ValueError(f"{path} is damaged: its metadata: {error}") from error
+        raise ValueError(f"{path} is damaged: its metadata: {type(error).__name__}: {error}") from error
     try:
         config = make_config(_with_places(parse_yaml(metadata["config"]), path), settings)
         stored = StoredWeights(
