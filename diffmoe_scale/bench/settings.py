@@ -14,7 +14,6 @@ from diffmoe_scale.bench.timing import quartiles, ratios, time_interleaved
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.parallel.context import finalize, initialize
-from diffmoe_scale.train.reporter import Reporter
 from diffmoe_scale.train.setup import set_up
 
 
@@ -40,11 +39,7 @@ def bench_settings(
         for name, config in configs.items():
             run = set_up(config, context, RunDirectory(Path(config.run.directory)))
             stack.enter_context(run.store)
-            layers = run.networks.denoiser.moe_layers()
-            reporter = Reporter(
-                config, context, run.directory, moe_layers=layers, start_step=run.step, line=run.line
-            )
-            steps[name] = partial(take_step, run, stack.enter_context(reporter))
+            steps[name] = partial(take_step, run, stack.enter_context(run.reporter()))
         seconds = time_interleaved(steps, rounds=rounds, device=context.device)
     first = seconds[next(iter(contenders))]
     rows: list[dict[str, object]] = []

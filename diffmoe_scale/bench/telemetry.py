@@ -18,7 +18,7 @@ import torch
 from diffmoe_scale.bench.timing import quartiles
 from diffmoe_scale.config.load import load_config
 from diffmoe_scale.config.run_directory import RunDirectory
-from diffmoe_scale.parallel.context import ParallelContext, finalize, initialize
+from diffmoe_scale.parallel.context import finalize, initialize
 from diffmoe_scale.telemetry.phases import Phases
 from diffmoe_scale.train.reporter import ALL_TO_ALL, OTHER_PHASES, STEP_PHASES, Reporter
 from diffmoe_scale.train.setup import set_up
@@ -96,7 +96,7 @@ def bench_telemetry(
         run = set_up(config, context, RunDirectory(Path(config.run.directory)))
         clock = PartClock(context.device)
         with run.store:
-            step_s = time_steps(run, context, clock, steps=steps)
+            step_s = time_steps(run, clock, steps=steps)
         finalize()
     total = sum(step_s)
     bare = total - sum(clock.seconds.values())
@@ -126,13 +126,10 @@ def take_step(run: Training, reporter: Reporter) -> None:
     reporter.end_step(run.step, run.position.samples)
 
 
-def time_steps(run: Training, context: ParallelContext, clock: PartClock, *, steps: int) -> list[float]:
+def time_steps(run: Training, clock: PartClock, *, steps: int) -> list[float]:
     """Seconds of each of `steps` steps with their lines, after those up to the first line."""
-    layers, warm_up = run.networks.denoiser.moe_layers(), run.config.telemetry.log_every
-    seconds = []
-    with Reporter(
-        run.config, context, run.directory, moe_layers=layers, start_step=run.step, line=run.line
-    ) as reporter:
+    seconds, warm_up = [], run.config.telemetry.log_every
+    with run.reporter() as reporter:
         reporter.phase = TimedPhases(clock)
         clock.watch(
             FIGURES, reporter, "begin_step", "add_batch", "add_loss", "add_step", "add_verdict", "add"

@@ -208,6 +208,12 @@ def check_formats(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
             raise ValueError(f"{path}: {name} is {kind}; expected floating-point numbers")
 
 
+def metadata_trees(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """`settings`, `origin` and `layout`. Raises: KeyError, TypeError, AttributeError, ValueError."""
+    texts = {"origin": "{}", "layout": "{}", **metadata}
+    return {name: parse_json(texts[name]) for name in ("settings", "origin", "layout")}
+
+
 def stored_of_metadata(
     path: Path,
     metadata: Mapping[str, str],
@@ -229,11 +235,9 @@ def stored_of_metadata(
             path=path,
             tensors=tensors,
             config=make_config(tree, settings),
-            settings=parse_json(metadata["settings"]),
             step=int(metadata["step"]),
             tokenizer=base64.b64decode(metadata.get("tokenizer", ""), validate=True),
-            origin=parse_json(metadata.get("origin", "{}")),
-            layout=parse_json(metadata.get("layout", "{}")),
+            **metadata_trees(metadata),
         )
         sections = [stored.origin, stored.layout, *stored.settings.values()]
     except (KeyError, TypeError, AttributeError, binascii.Error) as error:

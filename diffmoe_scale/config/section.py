@@ -23,9 +23,7 @@ class Range:
     def __contains__(self, number: float) -> bool:
         is_low = number <= self.low if self.excludes_low else number < self.low
         is_high = number >= self.high if self.excludes_high else number > self.high
-        # An integer may be too large for `isfinite`, and is finite.
-        is_finite = isinstance(number, int) or math.isfinite(number)
-        return is_finite and not is_low and not is_high
+        return is_finite(number) and not is_low and not is_high
 
     def __str__(self) -> str:
         if not self.excludes_low and not self.excludes_high:
@@ -33,6 +31,11 @@ class Range:
         low = f"above {_plain(self.low)}" if self.excludes_low else f"at least {_plain(self.low)}"
         high = f"below {_plain(self.high)}" if self.excludes_high else f"at most {_plain(self.high)}"
         return f"{low} and {high}"
+
+
+def is_finite(number: float) -> bool:
+    """Also of an integer that is too large for `math.isfinite`."""
+    return isinstance(number, int) or math.isfinite(number)
 
 
 @dataclass(frozen=True)

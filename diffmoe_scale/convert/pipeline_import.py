@@ -8,7 +8,7 @@ from typing import Any  # JSON
 
 import torch
 
-from diffmoe_scale.checkpoint.stored import StoredWeights, check_formats
+from diffmoe_scale.checkpoint.stored import StoredWeights, check_formats, metadata_trees
 from diffmoe_scale.checkpoint.tensor_file import LazyTensor, read_row, read_shards, read_tensors
 from diffmoe_scale.config.load import make_config
 from diffmoe_scale.config.schema import Config
@@ -52,7 +52,7 @@ def open_folder(path: Path, settings: Sequence[str] = ()) -> StoredWeights:
     _note_changed_code(path)
     try:
         metadata = origin["metadata"]
-        trees = {key: parse_json(metadata.get(key, "{}")) for key in ("settings", "origin", "layout")}
+        trees = metadata_trees(metadata)
     except (ValueError, *READ_ERRORS) as error:
         raise ValueError(f"{path} is damaged: its metadata: {type(error).__name__}: {error}") from error
     try:

@@ -8,11 +8,11 @@ the link. An all-to-all over machines sends each row over the sender's own card 
 from dataclasses import dataclass
 
 from diffmoe_scale.config.schema import Config
+from diffmoe_scale.nn.number_formats import NUMBER_FORMATS
 from diffmoe_scale.telemetry.hardware import Gpu
 
 LINK_EFFICIENCY, NIC_EFFICIENCY = 0.82, 0.92
 GPUS_PER_MACHINE = 8
-FP32 = 4
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ def plan_transfers(
     a micro-batch of a rank; `forward_passes` is 2 where activation checkpointing repeats the experts."""
     expert_parallel = config.parallel.expert_parallel
     accumulation = config.run.global_batch // (config.run.micro_batch * ranks)
-    weight_bytes = 2 if config.model.precision == "bf16" else FP32
-    gradient_bytes = 2 if config.parallel.gradient_format == "bf16" else FP32
+    weight_bytes = NUMBER_FORMATS[config.model.precision].itemsize
+    gradient_bytes = NUMBER_FORMATS[config.parallel.gradient_format].itemsize
     reductions = accumulation if config.parallel.zero_stage == 2 else 1
     replicas = ranks // expert_parallel
     owned = experts / expert_parallel
@@ -91,7 +91,7 @@ def _all_to_all(config: Config, gpu: Gpu, rows: int) -> Transfer:
     """Of `rows`, times the experts that each takes: to experts and back, forward and backward."""
     moe, size = config.moe, config.parallel.expert_parallel
     capacity = moe.experts_a_token
-    total = rows * capacity * config.model.width * (2 if config.model.precision == "bf16" else FP32)
+    total = rows * capacity * config.model.width * NUMBER_FORMATS[config.model.precision].itemsize
     here = min(size, GPUS_PER_MACHINE)
     within, across = total * (here - 1) / size, total * (size - here) / size
     seconds = max(within / (gpu.link * LINK_EFFICIENCY), across / (gpu.nic * NIC_EFFICIENCY))

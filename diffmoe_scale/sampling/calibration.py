@@ -28,10 +28,10 @@ TOLERANCE = 0.005
 """Other prompts add more to it: some hundredths."""
 MAX_TRIALS = 24
 LOGIT_PER_LOG, SHORTEST_STEP = 2.0, 0.05
-LARGEST_LOGIT = 30.0
-"""Of a gamma of 1 - 1e-13: no predictor is as sure."""
 """Steps of the logit while all trials are on one side of the capacity: as long as the logarithm of their
 ratio asks for with the first number, at least the second, and each twice as far as that."""
+LARGEST_LOGIT = 30.0
+"""Of a gamma of 1 - 1e-13: no predictor is as sure."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Pictures as a stream, one after another, for notebooks."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, get_args, get_type_hints  # Any: settings as a caller gave them
@@ -9,6 +8,7 @@ from PIL import Image
 
 from diffmoe_scale.config.sampling import SamplingConfig, check_capacity, check_guidance, check_sampler
 from diffmoe_scale.config.schema import Config
+from diffmoe_scale.config.section import is_finite
 from diffmoe_scale.sampling.batch import (
     Request,
     check_seed,
@@ -65,16 +65,16 @@ def override_sampling(sampling: SamplingConfig, settings: Mapping[str, Any]) -> 
             raise ValueError(f"sampling has no setting {name!r}; expected one of {', '.join(sorted(known))}")
         choices = get_args(hints[name])
         kinds = (int, float) if hints[name] is float else (type(getattr(sampling, name)),)
-        is_right = value in choices if choices else type(value) in kinds and _is_finite(value)
+        is_right = (
+            value in choices
+            if choices
+            else type(value) in kinds and (isinstance(value, str) or is_finite(value))
+        )
         if not is_right:
             kind = "text" if hints[name] is str else f"a number ({hints[name].__name__})"
             expected = f"one of {', '.join(choices)}" if choices else kind
             raise ValueError(f"sampling.{name} is {value!r}; expected {expected}")
     return replace(sampling, **settings)
-
-
-def _is_finite(value: float | str) -> bool:
-    return isinstance(value, (str, int)) or math.isfinite(value)
 
 
 def check_requests(requests: Sequence[Request], config: Config, sampling: SamplingConfig) -> None:

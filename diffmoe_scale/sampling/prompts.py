@@ -83,7 +83,7 @@ def _json_rows(path: Path, text: str) -> Iterator[PromptRow]:
         try:
             entry = parse_json(line, object_pairs_hook=_object)
         except ValueError as error:
-            raise ValueError(f"{where} is no JSON ({str(error) or 'nested too deep'})") from error
+            raise ValueError(f"{where} is no JSON ({error})") from error
         if not isinstance(entry, dict):
             raise ValueError(
                 f'{where} is {line.strip()!r:.80}; expected an object such as {{"prompt": "..."}}'

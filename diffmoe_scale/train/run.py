@@ -10,7 +10,6 @@ from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.parallel.context import ParallelContext
 from diffmoe_scale.parallel.waiting import wait_for_ranks
-from diffmoe_scale.train.reporter import Reporter
 from diffmoe_scale.train.resume import resume
 from diffmoe_scale.train.setup import set_up
 from diffmoe_scale.train.stop import Stopped
@@ -60,14 +59,7 @@ def train_on(run: Training) -> None:
     config, telemetry, is_save_due = run.config, run.config.telemetry, False
     with (
         Watch(telemetry, run.context, run.directory, run.stop) as watch,
-        Reporter(
-            config,
-            run.context,
-            run.directory,
-            moe_layers=run.networks.denoiser.moe_layers(),
-            start_step=run.step,
-            line=run.line,
-        ) as reporter,
+        run.reporter() as reporter,
     ):
         # The main rank started trackers, perhaps over a network.
         wait_for_ranks(run.context.waiting_group)

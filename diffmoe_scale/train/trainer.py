@@ -55,6 +55,17 @@ class Training:
     line: Mapping[str, Any]
     """`Reporter.state` at the last save, or of the checkpoint that the run continues from."""
 
+    def reporter(self) -> Reporter:
+        """Of the steps from here on."""
+        return Reporter(
+            self.config,
+            self.context,
+            self.directory,
+            moe_layers=self.networks.denoiser.moe_layers(),
+            start_step=self.step,
+            line=self.line,
+        )
+
 
 def train_step(run: Training, reporter: Reporter) -> None:
     """One optimizer step over the global batch, then routers' state and weight average, and its judgement."""

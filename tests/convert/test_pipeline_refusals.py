@@ -90,6 +90,10 @@ WRONG: dict[str, tuple[Change, str]] = {
     "no config": (drop("transformer/config.json"), "config.json is missing"),
     "no JSON": (cut("diffmoe_scale.json"), "diffmoe_scale.json is no JSON"),
     "another schema": (change_json("diffmoe_scale.json", lambda tree: tree.update(schema=9)), "schema 9"),
+    "no settings": (
+        change_json("diffmoe_scale.json", lambda tree: tree["metadata"].pop("settings")),
+        "KeyError: 'settings'",
+    ),
     "no metadata": (change_json("diffmoe_scale.json", lambda tree: tree.pop("metadata")), "KeyError"),
     "another number of heads": (
         change_json("transformer/config.json", lambda tree: tree.update(heads=4)),

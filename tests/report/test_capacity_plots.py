@@ -8,22 +8,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from diffmoe_scale.evaluation.sweep_results import KindCapacity
-from diffmoe_scale.report import capacity_plots
 from diffmoe_scale.report.capacity_plots import plot_by_time, plot_kinds, plot_layers, plot_sweep
 from tests.report.test_capacity import POINTS, PROFILE, point
-
-
-@pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are written meanwhile."""
-    figures: list[Figure] = []
-
-    def keep(figure: Figure) -> str:
-        figures.append(figure)
-        return ""
-
-    monkeypatch.setattr(capacity_plots, "svg_text", keep)
-    return figures
 
 
 def test_bars_of_kinds_rise_and_show_their_errors(kept: list[Figure]) -> None:

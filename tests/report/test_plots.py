@@ -7,7 +7,6 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from diffmoe_scale.report import plots
 from diffmoe_scale.report.plots import (
     COLORS,
     Curve,
@@ -124,19 +123,6 @@ def test_panels_without_curves_are_left_out_and_a_figure_is_the_same_again() -> 
     assert "<dc:date>" not in figure
     numbers = plot_histograms({"none": [], "width": [1, 2, 2]})
     assert "width" in words(numbers) and "none" not in words(numbers)
-
-
-@pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are written meanwhile."""
-    figures: list[Figure] = []
-
-    def keep(figure: Figure) -> str:
-        figures.append(figure)
-        return ""
-
-    monkeypatch.setattr(plots, "svg_text", keep)
-    return figures
 
 
 def test_cells_of_a_heat_map_are_experts_by_calls_and_hot_ones_are_cut(kept: list[Figure]) -> None:
