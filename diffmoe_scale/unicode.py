@@ -1,7 +1,11 @@
 """Text and names from outside: every sequence of bytes gives a text, and what was odd about it is named."""
 
 import codecs
+import logging
 import re
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 BYTE_ORDER_MARK = "byte_order_mark"
 NOT_UTF8 = "not_utf8"
@@ -54,6 +58,14 @@ def decode_text(data: bytes) -> tuple[str, tuple[str, ...]]:
             found.append(NOT_UTF8)
     text, notes = clean_text(text)
     return text, (*found, *notes)
+
+
+def read_text_file(path: Path) -> str:
+    """The text of a file; what is odd about its bytes is warned of. Raises: OSError."""
+    text, notes = decode_text(path.read_bytes())
+    for note in notes:
+        logger.warning("%s: %s", path, TEXT_NOTES[note])
+    return text
 
 
 def _unmarked_utf16(data: bytes) -> str:

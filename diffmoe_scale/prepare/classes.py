@@ -9,7 +9,7 @@ from pathlib import Path
 from diffmoe_scale.config.check import require
 from diffmoe_scale.prepare.entries import Listing
 from diffmoe_scale.prepare.place import Entry
-from diffmoe_scale.unicode import clean_name, decode_text
+from diffmoe_scale.unicode import clean_name, read_text_file
 from diffmoe_scale.words import counted
 
 FOLDERS = "folders"
@@ -105,7 +105,7 @@ def _refuse_empty(source: Path, empty: Iterable[str]) -> None:
 def _read_list(file: Path, source: Path, filled: set[str]) -> Classes:
     """A line is the name of a folder, perhaps with a space and what it shows; its number is the label."""
     try:
-        text, _ = decode_text(file.read_bytes())
+        text = read_text_file(file)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ValueError(

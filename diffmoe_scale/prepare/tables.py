@@ -12,7 +12,7 @@ from diffmoe_scale.prepare.losses import Losses
 from diffmoe_scale.prepare.place import CAPTION_COLUMNS, IMAGE_COLUMNS, Columns, Entry, FilePlace, Record
 from diffmoe_scale.prepare.texts import parse_record
 from diffmoe_scale.prepare.walk import suffix_of
-from diffmoe_scale.unicode import NOT_UTF8, clean_name, decode_text
+from diffmoe_scale.unicode import NOT_UTF8, clean_name, decode_text, read_text_file
 
 LINE_TABLES = ("csv", "tsv", "jsonl", "ndjson")
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -150,12 +150,11 @@ def _unquote(value: str) -> str:
 def _lines(table: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The lines of a text file with their ends, and what was found about the bytes of each."""
     with table.open("rb") as file:
-        is_utf_16 = file.read(2) in UTF_16
-        file.seek(0)
-        if is_utf_16:
-            for line in io.StringIO(decode_text(file.read())[0], newline=""):
+        if file.read(2) in UTF_16:
+            for line in io.StringIO(read_text_file(table), newline=""):
                 yield line, ()
             return
+        file.seek(0)
         for data in file:
             yield decode_text(data)
 

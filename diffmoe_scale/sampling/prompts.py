@@ -2,7 +2,6 @@
 
 import csv
 import io
-import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,9 +11,7 @@ from typing import Any  # JSON values
 
 from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.sampling.batch import MAX_SEED, Request
-from diffmoe_scale.unicode import TEXT_NOTES, clean_text, decode_text
-
-logger = logging.getLogger(__name__)
+from diffmoe_scale.unicode import clean_text, decode_text, read_text_file
 
 COLUMNS = ("prompt", "negative_prompt", "seed")
 TABLES = {".csv": ",", ".tsv": "\t"}
@@ -42,9 +39,7 @@ def read_prompt_file(path: Path) -> list[PromptRow]:
         raise ValueError(
             f"{path} is no file of prompts that is read; expected .txt (one a line), .jsonl, .csv or .tsv"
         )
-    text, notes = decode_text(path.read_bytes())
-    for note in notes:
-        logger.warning("%s: %s", path, TEXT_NOTES[note])
+    text = read_text_file(path)
     if suffix in JSON_LINES:
         rows = list(_json_rows(path, text))
     elif suffix in TABLES:

@@ -29,7 +29,7 @@ class Backbone:
     name: str
     """Architecture."""
     fingerprint: str
-    """SHA-256 of its weights, 16 digits."""
+    """SHA-256 of its weights, with its description where that is a file of its own; 16 digits."""
     resize: str
     """How pictures are brought to its size."""
     network: FeatureNetwork

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any  # open_clip's networks and JSON carry no types
 
@@ -75,6 +76,8 @@ def load_clip(architecture: str, path: Path, *, checksum: str, device: torch.dev
     size = int(side if isinstance(side, int) else side[0])
     features = ClipNetwork(network, tokenizer, size, int(description["embed_dim"]))
     shown = path.resolve().name if is_folder else architecture
+    if is_folder:  # its description says which network the weights make: another one, other features
+        digest = sha256(digest.encode() + (path / DESCRIPTION).read_bytes()).hexdigest()
     return Backbone(shown, digest[:16], resize_rule(size), features, device)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any  # JSON values
 
 from diffmoe_scale.json_text import parse_json
-from diffmoe_scale.unicode import decode_text
+from diffmoe_scale.unicode import read_text_file
 
 
 def read_text(path: Path, benchmark: str) -> str:
@@ -16,7 +16,7 @@ def read_text(path: Path, benchmark: str) -> str:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise ValueError(f"{path} {what}; expected {benchmark}'s own file: it is not part of this package")
-    return decode_text(path.read_bytes())[0]
+    return read_text_file(path)
 
 
 def read_json_lines(path: Path, fields: Mapping[str, type], benchmark: str) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +58,17 @@ def test_a_weight_file_gives_the_same_features_as_its_folder(folder):
     of_folder = load_clip("local-dir", folder, checksum="", device=CPU)
     of_file = load_clip("tiny-clip", folder / "open_clip_model.safetensors", checksum="", device=CPU)
     assert torch.equal(of_folder.features(pictures)["pool"], of_file.features(pictures)["pool"])
-    assert of_folder.fingerprint == of_file.fingerprint
     assert (of_folder.name, of_file.name) == (folder.name, "tiny-clip")
+
+
+def test_another_description_of_the_same_weights_has_another_fingerprint(folder, tmp_path):
+    before = load_clip("local-dir", folder, checksum="", device=CPU).fingerprint
+    shutil.copy(folder / "open_clip_model.safetensors", tmp_path)
+    description = {"model_cfg": TOWER, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5]}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(description), encoding="utf-8")
+    assert load_clip("local-dir", tmp_path, checksum="", device=CPU).fingerprint != before
+    shutil.copy(folder / "open_clip_config.json", tmp_path)
+    assert load_clip("local-dir", tmp_path, checksum="", device=CPU).fingerprint == before
 
 
 def test_cmmd_and_the_clip_score_come_out_of_a_stream(folder, tmp_path):

@@ -115,3 +115,14 @@ def test_chinese_prompts_of_oneig_have_questions_of_their_own(tmp_path: Path) ->
         SuiteConfig(kind="oneig", file=str(tmp_path / "a.csv"), questions=str(tmp_path)), seed=0
     )
     assert suite.prompts[0].text == "一个人" and suite.questions(0)[0].text.startswith("A?")
+
+
+def test_a_copy_in_another_encoding_is_read_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "a.jsonl"
+    entry = {"prompt": "the café", "text": ["café"], "prompt_id": 3}
+    file.write_bytes(json.dumps(entry, ensure_ascii=False).encode("cp1252"))
+    suite = build_suite(SuiteConfig(kind="longtext", file=str(file)), seed=0)
+    assert suite.prompts[0].text == "the café"
+    assert f"{file}: text that is no UTF-8, read as Windows-1252" in caplog.text
