@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(parsed: argparse.Namespace) -> None:
     # Imported here: `--help`, wrong arguments and a port in use answer at once.
-    from diffmoe_scale.page.server import LOCAL, App, address_of, is_local, make_page_server, open_port
+    from diffmoe_scale.page.server import App, address_of, hosts_of, is_local, make_page_server, open_port
     from diffmoe_scale.parallel.launcher import adopt_launcher_variables
 
     adopt_launcher_variables()
@@ -65,7 +65,7 @@ def run(parsed: argparse.Namespace) -> None:
         }
 
     worker = Worker(answer)
-    app = App(worker, start, hosts=LOCAL if is_local(listener) else ())
+    app = App(worker, start, hosts=hosts_of(listener))
     server = make_page_server(app, listener)
     if not is_local(listener):
         logger.warning("everyone who reaches this machine can draw, without a password")

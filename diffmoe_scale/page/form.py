@@ -12,7 +12,8 @@ TEXTS = ("checkpoint", "weights", "prompt", "negative_prompt", "experts", "sampl
 NUMBERS = ("seed", "guidance", "steps", "capacity", "gamma")
 LONGEST = 10_000
 """Letters of a text."""
-EXPERTS = ("threshold", "gamma", "quantile", "interval", "threshold_count", "static")
+CALIBRATIONS = ("gamma", "quantile")
+EXPERTS = ("threshold", *CALIBRATIONS, "interval", "threshold_count", "static")
 """How experts choose: calibrated for a capacity by one threshold for all (`gamma`) or by one for each layer
 and expert (`quantile`), else as `sampling.selection` says."""
 

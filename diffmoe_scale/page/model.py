@@ -6,10 +6,11 @@ from typing import Any  # JSON values
 
 from diffmoe_scale.checkpoint.manifest import complete_checkpoints
 from diffmoe_scale.checkpoint.stored import is_export
+from diffmoe_scale.config.moe import MoEConfig
 from diffmoe_scale.config.run_directory import run_of_checkpoint
 from diffmoe_scale.config.sampling import SAMPLERS
 from diffmoe_scale.config.section import expand_home
-from diffmoe_scale.page.form import EXPERTS
+from diffmoe_scale.page.form import CALIBRATIONS, EXPERTS
 from diffmoe_scale.sampling.loading import Pipeline, load_pipeline
 
 
@@ -65,7 +66,7 @@ def describe(pipeline: Pipeline) -> dict[str, Any]:
     """For the page: what this model can be asked for, and the settings of its run."""
     config, sampling = pipeline.config, pipeline.config.sampling
     layers = pipeline.networks.denoiser.moe_layers()
-    choices = EXPERTS if config.moe.router == "diffmoe" and layers else ()
+    choices = _choices(config.moe) if layers else []
     experts = sampling.calibration if sampling.capacity else sampling.selection
     return {
         "kind": "model",
@@ -76,7 +77,7 @@ def describe(pipeline: Pipeline) -> dict[str, Any]:
         "num_experts": config.moe.num_experts if layers else 0,
         "blocks": [layer.layer_index for layer in layers],
         "samplers": list(SAMPLERS[config.diffusion.kind]),
-        "choices": list(choices),
+        "choices": choices,
         "sampler": sampling.sampler,
         "steps": sampling.steps,
         "guidance": sampling.guidance,
@@ -84,6 +85,12 @@ def describe(pipeline: Pipeline) -> dict[str, Any]:
         "capacity": sampling.capacity or min(1.0, config.moe.capacity),
         "gamma": sampling.gamma,
     }
+
+
+def _choices(moe: MoEConfig) -> list[str]:
+    """Those of EXPERTS that a router has: without thresholds there is no choice."""
+    rules = (*moe.rules, *CALIBRATIONS)
+    return [name for name in EXPERTS if name in rules] if moe.has_thresholds else []
 
 
 def checkpoints_of(path: Path) -> list[str]:

@@ -32,6 +32,7 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
+"""Names of this machine in requests, beside the address that is listened at."""
 PORT = re.compile(r":\d+$")
 MAX_BODY = 200_000
 
@@ -121,6 +122,11 @@ def make_page_server(app: App, listener: socket.socket) -> BaseWSGIServer:
 def address_of(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def hosts_of(listener: socket.socket) -> tuple[str, ...]:
+    """For `App`: the names of this machine, or none where others reach it."""
+    return (*LOCAL, listener.getsockname()[0]) if is_local(listener) else ()
 
 
 def is_local(listener: socket.socket) -> bool:

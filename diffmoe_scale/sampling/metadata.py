@@ -17,8 +17,6 @@ from diffmoe_scale.sampling.thresholds import describe_thresholds
 COMPARED = ("prompt", "negative_prompt", "seed", "index")
 COMPARED_OF_ALL = ("checkpoint", "step", "weights", "thresholds")
 """Of one picture, and of all pictures that are drawn together. The version is left out."""
-NOT_SEEN = ("batch",)
-"""Settings that no picture shows."""
 
 
 def picture_metadata(pipeline: Pipeline, request: Request, selection: Selection | None = None) -> Metadata:
@@ -39,6 +37,12 @@ def picture_metadata(pipeline: Pipeline, request: Request, selection: Selection 
     return metadata
 
 
+def is_seen(setting: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a picture depends on one of the settings of sampling. On the batch it does where experts take
+    the top K of a batch."""
+    return setting != "batch" or settings["selection"] == "static"
+
+
 def find_difference(found: Metadata, wanted: Metadata, *, is_same_place: bool = True) -> str:
     """In what a picture was made otherwise than is wanted, such as `seed 3 instead of 4`; "" for nothing.
 
@@ -52,7 +56,7 @@ def find_difference(found: Metadata, wanted: Metadata, *, is_same_place: bool = 
             return f"{name} {found.get(name, '')!r:.120} instead of {wanted.get(name, '')!r:.120}"
     before, now = _settings(found["settings"]), _settings(wanted["settings"])
     for name, value in now.items():
-        if before.get(name) != value and name not in NOT_SEEN:
+        if before.get(name) != value and is_seen(name, now):
             return f"sampling.{name} {before.get(name)!r:.80} instead of {value!r:.80}"
     return ""
 

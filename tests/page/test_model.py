@@ -106,3 +106,18 @@ def test_the_first_choice_of_experts_is_the_runs(
     assert describe(pipeline)["num_classes"] == 3
     captioned = replace(made, model=replace(made.model, conditioning="text", num_classes=0))
     assert describe(replace(pipeline, config=captioned))["num_classes"] == 0
+
+
+@pytest.mark.parametrize(
+    ("router", "choices"),
+    [
+        ("diffmoe", ["threshold", "gamma", "quantile", "interval", "threshold_count", "static"]),
+        ("expert_race", ["threshold", "gamma", "quantile", "interval", "static"]),
+        ("expert_choice", []),
+    ],
+)
+def test_a_router_offers_the_choices_that_it_has(router: str, choices: list[str], tmp_path: Path) -> None:
+    run, diffmoe = RunDirectory(tmp_path), config(sampling=SamplingConfig(selection="static"))
+    pipeline = Pipeline(build(diffmoe), diffmoe, run, run.checkpoints / "step_00000003", 3)
+    made = replace(diffmoe, moe=replace(diffmoe.moe, router=router))  # type: ignore[arg-type]  # a Literal
+    assert describe(replace(pipeline, config=made))["choices"] == choices

@@ -9,7 +9,7 @@ import urllib.request
 import pytest
 from werkzeug.test import Client
 
-from diffmoe_scale.page.server import LOCAL, App, address_of, is_local, make_page_server, open_port
+from diffmoe_scale.page.server import LOCAL, App, address_of, hosts_of, is_local, make_page_server, open_port
 from diffmoe_scale.page.worker import Worker
 
 
@@ -76,6 +76,14 @@ def test_what_is_no_request_of_the_page_is_refused(client, ask, code, says):
 @pytest.mark.parametrize("host", ["localhost:9000", "127.0.0.1:7860", "[::1]:7860"])
 def test_names_of_this_machine_are_answered(client, host):
     assert client.get("/start", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("host, is_answered", [("127.0.1.1", True), ("0.0.0.0", None)])
+def test_the_address_that_is_listened_at_is_a_name_of_this_machine(host, is_answered):
+    with open_port(host, 0) as listener:
+        hosts = hosts_of(listener)
+    assert (host in hosts) == bool(is_answered)
+    assert ("localhost" in hosts) == bool(is_answered)
 
 
 def test_a_port_in_use_and_other_wrong_ones_are_said():

@@ -15,7 +15,7 @@ from diffmoe_scale.evaluation.suites.label_list import LabelSuite
 from diffmoe_scale.evaluation.suites.suite import Suite
 from diffmoe_scale.sampling.batch import Request
 from diffmoe_scale.sampling.generate import check_requests, override_sampling
-from diffmoe_scale.sampling.metadata import NOT_SEEN
+from diffmoe_scale.sampling.metadata import is_seen
 from diffmoe_scale.sampling.thresholds import check_calibration
 
 
@@ -33,11 +33,9 @@ class Job:
     def fingerprint(self) -> str:
         """Of everything that a picture depends on. Settings at their default are left out: a setting that a
         later version adds does not make done work undone."""
-        defaults = asdict(SamplingConfig())
+        defaults, chosen = asdict(SamplingConfig()), asdict(self.sampling)
         settings = {
-            name: value
-            for name, value in asdict(self.sampling).items()
-            if name not in NOT_SEEN and value != defaults[name]
+            name: value for name, value in chosen.items() if is_seen(name, chosen) and value != defaults[name]
         }
         content = [self.target.identity, self.suite.fingerprint, settings, self.seed]
         return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -22,6 +22,9 @@ from diffmoe_scale.evaluation.metrics.statistics import PictureStatistics
 
 logger = logging.getLogger(__name__)
 
+FORMAT = 2
+"""Of what the files of metrics.cache hold; those of another number are not found."""
+
 
 def collect(
     source: PictureSource,
@@ -94,7 +97,7 @@ def collect_cached(
 
 
 def _name(backbone: Backbone, pictures: str) -> str:
-    made_of = repr((backbone.name, backbone.fingerprint, backbone.resize, pictures))
+    made_of = repr((FORMAT, backbone.name, backbone.fingerprint, backbone.resize, pictures))
     return f"{hashlib.sha256(made_of.encode()).hexdigest()[:24]}.npz"
 
 

@@ -28,7 +28,8 @@ DISTANCES_AT_ONCE = 64
 
 
 class InceptionNetwork:
-    """Outputs `pool` (2048), `spatial` (17 x 17 x 7 = 2023) and `logits` (1008, without the bias, as ADM)."""
+    """Outputs `pool` (2048), `spatial` (17 x 17 places x 7 channels = 2023) and `logits` (1008, without the
+    bias, as ADM)."""
 
     widths: Mapping[str, int] = MappingProxyType({"pool": 2048, "spatial": 2023, "logits": 1008})
 
@@ -39,7 +40,8 @@ class InceptionNetwork:
         layer.register_forward_hook(self._keep)
 
     def _keep(self, _module: nn.Module, _inputs: object, output_BCHW: Tensor) -> None:
-        self.spatial = [output_BCHW[:, :SPATIAL_CHANNELS].flatten(1)]
+        # TensorFlow's order, in which ADM's files hold mu_s and sigma_s: the channels of a place together.
+        self.spatial = [output_BCHW[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)]
 
     def __call__(self, pictures_BCHW: Tensor, captions: Sequence[str] | None) -> dict[str, Tensor]:
         pool_BF, logits_BC = self.network(pictures_BCHW)

@@ -33,13 +33,16 @@ def test_a_job_s_name_tells_apart_what_a_picture_depends_on() -> None:
     sampling = job.sampling
     assert job.fingerprint == job_of().fingerprint and job.name.startswith("scenes-step00000007-ema-")
     assert replace(job, sampling=replace(sampling, batch=99)).fingerprint == job.fingerprint
+    static = replace(job, sampling=replace(sampling, selection="static"))
     others = [
+        static,
+        replace(job, sampling=replace(static.sampling, batch=99)),  # top K of a batch
         replace(job, sampling=replace(sampling, steps=5)),
         replace(job, seed=1),
         replace(job, target=target_of(identity="others")),
         replace(job, suite=build_suite(SuiteConfig(kind="scenes", prompts=3), seed=0)),
     ]
-    assert len({job.fingerprint, *(other.fingerprint for other in others)}) == 5
+    assert len({job.fingerprint, *(other.fingerprint for other in others)}) == 7
     long = replace(job, suite=replace(job.suite, name="x /" * 90))
     assert long.name.startswith("x_" * 30 + "-step")
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from diffmoe_scale.evaluation.harness.drawing import read_drawn
 from diffmoe_scale.evaluation.harness.records import RecordWriter, read_records
 from diffmoe_scale.evaluation.harness.result import JobResult, make_table, write_result, write_results
 from diffmoe_scale.evaluation.suites.suite import PictureScore, Suite, SuitePrompt
@@ -96,3 +97,14 @@ def test_records_are_objects_in_the_order_of_their_files_and_finite(tmp_path: Pa
         with pytest.raises(ValueError, match="not JSON compliant"):
             records.write({"a": float("nan")})
     assert [entry["a"] for entry in read_records(tmp_path, "drawn")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("before", "now"), [("1of1-3", "1of1-0"), ("3of16-0", "1of1-0")])
+def test_of_a_picture_that_was_drawn_anew_the_later_record_counts(
+    before: str, now: str, tmp_path: Path
+) -> None:
+    cost = {"capacity": 1.0, "calls": 2.0, "flops": 3.0, "seconds": 4.0, "thresholds": ""}
+    for time, (name, digest) in enumerate(((before, "old"), (now, "new"))):
+        with RecordWriter(tmp_path / f"drawn-{name}.jsonl") as records:
+            records.write({"time": time, "places": [5], "digests": [digest], "scores": None, **cost})
+    assert read_drawn(tmp_path)[5].digest == "new"

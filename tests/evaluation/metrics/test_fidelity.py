@@ -52,7 +52,9 @@ def test_outputs_are_those_of_the_library_and_spatial_features_those_of_adm(ince
     network.Mixed_6d.register_forward_pre_hook(lambda _, inputs: stored.append(inputs[0]))
     pool_BF, logits_BC = network(pictures(2).permute(0, 3, 1, 2))
     branch = network.Mixed_6d.branch1x1
-    spatial = torch.relu(branch.bn(branch.conv(stored[0])))[:, :7].reshape(2, -1)
+    # evaluator.py of guided-diffusion: `spatial = spatial[..., :7]` of [B, 17, 17, 192], then a reshape.
+    layer_BHWC = torch.relu(branch.bn(branch.conv(stored[0]))).movedim(1, -1)
+    spatial = layer_BHWC[..., :7].reshape(2, -1)
     for name, expected in (("pool", pool_BF), ("logits", logits_BC), ("spatial", spatial)):
         torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(logits_BC, pool_BF @ network.fc.weight.T)  # ADM leaves out the bias
