@@ -30,7 +30,7 @@ study/         variants trained from several seeds and compared
 page/          a page that draws from a trained model
 doctor/        the nodes of a cluster compared before a job
 pretrain.py, sample.py, evaluate.py    commands; __main__.py lists all
-files.py, recent.py, unicode.py, words.py, json_text.py    small things that every folder may use
+files.py, lock.py, recent.py, unicode.py, words.py, json_text.py    small things that every folder may use
 
 For notebooks: `load_pipeline` and `generate` (docs/python-api.md).
 """

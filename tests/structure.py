@@ -21,6 +21,7 @@ LEVELS = {
     "recent": 1,
     "unicode": 1,
     "json_text": 0,
+    "lock": 0,
     "nn": 1,
     "encoders": 2,
     "diffusion": 2,

@@ -1,6 +1,7 @@
 """`python tools/study.py --config FILE`: train variants of a model from several seeds, and compare them."""
 
 import argparse
+import contextlib
 import signal
 import subprocess
 import sys
@@ -56,11 +57,13 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.dry_run:
         return OK
     if not parsed.report:
-        make_scenes(config.study.scenes)
-        stopped: list[int] = []
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda number, _: stopped.append(number))
-        study.work(rows, is_stopped=lambda: bool(stopped))
+        with study.hold() or contextlib.nullcontext():
+            make_scenes(config.study.scenes)
+            study.make_teacher(rows)
+            stopped: list[int] = []
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, lambda number, _: stopped.append(number))
+            study.work(rows, is_stopped=lambda: bool(stopped))
         if stopped:
             print(f"stopped by {signal.Signals(stopped[0]).name}; the same command goes on")
             return TRY_AGAIN

@@ -1,15 +1,10 @@
 """The places of a run directory: the interface between training, sampling, evaluation and report."""
 
-import fcntl
-import logging
-import os
-import socket
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import IO
 
-logger = logging.getLogger(__name__)
+from diffmoe_scale.lock import hold
 
 
 @dataclass(frozen=True)
@@ -135,29 +130,6 @@ def run_of_checkpoint(path: Path) -> RunDirectory | None:
 def hold_lock(directory: RunDirectory) -> IO[str] | None:
     """Keep other starts out of a run directory for as long as the returned file is open. For the main rank.
 
-    The kernel frees the lock when the process ends, however it does; over NFS it holds between machines, too.
-    None where the file system knows no locks (a warning is logged).
-
     Raises: ValueError if another process trains there; OSError if the directory cannot be written to.
     """
-    directory.path.mkdir(parents=True, exist_ok=True)
-    # "a": what a holder wrote must stay until the lock is ours.
-    file = directory.lock.open("a+", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read(200).strip() or "another process"
-        file.close()
-        raise ValueError(
-            f"run.directory {directory.path} is in use: {holder} trains there; "
-            "wait for its end, stop it, or choose another run.directory"
-        ) from None
-    except OSError as error:
-        file.close()
-        logger.warning("%s cannot be locked (%s): nothing keeps a second start out", directory.path, error)
-        return None
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
-    file.flush()
-    return file
+    return hold(directory.lock, setting="run.directory", work="trains")

@@ -76,7 +76,7 @@ def write_settings(row: Row, stage: str) -> Command | None:
             "output": str(row.scores / stage),
             "seed": study.evaluation_seed,
         },
-        "sampling": row.variant.sampling,
+        "sampling": dict(row.variant.sampling),
         "suites": [{"kind": "scenes", "prompts": prompts}],
     }
     replace_file(path, json.dumps(tree, indent=1).encode())

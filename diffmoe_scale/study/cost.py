@@ -1,5 +1,6 @@
 """Operations of the variants, which must be equal, and the time that a study takes."""
 
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,17 +90,20 @@ def describe_plan(
     """How much there is to do, and about how long it takes."""
     finished = {result.fingerprint for result in done}
     waiting = [row for row in rows if row.fingerprint not in finished]
-    trainings = {row.run: row for row in waiting}
+    trained = {result.training for result in done}
+    trainings = {row.run: row for row in waiting if row.training not in trained}
     seconds = sum(
-        estimate_seconds(row, costs[row.variant.name], done) if trainings[row.run] is row else ASSUMED_START_S
+        estimate_seconds(row, costs[row.variant.name], done)
+        if trainings.get(row.run) is row
+        else ASSUMED_START_S
         for row in waiting
     )
-    at_once = min(config.study.at_once, max(1, len(waiting)))
+    at_once = min(config.study.at_once, max(1, len(waiting)), os.cpu_count() or 1)
     steps = sum(row.config.run.steps for row in trainings.values())
     source = "as the rows that are done took" if done else "on idle cores, before a row was measured"
     return [
-        f"{counted(len(rows), 'row')} ({counted(len(costs), 'variant')} x "
-        f"{counted(len(config.study.seeds), 'seed')}), {len(waiting)} to do",
+        f"{counted(len(rows), 'row')} ({counted(len({row.variant.name for row in rows}), 'variant')} x "
+        f"{counted(len({row.seed for row in rows}), 'seed')}), {len(waiting)} to do",
         f"{counted(len(trainings), 'training')} of {counted(rows[0].config.run.steps, 'step', ',')}: "
         f"{counted(steps, 'step', ',')} of {rows[0].config.run.global_batch} pictures",
         f"about {duration(seconds / at_once)} with {at_once} at once ({source}), "

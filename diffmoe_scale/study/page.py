@@ -8,6 +8,7 @@ from diffmoe_scale.config.study import StudyConfig
 from diffmoe_scale.files import replace_file
 from diffmoe_scale.report.evaluation_tables import Table, markdown_rows
 from diffmoe_scale.report.html import Markup, element, facts, figure, join, page, table
+from diffmoe_scale.study.commands import TRAINING
 from diffmoe_scale.study.cost import Cost, duration
 from diffmoe_scale.study.plots import Band, plot_bands
 from diffmoe_scale.study.record import RowResult
@@ -73,7 +74,9 @@ def _facts(
     config: StudyConfig, rows: Sequence[Row], results: Sequence[RowResult]
 ) -> list[tuple[str, str, str]]:
     run = rows[0].config.run
-    seconds = sum(result.total_seconds for result in results)
+    trainings = {result.training: result.seconds.get(TRAINING, 0.0) for result in results}
+    scoring = sum(result.total_seconds - result.seconds.get(TRAINING, 0.0) for result in results)
+    seconds = sum(trainings.values()) + scoring
     return [
         ("Variants", str(len(config.variants)), f"baseline {config.baseline}"),
         ("Rows", f"{len(results)} of {len(rows)}", f"seeds {', '.join(map(str, config.study.seeds))}"),

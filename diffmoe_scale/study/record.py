@@ -145,13 +145,14 @@ def read_losses(row: Row) -> tuple[list[tuple[int, float]], list[tuple[int, floa
         raise RunError(
             f"{path} has no loss/validation_at/{rule} of step {row.config.run.steps}; set "
             "telemetry.validate_every and telemetry.validation_time_samples above 0, or remove "
-            f"{row.run} and run again if its loss was not finite"
+            f"{row.run} and {row.scores} and run again if its loss was not finite"
         )
     return sorted(losses.items()), sorted(capacities.items())
 
 
 def read_scores(row: Row) -> list[Score]:
-    """Of its checkpoints by step. Raises: RunError without one of the last step, ValueError."""
+    """Of its checkpoints by step. Raises: RunError without one of the last step, or with two of one step;
+    ValueError."""
     scores = []
     for stage in (CURVE, LAST):
         for path in (row.scores / stage).glob(f"*/{RESULT}"):
@@ -172,6 +173,9 @@ def read_scores(row: Row) -> list[Score]:
             )
             scores.append(found)
     scores.sort(key=lambda score: score.step)
+    steps = [score.step for score in scores]
+    if len(set(steps)) < len(steps):
+        raise RunError(f"{row.scores} holds scores of an earlier training, too; remove it and run again")
     if not scores or scores[-1].step != row.config.run.steps:
         raise RunError(f"{row.scores} holds no scores of the last step; run again")
     return scores

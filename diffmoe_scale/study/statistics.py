@@ -34,7 +34,8 @@ class Difference:
     """A variant minus another over their common seeds, with its 95 % interval.
 
     `p` is the chance of so large a mean without a difference, by the noise of all variants; `p_own` by the
-    spread of these pairs alone (paired t-test; nan of one pair). `same_sign` says whether all seeds agree.
+    spread of these pairs alone (paired t-test; nan of one pair), as `p` where the noise is unknown.
+    `same_sign` says whether all seeds agree.
     """
 
     variant: str
@@ -75,24 +76,25 @@ def find_noise(numbers: Numbers) -> Noise:
 
 
 def compare_variants(numbers: Numbers, noise: Noise, variant: str, other: str) -> Difference | None:
-    """None without a common seed."""
+    """None without a common seed. Where the noise is unknown, that of the pairs themselves is taken."""
     mine, theirs = numbers.get(variant, {}), numbers.get(other, {})
     pairs = np.array([mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())])
     if not len(pairs):
         return None
     value, count = float(pairs.mean()), len(pairs)
-    error = noise.sd * math.sqrt(2 / count)
-    half = _quantile(noise.degrees) * error if noise.degrees else math.nan
+    error_own = float(pairs.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+    error, degrees = noise.sd * math.sqrt(2 / count), noise.degrees
+    if degrees == 0:
+        error, degrees = error_own, count - 1
+    half = _quantile(degrees) * error if degrees else math.nan
     return Difference(
         variant=variant,
         other=other,
         value=value,
         low=value - half,
         high=value + half,
-        p=_p_value(value, error, noise.degrees),
-        p_own=_p_value(value, float(pairs.std(ddof=1)) / math.sqrt(count), count - 1)
-        if count > 1
-        else math.nan,
+        p=_p_value(value, error, degrees),
+        p_own=_p_value(value, error_own, count - 1),
         seeds=count,
         same_sign=bool((pairs > 0).all() or (pairs < 0).all()),
     )

@@ -4,9 +4,11 @@ import itertools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 from diffmoe_scale.config.check import require
 from diffmoe_scale.config.study import StudyConfig
+from diffmoe_scale.lock import hold
 from diffmoe_scale.study.commands import rerun_command
 from diffmoe_scale.study.cost import describe_costs, describe_plan, find_costs
 from diffmoe_scale.study.page import write_page
@@ -65,16 +67,25 @@ class Study:
         lines = describe_costs(self.costs, self.config.baseline)
         return [*lines, *describe_plan(self.config, rows, self.costs, self.done())]
 
-    def work(self, rows: Sequence[Row], *, is_stopped: Callable[[], bool]) -> None:
-        """Make what is not done of these rows, the page being written after each."""
-        waiting = [row for row in rows if read_row(row) is None]
+    def hold(self) -> IO[str] | None:
+        """Keep other studies out of the folder. Raises: ValueError if one works there; OSError."""
+        return hold(Path(self.config.study.output) / "lock", setting="study.output", work="works")
+
+    def make_teacher(self, rows: Sequence[Row]) -> None:
+        """If a row that is not done needs it. Raises: ValueError for a folder of something else; OSError."""
         teacher = self.config.study.teacher
-        if teacher and any(row.config.alignment.encoder == teacher for row in waiting):
+        if teacher and any(row.config.alignment.encoder == teacher for row in self._waiting(rows)):
             from diffmoe_scale.study.teacher import make_teacher
 
             make_teacher(Path(teacher), steps=self.config.study.teacher_steps)
+
+    def _waiting(self, rows: Sequence[Row]) -> list[Row]:
+        return [row for row in rows if read_row(row) is None]
+
+    def work(self, rows: Sequence[Row], *, is_stopped: Callable[[], bool]) -> None:
+        """Make what is not done of these rows, the page being written after each."""
         self.failures = work_on(
-            waiting,
+            self._waiting(rows),
             self.costs,
             at_once=self.config.study.at_once,
             report=self._after_row,

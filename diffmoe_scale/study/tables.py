@@ -144,13 +144,15 @@ def _cells(found: Difference, kind: str) -> list[str]:
 
 
 def _note(noise: Noise, kind: str) -> str:
-    if not noise.degrees:
-        return "One seed: nothing is claimed."
     spread = f"{100 * noise.sd:.1f} %" if kind == "loss" else f"{noise.sd:.1f} points"
+    source = (
+        f"the noise of all variants ({spread} a row, {counted(noise.degrees, 'degree')} of freedom)"
+        if noise.degrees
+        else "the spread of the pairs themselves, as no two trainings tell more"
+    )
     return (
-        f"Paired by seed, with the 95 % interval by the noise of all variants ({spread} a row, "
-        f"{counted(noise.degrees, 'degree')} of freedom). Shown is what stays below 0.05 after Holm's "
-        "correction and has the same sign in every seed; `not shown` does not mean equal."
+        f"Paired by seed, with the 95 % interval by {source}. Shown is what stays below 0.05 after Holm's "
+        "correction and has the same sign in every seed, at least two; `not shown` does not mean equal."
     )
 
 

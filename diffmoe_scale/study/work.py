@@ -16,8 +16,10 @@ from typing import IO
 
 from diffmoe_scale import __version__
 from diffmoe_scale.config.check import RunError
+from diffmoe_scale.config.run_directory import RunDirectory
 from diffmoe_scale.files import replace_file
 from diffmoe_scale.json_text import parse_json
+from diffmoe_scale.lock import is_held
 from diffmoe_scale.study.commands import CURVE, LAST, TRAINING, write_settings
 from diffmoe_scale.study.cost import Cost, duration
 from diffmoe_scale.study.process import start_process
@@ -50,6 +52,9 @@ class Worker:
     commands: list[str] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
     began: float = 0.0
+    is_waiting: bool = False
+    logged: int = 0
+    """Bytes of the log before the process."""
 
     def go_on(self) -> bool:
         """Look at the process and start the next; whether the row is done.
@@ -63,15 +68,25 @@ class Worker:
             add_seconds(self.row, self.stages[0], time.monotonic() - self.began)
             self.process = None
             if code != 0:
-                raise RunError(
-                    f"{self.stages[0]} ended with {code}: {last_line(self.row.log)} ({self.row.log})"
-                )
+                said = last_line(self.row.log, self.logged)
+                raise RunError(f"{self.stages[0]} ended with {code}: {said} ({self.row.log})")
             self.stages.pop(0)
+        if self._waits():
+            return False
         while self.stages and self.process is None:
             self._start_stage(self.stages[0])
         if self.stages:
             return False
         self._finish()
+        return True
+
+    def _waits(self) -> bool:
+        """Whether the training of a study that was killed still saves its checkpoint."""
+        if self.stages[:1] != [TRAINING] or not is_held(RunDirectory(self.row.run).lock):
+            return False
+        if not self.is_waiting:
+            logger.info("%s: another process trains in %s; waiting for its end", self.row.name, self.row.run)
+        self.is_waiting = True
         return True
 
     def _start_stage(self, stage: str) -> None:
@@ -85,6 +100,7 @@ class Worker:
         threads = max(1, (os.cpu_count() or 1) // self.at_once)
         logger.info("%s: %s", self.row.name, stage)
         with self.row.log.open("ab") as log:
+            self.logged = log.seek(0, os.SEEK_END)
             self.process = self.start(command.words, log, {"OMP_NUM_THREADS": str(threads)})
         self.began = time.monotonic()
 
@@ -190,13 +206,12 @@ def read_seconds(row: Row) -> dict[str, float]:
     return found
 
 
-def last_line(log: Path) -> str:
-    """The last line of a log that says something."""
+def last_line(log: Path, begin: int) -> str:
+    """The last line of a log, from the byte `begin`, that says something."""
     try:
-        lines = [
-            line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
-        ]
+        text = log.read_bytes()[begin:].decode("utf-8", "replace")
     except OSError:
-        return ""
+        return "its log cannot be read"
+    lines = [line for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error:") or "Error" in line]
-    return (errors or lines or [""])[-1][:300]
+    return (errors or lines or ["it printed nothing"])[-1][:300]

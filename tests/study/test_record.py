@@ -119,6 +119,18 @@ def test_scores_stand_by_step_and_those_of_other_numbers_of_prompts_do_not_count
     assert found[-1].suites == {"one": 0.5, "two": 1.0} and found[-1].mean == 0.75
 
 
+def test_scores_of_an_earlier_training_are_not_taken_for_the_row_s(rows: dict[str, Row]) -> None:
+    row = rows["diffmoe"]
+    write_scores(row, LAST, 20, prompts=3)
+    (earlier,) = (row.scores / LAST).iterdir()
+    tree = json.loads((earlier / RESULT).read_text())
+    other = earlier.with_name("other")
+    other.mkdir()
+    (other / RESULT).write_text(json.dumps(tree | {"folder": "other"}))
+    with pytest.raises(RunError, match="holds scores of an earlier training, too; remove it and run again"):
+        read_scores(row)
+
+
 def test_scores_that_are_missing_are_said(rows: dict[str, Row]) -> None:
     row = rows["diffmoe"]
     write_scores(row, CURVE, 10, prompts=2)

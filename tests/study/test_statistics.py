@@ -44,6 +44,13 @@ def test_two_variants_alone_give_the_paired_t_test() -> None:
     assert difference.p == pytest.approx(difference.p_own)
 
 
+def test_variants_of_one_training_are_compared_by_their_own_pairs() -> None:
+    """Of a study of sampling settings one training a seed is left to tell the noise from."""
+    pair = {name: GRID[name] for name in ("a", "b")}
+    difference = compare_variants(pair, find_noise({"a": GRID["a"]}), "a", "b")
+    assert difference is not None and difference == compare_variants(pair, find_noise(pair), "a", "b")
+
+
 def test_only_common_seeds_are_paired() -> None:
     numbers = {"a": {0: 1.0, 1: 2.0}, "b": {1: 5.0, 2: 7.0}, "c": {3: 1.0}}
     noise = find_noise(GRID)

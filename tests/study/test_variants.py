@@ -33,6 +33,42 @@ def test_what_numbers_depend_on_is_in_the_fingerprint_and_the_rest_is_not(tmp_pa
     assert after.training == before.training
 
 
+def test_a_training_is_shared_by_those_whose_losses_it_validates(tmp_path: Path) -> None:
+    text = (
+        TEXT
+        + """- {{name: interval, settings: {{sampling.selection: interval}}}}
+- {{name: low, settings: {{sampling.selection: interval, sampling.gamma: 0.25}}}}
+- {{name: guided, settings: {{sampling.guidance: 7}}}}
+"""
+    )
+    config = load_study(write_study(tmp_path, text))
+    rows = {row.variant.name: row for row in make_rows(config, make_variants(config)) if row.seed == 0}
+    assert rows["static"].run == rows["guided"].run == rows["diffmoe"].run
+    assert len({rows[name].run for name in ("diffmoe", "interval", "low", "dense")}) == 4
+    assert rows["static"].config.sampling.selection == "threshold"
+    assert rows["low"].config.sampling.gamma == 0.25
+    # Whichever variant's settings the shared run directory holds, each is scored by its own.
+    expected = {"gamma": 0.5, "guidance": 3.0, "selection": "threshold"}
+    assert rows["diffmoe"].variant.sampling == expected
+    assert rows["guided"].variant.sampling == expected | {"guidance": 7.0}
+
+
+def test_the_encoder_of_the_scenes_is_part_of_what_a_row_depends_on(tmp_path: Path) -> None:
+    text = TEXT + "- {{name: aligned, settings: {{alignment.encoder: '{{teacher}}'}}}}\n"
+    path = write_study(tmp_path, text)
+    with pytest.raises(
+        ValueError, match=r"study\.teacher is ''; expected a folder, for .* of aligned"
+    ):
+        make_variants(load_study(path))
+
+    def fingerprints(*settings: str) -> list[str]:
+        config = load_study(path, [f"study.teacher={tmp_path}/teacher", *settings])
+        return [row.fingerprint for row in make_rows(config, make_variants(config))]
+
+    before, after = fingerprints(), fingerprints("study.teacher_steps=5")
+    assert before[:3] == after[:3] and before[3] != after[3]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
@@ -53,13 +89,19 @@ def test_what_numbers_depend_on_is_in_the_fingerprint_and_the_rest_is_not(tmp_pa
         ("[[diffmoe, dense]]", "[[diffmoe, other]]", "study.expected is 'other'; expected one of diffmoe"),
         ("seeds: [0, 1]", "seeds: [0, 0]", "study.seeds is (0, 0); expected each seed once"),
         ("seeds: [0, 1]", "sedes: [0, 1]", "study.sedes is no setting; did you mean study.seeds"),
+        ("sampling.selection: static", "sampling.steps: 20", "variants diffmoe and static have the same"),
+        (
+            "moe.num_experts: 0",
+            "data.train: [2024-01-01]",
+            "variant dense: data.train is [datetime.date(",
+        ),
         ("base.yaml", "none.yaml", "none.yaml does not exist"),
     ],
 )
 def test_wrong_inputs_are_sentences(tmp_path: Path, old: str, new: str, sentence: str) -> None:
     path = write_study(tmp_path, TEXT.replace(old, new))
     with pytest.raises(ValueError) as caught:
-        make_variants(load_study(path))
+        make_rows(config := load_study(path), make_variants(config))
     assert sentence in str(caught.value).replace("variants.1.name", "variants.N.name")
 
 

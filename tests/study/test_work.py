@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 import pytest
 
+from diffmoe_scale.config.run_directory import RunDirectory
+from diffmoe_scale.lock import hold
 from diffmoe_scale.study import work
 from diffmoe_scale.study.commands import LAST, TRAINING
 from diffmoe_scale.study.cost import Cost
@@ -54,7 +57,7 @@ def do(rows: list[Row], stage: Stage, *, is_stopped: Callable[[], bool] = lambda
 
 
 def test_rows_work_side_by_side_and_a_shared_training_waits_for_the_other(rows: list[Row]) -> None:
-    stage = Stage(lambda name: "import time; time.sleep(0.1)")
+    stage = Stage(lambda name: "import time; time.sleep(0.3)")
     assert do(rows, stage) == {}
     assert stage.most == 2
     assert ("dense", TRAINING) in stage.started
@@ -62,7 +65,7 @@ def test_rows_work_side_by_side_and_a_shared_training_waits_for_the_other(rows: 
     assert stage.started[-1] == ("static", LAST) and stage.started.count(("diffmoe", TRAINING)) == 2
     results = [read_row(row) for row in rows]
     assert [result.loss for result in results if result is not None] == [0.5] * 3
-    assert results[0] is not None and results[0].seconds[TRAINING] > 0.09
+    assert results[0] is not None and results[0].seconds[TRAINING] > 0.29
     assert "diffmoe_scale.pretrain" in results[0].commands[0]
 
 
@@ -91,3 +94,21 @@ def test_a_row_file_that_is_damaged_is_a_sentence(rows: list[Row]) -> None:
     path.write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match=r"is no row of a study .* remove it and run again"):
         read_row(rows[0])
+
+
+def test_a_process_that_says_nothing_is_not_given_the_words_of_an_earlier_one(rows: list[Row]) -> None:
+    rows[0].log.parent.mkdir(parents=True)
+    rows[0].log.write_text("error: the disk is full\n", encoding="utf-8")
+    failures = do(rows[:1], Stage(lambda name: "raise SystemExit(9)"))
+    assert failures[rows[0].name].startswith("training ended with 9: it printed nothing (")
+
+
+def test_a_training_waits_for_the_process_that_holds_its_run(rows: list[Row]) -> None:
+    stage = Stage(lambda name: "")
+    lock = hold(RunDirectory(rows[0].run).lock, setting="run.directory", work="trains")
+    assert lock is not None
+    began = time.monotonic()
+    with lock:
+        assert do(rows[:1], stage, is_stopped=lambda: time.monotonic() > began + 0.7) == {}
+    assert stage.started == [] and read_row(rows[0]) is None
+    assert do(rows[:1], stage) == {} and read_row(rows[0]) is not None

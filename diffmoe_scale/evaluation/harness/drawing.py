@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any  # JSON values
 
 import numpy as np
 
@@ -59,8 +58,7 @@ class DrawnPicture:
 def read_drawn(folder: Path) -> dict[int, DrawnPicture]:
     """The pictures of a job's folder by place. Raises: ValueError for records of another kind."""
     found: dict[int, DrawnPicture] = {}
-    # By time: what is drawn anew may be in the records of another rank or part than before.
-    for entry in sorted(read_records(folder, DRAWN), key=_time_of):
+    for entry in read_records(folder, DRAWN):
         try:
             scores = entry["scores"] or [None] * len(entry["places"])
             for place, digest, score in zip(entry["places"], entry["digests"], scores, strict=True):
@@ -79,11 +77,6 @@ def read_drawn(folder: Path) -> dict[int, DrawnPicture]:
                 "folder and run again"
             ) from error
     return found
-
-
-def _time_of(entry: Mapping[str, Any]) -> float:
-    time = entry.get("time")
-    return float(time) if isinstance(time, int | float) else 0.0
 
 
 def missing_places(job: Job, folder: Path, part: Part) -> list[int]:
@@ -164,7 +157,6 @@ def draw(
                 ]
                 records.write(
                     {
-                        "time": time.time(),
                         "places": new,
                         "digests": digests,
                         "scores": job.suite.check(batch.images_BCHW[: len(new)], new),

@@ -2,11 +2,15 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Self  # Any: JSON values
 
 from diffmoe_scale.json_text import parse_json
+
+TIME = "time"
+"""Of an entry: when it was written, seconds since 1970."""
 
 
 class RecordWriter:
@@ -23,7 +27,8 @@ class RecordWriter:
             self._file = self.path.open("ab")
             if is_torn:
                 self._file.write(b"\n")  # a process was killed within a line
-        self._file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
+        line = json.dumps({TIME: time.time(), **entry}, allow_nan=False)
+        self._file.write(line.encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -36,8 +41,10 @@ class RecordWriter:
 
 
 def read_records(folder: Path, kind: str) -> Iterator[dict[str, Any]]:
-    """The whole lines of the files KIND-*.jsonl of a folder, in the order of their names; torn ones are left
-    out. Raises: OSError."""
+    """The whole lines of the files KIND-*.jsonl of a folder; torn ones are left out. They come in the order
+    of their time: what is done anew may be in the file of another rank or part than before. Raises:
+    OSError."""
+    found: list[tuple[float, dict[str, Any]]] = []
     for path in sorted(folder.glob(f"{kind}-*.jsonl")):
         for line in path.read_bytes().split(b"\n"):
             try:
@@ -45,4 +52,7 @@ def read_records(folder: Path, kind: str) -> Iterator[dict[str, Any]]:
             except ValueError:
                 continue
             if isinstance(entry, dict):
-                yield entry
+                written = entry.pop(TIME, None)
+                found.append((written if isinstance(written, int | float) else 0.0, entry))
+    found.sort(key=lambda each: each[0])
+    yield from (entry for _, entry in found)

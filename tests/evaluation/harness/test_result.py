@@ -89,14 +89,14 @@ def test_results_are_ordered_by_suite_step_and_the_size_of_numbers(tmp_path: Pat
     assert [one.folder for one in write_results(tmp_path)] == ["z", "y", "x", "w"]
 
 
-def test_records_are_objects_in_the_order_of_their_files_and_finite(tmp_path: Path) -> None:
-    (tmp_path / "drawn-2of2-0.jsonl").write_bytes(b'{"a": 3}\n[4]\n7\n')
+def test_records_are_objects_in_the_order_of_their_time_and_finite(tmp_path: Path) -> None:
+    (tmp_path / "drawn-2of2-0.jsonl").write_bytes(b'{"a": 0, "time": 5}\n[4]\n7\n')
     with RecordWriter(tmp_path / "drawn-1of2-0.jsonl") as records:
         records.write({"a": 1})
         records.write({"a": 2})
         with pytest.raises(ValueError, match="not JSON compliant"):
             records.write({"a": float("nan")})
-    assert [entry["a"] for entry in read_records(tmp_path, "drawn")] == [1, 2, 3]
+    assert [entry["a"] for entry in read_records(tmp_path, "drawn")] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("before", "now"), [("1of1-3", "1of1-0"), ("3of16-0", "1of1-0")])
@@ -104,7 +104,7 @@ def test_of_a_picture_that_was_drawn_anew_the_later_record_counts(
     before: str, now: str, tmp_path: Path
 ) -> None:
     cost = {"capacity": 1.0, "calls": 2.0, "flops": 3.0, "seconds": 4.0, "thresholds": ""}
-    for time, (name, digest) in enumerate(((before, "old"), (now, "new"))):
+    for name, digest in ((before, "old"), (now, "new")):
         with RecordWriter(tmp_path / f"drawn-{name}.jsonl") as records:
-            records.write({"time": time, "places": [5], "digests": [digest], "scores": None, **cost})
+            records.write({"places": [5], "digests": [digest], "scores": None, **cost})
     assert read_drawn(tmp_path)[5].digest == "new"
