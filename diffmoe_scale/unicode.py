@@ -99,11 +99,16 @@ def clean_text(text: str) -> tuple[str, tuple[str, ...]]:
 def clean_name(text: str) -> str:
     """A name or message that changes nothing in a terminal, a log or a page: one line, at most LONGEST_NAME
     characters and "...", control characters and halves of surrogate pairs as escapes."""
-    cleaned = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text[: LONGEST_NAME + 1])
+    cleaned = _escaped(text[: LONGEST_NAME + 1])
     return cleaned if len(cleaned) <= LONGEST_NAME else cleaned[:LONGEST_NAME] + "..."
 
 
 def safe_member_name(name: str) -> str:
-    """A name within an archive that unpacks below its folder: no root, no `..`, no control characters."""
-    parts = [part for part in clean_name(name).split("/") if part not in ("", ".", "..")]
+    """A name within an archive that unpacks below its folder: no root, no `..`, no control characters. It is
+    as long as it is: two names that differ late stay two."""
+    parts = [part for part in _escaped(name).split("/") if part not in ("", ".", "..")]
     return "/".join(parts) or "unnamed"
+
+
+def _escaped(text: str) -> str:
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)

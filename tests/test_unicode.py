@@ -83,6 +83,7 @@ def test_control_characters_are_left_out_and_noted():
         ("a/./../b", "a/b"),
         ("..", "unnamed"),
         ("a\x1bb", "a\\x1bb"),
+        ("k" * 400 + "/1", "k" * 400 + "/1"),
     ],
 )
 def test_names_in_archives_stay_below_their_folder(name: str, safe: str) -> None:

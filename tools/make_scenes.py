@@ -20,6 +20,8 @@ from diffmoe_scale.scenes.shapes import render
 
 SCENES_FILE = "scenes.json"
 SHARD_SAMPLES = 2000
+LARGEST = 4096
+"""Pixels of a side."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,8 +56,7 @@ def make_scenes(parsed: argparse.Namespace) -> None:
     _check(made_with)
     if not 0 <= parsed.pairs <= 1:
         raise ValueError(f"--pairs is {parsed.pairs}; expected 0 to 1")
-    if parsed.pairs != PAIRS:
-        made_with["pairs"] = parsed.pairs
+    made_with["pairs"] = None if parsed.pairs == PAIRS else parsed.pairs
     folder = begin(parsed.output, manifest=SCENES_FILE, made_with=made_with, is_overwritten=parsed.overwrite)
     if folder is None:
         print(f"{parsed.output}: these scenes are there already")
@@ -102,6 +103,8 @@ def _check(made_with: dict[str, Any]) -> None:
     for name, least in (("train", 1), ("validation", 0), ("resolution", 32), ("seed", 0)):
         if made_with[name] < least:
             raise ValueError(f"--{name} is {made_with[name]}; expected at least {least}")
+    if made_with["resolution"] > LARGEST:
+        raise ValueError(f"--resolution is {made_with['resolution']}; expected at most {LARGEST}")
 
 
 if __name__ == "__main__":

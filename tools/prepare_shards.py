@@ -38,8 +38,9 @@ def _prepare(parsed: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "prepare_shards",
-        f"{__doc__}\nWhat is left out is counted and named in OUTPUT/shards.json. The same command again "
-        "goes on where it\nwas stopped; changed files or options are refused with the difference.",
+        f"{__doc__}\nWhat is left out is counted in OUTPUT/shards.json, with up to 1,000 names of a kind.\n"
+        "The same command again goes on where it was stopped; changed files or options are refused with\n"
+        "the difference.",
         epilog=EXAMPLES,
     )
     add = parser.add_argument

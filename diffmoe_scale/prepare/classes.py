@@ -84,14 +84,15 @@ def find_classes(what: str, source: Path, listing: Listing, *, excluded: Collect
 
 
 def _folders(source: Path, listing: Listing, excluded: Collection[Path]) -> set[str]:
-    """All visible folders, and tar files that stand for folders."""
+    """All visible folders, and tar files that stand for folders; one within a folder is a part of that."""
     others = {path.resolve() for path in excluded}
     folders = {
         path.name
         for path in source.iterdir()
         if path.is_dir() and not path.name.startswith(".") and path.resolve() not in others
     }
-    return folders | {name.removesuffix(".tar") for name, _ in listing.files if name.endswith(".tar")}
+    tars = (name.removesuffix(".tar") for name, _ in listing.files if name.endswith(".tar"))
+    return folders | {name.partition("/")[0] for name in tars}
 
 
 def _refuse_empty(source: Path, empty: Iterable[str]) -> None:

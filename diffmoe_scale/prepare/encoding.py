@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from diffmoe_scale.config.check import RunError
 from diffmoe_scale.data.features.format import pack_sample
 from diffmoe_scale.data.features.source import FEATURE_SUFFIX, CaptionFeatures, FeatureSet, FeatureSource
 from diffmoe_scale.data.order.plan import Chunk
@@ -31,6 +33,7 @@ KEPT_SUFFIXES = ("txt", "json", "cls")
 LEFT_OUT = "left_out"
 """Folder of an unfinished set: what each of its shards lacks."""
 UNUSABLE = "sample whose picture cannot be used"
+NOT_FINITE = "sample with features that are not finite numbers"
 ESTIMATED_SAMPLES = 2000
 
 
@@ -127,7 +130,7 @@ class FeatureWriter:
         self, path: Path, windows: Sequence[range], batches: Iterator[list[Sample]], progress: tqdm
     ) -> Iterator[dict[str, object]]:
         """Members of the samples of a shard in the order of their numbers."""
-        losses = Losses()
+        losses, count_written = Losses(), 0
         for numbers in windows:
             encoded: dict[int, dict[str, object]] = {}
             count = len(numbers)
@@ -137,6 +140,12 @@ class FeatureWriter:
                 progress.update(len(samples))
                 encoded |= self._encode(samples, losses)
             yield from (encoded[number] for number in sorted(encoded))
+            count_written += len(encoded)
+        if losses.counts[NOT_FINITE] and not count_written:
+            raise RunError(
+                f"no sample of {path.name} has features that are finite numbers; expected them of most "
+                "pictures: try autoencoder.precision=fp32, or another precision of the encoder that overflows"
+            )
         if losses.counts:
             (path.parent / LEFT_OUT).mkdir(exist_ok=True)
             data = json.dumps(losses.to_json()).encode()
@@ -163,13 +172,20 @@ class FeatureWriter:
             for (shard, _), spans in zip(places, members, strict=True)
         ]
         flat = [text for several in texts for text, _ in several]
-        captions = iter(self.encoders.captions(flat, precision=source.precision))
+        encoded = iter(self.encoders.captions(flat, precision=source.precision))
         for (number, picture), (shard, row), spans, several, latents_VCHW, teacher_VNZ in zip(
             good.items(), places, members, texts, latents_BVCHW, teacher_BVNZ, strict=True
         ):
+            key, captions = (
+                reader.catalog.index(shard).key(row),
+                list(itertools.islice(encoded, len(several))),
+            )
+            if not _are_finite(latents_VCHW, teacher_VNZ, captions):
+                losses.add(NOT_FINITE, key)
+                continue
             data = pack_sample(
                 latents_VCHW,
-                list(itertools.islice(captions, len(several))),
+                captions,
                 [weight for _, weight in several],
                 original=picture.original,
                 crop=picture.crop,
@@ -179,7 +195,7 @@ class FeatureWriter:
             yield (
                 number,
                 {
-                    "__key__": safe_member_name(reader.catalog.index(shard).key(row)),
+                    "__key__": safe_member_name(key),
                     FEATURE_SUFFIX: data,
                     **self._kept(shard, spans),
                 },
@@ -189,6 +205,16 @@ class FeatureWriter:
         """Captions and label as they are."""
         read = self.reader.source.files.read
         return {suffix: read(shard, members[suffix]) for suffix in KEPT_SUFFIXES if suffix in members}
+
+
+def _are_finite(
+    latents_VCHW: Tensor, teacher_VNZ: Tensor | None, captions: Sequence[Sequence[CaptionFeatures]]
+) -> bool:
+    tensors = [latents_VCHW, teacher_VNZ]
+    tensors += [
+        tensor for streams in captions for found in streams for tensor in (found.tokens_LT, found.pooled_P)
+    ]
+    return all(bool(tensor.float().isfinite().all()) for tensor in tensors if tensor is not None)
 
 
 def _zeros(lengths: Sequence[int], empty: CaptionFeatures) -> list[CaptionFeatures]:

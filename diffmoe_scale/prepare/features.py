@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.metadata import version
@@ -12,7 +13,7 @@ import torch
 from diffmoe_scale.config.check import RunError, require
 from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.features.check import bucket_fields, check_shapes
-from diffmoe_scale.data.features.source import FeatureSet, FeatureSource
+from diffmoe_scale.data.features.source import TEACHER, FeatureSet, FeatureSource
 from diffmoe_scale.data.reading.build import build_reader
 from diffmoe_scale.data.reading.reader import Reader
 from diffmoe_scale.data.shards.catalog import ShardCatalog
@@ -26,6 +27,7 @@ from diffmoe_scale.prepare.encoders import Encoders
 from diffmoe_scale.prepare.encoding import LEFT_OUT, FeatureWriter
 from diffmoe_scale.prepare.losses import Losses
 from diffmoe_scale.prepare.options import FeatureOptions, Tell
+from diffmoe_scale.prepare.prepared import shards_setting
 from diffmoe_scale.prepare.publish import begin, publish, read_set_manifest, to_json
 from diffmoe_scale.prepare.sources import Sources, state_of
 from diffmoe_scale.prepare.space import parse_size, show_size, size_of
@@ -165,7 +167,17 @@ def _finish(folder: Path, reader: Reader, options: FeatureOptions, *, tell: Tell
         tell(f"left out ({left_out.counts.total():,}):")
         for line in left_out.lines():
             tell(line)
-    tell(f"train on them: data.train=['{options.output}/*.tar']")
+    tell(f"train on them: {settings_of(options.output, [path.name for path in reader.catalog.paths])}")
+
+
+def settings_of(folder: Path, names: Sequence[str]) -> str:
+    """For the command line: shards of validation by their names are not for training."""
+    if not any(name.startswith("validation-") for name in names):
+        return shards_setting("data.train", folder, "*.tar")
+    parts = [shards_setting("data.validation", folder, "validation-*.tar")]
+    if any(name.startswith("train-") for name in names):
+        parts.insert(0, shards_setting("data.train", folder, "train-*.tar"))
+    return " ".join(parts)
 
 
 def _made_with(config: Config, source: FeatureSource) -> dict[str, object]:
@@ -174,13 +186,17 @@ def _made_with(config: Config, source: FeatureSource) -> dict[str, object]:
     kinds = {encoder.kind for encoder in config.text.listed()} if source.text else set()
     packages += ["open_clip_torch"] if "open_clip" in kinds else []
     packages += ["transformers"] if "transformers" in kinds or source.teacher else []
-    return source.stated() | {
-        "format": FEATURES_FORMAT,
-        "aspects": list(source.aspects),
-        "caption_weights": dict(config.data.caption_weights),
-        "background": list(config.data.background),
-        "versions": {name: version(name) for name in packages},
-    }
+    return (
+        dict.fromkeys(TEACHER)
+        | source.stated()
+        | {
+            "format": FEATURES_FORMAT,
+            "aspects": list(source.aspects),
+            "caption_weights": dict(config.data.caption_weights),
+            "background": list(config.data.background),
+            "versions": {name: version(name) for name in packages},
+        }
+    )
 
 
 def sources_of_shards(catalog: ShardCatalog) -> Sources:

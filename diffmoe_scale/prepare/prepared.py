@@ -1,11 +1,14 @@
 """What a preparation of shards made and what did not get into it: for the terminal and for shards.json."""
 
 import glob
+import json
+import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from diffmoe_scale.prepare.losses import Losses
+from diffmoe_scale.prepare.losses import KEPT_NAMES, Losses
 from diffmoe_scale.prepare.publish import read_set_manifest
 from diffmoe_scale.unicode import clean_name
 from diffmoe_scale.words import counted
@@ -41,7 +44,6 @@ class Prepared:
             "images": self.images,
             "samples": dict(self.counts),
             "left_out": dict(self.left_out.counts.most_common()),
-            "skipped": [name for names in self.left_out.names.values() for name in names],
             "left_out_names": self.left_out.to_json(),
             "unused": self.unused.to_json(),
             "notes": self.notes.to_json(),
@@ -67,15 +69,16 @@ class Prepared:
             yield f"in these shards, and worth a look ({self.notes.counts.total():,}):"
             yield from self.notes.lines()
         if self.left_out.counts or self.unused.counts or self.notes.counts:
-            yield f"all of it: {self.output / SHARDS_FILE}"
-        folder = glob.escape(str(self.output))
-        yield f"look at them:  python tools/inspect_data.py --input '{folder}/*.tar'"
-        held_out = f" 'data.validation=[{folder}/validation-*.tar]'" if counts["validation"] else ""
+            yield f"more names, up to {KEPT_NAMES:,} of each kind: {self.output / SHARDS_FILE}"
+        shown = shlex.quote(f"{glob.escape(str(self.output))}/*.tar")
+        yield f"look at them:  python tools/inspect_data.py --input {shown}"
+        train = shards_setting("data.train", self.output, "train-*.tar")
+        held_out = shards_setting("data.validation", self.output, "validation-*.tar")
         labels = f" model.conditioning=class model.num_classes={len(self.class_names)}"
         yield (
             "train on them: python -m diffmoe_scale.pretrain --config configs/captions_64.yaml"
-            f"{labels if self.class_names else ''} "
-            f"'data.train=[{folder}/train-*.tar]'{held_out} run.directory=runs/mine"
+            f"{labels if self.class_names else ''} {train} "
+            f"{held_out + ' ' if counts['validation'] else ''}run.directory=runs/mine"
         )
 
     def _classes(self) -> str:
@@ -84,6 +87,13 @@ class Prepared:
             f"{counted(len(names), 'class')} from 0 ({names[0]}) to {len(names) - 1} ({names[-1]}), "
             f"{min(samples)} to {max(samples)} training samples each"
         )
+
+
+def shards_setting(name: str, folder: Path, pattern: str) -> str:
+    """A setting for a shell's command line, whatever signs the folder's name has."""
+    path = f"{glob.escape(str(folder))}/{pattern}"
+    is_plain = re.fullmatch(r"[\w./*~-]+", path) is not None
+    return shlex.quote(f"{name}=[{path if is_plain else json.dumps(path)}]")
 
 
 def read_prepared(output: Path) -> Prepared:

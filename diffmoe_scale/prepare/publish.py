@@ -1,16 +1,19 @@
 """Sets of shards that appear complete or not at all: written in NAME.unfinished, where an interrupted call
 goes on, then renamed."""
 
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any  # JSON
 
 import webdataset
 
-from diffmoe_scale.data.shards.catalog import ShardCatalog
+from diffmoe_scale.data.shards.index import scan_shard
+from diffmoe_scale.data.shards.sidecar import index_places, stamp_of, write_index
 from diffmoe_scale.files import replace_file
 from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.prepare.sources import Sources
@@ -44,11 +47,17 @@ def begin(
     set is there already.
 
     A set is known by `made_with` (JSON: lists, no tuples), which goes into the file `manifest`, and by its
-    `sources`, None for one that is made from nothing else. Ranks may call this at the same time.
+    `sources`, None for one that is made from nothing else. An argument that is not used is None there, not
+    absent: a set that was made with it is another one. Ranks may call this at the same time.
 
     Raises: ValueError if `output` holds other things, or another set, finished or not, and `is_overwritten`
-    is false.
+    is false; OSError.
     """
+    if os.path.ismount(output):
+        raise ValueError(
+            f"--output {output} is a disk of its own, which no folder can replace; name one in it"
+        )
+    _put_in_place(output)
     wanted = dict(made_with) | ({} if sources is None else {"sources": sources.describe()})
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         found = read_set_manifest(output, manifest)
@@ -73,7 +82,10 @@ def begin(
                 f"{unfinished} was begun with other arguments or files ({difference}); "
                 "remove it or give --overwrite"
             )
-        shutil.rmtree(unfinished)
+        with _alone_in(unfinished) as is_there:
+            # Another rank may have begun anew meanwhile.
+            if is_there and read_set_manifest(unfinished, manifest) == begun:
+                shutil.rmtree(unfinished)
     elif begun is None and any(unfinished.glob("*.tar")):
         raise ValueError(
             f"{unfinished} holds shards and no {manifest} that says what they were made from; remove it"
@@ -81,7 +93,9 @@ def begin(
     unfinished.mkdir(parents=True, exist_ok=True)
     if sources is not None:
         sources.save(unfinished)
-    replace_file(unfinished / manifest, to_json(wanted))
+    replace_file(
+        unfinished / manifest, to_json({name: value for name, value in wanted.items() if value is not None})
+    )
     return unfinished
 
 
@@ -129,22 +143,47 @@ def write_shard(path: Path, samples: Iterable[Mapping[str, object]]) -> None:
         for sample in samples:
             writer.write(sample)
             count += 1
-    os.replace(working, path)
+    with working.open("rb") as file:
+        os.fsync(file.fileno())
     if count:
-        ShardCatalog([path])  # makes the index
+        # Before the shard has its name: from then on another rank may publish the folder.
+        stamp = stamp_of(working) | {"shard": path.name}
+        write_index(scan_shard(working), path, index_places(path, None), stamp)
+    os.replace(working, path)
 
 
 def publish(output: Path) -> None:
     """Give a finished set its name, in the place of an earlier one. Ranks may call this at the same time: the
     first one does it."""
-    unfinished, output = unfinished_folder(output), output.resolve()
-    finished = finished_folder(output)
     try:
-        os.rename(unfinished, finished)
+        os.rename(unfinished_folder(output), finished_folder(output))
     except FileNotFoundError:
         return  # another rank was faster
-    for left in finished.glob(f"*{WORKING}"):
-        left.unlink()
-    if output.is_dir():
-        shutil.rmtree(output)
-    os.rename(finished, output)
+    _put_in_place(output)
+
+
+def _put_in_place(output: Path) -> None:
+    """Give a set its name that is finished but for that, also one whose process was killed meanwhile."""
+    output, finished = output.resolve(), finished_folder(output)
+    with _alone_in(finished) as is_there:
+        if is_there:
+            for left in finished.glob(f"*{WORKING}"):
+                left.unlink()
+            if output.is_dir():
+                shutil.rmtree(output)
+            os.rename(finished, output)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[bool]:
+    """Wait for other processes that are here with the same folder. Whether it still has that name."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield folder.is_dir() and os.path.samestat(os.fstat(descriptor), folder.stat())
+    finally:
+        os.close(descriptor)

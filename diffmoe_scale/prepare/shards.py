@@ -48,8 +48,7 @@ def prepare_shards(options: ShardOptions, *, tell: Tell = print) -> Prepared:
     if classes is None and not any(map(_is_captioned, listing.entries)):
         raise ValueError(_no_captions(listing))
     made_with = {"format": SHARDS_FORMAT} | options.made_with()
-    if classes is not None:
-        made_with["classes"] = classes.describe()
+    made_with["classes"] = None if classes is None else classes.describe()
     if options.resize or options.duplicates >= 0:
         made_with["versions"] = {name: version(name) for name in ("pillow", "imagehash")}
     folder = begin(

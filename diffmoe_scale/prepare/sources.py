@@ -3,6 +3,7 @@
 import ast
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -42,7 +43,7 @@ class Sources:
         """Those that were saved in a folder; None where there are none that can be read."""
         try:
             found = parse_json(gzip.decompress((folder / FILE).read_bytes()))
-        except (OSError, EOFError, ValueError):
+        except (OSError, EOFError, ValueError, zlib.error):
             return None
         return cls(found) if isinstance(found, dict) else None
 

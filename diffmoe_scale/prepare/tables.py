@@ -113,9 +113,11 @@ def _parse_quoted(table: Path, lines: Sequence[str], delimiter: str) -> list[tup
                 f"{table} cannot be read: a quote opens in line {started} and is never closed: "
                 f"{clean_name(lines[started - 1])}"
             ) from error
+        line = clean_name(lines[reader.line_num - 1])
+        if "expected after" not in str(error):  # csv's word for a quote
+            raise ValueError(f"{table} cannot be read: line {reader.line_num}: {error}: {line}") from error
         raise ValueError(
-            f"{table} cannot be read: line {reader.line_num} has a quote in the wrong place: "
-            f"{clean_name(lines[reader.line_num - 1])}; "
+            f"{table} cannot be read: line {reader.line_num} has a quote in the wrong place: {line}; "
             'a quote within a quoted value is written twice ("")'
         ) from error
     return rows

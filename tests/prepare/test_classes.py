@@ -183,6 +183,15 @@ def test_an_empty_tar_file_would_be_no_class_and_some_of_many_are_named(tmp_path
         prepare(source, tmp_path / "out", classes="folders")
 
 
+def test_a_tar_file_within_a_class_is_a_part_of_it(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    for folder in ("x", "y"):
+        (source / folder).mkdir(parents=True)
+        write_shard(source / folder / "one.tar", {"0": make_sample(0, 0)})
+    prepared = prepare(source, tmp_path / "out", classes="folders")
+    assert prepared.class_names == ["x", "y"] and prepared.class_samples["train"] == [1, 1]
+
+
 def test_names_of_classes_change_nothing_in_a_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from diffmoe_scale.config.schema import Config
 from diffmoe_scale.data.reading.batch import Batch, to_unit_range
 from diffmoe_scale.encoders.autoencoder.build import build_autoencoder
 from diffmoe_scale.moe.routing import Selection
+from diffmoe_scale.prepare.encoders import Encoders
 from diffmoe_scale.train.loss import condition_of, denoising_loss, latents_of
 from tests.data.samples import color, encode, write_shards
 from tests.prepare.conftest import pipeline_of
@@ -119,6 +120,31 @@ def test_shards_keep_the_order_of_their_samples_whatever_the_batch(
                 for name in archive.getnames()
                 if name.endswith(".safetensors")
             ] == expected
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_features_that_overflow_are_left_out_and_a_shard_of_them_ends_the_work(
+    tmp_path: Path,
+    settings: list[str],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+) -> None:
+    views, bad = Encoders.views, slice(1)
+
+    def overflow(self: Encoders, images_BCHW: torch.Tensor, num_views: int) -> torch.Tensor:
+        latents_BVCHW = views(self, images_BCHW, num_views)
+        latents_BVCHW[bad, :, 0, 0, 0] = torch.inf
+        return latents_BVCHW
+
+    monkeypatch.setattr(Encoders, "views", overflow)
+    words = "--precision", precision
+    assert cache(tmp_path / "some", settings, *words, shards="001") == 0
+    assert "sample with features that are not finite numbers: 2\n  1_0\n  1_4\n" in capfd.readouterr().out
+    assert reader(load_config(None, settings), f"{tmp_path}/some/*.tar").num_samples == 5
+    bad = slice(None)
+    assert cache(tmp_path / "all", settings, *words, shards="001") == 1
+    assert "no sample of shard-001.tar has features that are finite numbers" in capfd.readouterr().err
 
 
 def test_a_picture_that_is_turned_behind_its_pixels_is_left_out(

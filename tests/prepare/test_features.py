@@ -10,6 +10,7 @@ from diffmoe_scale.config.load import load_config
 from diffmoe_scale.data.features.source import SET_FILE
 from diffmoe_scale.model.networks import Networks
 from diffmoe_scale.prepare import encoding
+from diffmoe_scale.prepare.features import settings_of
 from diffmoe_scale.train.setup import refuse_other_features
 from tests.data.samples import color, encode
 from tests.prepare.feature_sets import BUCKETS, batches, cache, reader, shards
@@ -173,3 +174,18 @@ def test_a_budget_too_small_writes_nothing(
 ) -> None:
     assert cache(tmp_path / "cache", settings, "--budget", "20K") == 2
     assert "--budget is 20K, less than" in capfd.readouterr().err and not list(tmp_path.glob("cache*"))
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["a.tar"], "'data.train=[out/*.tar]'"),
+        (
+            ["train-0.tar", "validation-0.tar"],
+            "'data.train=[out/train-*.tar]' 'data.validation=[out/validation-*.tar]'",
+        ),
+        (["validation-0.tar"], "'data.validation=[out/validation-*.tar]'"),
+    ],
+)
+def test_shards_of_validation_are_not_named_for_training(names: list[str], words: str) -> None:
+    assert settings_of(Path("out"), names) == words

@@ -1,13 +1,16 @@
 """What a preparation says of itself, on a terminal and in its manifest."""
 
+import glob
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
+from diffmoe_scale.config.load import parse_override
 from diffmoe_scale.prepare.losses import Losses
-from diffmoe_scale.prepare.prepared import SHARDS_FILE, Prepared, read_prepared
+from diffmoe_scale.prepare.prepared import SHARDS_FILE, Prepared, read_prepared, shards_setting
 
 
 def losses(*names: str, kind: str = "broken") -> Losses:
@@ -50,13 +53,23 @@ def test_the_next_command_names_validation_shards_only_where_there_are_some(tmp_
 
 
 def test_patterns_of_a_folder_with_brackets_are_of_that_folder() -> None:
-    *_, look, train = make(Path("set [v1]")).lines()
-    assert "--input 'set [[]v1]/*.tar'" in look and "'data.train=[set [[]v1]/train-*.tar]'" in train
+    *_, look, _ = make(Path("set [v1]")).lines()
+    assert "--input 'set [[]v1]/*.tar'" in look
+
+
+@pytest.mark.parametrize("name", ["plain", "set [v1]", "it's", "a, b: c", '"quoted"', "größe"])
+def test_the_printed_setting_goes_through_a_shell_into_a_run(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    shard = tmp_path / name / "train-000000.tar"
+    shard.touch()
+    (word,) = shlex.split(shards_setting("data.train", tmp_path / name, "train-*.tar"))
+    section, key, (pattern,) = parse_override(word)
+    assert (section, key) == ("data", "train") and glob.glob(pattern) == [str(shard)]
 
 
 @pytest.mark.parametrize("part", ["left_out", "unused", "notes"])
 def test_whatever_is_named_says_where_all_of_it_stands(tmp_path: Path, part: str) -> None:
-    place = f"all of it: {tmp_path / SHARDS_FILE}"
+    place = f"more names, up to 1,000 of each kind: {tmp_path / SHARDS_FILE}"
     assert place not in list(make(tmp_path).lines())
     lines = list(make(tmp_path, **{part: losses("a.png")}).lines())  # type: ignore[arg-type]
     assert place in lines and "  a.png" in lines
@@ -74,7 +87,7 @@ def test_a_finished_set_is_read_back_from_its_manifest(tmp_path: Path) -> None:
     )
     classes = [{"label": label, "name": name} for label, name in enumerate(made.class_names)]
     text = json.dumps(made.manifest() | {"classes": classes})
-    assert json.loads(text)["skipped"] == ["a.png", "b.png"]
+    assert json.loads(text)["left_out_names"]["broken"]["names"] == ["a.png", "b.png"]
     (tmp_path / SHARDS_FILE).write_text(text, encoding="utf-8")
     again = read_prepared(tmp_path)
     assert not again.is_new and again.images == made.images and again.counts == made.counts

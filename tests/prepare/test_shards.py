@@ -10,7 +10,7 @@ from diffmoe_scale.config.data import DataConfig
 from diffmoe_scale.config.model import ModelConfig
 from diffmoe_scale.data.reading.build import build_reader
 from diffmoe_scale.prepare import judge, shards
-from diffmoe_scale.prepare.losses import KEPT_NAMES
+from diffmoe_scale.prepare.losses import KEPT_NAMES, Losses
 from tests.data.samples import encode, read_batches
 from tests.prepare.folders import (
     add_picture,
@@ -85,7 +85,8 @@ def test_broken_images_are_left_out_and_named(images: Path, tmp_path: Path) -> N
     manifest = read_set_manifest(tmp_path / "out")
     assert manifest["samples"] == {"train": 3, "validation": 0, "uncaptioned": 0}
     assert manifest["images"] == 6 and manifest["left_out"] == {"broken": 3}
-    assert len(manifest["skipped"]) == 3
+    named = Losses.from_json(manifest["left_out_names"]).names
+    assert sum(map(len, named.values())) == 3
 
 
 def test_of_many_broken_images_some_are_named_and_all_are_counted(images: Path, tmp_path: Path) -> None:

@@ -56,9 +56,7 @@ def test_a_training_is_shared_by_those_whose_losses_it_validates(tmp_path: Path)
 def test_the_encoder_of_the_scenes_is_part_of_what_a_row_depends_on(tmp_path: Path) -> None:
     text = TEXT + "- {{name: aligned, settings: {{alignment.encoder: '{{teacher}}'}}}}\n"
     path = write_study(tmp_path, text)
-    with pytest.raises(
-        ValueError, match=r"study\.teacher is ''; expected a folder, for .* of aligned"
-    ):
+    with pytest.raises(ValueError, match=r"study\.teacher is ''; expected a folder, for .* of aligned"):
         make_variants(load_study(path))
 
     def fingerprints(*settings: str) -> list[str]:

@@ -26,7 +26,7 @@ def test_it_says_what_it_wrote_and_what_to_do_next(
     assert prepare_shards.main(command) == 0
     printed = capsys.readouterr().out
     assert len(read_samples(out)) + len(read_samples(out, "validation-*")) == 3
-    assert "left out 1 of 4 images (1 broken)" in printed and f"all of it: {out}/shards.json" in printed
+    assert "left out 1 of 4 images (1 broken)" in printed and f"of each kind: {out}/shards.json" in printed
     assert "tools/inspect_data.py --input" in printed and "data.validation=[" in printed
     assert prepare_shards.main(command) == 0
     assert "these shards are there already" in capsys.readouterr().out

@@ -56,11 +56,13 @@ def pack_sample(
 
 
 def to_stored(tensor: Tensor, precision: str) -> Tensor:
-    """In the stored format, on the CPU; fp8 saturates at its largest number, where a cast would give NaN."""
+    """In the stored format, on the CPU; fp8 saturates at its largest number, where a cast would give NaN.
+    Infinities become NaN: a large number in their place would be trained on."""
     stored = PRECISIONS[precision]
     limit = torch.finfo(stored).max
     # In fp32: few operations are there for 8 bits.
-    return tensor.detach().cpu().float().clamp(-limit, limit).to(stored).contiguous()
+    values = tensor.detach().cpu().float()
+    return values.clamp(-limit, limit).where(values.isfinite(), torch.nan).to(stored).contiguous()
 
 
 @dataclass(frozen=True)
