@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from diffmoe_scale.config.check import require
 from diffmoe_scale.prepare.losses import Losses
 from diffmoe_scale.prepare.pairs import pair_texts
 from diffmoe_scale.prepare.parquet import list_parquet
@@ -52,6 +53,9 @@ def list_pictures(source: Path, columns: Columns, *, excluded: Collection[Path] 
         _add_tar(source, listing, prefix="")
     else:
         _add_table(source, listing, columns)
+    is_table = any(suffix_of(path.name) in ("parquet", *LINE_TABLES) for _, path in listing.files)
+    for option, name in (("--image-column", columns.image), ("--caption-column", columns.caption)):
+        require(is_table or not name, option, name, f"nothing: --input {source} is no table")
     if not listing.entries:
         lines = "; ".join(line.strip() for line in listing.unused.lines(limit=3))
         raise ValueError(

@@ -2,7 +2,6 @@
 
 import math
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.metadata import version
@@ -27,7 +26,7 @@ from diffmoe_scale.prepare.encoders import Encoders
 from diffmoe_scale.prepare.encoding import LEFT_OUT, FeatureWriter
 from diffmoe_scale.prepare.losses import Losses
 from diffmoe_scale.prepare.options import FeatureOptions, Tell
-from diffmoe_scale.prepare.prepared import shards_setting
+from diffmoe_scale.prepare.prepared import training_settings
 from diffmoe_scale.prepare.publish import begin, publish, read_set_manifest, to_json
 from diffmoe_scale.prepare.sources import Sources, state_of
 from diffmoe_scale.prepare.space import parse_size, show_size, size_of
@@ -167,17 +166,7 @@ def _finish(folder: Path, reader: Reader, options: FeatureOptions, *, tell: Tell
         tell(f"left out ({left_out.counts.total():,}):")
         for line in left_out.lines():
             tell(line)
-    tell(f"train on them: {settings_of(options.output, [path.name for path in reader.catalog.paths])}")
-
-
-def settings_of(folder: Path, names: Sequence[str]) -> str:
-    """For the command line: shards of validation by their names are not for training."""
-    if not any(name.startswith("validation-") for name in names):
-        return shards_setting("data.train", folder, "*.tar")
-    parts = [shards_setting("data.validation", folder, "validation-*.tar")]
-    if any(name.startswith("train-") for name in names):
-        parts.insert(0, shards_setting("data.train", folder, "train-*.tar"))
-    return " ".join(parts)
+    tell(f"train on them: {training_settings(options.output, [path.name for path in reader.catalog.paths])}")
 
 
 def _made_with(config: Config, source: FeatureSource) -> dict[str, object]:

@@ -1,12 +1,17 @@
 """Tables in parquet files: pictures in their cells, or paths of pictures. pyarrow is imported here alone."""
 
+import datetime
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any  # pyarrow is untyped
 
+from diffmoe_scale.json_text import parse_json
 from diffmoe_scale.prepare.losses import Losses
 from diffmoe_scale.prepare.place import CAPTION_COLUMNS, IMAGE_COLUMNS, Columns, Entry, FilePlace, Place
 from diffmoe_scale.prepare.tables import choose_column
@@ -28,7 +33,9 @@ class CellPlace:
     def read(self) -> bytes:
         where = f"row {self.row} of row group {self.group} of {self.path}"
         try:
-            value = _read_column(self.path, self.group, self.column)[self.row].as_py()
+            with _reading:
+                column = _read_column(self.path, self.group, self.column)
+            value = column[self.row].as_py()
         except Exception as error:
             # pyarrow raises OSError, ArrowInvalid and others for damaged pages.
             raise OSError(f"{where} cannot be read: {_first_line(error)}") from error
@@ -38,6 +45,10 @@ class CellPlace:
         if not isinstance(data, bytes):
             raise OSError(f"{where} has no bytes in the column {self.column}")
         return data
+
+
+# Threads that miss together would each read the whole group.
+_reading = Lock()
 
 
 # Rows are read in order by several threads, so a few groups are in use at once.
@@ -142,15 +153,28 @@ def _read_rows(
                 notes[row] |= set(found)
     return [
         (
-            {
-                name: values[name][row]
-                for name in names
-                if isinstance(values[name][row], str | int | float | list)
-            },
+            {name: kept for name in names if (kept := _for_json(values[name][row])) is not None},
             tuple(sorted(notes[row])),
         )
         for row in range(read.num_rows)
     ]
+
+
+def _for_json(value: object) -> object:
+    """A value as .json files can hold it: dates and decimals as text; None for bytes and for what is no
+    number."""
+    if value is None or isinstance(value, str | int):
+        return value
+    try:
+        return parse_json(json.dumps(value, allow_nan=False, default=_as_text))
+    except (TypeError, ValueError):
+        return None
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, datetime.date | datetime.time | datetime.timedelta | Decimal):
+        return str(value)
+    raise TypeError
 
 
 def _first_line(error: Exception) -> str:

@@ -96,6 +96,16 @@ def shards_setting(name: str, folder: Path, pattern: str) -> str:
     return shlex.quote(f"{name}=[{path if is_plain else json.dumps(path)}]")
 
 
+def training_settings(folder: Path, names: Sequence[str]) -> str:
+    """For the command line: shards of validation by their names are not for training."""
+    if not any(name.startswith("validation-") for name in names):
+        return shards_setting("data.train", folder, "*.tar")
+    parts = [shards_setting("data.validation", folder, "validation-*.tar")]
+    if any(name.startswith("train-") for name in names):
+        parts.insert(0, shards_setting("data.train", folder, "train-*.tar"))
+    return " ".join(parts)
+
+
 def read_prepared(output: Path) -> Prepared:
     """What a finished set says of itself."""
     manifest = read_set_manifest(output, SHARDS_FILE) or {}

@@ -60,15 +60,10 @@ def begin(
     _put_in_place(output)
     wanted = dict(made_with) | ({} if sources is None else {"sources": sources.describe()})
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        found = read_set_manifest(output, manifest)
-        if found is None:
-            raise ValueError(
-                f"{output} exists and holds no {manifest} of an earlier call; choose another --output"
-            )
+        difference = _differences(output, _manifest_of(output, manifest), wanted, sources)
+        if not is_overwritten and not difference:
+            return None
         if not is_overwritten:
-            difference = _differences(output, found, wanted, sources)
-            if not difference:
-                return None
             raise ValueError(
                 f"{output} was made with other arguments or files ({difference}); "
                 "choose another --output or give --overwrite"
@@ -97,6 +92,13 @@ def begin(
         unfinished / manifest, to_json({name: value for name, value in wanted.items() if value is not None})
     )
     return unfinished
+
+
+def _manifest_of(output: Path, name: str) -> dict[str, Any]:
+    found = read_set_manifest(output, name)
+    if found is None:
+        raise ValueError(f"{output} exists and holds no {name} of an earlier call; choose another --output")
+    return found
 
 
 def _differences(

@@ -14,6 +14,7 @@ from diffmoe_scale.data.features.locate import find_feature_set
 from diffmoe_scale.data.features.source import FEATURE_SUFFIX, FeatureSet
 from diffmoe_scale.data.features.stack import stack_arrays
 from diffmoe_scale.data.order.order import FixedOrder
+from diffmoe_scale.data.reading.captions import clean_captions
 from diffmoe_scale.data.reading.files import ShardFiles
 from diffmoe_scale.data.reading.pictures import RGB, Size, decode_image, open_image
 from diffmoe_scale.data.shards.catalog import ShardCatalog
@@ -24,7 +25,7 @@ from diffmoe_scale.prepare.prepared import read_class_names
 from diffmoe_scale.prepare.publish import read_set_manifest
 from diffmoe_scale.prepare.texts import parse_record
 from diffmoe_scale.prepare.walk import TEXT_SUFFIXES
-from diffmoe_scale.unicode import TEXT_NOTES, clean_text, decode_text
+from diffmoe_scale.unicode import TEXT_NOTES, decode_text
 
 SHOWN = 24
 LONGEST_LABEL = 20
@@ -143,7 +144,7 @@ def _look(survey: Survey, catalog: ShardCatalog, count: int, weights: Mapping[st
         survey.captions += captions
         survey.uncaptioned += not captions
         is_shown = len(survey.shown) < SHOWN and step * SHOWN >= len(survey.shown) * count
-        _look_at_texts(survey, partial(files.read, shard), members, key)
+        _look_at_texts(survey, partial(files.read, shard), members, key, weights)
         if "cls" in members:
             _look_at_label(survey, files.read(shard, members["cls"]), key)
         look = _look_at_features if survey.features is not None else _look_at_picture
@@ -158,18 +159,27 @@ def _look(survey: Survey, catalog: ShardCatalog, count: int, weights: Mapping[st
         yield
 
 
-def _look_at_texts(survey: Survey, read: Callable[[Span], bytes], members: dict[str, Span], key: str) -> None:
-    """Note what is odd about the bytes of the .txt and the .json."""
+def _look_at_texts(
+    survey: Survey,
+    read: Callable[[Span], bytes],
+    members: dict[str, Span],
+    key: str,
+    weights: Mapping[str, float],
+) -> None:
+    """Note what is odd about the bytes of the .txt and the .json, and about the captions in that."""
     for suffix in TEXT_SUFFIXES:
         if suffix not in members:
             continue
         text, notes = decode_text(read(members[suffix]))
+        found = set(notes)
         if suffix == "json":
             try:
-                notes += clean_text(str(parse_record(text).get("caption", "")))[1]
+                record = parse_record(text)
+                for name in {"caption", *weights}:
+                    clean_captions(record.get(name), found)
             except ValueError as error:
                 survey.texts.add("json that is no object", f"{key}.json", str(error))
-        for note in dict.fromkeys(notes):
+        for note in sorted(found):
             survey.texts.add(TEXT_NOTES[note], f"{key}.{suffix}")
 
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
+import pytest
 
 from diffmoe_scale.prepare.entries import list_pictures
 from diffmoe_scale.prepare.place import Columns
@@ -44,3 +45,13 @@ def test_files_of_img2dataset_are_read_with_the_captions_beside_them(tmp_path: P
     (tmp_path / "00000" / "000000001.txt").write_text("red")
     pyarrow.parquet.write_table(pyarrow.table({"url": ["x"]}), tmp_path / "00000.parquet")
     assert find(tmp_path) == {"00000/000000001.jpg": (picture(1), ["red"])}
+
+
+@pytest.mark.parametrize("column", [{"image": "photo"}, {"caption": "words"}])
+def test_a_column_is_refused_where_there_is_no_table(column: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture(0))
+    (tmp_path / "a.txt").write_text("red")
+    (name, value), *_ = column.items()
+    sentence = f"--{name}-column is '{value}'; expected nothing: --input .* is no table"
+    with pytest.raises(ValueError, match=sentence):
+        list_pictures(tmp_path, Columns(**column, tell=lambda line: None))

@@ -10,7 +10,7 @@ from diffmoe_scale.config.load import load_config
 from diffmoe_scale.data.features.source import SET_FILE
 from diffmoe_scale.model.networks import Networks
 from diffmoe_scale.prepare import encoding
-from diffmoe_scale.prepare.features import settings_of
+from diffmoe_scale.prepare.prepared import training_settings
 from diffmoe_scale.train.setup import refuse_other_features
 from tests.data.samples import color, encode
 from tests.prepare.feature_sets import BUCKETS, batches, cache, reader, shards
@@ -188,4 +188,4 @@ def test_a_budget_too_small_writes_nothing(
     ],
 )
 def test_shards_of_validation_are_not_named_for_training(names: list[str], words: str) -> None:
-    assert settings_of(Path("out"), names) == words
+    assert training_settings(Path("out"), names) == words

@@ -1,3 +1,7 @@
+import datetime
+import time
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow
@@ -5,6 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from diffmoe_scale.prepare.entries import list_pictures
+from diffmoe_scale.prepare.parquet import CellPlace
 from diffmoe_scale.prepare.place import Columns
 from diffmoe_scale.prepare.texts import read_known
 from tests.data.samples import make_sample
@@ -116,3 +121,35 @@ def test_a_damaged_file_of_several_is_named_and_the_others_read(tmp_path: Path) 
     assert prepared.unused.names == {
         "parquet file that cannot be read": ["1.parquet: it is no parquet file, or cut off"]
     }
+
+
+def test_values_of_columns_are_kept_as_json_can_hold_them(tmp_path: Path) -> None:
+    columns = {
+        "jpg": [picture(0)],
+        "caption": ["red"],
+        "day": [datetime.date(2026, 1, 2)],
+        "price": [Decimal("1.50")],
+        "tags": [["a", "b"]],
+        "place": [{"city": "x"}],
+        "score": [float("nan")],
+        "raw": [b"\x00" * (1 << 21)],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    (entry,) = list_pictures(tmp_path / "t.parquet", Columns(tell=lambda line: None)).entries
+    kept = {"day": "2026-01-02", "price": "1.50", "tags": ["a", "b"], "place": {"city": "x"}}
+    assert entry.record == kept | {"caption": "red"}
+
+
+def test_threads_read_a_row_group_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"jpg": [picture(0)] * 16}), tmp_path / "t.parquet")
+    read, calls = pyarrow.parquet.ParquetFile.read_row_group, []
+
+    def counted(self: pyarrow.parquet.ParquetFile, *args: object, **options: object) -> pyarrow.Table:
+        calls.append(args)
+        time.sleep(0.05)  # the others ask meanwhile
+        return read(self, *args, **options)
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "read_row_group", counted)
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda row: CellPlace(tmp_path / "t.parquet", 0, "jpg", row).read(), range(16)))
+    assert found == [picture(0)] * 16 and len(calls) == 1

@@ -1,17 +1,19 @@
 """What a survey of shards counts, beside tests/tools/test_inspect_data.py."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from diffmoe_scale.data.shards.catalog import ShardCatalog
 from diffmoe_scale.prepare.survey import Survey, survey_shards
+from diffmoe_scale.unicode import CONTROL, NULS, TEXT_NOTES
 from tests.data.samples import make_sample, write_shard, write_shards
 
 WEIGHTS = {"txt": 1.0}
 
 
-def look(paths: list[Path], *, limit: int = 1000) -> Survey:
-    survey, steps = survey_shards(ShardCatalog(paths), limit=limit, caption_weights=WEIGHTS)
+def look(paths: list[Path], *, limit: int = 1000, caption_weights: Mapping[str, float] = WEIGHTS) -> Survey:
+    survey, steps = survey_shards(ShardCatalog(paths), limit=limit, caption_weights=caption_weights)
     for _ in steps:
         pass
     return survey
@@ -69,3 +71,11 @@ def test_a_note_about_a_text_is_counted_once_a_file(tmp_path: Path) -> None:
     assert all(count == 1 for count in found.texts.counts.values())
     (label,) = found.broken.names["label that is no number"]
     assert len(label) < 60
+
+
+def test_what_is_odd_about_captions_of_any_field_and_in_lists_is_noted(tmp_path: Path) -> None:
+    record = {"caption": ["good", "a\0b"], "long": "c\x07d", "other": "\x07"}
+    write_shard(tmp_path / "a.tar", {"0": make_sample(0, 0) | {"json": json.dumps(record).encode()}})
+    assert look([tmp_path / "a.tar"]).texts.counts == {TEXT_NOTES[NULS]: 1}
+    both = look([tmp_path / "a.tar"], caption_weights={"long": 1.0}).texts.counts
+    assert both == {TEXT_NOTES[NULS]: 1, TEXT_NOTES[CONTROL]: 1}

@@ -152,3 +152,9 @@ def test_a_folder_with_a_table_beside_its_pictures_names_it(tmp_path: Path) -> N
     prepared = prepare(tmp_path / "photos", tmp_path / "out")
     (names,) = prepared.unused.names.values()
     assert names == ["metadata.jsonl: give it as --input to read it"]
+
+
+def test_another_fault_of_a_csv_is_not_called_a_quote(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"image,caption\r0.png,red\r1.png,blue\r")
+    with pytest.raises(ValueError, match=r"t\.csv cannot be read: line 1: new-line character seen"):
+        rows(tmp_path / "t.csv")
