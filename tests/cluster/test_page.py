@@ -27,10 +27,7 @@ MESSAGES = {
         "diffmoe_scale/checkpoint/store.py",
         "checkpoint {final} was not written: ",
     ),
-    "run.directory ... is in use": (
-        "diffmoe_scale/config/run_directory.py",
-        "run.directory {directory.path} is in use: ",
-    ),
+    "run.directory ... is in use": ("diffmoe_scale/lock.py", "{setting} {path.parent} is in use: "),
     "alarm data": ("diffmoe_scale/train/alarms.py", "alarm %s: %s", '"data",'),
     "alarm straggler/data: rank 9 on node3": (
         "diffmoe_scale/train/alarms.py",
