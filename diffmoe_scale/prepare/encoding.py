@@ -176,10 +176,8 @@ class FeatureWriter:
         for (number, picture), (shard, row), spans, several, latents_VCHW, teacher_VNZ in zip(
             good.items(), places, members, texts, latents_BVCHW, teacher_BVNZ, strict=True
         ):
-            key, captions = (
-                reader.catalog.index(shard).key(row),
-                list(itertools.islice(encoded, len(several))),
-            )
+            key = reader.catalog.index(shard).key(row)
+            captions = list(itertools.islice(encoded, len(several)))
             if not _are_finite(latents_VCHW, teacher_VNZ, captions):
                 losses.add(NOT_FINITE, key)
                 continue

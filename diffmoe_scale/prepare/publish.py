@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any  # JSON
 
@@ -178,14 +178,16 @@ def _put_in_place(output: Path) -> None:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[bool]:
-    """Wait for other processes that are here with the same folder. Whether it still has that name."""
+    """Wait for other processes that are here with the same folder, where folders can be locked (over NFS they
+    cannot). Whether it still has that name."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         yield False
         return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield folder.is_dir() and os.path.samestat(os.fstat(descriptor), folder.stat())
     finally:
         os.close(descriptor)

@@ -1,4 +1,7 @@
+import errno
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -183,3 +186,21 @@ def test_ranks_that_begin_anew_at_once_remove_one_folder_only(tmp_path: Path) ->
     ranks = [subprocess.Popen([*words, f"{rank}.tar"]) for rank in range(4)]
     assert [rank.wait(120) for rank in ranks] == [0] * 4
     assert sorted(path.name for path in folder.glob("*.tar")) == [f"{rank}.tar" for rank in range(4)]
+
+
+def test_sets_are_made_where_folders_cannot_be_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for seed in (1, 2):
+        folder = start(tmp_path / "out", seed=seed)
+        assert folder is not None
+        folder = start(tmp_path / "out", seed=seed + 1, is_overwritten=True)
+        assert folder is not None
+        write(folder)
+        publish(tmp_path / "out")
+        shutil.rmtree(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
